@@ -1,0 +1,100 @@
+"""Model registry: names such as ``resnet20_cifar`` and ``vit_ti16`` to staged Flax modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.models.resnet_cifar import ResNetCifar
+from finetune_jax.models.staged import EVAL, Mode, StagedModel
+from finetune_jax.models.vit import WIDTHS, ViT
+
+__all__ = ["EVAL", "MODELS", "Entry", "Mode", "StagedModel", "build", "initialise"]
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One model of the registry: its family (for name maps), builder and default image side."""
+
+    family: str
+    build: Callable[..., StagedModel]
+    image_size: int
+    patch: int = 1
+
+
+MODELS: dict[str, Entry] = {}
+for _depth in (20, 32, 44, 56, 110):
+    MODELS[f"resnet{_depth}_cifar"] = Entry(
+        "resnet_cifar", lambda depth=_depth, **kw: ResNetCifar(depth=depth, **kw), 32
+    )
+for _size in WIDTHS:
+    for _patch in (8, 14, 16, 32):
+        MODELS[f"vit_{_size}{_patch}"] = Entry(
+            "vit",
+            lambda size=_size, patch=_patch, **kw: ViT(size=size, patch=patch, **kw),
+            224,
+            _patch,
+        )
+
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: int = 0,
+    dtype: str = "float32",
+    remat: bool = False,
+    dropout: float = 0.0,
+) -> StagedModel:
+    """Returns the module called `name`.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: rows of the head, at least 1.
+      image_size: side of the input images in pixels; checked against the patch size.
+      dtype: compute dtype, ``float32`` or ``bfloat16``; parameters are f32 either way.
+      remat: recompute activations in the backward pass.
+      dropout: rate in [0, 1).
+
+    Raises:
+      UserError: unknown name or dtype, or a value out of range.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name: unknown model {name!r}.{nearest(name, MODELS)}")
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype: unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+    if num_classes < 1:
+        raise UserError(f"the head needs at least one class, not {num_classes}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"model.dropout: expected a rate in [0, 1), found {dropout}")
+    entry = MODELS[name]
+    if entry.family == "resnet_cifar" and dropout:
+        raise UserError(f"model.dropout: {name} has no dropout; expected 0, found {dropout}")
+    if image_size % entry.patch:
+        raise UserError(
+            f"model {name} cuts images into patches of {entry.patch} pixels; the image size "
+            f"{image_size} is not a multiple of it"
+        )
+    return entry.build(num_classes=num_classes, dtype=DTYPES[dtype], remat=remat, dropout=dropout)
+
+
+def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str, Any]:
+    """Returns ``{"params": …, "batch_stats": …}``, f32 leaves, `batch_stats` empty without BN.
+
+    Works under `jax.eval_shape` for the abstract tree. The top-level keys of params are the
+    stages; their forward order is `model.stages`, because jit hands dicts back sorted by key.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    variables = model.init(key, images)
+    stats = variables.get("batch_stats", {})
+    return {
+        "params": {name: variables["params"][name] for name in model.stages},
+        "batch_stats": {name: stats[name] for name in model.stages if name in stats},
+    }

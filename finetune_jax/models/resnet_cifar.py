@@ -1,0 +1,112 @@
+"""CIFAR ResNets: ResNet-20/32/44/56/110 of He et al. 2015 (arXiv 1512.03385), section 4.2.
+
+Three layers of n residual blocks with 16, 32 and 64 channels at 32x32, 16x16 and 8x8; the shortcut
+across a change of width is parameter-free (option A): every second pixel, channels zero-padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.models.staged import StagedModel
+
+# He initialisation by fan-out, as the reference implementations use for these networks.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(width: int, stride: int, dtype: Any) -> nn.Conv:
+    # Explicit padding: "SAME" at stride 2 would pad on the other side than the released weights.
+    return nn.Conv(
+        width, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=_KERNEL_INIT
+    )
+
+
+class Norm(nn.BatchNorm):
+    """BatchNorm with the constants of the released weights: PyTorch's 0.1 is flax's 0.9."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+
+class Stem(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU: f32[b, 32, 32, 3] to f32[b, 32, 32, 16]."""
+
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.conv = _conv(16, 1, self.dtype)
+        self.norm = Norm(dtype=self.dtype)
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        return nn.relu(self.norm(self.conv(x), use_running_average=not batch_statistics))
+
+
+class Block(nn.Module):
+    """Basic residual block: [b, h, w, c] to [b, h/stride, w/stride, width]."""
+
+    width: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.conv1 = _conv(self.width, self.stride, self.dtype)
+        self.norm1 = Norm(dtype=self.dtype)
+        self.conv2 = _conv(self.width, 1, self.dtype)
+        self.norm2 = Norm(dtype=self.dtype)
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        y = nn.relu(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
+        y = self.norm2(self.conv2(y), use_running_average=not batch_statistics)
+        if self.stride > 1:
+            x = x[:, :: self.stride, :: self.stride]
+        extra = self.width - x.shape[-1]
+        if extra:
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return nn.relu(x + y)
+
+
+class ResNetCifar(StagedModel):
+    """CIFAR ResNet of depth 6n + 2; stages ``stem``, ``layer1_block0`` …, ``head``.
+
+    Attributes:
+      depth: 20, 32, 44, 56, 110: any 6n + 2.
+      num_classes: rows of the head.
+      dtype: compute dtype; parameters stay f32.
+      remat: recompute each block's activations in the backward pass.
+      dropout: refused unless 0: the published networks have none.
+    """
+
+    depth: int
+    num_classes: int
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        count = (self.depth - 2) // 6
+        blocks = tuple(f"layer{i}_block{j}" for i in (1, 2, 3) for j in range(count))
+        return ("stem", *blocks, "head")
+
+    def setup(self) -> None:
+        if (self.depth - 2) % 6 or self.depth < 8:
+            raise ValueError(f"depth must be 6n + 2, not {self.depth}")
+        if self.dropout:
+            raise ValueError("the CIFAR ResNets have no dropout; set model.dropout to 0")
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
+        self.stem = Stem(dtype=self.dtype)
+        for name in self.stages[1:-1]:
+            layer, index = int(name[5]), int(name.rsplit("block", 1)[1])
+            stride = 2 if layer > 1 and index == 0 else 1
+            setattr(self, name, block(8 * 2**layer, stride, dtype=self.dtype))
+        # Logits in f32 whatever the compute dtype: the loss needs them.
+        self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))

@@ -1,0 +1,84 @@
+"""A model is a sequence of named stages: the one shape every family has.
+
+The top-level keys of the param pytree are the stages in forward order, and a model can run from one
+stage to another. Freezing schemes, layer-wise rates, cost per stage and frozen prefixes are written
+once against this class instead of once per family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """Which stages behave as in training; hashable, so it is a static argument of the step.
+
+    Attributes:
+      batch_statistics: stages whose BatchNorm normalises by the batch and updates its running
+        statistics. All others use, and keep, the running statistics.
+      dropout: stages whose dropout is active.
+    """
+
+    batch_statistics: frozenset[str] = frozenset()
+    dropout: frozenset[str] = frozenset()
+
+
+EVAL = Mode()
+
+
+class StagedModel(nn.Module):
+    """Base class: a subclass names its stages and creates one submodule per stage in `setup`.
+
+    Every stage but the head is called as ``stage(x, batch_statistics, dropout)`` with two bools.
+    The last stage is always ``head``, an `nn.Dense`; `pool` turns the output of the stage before
+    it into the features the head reads, so ``stop="head"`` gives features f32[batch, width].
+    """
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in forward order; the last one is ``head``."""
+        raise NotImplementedError
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Features from the output of the last stage before the head."""
+        return x
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mode: Mode = EVAL,
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+    ) -> jax.Array:
+        """Runs the stages from `start` (included, default first) to `stop` (excluded).
+
+        Args:
+          x: images f32[batch, height, width, 3] already normalised, or the output of the stage
+            before `start`.
+          mode: which stages run as in training.
+          start: name of the first stage to run.
+          stop: name of the first stage not to run.
+
+        Returns:
+          logits f32[batch, classes], or the activations entering `stop`.
+
+        Raises:
+          ValueError: an unknown stage name.
+        """
+        names = self.stages
+        begin = names.index(start) if start else 0
+        end = names.index(stop) if stop else len(names)
+        for name in names[begin:end]:
+            stage = getattr(self, name)
+            if name == "head":
+                x = stage(x)
+            else:
+                x = stage(x, name in mode.batch_statistics, name in mode.dropout)
+                if name == names[-2]:
+                    x = self.pool(x)
+        return x

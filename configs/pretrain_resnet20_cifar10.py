@@ -1,0 +1,34 @@
+"""Trains CIFAR-10 ResNet-20 from scratch: where the shipped weights come from.
+
+Command:
+  python -m finetune_jax.train --config=configs/pretrain_resnet20_cifar10.py --workdir=DIR \\
+      --config.data.data_dir=TFDS_DATA_DIR
+
+Published: 91.25 % (He et al. 2015), 91.73 % for the akamaster release, both after about 164 to 200
+epochs. The argument sets the epochs: ``--config=configs/pretrain_resnet20_cifar10.py:164``.
+"""
+
+from finetune_jax.config import default
+
+
+def get_config(epochs: str = "30"):
+    """One cosine from a short warm-up, as long as `epochs`."""
+    config = default()
+    config.scheme = "full"
+    config.model.name = "resnet20_cifar"
+    config.data.source = "tfds:cifar10"
+    # 2 % of the training images choose nothing here but watch the run; the test set stays unseen.
+    config.data.train = "train[:98%]"
+    config.data.validation = "train[98%:]"
+    config.data.augment = "random_crop(pad=4) + flip"
+    config.train.batch_size = 128
+    config.train.epochs = float(epochs)
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.warmup_steps = 400
+    config.optimizer.ema_decay = 0.998
+    config.mesh.cpu_devices = 2
+    config.eval.every_epochs = 1.0
+    config.eval.batch_size = 500
+    return config

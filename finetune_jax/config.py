@@ -1,0 +1,172 @@
+"""The one configuration every command reads: all keys, their types and their defaults.
+
+A file in ``configs/`` starts from `default()` and changes what its setting needs. The config is
+locked, so a key that is not listed here is refused with the nearest one that is.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+from finetune_jax.errors import UserError, nearest
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns a fresh, locked config."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+
+    # What trains: see finetune_jax/schemes. Text such as "last_k(2) + stages('stem')", or rules.
+    c.scheme = "full"
+    c.batch_norm = "frozen"  # frozen | frozen_all | track | reestimate
+    c.frozen_dropout = "eval"  # eval | train
+    c.decay_mask = ".*kernel"  # regex of the leaf paths weight decay may touch
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = "resnet20_cifar"
+    c.model.dtype = "float32"  # compute dtype; trainable leaves always keep f32 masters
+    c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16
+    c.model.remat = False
+    c.model.dropout = 0.0
+
+    c.pretrained = ml_collections.ConfigDict()
+    c.pretrained.path = ""  # weight file; empty trains from scratch
+    c.pretrained.new_head = False  # re-initialise the head even where its shape fits
+
+    c.task = ml_collections.ConfigDict()
+    c.task.name = "classification"
+    c.task.num_classes = 0  # 0: as many as the data source has; any other number must agree
+    c.task.label_smoothing = 0.0  # in [0, 1)
+
+    c.data = ml_collections.ConfigDict()
+    c.data.source = "digits"  # digits | tfds:NAME
+    c.data.data_dir = ""  # TFDS data_dir; empty takes TFDS's own default
+    c.data.train = "train"  # TFDS split syntax, here and below
+    c.data.validation = "validation"
+    c.data.test = "test"
+    c.data.image_size = 32
+    c.data.interpolation = "bilinear"  # nearest | bilinear | bicubic
+    c.data.mean = (0.485, 0.456, 0.406)  # of values in [0, 1]
+    c.data.std = (0.229, 0.224, 0.225)
+    c.data.augment = ""  # such as "random_crop(pad=4) | flip", on device, in training only
+    c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
+
+    c.train = ml_collections.ConfigDict()
+    c.train.batch_size = 128  # over all devices and hosts
+    c.train.epochs = 10.0
+    c.train.steps = 0  # > 0 overrides epochs
+    c.train.accumulate = 1  # micro-batches per step
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "sgd"  # sgd | adamw
+    c.optimizer.learning_rate = 0.01
+    c.optimizer.momentum = 0.9
+    c.optimizer.nesterov = False
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.schedule = "cosine"  # cosine | linear | constant
+    c.optimizer.warmup_steps = 0
+    c.optimizer.clip_norm = 0.0  # 0: off; global norm of the trainable half
+    c.optimizer.ema_decay = 0.0  # 0: off; of the trainable half, used for evaluation and artifact
+
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # devices per axis; -1 takes what is left
+    c.mesh.fsdp = 1
+    c.mesh.cpu_devices = 0  # split a CPU into this many devices; 0 leaves JAX's default
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.every_epochs = 1.0
+    c.eval.batch_size = 256
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every_steps = 0  # 0: at every evaluation
+    c.checkpoint.keep_last = 1
+    c.checkpoint.keep_best = 1
+    c.checkpoint.metric = "accuracy"  # validation metric that names the best checkpoint
+
+    c.artifact = ml_collections.ConfigDict()
+    c.artifact.contents = "all"  # all | delta: delta needs the base weight file to predict
+    c.artifact.select = "last"  # last | best: the checkpoint it is made of
+
+    c.log = ml_collections.ConfigDict()
+    c.log.every_steps = 50
+    c.log.tensorboard = True
+    return c.lock()
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that no later room checks by itself."""
+    positive = ("train.batch_size", "train.accumulate", "eval.batch_size", "data.image_size")
+    for key in positive:
+        if config[key] < 1:
+            raise UserError(f"{key}: expected a whole number of at least 1, found {config[key]}")
+    if config.train.batch_size % config.train.accumulate:
+        raise UserError(
+            f"train.accumulate: {config.train.accumulate} does not divide the batch size "
+            f"{config.train.batch_size}"
+        )
+    if config.train.steps <= 0 and config.train.epochs <= 0:
+        raise UserError("train.epochs or train.steps must be positive")
+    if not config.optimizer.learning_rate > 0:
+        raise UserError(
+            f"optimizer.learning_rate: expected a number > 0, found "
+            f"{config.optimizer.learning_rate}; to freeze leaves use the scheme"
+        )
+    for key, low, high in (
+        ("task.label_smoothing", 0, 1),
+        ("optimizer.ema_decay", 0, 1),
+        ("optimizer.momentum", 0, 1),
+    ):
+        if not low <= config[key] < high:
+            raise UserError(f"{key}: expected a number in [{low}, {high}), found {config[key]}")
+    choices = {
+        "optimizer.name": ("sgd", "adamw"),
+        "optimizer.schedule": ("cosine", "linear", "constant"),
+        "model.frozen_dtype": ("float32", "bfloat16"),
+        "artifact.contents": ("all", "delta"),
+        "artifact.select": ("last", "best"),
+        "task.name": ("classification",),
+        "data.interpolation": ("nearest", "bilinear", "bicubic"),
+    }
+    for key, valid in choices.items():
+        if config[key] not in valid:
+            raise UserError(f"{key}: unknown value {config[key]!r}.{nearest(config[key], valid)}")
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict:
+    """The resolved config as plain JSON values (tuples become lists)."""
+    import json
+
+    return json.loads(config.to_json_best_effort())
+
+
+def from_json(values: dict) -> ml_collections.ConfigDict:
+    """Rebuilds a config from `to_json`; keys of an older version that are gone raise UserError."""
+    config = default()
+
+    def fill(node: ml_collections.ConfigDict, given: dict, prefix: str) -> None:
+        for key, value in given.items():
+            if key not in node:
+                raise UserError(f"unknown config key {prefix + key!r}.{nearest(key, node.keys())}")
+            if isinstance(node[key], config_dict.ConfigDict):
+                fill(node[key], value, f"{prefix}{key}.")
+            else:
+                with node.ignore_type():
+                    node[key] = tuple(value) if isinstance(node[key], tuple) else value
+
+    fill(config, values, "")
+    return config
+
+
+def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every differing leaf of two `to_json` dicts."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

@@ -1,0 +1,1 @@
+"""Data: sources, deterministic preprocessing, augmentation on device, batches."""

@@ -1,0 +1,1 @@
+"""Scores that count every example once and carry an interval."""

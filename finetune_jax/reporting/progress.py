@@ -1,0 +1,111 @@
+"""Progress on a terminal as a bar, elsewhere as plain lines; metrics to JSONL and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """A bar with loss, throughput and ETA on a terminal, one line per log step otherwise.
+
+    Args:
+      total: steps of the run.
+      start: steps already done, after a resume.
+      batch_size: images per step, for the throughput.
+    """
+
+    def __init__(self, total: int, start: int, batch_size: int) -> None:
+        self._total, self._start, self._batch_size = total, start, batch_size
+        self._began = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
+        """Moves to `step` steps done; prints metrics when given."""
+        rate = (step - self._start) * self._batch_size / (time.monotonic() - self._began)
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if metrics:
+                self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate:.0f} img/s")
+        elif metrics:
+            left = (self._total - step) * self._batch_size / max(rate, 1e-9)
+            say(
+                f"step {step}/{self._total}  loss {metrics['loss']:.4f}  accuracy "
+                f"{metrics['accuracy']:.4f}  {rate:.0f} img/s  {_clock(left)} left"
+            )
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def say(text: str) -> None:
+    """A line on standard error at once, without tearing a progress bar."""
+    if "tqdm" in sys.modules and sys.stderr.isatty():
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+class MetricsWriter:
+    """Appends to ``metrics.jsonl`` and, if asked, TensorBoard events, in a run's folder.
+
+    Args:
+      workdir: run folder.
+      tensorboard: whether to write events too.
+      resume_step: lines of later steps, written before a crash, are dropped.
+    """
+
+    def __init__(self, workdir: Path, *, tensorboard: bool, resume_step: int = 0) -> None:
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # the last line of a killed run
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
+
+    def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """One line ``{"step", "split", **metrics}``."""
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()

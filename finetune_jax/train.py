@@ -1,0 +1,52 @@
+"""Fine-tunes (or pre-trains) one model under one scheme.
+
+  python -m finetune_jax.train --config=configs/quickstart.py --workdir=DIR \\
+      --config.scheme='last_k(2)' --config.optimizer.learning_rate=0.05
+
+The same command continues a run that was interrupted. Any key of the config (see
+finetune_jax/config.py) can be set with --config.KEY=VALUE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from finetune_jax import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created when absent.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    from finetune_jax.reporting.progress import say
+
+    say(f"finetune_jax.train in {_WORKDIR.value}")
+    from finetune_jax.training.experiment import prepare
+    from finetune_jax.training.loop import run
+
+    workdir = Path(_WORKDIR.value)
+    experiment = prepare(_CONFIG.value)
+    result = run(experiment, workdir)
+    audit = result["audit"]
+    say(
+        f"audit: {audit['frozen_leaves']} frozen leaves and {audit['frozen_statistics']} frozen "
+        f"statistics bit-identical, {audit['moved_leaves']} trainable leaves moved"
+    )
+    for split in ("validation", "test"):
+        if split in result:
+            s = result[split]
+            say(
+                f"{split} accuracy {s['accuracy']:.4f} (95 % interval {s['accuracy_low']:.4f} to "
+                f"{s['accuracy_high']:.4f}, n={s['n_scored']})"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""One state, one step, one loop: optimizer, mesh, checkpoints, audit."""

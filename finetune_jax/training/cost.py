@@ -1,0 +1,50 @@
+"""What a plan costs, read off the compiled step before any step runs and without any data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from finetune_jax import tree
+from finetune_jax.training.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Compiled figures of one train step over the whole mesh.
+
+    Attributes:
+      flops: floating-point operations of a step, all devices together.
+      temp_bytes: temporary buffers of one device.
+      argument_bytes: state, frozen leaves and batch on one device.
+      optimizer_bytes: optimizer state, once.
+      checkpoint_bytes: a checkpoint of the state.
+    """
+
+    flops: float
+    temp_bytes: int
+    argument_bytes: int
+    optimizer_bytes: int
+    checkpoint_bytes: int
+
+
+def flops(compiled: Any) -> float:
+    """FLOPs of a compiled function over all its devices (XLA counts one device)."""
+    analysis = compiled.cost_analysis()
+    devices = {d for s in jax.tree.leaves(compiled.input_shardings[0]) for d in s.device_set}
+    return float(analysis["flops"]) * max(len(devices), 1)
+
+
+def measure(compiled: Any, state: State) -> Cost:
+    """Reads the figures of a compiled train step; `state` may be abstract."""
+    memory = compiled.memory_analysis()
+    saved = dataclasses.replace(state, key=None)
+    return Cost(
+        flops=flops(compiled),
+        temp_bytes=int(memory.temp_size_in_bytes),
+        argument_bytes=int(memory.argument_size_in_bytes),
+        optimizer_bytes=tree.nbytes(state.opt_state),
+        checkpoint_bytes=tree.nbytes(saved),
+    )

@@ -1,0 +1,251 @@
+"""From a config to everything a run needs, in the one order that works."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from finetune_jax import config as config_lib
+from finetune_jax import tree
+from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.sources import Source, open_source
+from finetune_jax.errors import UserError
+from finetune_jax.models import DTYPES, MODELS, StagedModel, build, initialise
+from finetune_jax.schemes import Plan, resolve
+from finetune_jax.tasks import Classification
+from finetune_jax.training import state as state_lib
+from finetune_jax.training.mesh import batch_sharding, make_mesh, state_sharding, use_cpu_devices
+from finetune_jax.training.optimizer import make_optimizer
+from finetune_jax.training.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A resolved config: nothing here has read an image or a weight.
+
+    Attributes:
+      config: validated.
+      source: opened data source (metadata only).
+      task: with the source's class names.
+      preprocess: deterministic part.
+      model: staged module.
+      abstract: variables as shape structs.
+      plan: the scheme resolved against the model.
+      mesh: devices.
+    """
+
+    config: ml_collections.ConfigDict
+    source: Source
+    task: Classification
+    preprocess: Preprocess
+    model: StagedModel
+    abstract: dict[str, Any]
+    plan: Plan
+    mesh: Mesh
+
+    def initial_variables(self) -> dict[str, Any]:
+        """Random variables from ``config.seed``."""
+        key = jax.random.key(self.config.seed)
+        size = self.preprocess.size
+        return jax.jit(lambda k: initialise(self.model, size, k))(key)
+
+    def optimizer(self, total_steps: int) -> optax.GradientTransformation:
+        """The gradient transformation for a run of `total_steps`."""
+        return make_optimizer(self.config.optimizer, self.plan, total_steps)
+
+    def create_state(
+        self, variables: dict[str, Any], optimizer: optax.GradientTransformation
+    ) -> tuple[state_lib.State, state_lib.Base]:
+        """State and base placed on the mesh."""
+        make = functools.partial(
+            state_lib.create,
+            plan=self.plan,
+            optimizer=optimizer,
+            seed=self.config.seed,
+            ema=self.config.optimizer.ema_decay > 0,
+            frozen_dtype=DTYPES[self.config.model.frozen_dtype],
+        )
+        shardings = state_sharding(self.mesh, jax.eval_shape(make, variables))
+        return jax.jit(make, out_shardings=shardings)(variables)
+
+    def compile_train_step(self, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
+        """Compiles the train step from shapes alone; returns (compiled, abstract state)."""
+        config = self.config
+        step = make_train_step(
+            self.model,
+            self.task,
+            self.plan,
+            optimizer,
+            self.preprocess.device,
+            parse_augment(config.data.augment),
+            accumulate=config.train.accumulate,
+            ema_decay=config.optimizer.ema_decay,
+        )
+        state, base = jax.eval_shape(
+            lambda v: state_lib.create(
+                v,
+                self.plan,
+                optimizer,
+                seed=config.seed,
+                ema=config.optimizer.ema_decay > 0,
+                frozen_dtype=DTYPES[config.model.frozen_dtype],
+            ),
+            self.abstract,
+        )
+        placed = state_sharding(self.mesh, state)
+        over_batch = batch_sharding(self.mesh)
+        compiled = (
+            jax.jit(
+                step,
+                in_shardings=(placed, state_sharding(self.mesh, base), over_batch),
+                out_shardings=(placed, None),
+                donate_argnums=0,
+            )
+            .lower(state, base, self.abstract_batch(config.train.batch_size))
+            .compile()
+        )
+        return compiled, state
+
+    def compile_eval_step(self, batch_size: int) -> Any:
+        """Compiles (variables, batch) to logits and per-example values."""
+        step = make_eval_step(self.model, self.task, self.preprocess.device)
+        placed = state_sharding(self.mesh, self.abstract)
+        return (
+            jax.jit(step, in_shardings=(placed, batch_sharding(self.mesh)))
+            .lower(self.abstract, self.abstract_batch(batch_size))
+            .compile()
+        )
+
+    def abstract_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch on device."""
+        side = self.preprocess.size
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+
+def prepare(config: ml_collections.ConfigDict) -> Experiment:
+    """Resolves a config; raises UserError for whatever is wrong before any compile.
+
+    1. validate values, 2. devices and mesh, 3. data source metadata, 4. task, 5. preprocessing,
+    6. model, 7. abstract variables, 8. plan. Weights, surgery, state and restore come later and
+    in that order, because each needs the one before.
+    """
+    config_lib.validate(config)
+    use_cpu_devices(config.mesh.cpu_devices)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    for key in ("train.batch_size", "eval.batch_size"):
+        parts = jax.device_count() * (config.train.accumulate if key.startswith("train") else 1)
+        if config[key] % parts:
+            raise UserError(
+                f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
+            )
+    source = open_source(config.data.source, data_dir=config.data.data_dir)
+    if config.task.num_classes not in (0, len(source.class_names)):
+        raise UserError(
+            f"task.num_classes: the head would have {config.task.num_classes} classes, but "
+            f"{source.name!r} has {len(source.class_names)}: {', '.join(source.class_names[:12])}"
+        )
+    task = Classification(source.class_names, config.task.label_smoothing)
+    data = config.data
+    preprocess = Preprocess(data.image_size, data.interpolation, tuple(data.mean), tuple(data.std))
+    parse_augment(data.augment)
+    model = build(
+        config.model.name,
+        task.head_size,
+        image_size=data.image_size,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        dropout=config.model.dropout,
+    )
+    abstract = jax.eval_shape(
+        lambda key: initialise(model, data.image_size, key), jax.random.key(0)
+    )
+    plan = resolve(
+        config.scheme,
+        model.stages,
+        abstract["params"],
+        abstract["batch_stats"],
+        batch_norm=config.batch_norm,
+        frozen_dropout=config.frozen_dropout,
+        decay=config.decay_mask,
+    )
+    return Experiment(config, source, task, preprocess, model, abstract, plan, mesh)
+
+
+def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (variables, manifest JSON): the pretrained file's leaves, or random ones.
+
+    Raises:
+      UserError: the file does not fit the model, or a leaf that had to be re-initialised is frozen.
+    """
+    init = experiment.initial_variables()
+    settings = experiment.config.pretrained
+    if not settings.path:
+        return init, {"file": None, "rows": []}
+    from finetune_jax.pretrained.load import load
+
+    variables, manifest = load(
+        settings.path,
+        MODELS[experiment.config.model.name].family,
+        init,
+        reinitialise_head=settings.new_head,
+    )
+    trainable = set(experiment.plan.trainable)
+    fresh = [
+        row.leaf.removeprefix("params/")
+        for row in manifest.rows
+        if row.decision == "reinitialised" and row.leaf.startswith("params/")
+    ]
+    stuck = [path for path in fresh if path not in trainable]
+    if stuck:
+        raise UserError(
+            f"scheme {experiment.plan.scheme!r} freezes leaves that are new and random: "
+            f"{', '.join(stuck)}; add ' + linear_probe' to train the head"
+        )
+    return variables, manifest.to_json()
+
+
+def reestimate(
+    experiment: Experiment, variables: dict[str, Any], batches: list[dict[str, jax.Array]]
+) -> dict[str, Any]:
+    """Replaces all BatchNorm statistics by their mean over some training batches.
+
+    No gradient and no labels are used (Schneider et al. 2020, arXiv 2006.16971).
+
+    Args:
+      experiment: gives model and preprocessing.
+      variables: read, not changed.
+      batches: ``image`` uint8[b, h, w, 3].
+    """
+    from finetune_jax.models import Mode
+
+    model, mode = experiment.model, Mode(frozenset(experiment.model.stages))
+
+    @jax.jit
+    def forward(images: jax.Array, stats: Any) -> Any:
+        _, updates = model.apply(
+            {"params": variables["params"], "batch_stats": stats},
+            experiment.preprocess.device(images),
+            mode,
+            mutable=["batch_stats"],
+        )
+        return updates["batch_stats"]
+
+    # A running update from 0 is (1 - momentum) times the batch's statistic: undo the factor.
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    share = 1.0 - 0.9
+    total = zeros
+    for batch in batches:
+        total = jax.tree.map(jnp.add, total, forward(batch["image"], zeros))
+    mean = jax.tree.map(lambda x: x / (share * len(batches)), total)
+    return {"params": variables["params"], "batch_stats": tree.merge({}, mean)}

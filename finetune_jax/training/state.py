@@ -1,0 +1,88 @@
+"""What a step changes (`State`) and what it only reads (`Base`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from finetune_jax import tree
+from finetune_jax.schemes import Plan
+
+
+@flax.struct.dataclass
+class State:
+    """All that training changes: donated by the step, saved in checkpoints.
+
+    Attributes:
+      step: i32[], updates done.
+      params: the trainable half, f32 masters.
+      stats: tracked BatchNorm statistics.
+      opt_state: of the trainable half.
+      ema: average of ``params`` and ``stats`` (keys of those names), or empty when off.
+      key: typed PRNG key of the run; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    stats: Any
+    opt_state: Any
+    ema: Any
+    key: jax.Array
+
+
+@flax.struct.dataclass
+class Base:
+    """The frozen half: never returned, never donated, never checkpointed."""
+
+    params: Any
+    stats: Any
+
+
+def create(
+    variables: dict[str, Any],
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool,
+    frozen_dtype: Any = jnp.float32,
+) -> tuple[State, Base]:
+    """Splits loaded variables into what trains and what stays.
+
+    Args:
+      variables: ``{"params": …, "batch_stats": …}``.
+      plan: decides the halves.
+      optimizer: transformation over the trainable half.
+      seed: of the run's PRNG key.
+      ema: whether to keep an average of the trainable half.
+      frozen_dtype: storage of frozen floating-point parameters.
+    """
+    trainable, frozen = plan.split(variables["params"])
+    stats, kept = plan.split_statistics(variables["batch_stats"])
+    # bf16 masters would swallow small updates (1.0 + 1e-3 is 1.0), so trainables are always f32.
+    trainable = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), trainable)
+    stats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), stats)
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        params=trainable,
+        stats=stats,
+        opt_state=optimizer.init(trainable),
+        # Copies, because the step donates its state and a buffer can be donated once only.
+        ema=jax.tree.map(jnp.copy, {"params": trainable, "stats": stats}) if ema else {},
+        key=jax.random.key(seed),
+    )
+    frozen = jax.tree.map(lambda x: jnp.asarray(x, frozen_dtype), frozen)
+    return state, Base(params=frozen, stats=jax.tree.map(jnp.asarray, kept))
+
+
+def variables(state: State, base: Base, *, averaged: bool = True) -> dict[str, Any]:
+    """Whole variables for `model.apply`: the averaged ones if there are any and `averaged`."""
+    source = state.ema if averaged and state.ema else {"params": state.params, "stats": state.stats}
+    return {
+        "params": tree.merge(source["params"], base.params),
+        "batch_stats": tree.merge(source["stats"], base.stats),
+    }

@@ -1,0 +1,1 @@
+"""Pretrained weights: file formats, name maps, and loading with a manifest."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ import jax
 import numpy as np
 
 from finetune_jax import config as config_lib
+from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.errors import UserError
+from finetune_jax.files import write_json
 from finetune_jax.evaluation.scores import evaluate
+from finetune_jax.models import MODELS
 from finetune_jax.reporting.progress import MetricsWriter, Progress, say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import state as state_lib
@@ -56,24 +58,17 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
     write_json(path, config)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Trains to the end, continuing from the latest checkpoint if there is one.
 
     Args:
       experiment: resolved config.
       workdir: run folder; gets ``config.json``, ``plan.json``, ``manifest.json``,
-        ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``result.json``.
+        ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``artifact/`` and ``result.json``.
 
     Returns:
-      Final figures: validation and test scores, cost, audit counts, seconds; and under
-      ``variables`` the final (averaged) variables, which stay out of ``result.json``.
+      Final figures, as in ``result.json``: validation and test scores, cost, audit counts,
+      seconds.
 
     Raises:
       UserError: bad input.
@@ -202,9 +197,35 @@ def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         if "test" in result:
             writer.write(total, "test", result["test"])
     checkpoints.close()
+
+    # 7. Artifact.
+    plan = experiment.plan
+    save_artifact(
+        workdir / "artifact",
+        variables=jax.tree.map(np.asarray, state_lib.variables(state, base)),
+        model={
+            "family": MODELS[config.model.name].family,
+            "name": config.model.name,
+            "num_classes": experiment.task.head_size,
+            "image_size": experiment.preprocess.size,
+            "dtype": config.model.dtype,
+        },
+        task=experiment.task,
+        preprocess=experiment.preprocess,
+        plan=plan.to_json(),
+        base={"file": manifest["file"], "sha256": manifest.get("sha256")},
+        scores={split: result[split] for split in ("validation", "test") if split in result},
+        contents=config.artifact.contents,
+        changed={f"params/{p}" for p in plan.trainable}
+        | {
+            f"batch_stats/{p}"
+            for p in (
+                plan.statistics if plan.batch_norm == "reestimate" else plan.tracked_statistics
+            )
+        },
+    )
     write_json(workdir / "result.json", result)
-    final = jax.tree.map(np.asarray, state_lib.variables(state, base))
-    return {**result, "variables": final}
+    return result
 
 
 def _abstract(state: state_lib.State, experiment: Experiment) -> state_lib.State:

@@ -1,0 +1,161 @@
+"""The artifact: a folder that is enough to predict anywhere. safetensors and JSON, no code.
+
+``artifact.json`` holds the model's name and size, ordered class names, preprocessing, the plan,
+the base's fingerprint and the scores; ``model.safetensors`` the leaves, all of them or only those
+that may differ from the base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from finetune_jax import tree
+from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.errors import UserError
+from finetune_jax.files import write_json
+from finetune_jax.models import StagedModel, build, initialise
+from finetune_jax.pretrained.formats import read_json, read_safetensors, write_safetensors
+from finetune_jax.pretrained.load import load
+from finetune_jax.tasks import Classification
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A fine-tuned model, ready to predict.
+
+    Attributes:
+      model: staged module.
+      variables: ``{"params": …, "batch_stats": …}``.
+      task: with ordered class names.
+      preprocess: the training run's.
+      card: content of ``artifact.json``.
+    """
+
+    model: StagedModel
+    variables: dict[str, Any]
+    task: Classification
+    preprocess: Preprocess
+    card: dict[str, Any]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits f32[n, classes] of images uint8[n, size, size, 3] (already preprocessed)."""
+        forward = jax.jit(lambda v, x: self.model.apply(v, self.preprocess.device(x)))
+        return np.asarray(forward(self.variables, images))
+
+
+def save_artifact(
+    folder: Path,
+    *,
+    variables: dict[str, Any],
+    model: dict[str, Any],
+    task: Classification,
+    preprocess: Preprocess,
+    plan: dict[str, Any],
+    base: dict[str, Any],
+    scores: dict[str, Any],
+    contents: str,
+    changed: set[str],
+) -> None:
+    """Writes an artifact.
+
+    Args:
+      folder: created when absent.
+      variables: whole variables.
+      model: arguments of `models.build` under ``name``, ``num_classes``, ``image_size``, ``dtype``,
+        and ``family``.
+      task: class names.
+      preprocess: deterministic part.
+      plan: the plan's JSON.
+      base: ``file`` and ``sha256`` of the weights it started from.
+      scores: by split.
+      contents: ``all`` or ``delta``.
+      changed: leaf paths, with their collection, that may differ from the base.
+    """
+    if contents == "delta" and not base.get("sha256"):
+        raise UserError("artifact.contents=delta needs a pretrained file to be a delta of")
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(variables).items()}
+    kept = flat if contents == "all" else {p: a for p, a in flat.items() if p in changed}
+    write_safetensors(folder / "model.safetensors", kept, {"format": "finetune_jax"})
+    card = {
+        "version": _VERSION,
+        "model": model,
+        "task": {"name": "classification", "class_names": list(task.class_names)},
+        "preprocess": preprocess.to_json(),
+        "contents": contents,
+        "base": base,
+        "fingerprint": tree.fingerprint(variables),
+        "scores": scores,
+        "plan": plan,
+    }
+    write_json(folder / "artifact.json", card)
+
+
+def load_artifact(folder: Path, base_path: str = "") -> Artifact:
+    """Reads an artifact; works wherever the folder was moved to.
+
+    Args:
+      folder: the artifact, or a run's folder with ``artifact/`` in it.
+      base_path: the pretrained weight file, needed for a ``delta`` artifact only.
+
+    Raises:
+      UserError: not an artifact, damaged, or a delta without its base.
+    """
+    if (folder / "artifact").is_dir():
+        folder = folder / "artifact"
+    if not (folder / "artifact.json").is_file():
+        raise UserError(f"{folder}: no artifact here (artifact.json is missing); did the run end?")
+    card = read_json(folder / "artifact.json")
+    if card.get("version") != _VERSION:
+        raise UserError(
+            f"{folder}: artifact version {card.get('version')!r}, this code reads {_VERSION}"
+        )
+    settings = dict(card["model"])
+    family = settings.pop("family")
+    model = build(**settings)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights}: missing")
+    arrays = read_safetensors(weights)
+    size = card["preprocess"]["size"]
+    if card["contents"] == "delta":
+        if not base_path:
+            raise UserError(
+                f"{folder} holds only what differs from {card['base']['file']!r}; give that file "
+                f"with --base"
+            )
+        init = jax.jit(lambda key: initialise(model, size, key))(jax.random.key(0))
+        whole, manifest = load(base_path, family, init)
+        if manifest.sha256 != card["base"]["sha256"]:
+            raise UserError(f"{base_path} is not the file this artifact started from")
+        arrays = {**tree.flatten(whole), **arrays}
+    expected = tree.flatten(
+        jax.eval_shape(lambda key: initialise(model, size, key), jax.random.key(0))
+    )
+    wrong = [
+        f"{path}: expected {tuple(leaf.shape)}, found "
+        f"{arrays[path].shape if path in arrays else 'nothing'}"
+        for path, leaf in expected.items()
+        if path not in arrays or arrays[path].shape != tuple(leaf.shape)
+    ]
+    if wrong or arrays.keys() - expected.keys():
+        extra = [f"{p}: not in the model" for p in sorted(arrays.keys() - expected.keys())]
+        raise UserError(f"{weights} does not fit {settings['name']}: {'; '.join(wrong + extra)}")
+    nested = tree.unflatten(arrays)
+    variables = {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
+    if tree.fingerprint(variables) != card["fingerprint"]:
+        raise UserError(f"{weights}: its content is not what artifact.json says; it was changed")
+    return Artifact(
+        model,
+        variables,
+        Classification(tuple(card["task"]["class_names"])),
+        Preprocess.from_json(card["preprocess"]),
+        card,
+    )

@@ -1,0 +1,83 @@
+"""Scores a run's artifact, or a pretrained weight file as it is, on a split: every example once.
+
+  python -m finetune_jax.evaluate --workdir=DIR [--split=test]
+  python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
+
+Prints one JSON object: accuracy with its 95 % Wilson interval, loss in nats, n_scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from finetune_jax import cli
+from finetune_jax.errors import UserError
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
+_SPLIT = flags.DEFINE_string("split", "test", "train, validation or test, as in the config.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
+_BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
+
+
+def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
+    """Scores variables, or the config's pretrained file, on a split of the config's data.
+
+    Raises:
+      UserError: bad config, unknown split, or weights whose head does not fit the data.
+    """
+    from finetune_jax.evaluation.scores import evaluate
+    from finetune_jax.training.experiment import load_variables, prepare
+    from finetune_jax.training.mesh import put_batch
+
+    if split not in ("train", "validation", "test") or not config.data[split]:
+        raise UserError(f"--split: expected train, validation or test, found {split!r}")
+    experiment = prepare(config)
+    if variables is None:
+        variables, manifest = load_variables(experiment)
+        fresh = [r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"]
+        if fresh or not config.pretrained.path:
+            raise UserError(
+                "there are no trained weights to score: "
+                + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
+            )
+    return evaluate(
+        experiment.compile_eval_step(config.eval.batch_size),
+        variables,
+        experiment.source.read(config.data[split]),
+        experiment.preprocess,
+        batch_size=config.eval.batch_size,
+        place=lambda batch: put_batch(batch, experiment.mesh),
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if (_WORKDIR.value is None) == (_CONFIG.value is None):
+        raise UserError("give either --workdir (a finished run) or --config (a weight file)")
+    if _WORKDIR.value is None:
+        config, variables = _CONFIG.value, None
+    else:
+        from finetune_jax import config as config_lib
+        from finetune_jax.artifact import load_artifact
+        from finetune_jax.pretrained.formats import read_json
+
+        workdir = Path(_WORKDIR.value)
+        config = config_lib.from_json(read_json(workdir / "config.json"))
+        # The artifact decides; the run's weight file need not be there any more.
+        artifact = load_artifact(workdir, _BASE.value)
+        variables = artifact.variables
+    if _DATA_DIR.value:
+        config.data.data_dir = _DATA_DIR.value
+    print(json.dumps({"split": _SPLIT.value, **score(config, _SPLIT.value, variables)}, indent=1))
+
+
+if __name__ == "__main__":
+    cli.run(main)

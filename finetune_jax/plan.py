@@ -1,0 +1,133 @@
+"""Shows what a config would train and what that costs, before any step and without any data.
+
+  python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(2)' [--json]
+
+Prints the plan grouped by stage (group, shape, learning rate multiplier, decay), BatchNorm and
+dropout mode per stage, and the compiled step's figures beside those of full fine-tuning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from finetune_jax import cli
+
+_CONFIG = cli.define_config()
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the tables.")
+flags.mark_flag_as_required("config")
+
+# Any length will do: the schedule's horizon changes no figure.
+_STEPS = 1000
+
+
+def figures(config: Any) -> tuple[dict[str, Any], Any]:
+    """Returns (figures, experiment).
+
+    The figures are ``trainable_params``, ``frozen_params``, ``flops_step``, ``flops_step_full``,
+    ``flops_forward`` (operations per batch), ``temp_bytes``, ``temp_bytes_full``,
+    ``argument_bytes`` (per device), ``optimizer_bytes``, ``optimizer_bytes_full``,
+    ``checkpoint_bytes``, and the plan's ``plan_hash`` and ``scheme``.
+    """
+    from finetune_jax import tree
+    from finetune_jax.training.cost import flops, measure
+    from finetune_jax.training.experiment import prepare
+
+    def cost(experiment: Any) -> Any:
+        compiled, state = experiment.compile_train_step(experiment.optimizer(_STEPS))
+        return measure(compiled, state)
+
+    experiment = prepare(config)
+    reference = config.copy_and_resolve_references()
+    with reference.ignore_type():
+        reference.scheme = "full"
+    ours, full = cost(experiment), cost(prepare(reference))
+    forward = experiment.compile_eval_step(config.train.batch_size)
+    trainable, frozen = experiment.plan.split(experiment.abstract["params"])
+    return {
+        "scheme": experiment.plan.scheme,
+        "plan_hash": experiment.plan.hash,
+        "trainable_params": tree.size(trainable),
+        "frozen_params": tree.size(frozen),
+        "flops_step": ours.flops,
+        "flops_step_full": full.flops,
+        "flops_forward": flops(forward),
+        "temp_bytes": ours.temp_bytes,
+        "temp_bytes_full": full.temp_bytes,
+        "argument_bytes": ours.argument_bytes,
+        "argument_bytes_full": full.argument_bytes,
+        "optimizer_bytes": ours.optimizer_bytes,
+        "optimizer_bytes_full": full.optimizer_bytes,
+        "checkpoint_bytes": ours.checkpoint_bytes,
+        "checkpoint_bytes_full": full.checkpoint_bytes,
+    }, experiment
+
+
+def render(numbers: dict[str, Any], experiment: Any) -> str:
+    """The tables a person reads."""
+    from finetune_jax.reporting.tables import count, size, table
+    from finetune_jax.schemes import FROZEN
+
+    plan, default_decay = experiment.plan, experiment.config.optimizer.weight_decay
+    statistics = {path.split("/", 1)[0] for path in plan.statistics}
+    rows = []
+    for stage in plan.stages:
+        norm = ("tracked" if stage in plan.tracked else "kept") if stage in statistics else "-"
+        dropout = "train" if stage in plan.dropout else "eval"
+        rows.append([stage, "", "", "", "", f"statistics {norm}, dropout {dropout}"])
+        for leaf in (leaf for leaf in plan.leaves if leaf.stage == stage):
+            group = plan.groups.get(leaf.group)
+            decay = default_decay if group is None or group.decay is None else group.decay
+            rows.append(
+                [
+                    "  " + leaf.path.split("/", 1)[1],
+                    "x".join(map(str, leaf.shape)),
+                    leaf.group,
+                    "" if leaf.group == FROZEN else f"{group.lr:g}",
+                    "" if leaf.group == FROZEN else f"{decay if leaf.decays else 0:g}",
+                    "",
+                ]
+            )
+    leaves = table(["leaf", "shape", "group", "lr x", "decay", "mode"], rows, left=3)
+    total = numbers["trainable_params"] + numbers["frozen_params"]
+    pairs = [
+        ("step FLOPs", count, "flops_step"),
+        ("temporary bytes per device", size, "temp_bytes"),
+        ("argument bytes per device", size, "argument_bytes"),
+        ("optimizer bytes", size, "optimizer_bytes"),
+        ("checkpoint bytes", size, "checkpoint_bytes"),
+    ]
+    costs = table(
+        ["compiled step", "this scheme", "full", "ratio"],
+        [
+            [
+                name,
+                show(numbers[key]),
+                show(numbers[f"{key}_full"]),
+                f"{numbers[key] / numbers[f'{key}_full']:.3f}",
+            ]
+            for name, show, key in pairs
+        ],
+    )
+    share = numbers["trainable_params"] / total
+    return (
+        f"{leaves}\n\nscheme {plan.scheme}  (plan {plan.hash}, batch_norm {plan.batch_norm})\n"
+        f"trainable {numbers['trainable_params']:,} of {total:,} parameters ({share:.2%}), frozen "
+        f"{numbers['frozen_params']:,}\n\n{costs}\n"
+        f"forward alone: {count(numbers['flops_forward'])} FLOPs for the same batch"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    numbers, experiment = figures(_CONFIG.value)
+    print(json.dumps(numbers, indent=1) if _JSON.value else render(numbers, experiment))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""Predicts image files from an artifact alone: no config, no data, no base weights.
+
+  python -m finetune_jax.predict --workdir=DIR IMAGE [IMAGE …] [--json] [--top=5]
+
+DIR is a run's folder or the artifact itself, wherever it was moved to. Prints class names with
+probabilities, most probable first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from finetune_jax import cli
+from finetune_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or its artifact.", required=True)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON array with all probabilities.")
+_TOP = flags.DEFINE_integer("top", 3, "Classes to show per image.", lower_bound=1)
+_BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
+
+
+def predict(workdir: Path, images: Sequence[str], base: str = "") -> list[dict]:
+    """One dict per image: ``image``, ``label``, ``probabilities`` by falling probability.
+
+    Raises:
+      UserError: no artifact, or an image that cannot be decoded (before any is predicted).
+    """
+    from finetune_jax.artifact import load_artifact
+    from finetune_jax.data.images import decode
+
+    artifact = load_artifact(workdir, base)
+    pixels = np.stack([artifact.preprocess.host(decode(path)) for path in images])
+    readings = artifact.task.read(artifact.logits(pixels))
+    return [
+        {"image": str(path), **reading} for path, reading in zip(images, readings, strict=True)
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) < 2:
+        raise UserError("give at least one image file")
+    results = predict(Path(_WORKDIR.value), argv[1:], _BASE.value)
+    if _JSON.value:
+        print(json.dumps(results, indent=1))
+        return
+    for result in results:
+        top = list(result["probabilities"].items())[: _TOP.value]
+        print(f"{result['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
+
+
+if __name__ == "__main__":
+    cli.run(main)

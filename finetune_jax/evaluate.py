@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         from finetune_jax import config as config_lib
         from finetune_jax.artifact import load_artifact
-        from finetune_jax.pretrained.formats import read_json
+        from finetune_jax.files import read_json
 
         workdir = Path(_WORKDIR.value)
         config = config_lib.from_json(read_json(workdir / "config.json"))

@@ -17,10 +17,9 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.errors import UserError
-from finetune_jax.files import write_json
+from finetune_jax.files import read_json, write_json
 from finetune_jax.models import StagedModel, build, initialise
-from finetune_jax.pretrained.formats import read_json, read_safetensors, write_safetensors
-from finetune_jax.pretrained.load import load
+from finetune_jax.pretrained import load, open_weights, save_native
 from finetune_jax.tasks import Classification
 
 _VERSION = 1
@@ -83,7 +82,7 @@ def save_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(variables).items()}
     kept = flat if contents == "all" else {p: a for p, a in flat.items() if p in changed}
-    write_safetensors(folder / "model.safetensors", kept, {"format": "finetune_jax"})
+    save_native(folder / "model.safetensors", tree.unflatten(kept), {"format": "finetune_jax"})
     card = {
         "version": _VERSION,
         "model": model,
@@ -123,7 +122,8 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights}: missing")
-    arrays = read_safetensors(weights)
+    with open_weights(weights) as file:
+        arrays = {name: file.read(name) for name in file.names()}
     size = card["preprocess"]["size"]
     if card["contents"] == "delta":
         if not base_path:

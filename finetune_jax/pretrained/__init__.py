@@ -1,1 +1,19 @@
 """Pretrained weights: file formats, name maps, and loading with a manifest."""
+
+from finetune_jax.pretrained.formats import open_weights
+from finetune_jax.pretrained.load import load
+from finetune_jax.pretrained.manifest import Manifest, Row
+from finetune_jax.pretrained.names import NameMap, find_map
+from finetune_jax.pretrained.save import save_native
+from finetune_jax.pretrained.weights import Weights
+
+__all__ = [
+    "Manifest",
+    "NameMap",
+    "Row",
+    "Weights",
+    "find_map",
+    "load",
+    "open_weights",
+    "save_native",
+]

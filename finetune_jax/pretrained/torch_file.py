@@ -1,202 +1,244 @@
-"""PyTorch checkpoint files without PyTorch and without general unpickling.
+"""PyTorch files, read without torch: the zip container, and the one of torch 1.5 and older.
 
-A pickle is a program. This reader's unpickler resolves a short list of globals to stand-ins of its
-own (ordered dict, tensor rebuild, storage types) and refuses every other one by name, so a file
-cannot run code. Both containers are read: the zip of PyTorch 1.6 and later, and the one before it,
-a sequence of pickles followed by raw storages.
+Zip: ``<name>/data.pkl`` describes the tensors, ``<name>/data/<key>`` holds each storage.
+Old: five pickles (magic number, protocol, system, tensors, storage keys), then for every key its
+count of elements (i64) and its values.
 """
 
 from __future__ import annotations
 
-import collections
 import io
-import pickle
-import struct
+import math
+import sys
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.torch_pickle import Storage, TensorRecord, load_pickle, shown
+from finetune_jax.pretrained.weights import Spec, Weights
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STORAGES = {
-    "FloatStorage": np.dtype("<f4"),
-    "DoubleStorage": np.dtype("<f8"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict")
+_MAX_DIMENSIONS = 32
 
 
-class _StorageType:
-    def __init__(self, name: str) -> None:
-        self.dtype = _STORAGES[name]
+@contextmanager
+def _blame(path: Path) -> Iterator[None]:
+    """Puts the file's name before a message from deeper down."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: not a readable PyTorch file: {error}") from error
 
 
-class _Storage:
-    """A storage whose bytes come later (legacy container) or at once (zip container)."""
+def open_torch(path: Path) -> Weights:
+    """Opens a PyTorch file that holds a state dict, bare or under one of the usual keys.
 
-    def __init__(self, key: str, dtype: np.dtype, count: int) -> None:
-        self.key, self.dtype, self.count = key, dtype, count
-        self.data: np.ndarray | None = None
+    Raises UserError if it is damaged, holds no state dict, or asks to run code.
+    """
+    file = path.open("rb")
+    try:
+        with _blame(path):
+            zipped = file.read(4) == b"PK\x03\x04"
+            content, read_storage = (_read_zip if zipped else _read_old)(file)
+            records, beside = _state_dict(content)
+            specs = {name: _check(name, record) for name, record in records.items()}
+    except BaseException:
+        file.close()
+        raise
 
+    def read(name: str) -> np.ndarray:
+        with _blame(path):
+            record = records[name]
+            try:
+                elements = read_storage(record.storage)
+            except UserError as error:
+                raise UserError(f"tensor {name!r}: {error}") from error
+            strides = [stride * elements.itemsize for stride in record.strides]
+            tensor = np.lib.stride_tricks.as_strided(
+                elements[record.offset :], record.shape, strides, writeable=False
+            )
+            return np.array(tensor, order="C")
 
-class _Tensor:
-    def __init__(
-        self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
-    ) -> None:
-        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
-
-    def read(self) -> np.ndarray:
-        data = self.storage.data
-        if data is None:
-            raise ValueError("its storage is missing from the file")
-        numbers = (self.offset, *self.shape, *self.strides)
-        if any(not isinstance(n, int) or n < 0 for n in numbers) or len(self.shape) != len(
-            self.strides
-        ):
-            raise ValueError("malformed shape or strides")
-        if 0 in self.shape:
-            return np.zeros(self.shape, data.dtype)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        # A stride of 0 would let a small file declare an enormous tensor.
-        if last >= len(data) or int(np.prod(self.shape, dtype=object)) > len(data):
-            raise ValueError(f"shape {self.shape} reaches outside its storage of {len(data)}")
-        steps = [s * data.dtype.itemsize for s in self.strides]
-        view = np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, steps)
-        return np.ascontiguousarray(view)
+    return Weights(path, specs, read, file.close, beside)
 
 
-def _rebuild_tensor_v2(
-    storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
-) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
+    """The tensors by name, and the names of the entries that are none."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
 
-
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-_GLOBALS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, storages: dict[str, _Storage]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._path, self._storages = path, storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _GLOBALS:
-            return _GLOBALS[module, name]
-        if module == "torch" and name in _STORAGES:
-            return _StorageType(name)
-        raise UserError(
-            f"{self._path}: refused: its pickle asks for {module}.{name}; only tensors and plain "
-            f"containers are read. Save the state_dict alone, or as .safetensors"
+    def holds_tensors(value: Any) -> bool:
+        return isinstance(value, Mapping) and any(
+            isinstance(entry, TensorRecord) for entry in value.values()
         )
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError("an unknown persistent id")
-        _, kind, key, _, count, *view = pid
-        if not isinstance(kind, _StorageType) or not isinstance(count, int):
-            raise pickle.UnpicklingError("a malformed storage")
-        if any(v is not None for v in view):
-            raise pickle.UnpicklingError("storage views are not supported")
-        return self._storages.setdefault(str(key), _Storage(str(key), kind.dtype, count))
-
-
-def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns the state dict of a ``.pt``, ``.pth``, ``.th`` or ``.bin`` file as numpy arrays.
-
-    The state dict is the top-level dict, or the one under ``state_dict``, ``model_state_dict`` or
-    ``model``; what is beside it (scores, epochs) is not a tensor and is passed over.
-
-    Raises:
-      UserError: naming the file, and the tensor where one is at fault.
-    """
-    try:
-        root = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
+    nested = [key for key in _STATE_DICT_KEYS if holds_tensors(content.get(key))]
+    if len(nested) > 1:
+        raise UserError(f"more than one state dict: under {' and '.join(map(repr, nested))}")
+    if not nested and not holds_tensors(content):
         raise UserError(
-            f"{path}: damaged, truncated or not a PyTorch file ({type(error).__name__}: {error})"
-        ) from None
-    for key in _STATE_DICT_KEYS:
-        if isinstance(root, dict) and isinstance(root.get(key), dict):
-            root = root[key]
-            break
-    if not isinstance(root, dict):
-        raise UserError(f"{path}: expected a state dict, found {type(root).__name__}")
-    arrays = {}
-    for name, value in root.items():
-        if isinstance(value, _Tensor):
-            try:
-                arrays[str(name)] = value.read()
-            except (ValueError, TypeError, OverflowError, MemoryError) as error:
-                raise UserError(f"{path}: tensor {name!r}: {error}") from None
-    if not arrays:
-        raise UserError(f"{path}: holds no tensors")
-    return arrays
+            f"no tensors at the top level nor under one of {', '.join(_STATE_DICT_KEYS)}; "
+            f"found {', '.join(shown(key) for key in list(content)[:20]) or 'nothing'}."
+        )
+    beside = [shown(key) for key in content if key != nested[0]] if nested else []
+    chosen = content[nested[0]] if nested else content
+    records = {}
+    for key, value in chosen.items():
+        if not isinstance(value, TensorRecord):
+            beside.append(f"{nested[0]}[{shown(key)}]" if nested else shown(key))
+        elif isinstance(key, str):
+            records[key] = value
+        else:
+            raise UserError(f"expected a tensor's name, found {shown(key)}")
+    return records, tuple(beside)
 
 
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+def _check(name: str, record: TensorRecord) -> Spec:
+    """Shape and dtype of a tensor that lies within its storage; raises UserError otherwise."""
+    storage, offset, shape, strides = record
+    if not isinstance(storage, Storage):
+        raise UserError(f"tensor {name!r} has no storage")
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise UserError(f"tensor {name!r} has shape {shown(shape)} and strides {shown(strides)}")
+    numbers = (offset, *shape, *strides)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise UserError(f"tensor {name!r} has a size, stride or offset that is no count")
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+        raise UserError(f"tensor {name!r} has {len(shape)} sizes and {len(strides)} strides")
+    elements = math.prod(shape)
+    last = offset + sum((s - 1) * t for s, t in zip(shape, strides, strict=True))
+    # As many elements as the storage at most: a stride of 0 could ask for any amount of memory.
+    if elements and (last >= storage.count or elements > storage.count):
+        raise UserError(
+            f"tensor {name!r} of shape {shape}, strides {strides} and offset {offset} does not fit "
+            f"its storage of {storage.count} elements"
+        )
+    # An empty tensor passes the above with any sizes; NumPy multiplies all but the zeros.
+    if max(math.prod(size or 1 for size in shape), *numbers) * 8 > sys.maxsize:
+        raise UserError(f"tensor {name!r} has a size, stride or offset beyond all memory")
+    return shape, storage.dtype
+
+
+def _elements(data: bytes, dtype: np.dtype, big_endian: bool) -> np.ndarray:
+    """The bytes as a flat array in this machine's byte order."""
+    # Swapped as unsigned integers, since bfloat16 has no byte order in NumPy.
+    words = np.frombuffer(data, np.dtype(f"u{dtype.itemsize}"))
+    if big_endian != (sys.byteorder == "big"):
+        words = words.byteswap()
+    return words.view(dtype)
+
+
+_ReadStorage = Callable[[Storage], np.ndarray]
+
+
+def _read_zip(file: BinaryIO) -> tuple[Any, _ReadStorage]:
+    size = file.seek(0, io.SEEK_END)
+
+    def read(name: str) -> bytes:
+        # torch never compresses, so an entry can be no larger than the file.
+        try:
+            entry = archive.getinfo(name)
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise UserError(f"its entry {name!r} is compressed or larger than the file")
+            return archive.read(entry)
+        except KeyError:
+            raise UserError(f"it has no entry {name!r}.{nearest(name, names)}") from None
+        except UserError:
+            raise
+        except Exception as error:  # the standard library: a damaged archive may raise anything
+            raise UserError(
+                f"its entry {name!r} is damaged: {type(error).__name__}: {error}"
+            ) from error
+
+    try:
+        archive = zipfile.ZipFile(file)
         names = archive.namelist()
-        pickles = [n for n in names if n.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise UserError(f"{path}: a zip without one data.pkl is not a PyTorch file")
-        prefix = pickles[0].removesuffix("data.pkl")
-        order = f"{prefix}byteorder"
-        if order in names and archive.read(order).strip() != b"little":
-            raise UserError(f"{path}: big-endian files are not supported")
-        storages: dict[str, _Storage] = {}
-        root = _Unpickler(io.BytesIO(archive.read(pickles[0])), path, storages).load()
-        for storage in storages.values():
-            info = archive.getinfo(f"{prefix}data/{storage.key}")
-            # PyTorch stores without compression, so a storage is never larger than the file.
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{path}: compressed storages are not PyTorch's; refused")
-            storage.data = np.frombuffer(archive.read(info), storage.dtype)
-    return root
+    except Exception as error:
+        raise UserError(f"a truncated or damaged zip archive: {error}") from error
+    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1 or len(set(names)) != len(names):
+        raise UserError("a zip archive without exactly one data.pkl, or with an entry twice")
+    root = pickles[0].removesuffix("data.pkl")
+    order = read(f"{root}byteorder").strip() if f"{root}byteorder" in names else b"little"
+    if order not in (b"little", b"big"):
+        raise UserError(f"its byte order is {order!r:.50}; expected little or big")
+
+    def read_storage(storage: Storage) -> np.ndarray:
+        data = read(f"{root}data/{storage.key}")
+        end = (storage.start + storage.count) * storage.dtype.itemsize
+        if len(data) < end:
+            raise UserError(f"its storage {storage.key!r} has {len(data)} bytes; expected {end}")
+        elements = _elements(data[:end], storage.dtype, order == b"big")
+        return elements[storage.start :]
+
+    return load_pickle(io.BytesIO(read(pickles[0]))), read_storage
 
 
-def _read_legacy(path: Path) -> Any:
-    with path.open("rb") as file:
-        storages: dict[str, _Storage] = {}
+def _read_old(file: BinaryIO) -> tuple[Any, _ReadStorage]:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if load_pickle(file) != _MAGIC_NUMBER:
+        raise UserError("it starts with a pickle that is not torch's magic number")
+    version = load_pickle(file)
+    if version != _PROTOCOL_VERSION:
+        raise UserError(f"its protocol is {shown(version)}; expected {_PROTOCOL_VERSION}")
+    system = load_pickle(file)
+    big_endian = isinstance(system, Mapping) and system.get("little_endian") is False
+    content = load_pickle(file)
+    keys = load_pickle(file)
+    if not isinstance(keys, list):
+        raise UserError("its list of storages is missing")
+    places: dict[str, tuple[int, int]] = {}
 
-        def load() -> Any:
-            return _Unpickler(file, path, storages).load()
+    # The width of an element stands in the pickle alone, so the storages are walked over once.
+    widths: dict[str, int] = {}
+    for storage in _storages(content):
+        if widths.setdefault(storage.key, storage.dtype.itemsize) != storage.dtype.itemsize:
+            raise UserError(f"its storage {storage.key!r:.100} is used with two dtypes")
+    position = file.tell()
+    for key in keys:
+        if not isinstance(key, str) or key not in widths or key in places:
+            raise UserError(f"its storage {shown(key)} belongs to no tensor, or comes twice")
+        file.seek(position)
+        header = file.read(8)
+        count = int.from_bytes(header, "big" if big_endian else "little", signed=True)
+        begin, position = position + 8, position + 8 + count * widths[key]
+        if len(header) < 8 or count < 0 or position > size:
+            raise UserError(
+                f"its storage {key!r:.100} of {count} elements ends at byte {position} and the "
+                f"file at {size}: truncated or damaged"
+            )
+        places[key] = (begin, count)
 
-        if load() != _LEGACY_MAGIC:
-            raise ValueError("wrong magic number")
-        load()  # protocol version
-        if not load().get("little_endian", True):
-            raise UserError(f"{path}: big-endian files are not supported")
-        root, keys = load(), load()
-        size = path.stat().st_size
-        for key in keys:
-            storage = storages[str(key)]
-            (count,) = struct.unpack("<q", file.read(8))
-            length = count * storage.dtype.itemsize
-            if count < 0 or length > size - file.tell():
-                raise ValueError(f"storage {key!r} declares {count} values, beyond the file's end")
-            storage.data = np.frombuffer(file.read(length), storage.dtype)
-    return root
+    def read_storage(storage: Storage) -> np.ndarray:
+        if storage.key not in places:
+            raise UserError(f"it has no storage {storage.key!r:.100}")
+        begin, count = places[storage.key]
+        if storage.start + storage.count > count:
+            raise UserError(f"its storage {storage.key!r:.100} has only {count} elements")
+        file.seek(begin + storage.start * storage.dtype.itemsize)
+        data = file.read(storage.count * storage.dtype.itemsize)
+        if len(data) < storage.count * storage.dtype.itemsize:
+            raise UserError(f"its storage {storage.key!r:.100} is truncated")
+        return _elements(data, storage.dtype, big_endian)
+
+    return content, read_storage
+
+
+def _storages(content: Any) -> Iterator[Storage]:
+    """Every storage anywhere in the unpickled content, each container visited once."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Storage):
+            yield value
+        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)

@@ -192,7 +192,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     settings = experiment.config.pretrained
     if not settings.path:
         return init, {"file": None, "rows": []}
-    from finetune_jax.pretrained.load import load
+    from finetune_jax.pretrained import load
 
     variables, manifest = load(
         settings.path,
@@ -212,7 +212,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
             f"scheme {experiment.plan.scheme!r} freezes leaves that are new and random: "
             f"{', '.join(stuck)}; add ' + linear_probe' to train the head"
         )
-    return variables, manifest.to_json()
+    return variables, dataclasses.asdict(manifest)
 
 
 def reestimate(

@@ -1,0 +1,39 @@
+"""Fine-tunes the shipped CIFAR-10 ResNet-20 to handwritten digits.
+
+Commands:
+  make quickstart
+  python -m finetune_jax.train --config=configs/quickstart.py --workdir=DIR \\
+      --config.scheme=linear_probe
+  python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(3)'
+
+`make quickstart` runs the four schemes of `QUICKSTART` one after another, each with the learning
+rate that `QUICKSTART` gives it (chosen on the validation split), and prints them as one table.
+"""
+
+from finetune_jax.config import default
+
+# Scheme to learning rate.
+QUICKSTART = {
+    "linear_probe": 0.3,
+    "last_k(3)": 0.1,
+    "norm_only": 0.3,
+    "full": 0.1,
+}
+
+
+def get_config():
+    config = default()
+    config.scheme = "last_k(3)"
+    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.new_head = True
+    config.model.name = "resnet20_cifar"
+    config.data.source = "digits"
+    config.train.batch_size = 64
+    config.train.epochs = 6.0
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.warmup_steps = 10
+    config.mesh.cpu_devices = 2
+    config.eval.every_epochs = 3.0
+    config.eval.batch_size = 120
+    config.log.every_steps = 20
+    return config

@@ -1,0 +1,192 @@
+"""Reads the pickles inside PyTorch files without torch and without running what they name.
+
+A pickle is a program. Two fences make this one harmless: before it runs, its opcodes are checked
+against those that describe plain data; while it runs, the few names it may use (torch's tensors,
+parameters and storages) are stand-ins that only write down their arguments. torch itself reads
+files so under ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from finetune_jax.errors import UserError
+
+
+class StorageType(NamedTuple):
+    """The class of a storage, which fixes the dtype of its elements."""
+
+    dtype: np.dtype
+
+
+class Storage(NamedTuple):
+    """A run of elements in the file: `count` of them, from `start` on in the storage `key`."""
+
+    dtype: np.dtype
+    key: str
+    count: int
+    start: int
+
+
+class TensorRecord(NamedTuple):
+    """The arguments a tensor is rebuilt from; unchecked until `torch_file` looks at them."""
+
+    storage: Any
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+# The stand-ins are instances with empty slots and tuples: the BUILD opcode, which may set
+# attributes of anything a pickle has in hand, finds nothing to set.
+class _RebuildTensor:
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+        return TensorRecord(storage, offset, shape, strides)
+
+
+class _RebuildParameter:
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_: Any) -> Any:
+        return tensor
+
+
+class _Size:
+    __slots__ = ()
+
+    def __call__(self, sizes: Any = ()) -> Any:
+        return tuple(sizes)
+
+
+class _MakeDict:
+    __slots__ = ()
+
+    def __call__(self, items: Any = ()) -> Any:
+        made = OrderedEntries()
+        for key, value in items:
+            made[key] = value
+        return made
+
+
+class OrderedEntries(dict):
+    """Stands in for OrderedDict: refuses a key given twice, forgets attributes (``_metadata``)."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key in self:
+            raise UserError(f"the entry {shown(key)} is given twice")
+        super().__setitem__(key, value)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _MakeDict(),
+    ("torch", "Size"): _Size(),
+    # Without "_v2": files of torch 0.3 and older, such as the CIFAR ResNets of 2018.
+    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    **{("torch", name): StorageType(np.dtype(t)) for name, t in _STORAGE_DTYPES.items()},
+}
+
+# Plain data, and the opcodes that lead to `find_class`, so that a refused name is named. Left out:
+# the extension registry (EXT*), which bypasses `find_class`, and out-of-band buffers.
+_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
+    "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "BINBYTES SHORT_BINBYTES BINBYTES8 LIST EMPTY_LIST APPEND APPENDS TUPLE EMPTY_TUPLE TUPLE1 "
+    "TUPLE2 TUPLE3 DICT EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS PERSID BINPERSID "
+    "GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD".split()
+)
+
+
+def shown(value: Any) -> str:
+    """A value out of a pickle, for a message: never the repr of a container, which may be huge."""
+    plain = value is None or isinstance(value, (str, bytes, int, float))
+    return f"{value!r:.100}" if plain else f"a {type(value).__name__}"
+
+
+class _Unpickler(pickle.Unpickler):
+    """Resolves the names above and nothing else; storages become `Storage` records."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise UserError(
+                f"its pickle asks for {module}.{name}, which is not part of a state dict, and "
+                "pickled code is never run. Save the state dict alone, or as .safetensors."
+            )
+        return _GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, storage_type, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(storage_type, StorageType):
+            raise UserError(
+                f"expected a storage of a known type, found one of {shown(storage_type)}"
+            )
+        if type(count) is not int or count < 0:
+            raise UserError(f"storage {shown(key)} claims {shown(count)} elements")
+        start = 0
+        if view and view[0] is not None:  # an old file: (key, first element, elements) of a view
+            _, start, count = view[0]
+            if type(start) is not int or type(count) is not int or start < 0 or count < 0:
+                raise UserError(f"storage {shown(key)} is viewed from {shown(start)} on")
+        if not isinstance(key, str):
+            raise UserError(f"expected the name of a storage, found {shown(key)}")
+        return Storage(storage_type.dtype, key, count, start)
+
+
+def load_pickle(stream: BinaryIO) -> Any:
+    """Reads one pickle from the stream, which is left just behind it.
+
+    Returns:
+      Plain Python data with `TensorRecord` in place of every tensor.
+
+    Raises:
+      UserError: the pickle is damaged, or asks for anything but tensors and plain data.
+    """
+    begin = stream.tell()
+    try:
+        indices = [0]
+        total = 0
+        for opcode, argument, position in pickletools.genops(stream):
+            if opcode.name not in _OPCODES:
+                raise UserError(f"its pickle uses {opcode.name} at byte {position}")
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                indices.append(argument)
+            total += 1
+        # The memo is an array as long as its highest index: 4 GiB of entries for a few bytes.
+        if max(indices) > total:
+            raise UserError(f"its pickle has {total} operations and a memo index {max(indices)}")
+        end = stream.tell()
+        stream.seek(begin)
+        program = stream.read(end - begin)
+        return _Unpickler(io.BytesIO(program), encoding="utf-8").load()
+    except UserError:
+        raise
+    except Exception as error:  # the standard library: a damaged pickle may raise anything
+        raise UserError(f"its pickle is damaged: {type(error).__name__}: {error}") from error

@@ -1,0 +1,112 @@
+"""The main job end to end: four schemes, one table, a figure, an artifact and a prediction.
+
+  python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from finetune_jax import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the runs; made anew.")
+flags.mark_flag_as_required("config")
+
+
+def _schemes(config_path: str) -> dict[str, float]:
+    spec = importlib.util.spec_from_file_location("quickstart_config", config_path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.QUICKSTART
+
+
+def _row(result: dict[str, Any], plan: Any) -> list[str]:
+    from finetune_jax.reporting.tables import count, size
+
+    trainable = sum(_scalars(leaf.shape) for leaf in plan.leaves if leaf.trains)
+    total = sum(_scalars(leaf.shape) for leaf in plan.leaves)
+    test = result["test"]
+    return [
+        result["scheme"],
+        f"{trainable:,}",
+        f"{trainable / total:.1%}",
+        count(result["cost"]["flops"]),
+        size(result["cost"]["optimizer_bytes"]),
+        f"{test['accuracy']:.1%} [{test['accuracy_low']:.1%}, {test['accuracy_high']:.1%}]",
+        f"{result['seconds']:.1f}",
+    ]
+
+
+def _scalars(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)
+
+
+def main(_: Sequence[str]) -> None:
+    """The command."""
+    from finetune_jax.predict import predict
+    from finetune_jax.reporting.figures import accuracy_against_cost
+    from finetune_jax.reporting.progress import say
+    from finetune_jax.reporting.tables import table
+    from finetune_jax.training.experiment import prepare
+    from finetune_jax.training.loop import run
+
+    workdir = Path(_WORKDIR.value)
+    path = flags.FLAGS["config"].config_filename
+    results, rows = [], []
+    for scheme, learning_rate in _schemes(path).items():
+        config = _CONFIG.value.copy_and_resolve_references()
+        config.scheme = scheme
+        config.optimizer.learning_rate = learning_rate
+        say(f"\n{scheme}")
+        folder = workdir / "".join(c if c.isalnum() else "_" for c in scheme).strip("_")
+        # A quickstart shows the whole job every time; a real run would be continued.
+        shutil.rmtree(folder, ignore_errors=True)
+        experiment = prepare(config)
+        result = run(experiment, folder)
+        results.append((result, folder))
+        rows.append(_row(result, experiment.plan))
+
+    n = results[0][0]["test"]["n_scored"]
+    header = ["scheme", "trainable", "share", "step FLOPs", "optimizer"]
+    header += [f"test accuracy, n={n} [95 % interval]", "seconds"]
+    print("\n" + table(header, rows))
+    figure = workdir / "quickstart.png"
+    accuracy_against_cost([r for r, _ in results], figure)
+
+    # The artifact to keep is chosen on validation, never on the test split.
+    best, folder = max(results, key=lambda pair: pair[0]["validation"]["accuracy"])
+    image = workdir / "digit.png"
+    label = _write_test_image(experiment, image)
+    answer = predict(folder, [str(image)])[0]
+    top = list(answer["probabilities"].items())[:3]
+    print(f"\nfigure    {figure}\nartifact  {folder / 'artifact'} ({best['scheme']})")
+    print(f"predicted {image} (a {label}): " + ", ".join(f"{c} {p:.1%}" for c, p in top))
+    print(
+        f"\nNext:\n"
+        f"  python -m finetune_jax.predict --workdir={folder} {image} --json\n"
+        f"  python -m finetune_jax.plan --config={path} --config.scheme='first_k(3) + linear_probe'\n"
+        f"  python -m finetune_jax.train --config={path} --workdir=runs/mine "
+        f"--config.scheme=\"stages('layer2_.*') + linear_probe\""
+    )
+
+
+def _write_test_image(experiment: Any, path: Path) -> str:
+    """Writes the first test image as a file; returns its class name."""
+    from PIL import Image
+
+    example = experiment.source.read(experiment.config.data.test)[0]
+    Image.fromarray(example["image"]).save(path)
+    return experiment.source.class_names[example["label"]]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,37 @@
+"""Figures: drawn without a display, written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
+
+    Args:
+      results: `training.loop.run` results with a ``test`` score.
+      path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for result in sorted(results, key=lambda r: r["cost"]["flops"]):
+        score, flops = result["test"], result["cost"]["flops"] / 1e9
+        low = 100 * (score["accuracy"] - score["accuracy_low"])
+        high = 100 * (score["accuracy_high"] - score["accuracy"])
+        axes.errorbar(
+            flops, 100 * score["accuracy"], [[low], [high]], fmt="o", capsize=4,
+            label=result["scheme"],
+        )  # fmt: skip
+    axes.set_xlabel("GFLOPs per training step")
+    axes.set_ylabel("test accuracy, % (95 % interval)")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, title="scheme")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -21,7 +21,7 @@ def use_cpu_devices(count: int) -> None:
     threads, because XLA's CPU weight gradients of convolutions do not spread over threads.
     Must come before the first use of a device.
     """
-    if count:
+    if count and jax.config.jax_num_cpu_devices != count:
         jax.config.update("jax_num_cpu_devices", count)
 
 

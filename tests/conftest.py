@@ -1,0 +1,73 @@
+"""What several tests share. Eight virtual CPU devices, as a stand-in for a small pod."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_command(name: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs ``python -m finetune_jax.NAME`` as a user does, and captures what it prints."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", f"finetune_jax.{name}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-20 weight file in our own layout, random but for its names and shapes."""
+    from finetune_jax.models import build, initialise
+    from finetune_jax.pretrained import save_native
+
+    path = tmp_path_factory.mktemp("weights") / "resnet20.safetensors"
+    model = build("resnet20_cifar", 10, image_size=32)
+    save_native(path, initialise(model, 32, jax.random.key(7)), {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """A config file of a run of a few seconds: digits, ResNet-20 at 16 pixels, 6 steps."""
+    path = tmp_path_factory.mktemp("configs") / "small.py"
+    path.write_text(
+        f'''
+from finetune_jax.config import default
+
+def get_config():
+    config = default()
+    config.scheme = "last_k(1)"
+    config.pretrained.path = {str(weights)!r}
+    config.pretrained.new_head = True
+    config.data.train = "train[:64]"
+    config.data.validation = "validation[:40]"
+    config.data.test = "test[:50]"
+    config.data.image_size = 16
+    config.train.batch_size = 16
+    config.train.steps = 6
+    config.eval.batch_size = 16
+    config.checkpoint.every_steps = 1
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    return config
+'''
+    )
+    return path

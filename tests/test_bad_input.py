@@ -1,0 +1,162 @@
+"""Bad input ends with status 2, one readable message, and nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_command
+
+from finetune_jax.config import default
+from finetune_jax.data.images import decode
+from finetune_jax.data.sources import open_source
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained import open_weights, save_native
+from finetune_jax.training.experiment import load_variables, prepare
+from finetune_jax.training.loop import open_workdir
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.scheem=full"], "scheme"),
+        (["--config.train.batch_size=many"], "batch_size"),
+        (["--config.optimizer.nane=sgd"], "name"),
+    ],
+)
+def test_a_bad_flag_is_named_without_a_traceback(small_config, tmp_path, overrides, message):
+    workdir = tmp_path / "run"
+    process = run_command("train", f"--config={small_config}", f"--workdir={workdir}", *overrides)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not workdir.exists()
+
+
+def test_a_user_error_of_a_command_has_no_traceback(small_config, tmp_path):
+    process = run_command(
+        "train",
+        f"--config={small_config}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.scheme=linear_prob",
+    )
+    assert process.returncode == 2
+    assert "Did you mean 'linear_probe'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scheme", "[('hed/.*', 'a'), ('.*', 'frozen')]", "matches no leaf"),
+        ("scheme", "[('head/.*', 'a')]", "no rule matches"),
+        ("data.source", "digts", "Did you mean 'digits'"),
+        ("data.source", "tfds:cifar_10", "Did you mean 'cifar10'"),
+        ("data.source", "tfds:cifar10", "is not prepared in"),
+        ("data.augment", "flop", "Did you mean 'flip'"),
+        ("model.name", "resnet20_cifr", "Did you mean 'resnet20_cifar'"),
+        ("model.dtype", "float16", "unknown dtype"),
+        ("model.dropout", 0.1, "has no dropout"),
+        ("task.num_classes", 7, "the head would have 7 classes, but 'digits' has 10"),
+        ("optimizer.learning_rate", 0.0, "use the scheme"),
+        ("optimizer.name", "adam", "Did you mean 'adamw'"),
+        ("batch_norm", "freeze", "Did you mean 'frozen'"),
+        ("train.accumulate", 3, "does not divide"),
+        ("mesh.data", 3, "number of devices"),
+    ],
+)
+def test_a_bad_value_is_refused_before_any_compile(tmp_path, key, value, message):
+    config = default()
+    config.data.data_dir = str(tmp_path)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as error:
+        prepare(config)
+    assert message in str(error.value)
+
+
+def test_an_unknown_split_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'validation'"):
+        open_source("digits").read("valdation")
+
+
+def experiment_with(path, scheme="linear_probe", new_head=False):
+    config = default()
+    config.scheme = scheme
+    config.pretrained.path = str(path)
+    config.pretrained.new_head = new_head
+    return prepare(config)
+
+
+def edited(weights, tmp_path, edit):
+    with open_weights(weights) as file:
+        flat = {name: file.read(name) for name in file.names()}
+    edit(flat)
+    from finetune_jax import tree
+
+    path = tmp_path / "edited.safetensors"
+    save_native(path, tree.unflatten(flat), {})
+    return path
+
+
+def test_a_missing_weight_file_names_its_neighbour(weights):
+    with pytest.raises(UserError, match="Did you mean 'resnet20.safetensors'"):
+        load_variables(experiment_with(weights.with_name("resnet2O.safetensors")))
+
+
+def test_a_truncated_weight_file_is_named(weights, tmp_path):
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="short.safetensors"):
+        load_variables(experiment_with(path))
+
+
+def test_renamed_and_wrong_shape_tensors_are_all_reported(weights, tmp_path):
+    def edit(flat):
+        flat["params/stem/conv/kernle"] = flat.pop("params/stem/conv/kernel")
+        flat["params/layer1_block0/norm1/bias"] = np.zeros(3, np.float32)
+
+    with pytest.raises(UserError) as error:
+        load_variables(experiment_with(edited(weights, tmp_path, edit)))
+    message = str(error.value)
+    assert "params/stem/conv/kernle" in message
+    assert "params/stem/conv/kernel" in message
+    assert "params/layer1_block0/norm1/bias" in message
+    assert "(3,)" in message
+    assert "(16,)" in message
+
+
+def test_a_new_head_must_train(weights):
+    with pytest.raises(UserError, match="add ' \\+ linear_probe'"):
+        load_variables(experiment_with(weights, scheme="stages('stem')", new_head=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"not an image", "not an image"), (None, "no such image file")],
+)
+def test_a_corrupt_image_is_named(tmp_path, content, message):
+    path = tmp_path / "picture.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        decode(path)
+    assert "picture.jpg" in str(error.value)
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "cut.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match="cut.png: damaged"):
+        decode(path)
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        open_workdir(tmp_path / "file" / "run", {})
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,169 @@
+"""A run as a user starts it: commands in their own processes, on a config of a few seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_command
+
+from finetune_jax.artifact import load_artifact
+from finetune_jax.data.sources import open_source
+from finetune_jax.pretrained import open_weights
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    with open_weights(path) as file:
+        return {name: file.read(name) for name in file.names()}
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def train(config: Path, workdir: Path, *overrides: str, devices: int = 1):
+    return run_command(
+        "train", f"--config={config}", f"--workdir={workdir}", *overrides, devices=devices
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    process = train(small_config, workdir)
+    assert process.returncode == 0, process.stderr
+    return workdir, process
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, process = finished
+    names = {p.name for p in workdir.iterdir()}
+    assert {
+        "config.json", "plan.json", "manifest.json", "metrics.jsonl", "checkpoints", "artifact",
+        "result.json",
+    } <= names  # fmt: skip
+    assert "bit-identical" in process.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["test"]["n_scored"] == 50
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    decisions = {row["leaf"]: row["decision"] for row in manifest["rows"]}
+    assert decisions["params/head/kernel"] == "reinitialised"
+    assert decisions["params/stem/conv/kernel"] == "loaded"
+    assert len(losses(workdir)) == 6
+
+
+def test_frozen_leaves_of_the_artifact_are_the_weight_files(finished, weights):
+    workdir, _ = finished
+    before, after = tensors(weights), tensors(workdir / "artifact" / "model.safetensors")
+    free = ("params/layer3_block2/", "batch_stats/layer3_block2/", "params/head/")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]) != name.startswith(free), name
+
+
+def test_a_killed_run_resumes_to_the_same_bits(small_config, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    command = [sys.executable, "-m", "finetune_jax.train"]
+    process = subprocess.Popen(
+        [*command, f"--config={small_config}", f"--workdir={workdir}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # Any moment after the first complete checkpoint and before the end will do.
+    deadline = time.monotonic() + 240
+    while not any((workdir / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "result.json").exists()
+    resumed = train(small_config, workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step" in resumed.stderr
+    whole, again = (
+        tensors(folder / "artifact" / "model.safetensors") for folder in (finished[0], workdir)
+    )
+    for name, value in whole.items():
+        assert np.array_equal(value, again[name]), name
+    assert losses(workdir) == losses(finished[0])
+
+
+def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
+    process = train(
+        small_config, tmp_path / "eight", "--config.mesh.fsdp=2", devices=8
+    )
+    assert process.returncode == 0, process.stderr
+    np.testing.assert_allclose(
+        losses(tmp_path / "eight"), losses(finished[0]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_evaluate_repeats_the_runs_own_score(finished):
+    workdir, _ = finished
+    process = run_command("evaluate", f"--workdir={workdir}")
+    assert process.returncode == 0, process.stderr
+    score = json.loads(process.stdout)
+    expected = json.loads((workdir / "result.json").read_text())["test"]
+    assert score["accuracy"] == expected["accuracy"]
+    assert score["n_scored"] == expected["n_scored"]
+
+
+def test_predict_needs_nothing_but_the_moved_artifact(finished, tmp_path):
+    from PIL import Image
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished[0] / "artifact", moved)
+    example = open_source("digits").read("test")[3]
+    Image.fromarray(example["image"]).save(tmp_path / "digit.png")
+    process = run_command(
+        "predict", f"--workdir={moved}", str(tmp_path / "digit.png"), "--json"
+    )
+    assert process.returncode == 0, process.stderr
+    (answer,) = json.loads(process.stdout)
+    artifact = load_artifact(moved)
+    logits = artifact.logits(artifact.preprocess.host(example["image"])[None])
+    assert answer["label"] == artifact.task.class_names[int(np.argmax(logits))]
+    assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
+
+
+def test_another_scheme_in_the_same_workdir_is_refused_with_the_difference(
+    small_config, finished
+):
+    before = (finished[0] / "config.json").read_text()
+    process = train(small_config, finished[0], "--config.scheme=linear_probe")
+    assert process.returncode == 2
+    assert "scheme: 'last_k(1)' -> 'linear_probe'" in process.stderr
+    assert (finished[0] / "config.json").read_text() == before
+
+
+def test_a_checkpoint_of_another_plan_is_refused_with_the_leaves(small_config, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "config.json").unlink()
+    process = train(small_config, workdir, "--config.scheme=linear_probe")
+    assert process.returncode == 2
+    assert "written under another plan" in process.stderr
+    assert "layer3_block2/conv1/kernel: last_k(1) (3, 3, 64, 64) -> frozen" in process.stderr
+
+
+def test_a_changed_artifact_is_refused(finished, tmp_path):
+    moved = tmp_path / "changed"
+    shutil.copytree(finished[0] / "artifact", moved)
+    path = moved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    process = run_command("predict", f"--workdir={moved}", str(ROOT / "README.md"))
+    assert process.returncode == 2
+    assert "it was changed" in process.stderr

@@ -1,0 +1,53 @@
+import jax
+import numpy as np
+import pytest
+
+from finetune_jax import tree
+from finetune_jax.models import build, initialise
+from finetune_jax.schemes import resolve
+from finetune_jax.training.audit import AuditError, audit, snapshot
+
+
+@pytest.fixture
+def trained():
+    """(plan, snapshot, variables in which exactly what may change has changed)."""
+    model = build("resnet20_cifar", 5, image_size=32)
+    variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
+    plan = resolve("last_k(1)", model.stages, variables["params"], variables["batch_stats"])
+    free = {f"params/{p}" for p in plan.trainable}
+    free |= {f"batch_stats/{p}" for p in plan.tracked_statistics}
+    after = tree.map_with_path(lambda p, x: x + 1 if p in free else x, variables)
+    return plan, snapshot(variables), after
+
+
+def change(variables, path, value):
+    return tree.map_with_path(lambda p, x: value(x) if p == path else x, variables)
+
+
+def test_a_clean_run_passes_and_is_counted(trained):
+    plan, before, after = trained
+    counts = audit(plan, before, after)
+    assert counts["moved_leaves"] == len(plan.trainable)
+    assert counts["frozen_leaves"] == len(plan.leaves) - len(plan.trainable)
+    assert counts["frozen_statistics"] == len(plan.statistics) - len(plan.tracked_statistics)
+
+
+def test_a_frozen_leaf_that_moved_by_one_bit_is_named(trained):
+    plan, before, after = trained
+    broken = change(after, "params/stem/conv/kernel", lambda x: np.nextafter(x, np.float32(9)))
+    with pytest.raises(AuditError, match="frozen leaves changed: params/stem/conv/kernel"):
+        audit(plan, before, broken)
+
+
+def test_a_frozen_statistic_that_leaked_is_named(trained):
+    plan, before, after = trained
+    broken = change(after, "batch_stats/stem/norm/mean", lambda x: x + 1e-3)
+    with pytest.raises(AuditError, match="batch_stats/stem/norm/mean"):
+        audit(plan, before, broken)
+
+
+def test_a_trainable_leaf_that_stood_still_is_named(trained):
+    plan, before, after = trained
+    broken = change(after, "params/head/bias", lambda x: x - 1)
+    with pytest.raises(AuditError, match="did not move: params/head/bias"):
+        audit(plan, before, broken)

@@ -1,0 +1,179 @@
+"""Frozen is free: in compiled FLOPs and in bytes, whatever reads the gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finetune_jax import tree
+from finetune_jax.config import default
+from finetune_jax.models import build, initialise
+from finetune_jax.schemes import resolve
+from finetune_jax.tasks import Classification
+from finetune_jax.training import state as state_lib
+from finetune_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from finetune_jax.training.step import make_eval_step, make_train_step
+
+TASK = Classification(tuple("abcde"))
+
+
+def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **optimizer):
+    model = build(model_name, TASK.head_size, image_size=size)
+    abstract = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
+    plan = resolve(
+        scheme, model.stages, abstract["params"], abstract["batch_stats"], batch_norm=batch_norm
+    )
+    config = default().optimizer
+    config.update({"name": "adamw", **optimizer})
+    tx = make_optimizer(config, plan, 10)
+    step = make_train_step(
+        model,
+        TASK,
+        plan,
+        tx,
+        lambda x: x.astype(jnp.float32) / 255,
+        lambda key, x: x,
+        accumulate=accumulate,
+        ema_decay=config.ema_decay,
+    )
+
+    def create(variables):
+        return state_lib.create(variables, plan, tx, seed=0, ema=config.ema_decay > 0)
+
+    return model, abstract, plan, create, step
+
+
+def batch_of(size, n=8, seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(generator.integers(0, 256, (n, size, size, 3), dtype=np.uint8)),
+        "label": jnp.asarray(generator.integers(0, 5, n, dtype=np.int32)),
+    }
+
+
+def step_flops(name, size, scheme, **options):
+    _, abstract, _, create, step = setup(name, size, scheme, **options)
+    state, base = jax.eval_shape(create, abstract)
+    compiled = jax.jit(step).lower(state, base, batch_of(size)).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def forward_flops(name, size):
+    model = build(name, TASK.head_size, image_size=size)
+    abstract = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
+    step = make_eval_step(model, TASK, lambda x: x.astype(jnp.float32) / 255)
+    return jax.jit(step).lower(abstract, batch_of(size)).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 224)])
+def test_a_probe_costs_a_forward_pass(name, size):
+    probe = step_flops(name, size, "linear_probe")
+    assert probe <= 1.10 * forward_flops(name, size)
+    assert probe <= 0.40 * step_flops(name, size, "full")
+    # Readers of gradients must not revive the frozen backward pass.
+    readers = step_flops(name, size, "linear_probe", clip_norm=1.0, ema_decay=0.99)
+    assert readers <= 1.01 * probe
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 32)])
+def test_accumulation_keeps_a_probe_cheap(name, size):
+    probe = step_flops(name, size, "linear_probe", accumulate=4, clip_norm=1.0, ema_decay=0.99)
+    full = step_flops(name, size, "full", accumulate=4, clip_norm=1.0, ema_decay=0.99)
+    assert probe <= 0.40 * full
+
+
+@pytest.mark.parametrize("scheme", ["linear_probe", "last_k(1)", "norm_only", "full"])
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 32)])
+def test_optimizer_bytes_are_those_of_the_trainable_leaves(name, size, scheme):
+    _, abstract, plan, create, _ = setup(name, size, scheme)
+    state, _ = jax.eval_shape(create, abstract)
+    trainable, _ = plan.split(abstract["params"])
+    moments = 2 * tree.nbytes(trainable)
+    # Beyond two moments there are only step counters of a few bytes per group.
+    assert moments <= tree.nbytes(state.opt_state) <= moments + 64
+
+
+def test_accumulated_gradients_equal_the_whole_batch():
+    results = []
+    for accumulate in (1, 4):
+        _, _, _, create, step = setup(
+            "vit_ti16", 32, "last_k(1)", accumulate=accumulate, name="sgd", momentum=0.0
+        )
+        model = build("vit_ti16", 5, image_size=32)
+        state, base = create(initialise(model, 32, jax.random.key(0)))
+        new, metrics = jax.jit(step)(state, base, batch_of(32))
+        results.append((new.params, metrics["loss"]))
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(results[0][0]), jax.tree.leaves(results[1][0]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_clipping_uses_the_norm_of_the_trainable_half():
+    moves = {}
+    for clip in (0.0, 1e-3):
+        _, abstract, _, create, step = setup(
+            "resnet20_cifar", 32, "linear_probe", name="sgd", momentum=0.0, clip_norm=clip,
+            learning_rate=1.0, schedule="constant",
+        )  # fmt: skip
+        model = build("resnet20_cifar", 5, image_size=32)
+        state, base = create(initialise(model, 32, jax.random.key(0)))
+        new, metrics = jax.jit(step)(state, base, batch_of(32))
+        delta = jax.tree.map(jnp.subtract, new.params, state.params)
+        moves[clip] = float(jnp.sqrt(sum(jnp.sum(d**2) for d in jax.tree.leaves(delta))))
+    np.testing.assert_allclose(moves[1e-3], 1e-3, rtol=1e-3)
+    np.testing.assert_allclose(moves[0.0], float(metrics["grad_norm"]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "frozen_all", "track"])
+def test_statistics_follow_the_policy(policy):
+    _, _, plan, create, step = setup("resnet20_cifar", 32, "last_k(1)", batch_norm=policy)
+    model = build("resnet20_cifar", 5, image_size=32)
+    variables = initialise(model, 32, jax.random.key(0))
+    state, base = create(variables)
+    new, _ = jax.jit(step)(state, base, batch_of(32))
+    after = tree.flatten(state_lib.variables(new, base)["batch_stats"])
+    for path, value in tree.flatten(variables["batch_stats"]).items():
+        moved = not np.array_equal(value, after[path])
+        assert moved == (path in plan.tracked_statistics), path
+
+
+def test_groups_get_their_own_rate_and_decay():
+    rules = "[('head/kernel', 'fast(lr=10)'), ('head/bias', 'slow(lr=0.1)'), ('.*', 'frozen')]"
+    deltas = {}
+    for scheme in ("linear_probe", rules):
+        _, _, _, create, step = setup(
+            "vit_ti16", 32, scheme, name="sgd", momentum=0.0, schedule="constant"
+        )
+        model = build("vit_ti16", 5, image_size=32)
+        state, base = create(initialise(model, 32, jax.random.key(0)))
+        new, _ = jax.jit(step)(state, base, batch_of(32))
+        deltas[scheme] = jax.tree.map(jnp.subtract, new.params, state.params)["head"]
+    np.testing.assert_allclose(
+        deltas[rules]["kernel"], 10 * deltas["linear_probe"]["kernel"], rtol=1e-4, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        deltas[rules]["bias"], 0.1 * deltas["linear_probe"]["bias"], rtol=1e-4, atol=1e-9
+    )
+
+
+def test_schedule_warms_up_and_decays_to_zero():
+    config = default().optimizer
+    config.update({"learning_rate": 0.4, "warmup_steps": 4, "schedule": "cosine"})
+    schedule = learning_rate_schedule(config, 12)
+    expected = [0.4 * t / 4 for t in range(4)]
+    expected += [0.2 * (1 + np.cos(np.pi * t / 8)) for t in range(9)]
+    np.testing.assert_allclose([float(schedule(t)) for t in range(13)], expected, atol=1e-6)
+
+
+def test_trainable_leaves_keep_f32_masters_under_bf16_frozen_storage():
+    _, _, plan, _, _ = setup("vit_ti16", 32, "last_k(1)")
+    model = build("vit_ti16", 5, image_size=32)
+    variables = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16), initialise(model, 32, jax.random.key(0))
+    )
+    tx = make_optimizer(default().optimizer, plan, 10)
+    state, base = state_lib.create(
+        variables, plan, tx, seed=0, ema=False, frozen_dtype=jnp.bfloat16
+    )
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(base.params)} == {jnp.dtype("bfloat16")}

@@ -21,7 +21,7 @@ from absl import app, flags
 from PIL import Image
 
 # The label order of CIFAR-10 and of TFDS, which reads it from the original archive.
-_LABELS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder with the two zips.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir to write to.", required=True)

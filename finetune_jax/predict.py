@@ -36,9 +36,7 @@ def predict(workdir: Path, images: Sequence[str], base: str = "") -> list[dict]:
     artifact = load_artifact(workdir, base)
     pixels = np.stack([artifact.preprocess.host(decode(path)) for path in images])
     readings = artifact.task.read(artifact.logits(pixels))
-    return [
-        {"image": str(path), **reading} for path, reading in zip(images, readings, strict=True)
-    ]
+    return [{"image": str(path), **reading} for path, reading in zip(images, readings, strict=True)]
 
 
 def main(argv: Sequence[str]) -> None:

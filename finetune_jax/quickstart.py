@@ -1,6 +1,6 @@
 """The main job end to end: four schemes, one table, a figure, an artifact and a prediction.
 
-  python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
+python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Pat
     """A config file of a run of a few seconds: digits, ResNet-20 at 16 pixels, 6 steps."""
     path = tmp_path_factory.mktemp("configs") / "small.py"
     path.write_text(
-        f'''
+        f"""
 from finetune_jax.config import default
 
 def get_config():
@@ -68,6 +68,6 @@ def get_config():
     config.log.every_steps = 1
     config.log.tensorboard = False
     return config
-'''
+"""
     )
     return path

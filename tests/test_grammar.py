@@ -5,9 +5,14 @@ from hypothesis import given
 from finetune_jax.errors import UserError
 from finetune_jax.grammar import Call, parse
 
-NAMES = st.from_regex(r"[a-z][a-z_0-9]{0,6}", fullmatch=True).filter(
-    lambda s: s not in ("as", "in", "is", "if", "or", "and", "not", "def", "for", "del", "try")
-).filter(str.isidentifier).filter(lambda s: not __import__("keyword").iskeyword(s))
+NAMES = (
+    st.from_regex(r"[a-z][a-z_0-9]{0,6}", fullmatch=True)
+    .filter(
+        lambda s: s not in ("as", "in", "is", "if", "or", "and", "not", "def", "for", "del", "try")
+    )
+    .filter(str.isidentifier)
+    .filter(lambda s: not __import__("keyword").iskeyword(s))
+)
 VALUES = st.one_of(
     st.integers(-99, 99), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5)
 )

@@ -123,9 +123,7 @@ class TrainBatches:
             thread.join()
 
 
-def eval_batches(
-    examples: Examples, preprocess: Preprocess, batch_size: int
-) -> Iterator[Batch]:
+def eval_batches(examples: Examples, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded with zeros.
 
     Yields ``image``, ``label``, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.

@@ -123,9 +123,7 @@ class ViT(StagedModel):
         for i in range(depth):
             setattr(self, f"block_{i}", block(heads, self.dropout, self.dtype))
         self.norm = FinalNorm(epsilon=1e-6, dtype=self.dtype)
-        self.head = nn.Dense(
-            self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros
-        )
+        self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: jax.Array) -> jax.Array:
         return (x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)).astype(jnp.float32)

@@ -97,6 +97,5 @@ def bias_only(outline: Outline) -> list[str]:
 
 
 SCHEMES: dict[str, Callable[..., list[str]]] = {
-    f.__name__: f
-    for f in (full, linear_probe, last_k, first_k, stages, norm_only, bias_only)
+    f.__name__: f for f in (full, linear_probe, last_k, first_k, stages, norm_only, bias_only)
 }

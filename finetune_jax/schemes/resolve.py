@@ -55,7 +55,9 @@ def resolve(
     _choice("batch_norm", batch_norm, BATCH_NORM)
     _choice("frozen_dropout", frozen_dropout, DROPOUT)
     flat = {
-        path: leaf for stage in stages for path, leaf in tree.flatten({stage: params[stage]}).items()
+        path: leaf
+        for stage in stages
+        for path, leaf in tree.flatten({stage: params[stage]}).items()
     }
     outline = Outline(tuple(stages), tuple(flat))
     if isinstance(scheme, str) and scheme.lstrip().startswith(("[", "(")):
@@ -150,7 +152,9 @@ def _rules(rules: Any, outline: Outline) -> tuple[str, dict[str, str], dict[str,
     for pattern, written in pairs:
         call = parse(written)
         if len(call) != 1 or call[0].args:
-            raise UserError(f"scheme: a group is 'name' or 'name(lr=…, decay=…)'; found {written!r}")
+            raise UserError(
+                f"scheme: a group is 'name' or 'name(lr=…, decay=…)'; found {written!r}"
+            )
         name, rates = call[0].name, dict(call[0].kwargs)
         matched = [p for p in outline.paths if _regex(pattern, "scheme").fullmatch(p)]
         if not matched:

@@ -139,6 +139,4 @@ class Checkpoints:
 
 def base_fingerprint(base: Any) -> str:
     """Fingerprint of the frozen half, parameters and kept statistics."""
-    return tree.fingerprint(
-        jax.tree.map(np.asarray, {"params": base.params, "stats": base.stats})
-    )
+    return tree.fingerprint(jax.tree.map(np.asarray, {"params": base.params, "stats": base.stats}))

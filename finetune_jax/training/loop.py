@@ -15,8 +15,8 @@ from finetune_jax import config as config_lib
 from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.errors import UserError
-from finetune_jax.files import write_json
 from finetune_jax.evaluation.scores import evaluate
+from finetune_jax.files import write_json
 from finetune_jax.models import MODELS
 from finetune_jax.reporting.progress import MetricsWriter, Progress, say
 from finetune_jax.training import audit as audit_lib

@@ -72,9 +72,7 @@ def make_train_step(
 
     gradient = jax.grad(loss_fn, has_aux=True)
 
-    def train_step(
-        state: State, base: Base, batch: Batch
-    ) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(state: State, base: Base, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         if accumulate == 1:
             grads, (stats, metrics) = gradient(state.params, state.stats, base, batch, key)
@@ -101,9 +99,7 @@ def make_train_step(
                 state.stats,
                 {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
             )
-            (grads, stats, metrics), _ = jax.lax.scan(
-                body, start, (micro, jnp.arange(accumulate))
-            )
+            (grads, stats, metrics), _ = jax.lax.scan(body, start, (micro, jnp.arange(accumulate)))
             grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -41,6 +41,7 @@ def _examples(zip_path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def main(_: list[str]) -> None:
+    """Writes the dataset."""
     builder_class = tfds.builder_cls("cifar10")
     folder = Path(_IMAGES.value)
 

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the closest valid name, or the names if none is close."""
+    """Returns ``" Did you mean 'x'?"`` for the closest name, or the names if none is close."""
     names = [str(v) for v in valid]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from finetune_jax import cli
@@ -24,26 +23,13 @@ _TOP = flags.DEFINE_integer("top", 3, "Classes to show per image.", lower_bound=
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 
 
-def predict(workdir: Path, images: Sequence[str], base: str = "") -> list[dict]:
-    """One dict per image: ``image``, ``label``, ``probabilities`` by falling probability.
-
-    Raises:
-      UserError: no artifact, or an image that cannot be decoded (before any is predicted).
-    """
-    from finetune_jax.artifact import load_artifact
-    from finetune_jax.data.images import decode
-
-    artifact = load_artifact(workdir, base)
-    pixels = np.stack([artifact.preprocess.host(decode(path)) for path in images])
-    readings = artifact.task.read(artifact.logits(pixels))
-    return [{"image": str(path), **reading} for path, reading in zip(images, readings, strict=True)]
-
-
 def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) < 2:
         raise UserError("give at least one image file")
-    results = predict(Path(_WORKDIR.value), argv[1:], _BASE.value)
+    from finetune_jax.artifact import load_artifact
+
+    results = load_artifact(Path(_WORKDIR.value), _BASE.value).predict(argv[1:])
     if _JSON.value:
         print(json.dumps(results, indent=1))
         return

@@ -52,7 +52,7 @@ def _scalars(shape: tuple[int, ...]) -> int:
 
 def main(_: Sequence[str]) -> None:
     """The command."""
-    from finetune_jax.predict import predict
+    from finetune_jax.artifact import load_artifact
     from finetune_jax.reporting.figures import accuracy_against_cost
     from finetune_jax.reporting.progress import say
     from finetune_jax.reporting.tables import table
@@ -86,14 +86,15 @@ def main(_: Sequence[str]) -> None:
     best, folder = max(results, key=lambda pair: pair[0]["validation"]["accuracy"])
     image = workdir / "digit.png"
     label = _write_test_image(experiment, image)
-    answer = predict(folder, [str(image)])[0]
+    answer = load_artifact(folder).predict([image])[0]
     top = list(answer["probabilities"].items())[:3]
     print(f"\nfigure    {figure}\nartifact  {folder / 'artifact'} ({best['scheme']})")
     print(f"predicted {image} (a {label}): " + ", ".join(f"{c} {p:.1%}" for c, p in top))
     print(
         f"\nNext:\n"
         f"  python -m finetune_jax.predict --workdir={folder} {image} --json\n"
-        f"  python -m finetune_jax.plan --config={path} --config.scheme='first_k(3) + linear_probe'\n"
+        f"  python -m finetune_jax.plan --config={path} "
+        f"--config.scheme='first_k(3) + linear_probe'\n"
         f"  python -m finetune_jax.train --config={path} --workdir=runs/mine "
         f"--config.scheme=\"stages('layer2_.*') + linear_probe\""
     )

@@ -1,3 +1,5 @@
+import contextlib
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -31,10 +33,8 @@ def test_parse_undoes_printing(terms):
 
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused_with_a_user_error(text):
-    try:
+    with contextlib.suppress(UserError):
         parse(text)
-    except UserError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ that may differ from the base.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
+from finetune_jax.data.images import decode
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
@@ -47,6 +49,16 @@ class Artifact:
         """Logits f32[n, classes] of images uint8[n, size, size, 3] (already preprocessed)."""
         forward = jax.jit(lambda v, x: self.model.apply(v, self.preprocess.device(x)))
         return np.asarray(forward(self.variables, images))
+
+    def predict(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+        """One dict per image file: ``image``, ``label``, ``probabilities`` (falling).
+
+        Raises:
+          UserError: an image that cannot be decoded, before any is predicted.
+        """
+        pixels = np.stack([self.preprocess.host(decode(path)) for path in paths])
+        readings = self.task.read(self.logits(pixels))
+        return [{"image": str(p), **r} for p, r in zip(paths, readings, strict=True)]
 
 
 def save_artifact(

@@ -160,7 +160,8 @@ def _open_tfds(name: str, dataset: str, data_dir: str) -> Source:
     for feature in ("image", "label"):
         if feature not in info.features:
             raise UserError(
-                f"data.source: {name!r} has no feature {feature!r}.{nearest(feature, info.features)}"
+                f"data.source: {name!r} has no feature {feature!r}."
+                f"{nearest(feature, info.features)}"
             )
     file_format = getattr(info.file_format, "value", str(info.file_format))
     if file_format not in ("array_record", "parquet"):

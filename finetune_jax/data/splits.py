@@ -36,10 +36,8 @@ def resolve_split(text: str, sizes: Mapping[str, int]) -> list[tuple[str, int, i
         def bound(value: str | None, default: int, size: int = size) -> int:
             if value is None:
                 return default
-            if value.endswith("%"):
-                index = round(size * int(value[:-1]) / 100)
-            else:
-                index = int(value)
+            percent = value.endswith("%")
+            index = round(size * int(value[:-1]) / 100) if percent else int(value)
             return min(max(index + size if index < 0 else index, 0), size)
 
         start, stop = bound(match["start"], 0), bound(match["stop"], size)

@@ -96,6 +96,7 @@ class _Load:
         self.stages = frozenset(reinitialise)
         self.always = always
         self.problems: list[str] = []
+        self.homeless: list[str] = []  # tensors that no leaf wants
         self.rows: list[Row] = []
         self.arrays: dict[str, np.ndarray] = {}
         names = weights.names()
@@ -191,6 +192,7 @@ class _Load:
             reason = self.map.ignored(name)
             if reason is None:
                 known = [self._source(leaf) for leaf in self.leaves]
+                self.homeless.append(name)
                 self.problems.append(
                     f"tensor {name!r} {dtype}{list(shape)} has an unknown name."
                     f"{nearest(name, known)}"
@@ -204,6 +206,7 @@ class _Load:
                 reason = f"stage {stage} is re-initialised: {fresh[stage]}"
                 self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
             else:
+                self.homeless.append(name)
                 self.problems.append(
                     f"tensor {name!r} {dtype}{list(shape)} belongs to {match.leaf}, which the "
                     f"model does not have.{nearest(match.leaf, self.leaves)}"
@@ -253,10 +256,12 @@ class _Load:
             self._keep(leaf, (None, None, None), f"not in the file; {fresh[stage]}")
             return
         wanted = self.leaves[leaf]
-        hint = " (reinitialise_head=True starts it afresh)" if stage in self.stages else ""
+        remedy = " (reinitialise_head=True starts it afresh)" if stage in self.stages else ""
+        # Only a tensor that found no place can be the missing one under another name.
+        near = nearest(self._source(leaf), self.homeless)
         self.problems.append(
             f"leaf {leaf} {_dtype(wanted)}{list(wanted.shape)} gets no tensor; expected "
-            f"{self._source(leaf)!r}{hint}.{nearest(self._source(leaf), self.weights.names())}"
+            f"{self._source(leaf)!r}{remedy}.{near if near.startswith(' Did you') else ''}"
         )
 
     def _source(self, leaf: str) -> str:

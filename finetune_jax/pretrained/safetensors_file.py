@@ -57,15 +57,6 @@ def open_safetensors(path: Path) -> Weights:
     return Weights(path, specs, read, lambda: file.__exit__(None, None, None))
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file at once; raises UserError as `open_safetensors` does."""
-    try:
-        with open_safetensors(Path(path)) as weights:
-            return {name: weights.read(name) for name in weights.names()}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> None:

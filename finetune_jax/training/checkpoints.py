@@ -49,6 +49,10 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
                 best_fn=lambda metrics: sign * metrics[metric],

@@ -212,7 +212,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
             f"scheme {experiment.plan.scheme!r} freezes leaves that are new and random: "
             f"{', '.join(stuck)}; add ' + linear_probe' to train the head"
         )
-    return variables, dataclasses.asdict(manifest)
+    return variables, manifest.to_json()
 
 
 def reestimate(

@@ -1,4 +1,4 @@
-"""The one train step: a pure function of (state, base, batch), and the evaluation step beside it."""
+"""The one train step, a pure function of (state, base, batch), and the evaluation step."""
 
 from __future__ import annotations
 

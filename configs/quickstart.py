@@ -6,8 +6,9 @@ Commands:
       --config.scheme=linear_probe
   python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(3)'
 
-`make quickstart` runs the four schemes of `QUICKSTART` one after another, each with the learning
-rate that `QUICKSTART` gives it (chosen on the validation split), and prints them as one table.
+`make quickstart` runs the four schemes of `QUICKSTART` one after another and prints them as one
+table. The learning rates were set by hand, not tuned, so the table shows the job, not which scheme
+is best.
 """
 
 from finetune_jax.config import default

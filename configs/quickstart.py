@@ -30,11 +30,11 @@ def get_config():
     config.model.name = "resnet20_cifar"
     config.data.source = "digits"
     config.train.batch_size = 64
-    config.train.epochs = 6.0
+    config.train.epochs = 4.0
     config.optimizer.learning_rate = 0.1
     config.optimizer.warmup_steps = 10
     config.mesh.cpu_devices = 2
-    config.eval.every_epochs = 3.0
+    config.eval.every_epochs = 4.0
     config.eval.batch_size = 120
     config.log.every_steps = 20
     return config

@@ -11,7 +11,7 @@ epochs. The argument sets the epochs: ``--config=configs/pretrain_resnet20_cifar
 from finetune_jax.config import default
 
 
-def get_config(epochs: str = "30"):
+def get_config(epochs: str = "27"):
     """One cosine from a short warm-up, as long as `epochs`."""
     config = default()
     config.scheme = "full"

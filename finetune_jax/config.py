@@ -17,7 +17,9 @@ def default() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
 
-    # What trains: see finetune_jax/schemes. Text such as "last_k(2) + stages('stem')", or rules.
+    # What trains: see finetune_jax/schemes. Text such as "last_k(2) + stages('stem')", phases such
+    # as "linear_probe + phase(epochs=2) >> full + phase(lr=0.1)", a program such as "lp_ft", or
+    # ordered rules.
     c.scheme = "full"
     c.batch_norm = "frozen"  # frozen | frozen_all | track | reestimate
     c.frozen_dropout = "eval"  # eval | train
@@ -66,10 +68,22 @@ def default() -> ml_collections.ConfigDict:
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
     c.optimizer.weight_decay = 0.0
-    c.optimizer.schedule = "cosine"  # cosine | linear | constant
+    c.optimizer.schedule = "cosine"  # cosine | linear | constant | onecycle(...) | slanted(...)
     c.optimizer.warmup_steps = 0
     c.optimizer.clip_norm = 0.0  # 0: off; global norm of the trainable half
     c.optimizer.ema_decay = 0.0  # 0: off; of the trainable half, used for evaluation and artifact
+
+    c.optimizer.sam_rho = 0.0  # 0: off; radius of sharpness-aware minimisation
+    c.optimizer.l2_sp = 0.0  # 0: off; pull of trainable leaves towards their pretrained values
+    c.optimizer.l2_sp_head = 0.0  # pull of re-initialised leaves towards 0
+
+    # Activations after the frozen prefix, computed once and read in later epochs.
+    c.prefix_cache = ml_collections.ConfigDict()
+    c.prefix_cache.enabled = True
+    c.prefix_cache.bytes = 2**30  # of one split in memory; more goes to `dir`, or is not cached
+    c.prefix_cache.dir = ""  # folder kept between runs; empty uses memory alone
+    c.prefix_cache.dir_bytes = 100 * 2**30  # the longest unused entries are removed beyond this
+    c.prefix_cache.views = 0  # with data.augment: this many fixed views per image, one per epoch
 
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1  # devices per axis; -1 takes what is left
@@ -121,9 +135,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     ):
         if not low <= config[key] < high:
             raise UserError(f"{key}: expected a number in [{low}, {high}), found {config[key]}")
+    for key in ("optimizer.sam_rho", "optimizer.l2_sp", "optimizer.l2_sp_head"):
+        if config[key] < 0:
+            raise UserError(f"{key}: expected a number >= 0, found {config[key]}")
     choices = {
         "optimizer.name": ("sgd", "adamw"),
-        "optimizer.schedule": ("cosine", "linear", "constant"),
         "model.frozen_dtype": ("float32", "bfloat16"),
         "artifact.contents": ("all", "delta"),
         "artifact.select": ("last", "best"),

@@ -34,9 +34,14 @@ def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
     from finetune_jax.evaluation.scores import evaluate
     from finetune_jax.training.experiment import load_variables, prepare
     from finetune_jax.training.mesh import put_batch
+    from finetune_jax.training.phase import PhaseRun
 
     if split not in ("train", "validation", "test") or not config.data[split]:
         raise UserError(f"--split: expected train, validation or test, found {split!r}")
+    if variables is None:
+        config = config.copy_and_resolve_references()
+        with config.ignore_type():
+            config.scheme = "full"  # the weights as they are, without a scheme's deltas
     experiment = prepare(config)
     if variables is None:
         variables, manifest = load_variables(experiment)
@@ -47,7 +52,7 @@ def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
                 + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
             )
     return evaluate(
-        experiment.compile_eval_step(config.eval.batch_size),
+        PhaseRun(experiment, len(experiment.phases) - 1).compile_eval_step(config.eval.batch_size),
         variables,
         experiment.source.read(config.data[split]),
         experiment.preprocess,

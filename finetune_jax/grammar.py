@@ -1,13 +1,15 @@
-"""Call expressions such as ``last_k(2, lr=0.1) + norm_only``: parsed, never evaluated.
+"""Call expressions such as ``last_k(2, lr=0.1) + norm >> full``: parsed, never evaluated.
 
-Python's own parser reads the text; only names, calls with literal arguments, and ``+`` between them
-are let through. Printing is canonical: ``parse(str(x)) == x``.
+Python's own parser reads the text; only names, calls with literal arguments, ``+`` between them and
+``>>`` ("then") between sums are let through. Printing is canonical: what `parse` or
+`parse_sequence` returns, printed with `print_sum` and joined by `` >> ``, parses to itself.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_jax.errors import UserError
@@ -26,16 +28,41 @@ class Call:
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
-def parse(text: str) -> tuple[Call, ...]:
-    """Returns the terms of `text` from left to right.
+Sum = tuple[Call, ...]
+
+
+def parse(text: str) -> Sum:
+    """Returns the terms of a sum from left to right.
 
     Raises:
       UserError: not a sum of names and calls with literal arguments; shows where it went wrong.
     """
+    return _sum(_expression(text), text)
+
+
+def parse_sequence(text: str) -> tuple[Sum, ...]:
+    """Returns the sums between ``>>``, from left to right; `parse`'s errors."""
+    node, sums = _expression(text), []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+        sums.append(_sum(node.right, text))
+        node = node.left
+    sums.append(_sum(node, text))
+    return tuple(reversed(sums))
+
+
+def print_sum(terms: Sequence[Call]) -> str:
+    """The canonical text of a sum."""
+    return " + ".join(map(str, terms))
+
+
+def _expression(text: str) -> ast.expr:
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"cannot read {text!r}: {error}") from None
+
+
+def _sum(node: ast.expr, text: str) -> Sum:
     terms = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         terms.append(_call(node.right, text))

@@ -20,9 +20,6 @@ _CONFIG = cli.define_config()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the tables.")
 flags.mark_flag_as_required("config")
 
-# Any length will do: the schedule's horizon changes no figure.
-_STEPS = 1000
-
 
 def figures(config: Any) -> tuple[dict[str, Any], Any]:
     """Returns (figures, experiment).
@@ -30,48 +27,73 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
     The figures are ``trainable_params``, ``frozen_params``, ``flops_step``, ``flops_step_full``,
     ``flops_forward`` (operations per batch), ``temp_bytes``, ``temp_bytes_full``,
     ``argument_bytes`` (per device), ``optimizer_bytes``, ``optimizer_bytes_full``,
-    ``checkpoint_bytes``, and the plan's ``plan_hash`` and ``scheme``.
+    ``checkpoint_bytes``, and the plan's ``plan_hash`` and ``scheme``: those of the last phase, and
+    under ``phases`` those of every phase.
     """
-    from finetune_jax import tree
-    from finetune_jax.training.cost import flops, measure
+    from finetune_jax.training.cost import flops
     from finetune_jax.training.experiment import prepare
-
-    def cost(experiment: Any) -> Any:
-        compiled, state = experiment.compile_train_step(experiment.optimizer(_STEPS))
-        return measure(compiled, state)
+    from finetune_jax.training.phase import PhaseRun
 
     experiment = prepare(config)
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"
-    ours, full = cost(experiment), cost(prepare(reference))
-    forward = experiment.compile_eval_step(config.train.batch_size)
-    trainable, frozen = experiment.plan.split(experiment.abstract["params"])
+    full = _figures(PhaseRun(prepare(reference)))
+    forward = PhaseRun(experiment, len(experiment.phases) - 1)
+    flops_forward = flops(forward.compile_eval_step(config.train.batch_size))
+    phases = []
+    for index in range(len(experiment.phases)):
+        ours = _figures(PhaseRun(experiment, index))
+        phases.append(
+            {**ours, "flops_forward": flops_forward}
+            | {f"{k}_full": v for k, v in full.items() if k.startswith(_COSTS)}
+        )
+    return {**phases[-1], "scheme": experiment.scheme, "phases": phases}, experiment
+
+
+_COSTS = ("flops", "temp", "argument", "optimizer", "checkpoint")
+
+
+def _figures(run: Any) -> dict[str, Any]:
+    """Figures of one phase; a solved one compiles no step and costs none."""
+    from finetune_jax import tree
+    from finetune_jax.training.cost import Cost, measure
+
+    trainable, frozen = tree.split(run.abstract["params"], run.plan.trainable)
+    if run.phase.solve:
+        cost = Cost(0.0, 0, 0, 0, 0)
+    else:
+        accumulate = run.experiment.config.train.accumulate
+        cost = measure(run.compile_train_step(), run.abstract_state()[0], accumulate)
     return {
-        "scheme": experiment.plan.scheme,
-        "plan_hash": experiment.plan.hash,
+        "scheme": run.plan.scheme,
+        "plan_hash": run.plan.hash,
         "trainable_params": tree.size(trainable),
         "frozen_params": tree.size(frozen),
-        "flops_step": ours.flops,
-        "flops_step_full": full.flops,
-        "flops_forward": flops(forward),
-        "temp_bytes": ours.temp_bytes,
-        "temp_bytes_full": full.temp_bytes,
-        "argument_bytes": ours.argument_bytes,
-        "argument_bytes_full": full.argument_bytes,
-        "optimizer_bytes": ours.optimizer_bytes,
-        "optimizer_bytes_full": full.optimizer_bytes,
-        "checkpoint_bytes": ours.checkpoint_bytes,
-        "checkpoint_bytes_full": full.checkpoint_bytes,
-    }, experiment
+        "prefix_stages": len(run.plan.prefix),
+        "flops_step": cost.flops,
+        "temp_bytes": cost.temp_bytes,
+        "argument_bytes": cost.argument_bytes,
+        "optimizer_bytes": cost.optimizer_bytes,
+        "checkpoint_bytes": cost.checkpoint_bytes,
+    }
 
 
 def render(numbers: dict[str, Any], experiment: Any) -> str:
     """The tables a person reads."""
+    parts = []
+    for index, phase in enumerate(experiment.phases):
+        if len(experiment.phases) > 1:
+            parts.append(f"phase {index + 1} of {len(experiment.phases)}")
+        decay = experiment.config.optimizer.weight_decay
+        parts.append(_render(numbers["phases"][index], phase.plan, decay))
+    return "\n\n".join(parts)
+
+
+def _render(numbers: dict[str, Any], plan: Any, default_decay: float) -> str:
     from finetune_jax.reporting.tables import count, size, table
     from finetune_jax.schemes import FROZEN
 
-    plan, default_decay = experiment.plan, experiment.config.optimizer.weight_decay
     statistics = {path.split("/", 1)[0] for path in plan.statistics}
     rows = []
     for stage in plan.stages:
@@ -86,7 +108,7 @@ def render(numbers: dict[str, Any], experiment: Any) -> str:
                     "  " + leaf.path.split("/", 1)[1],
                     "x".join(map(str, leaf.shape)),
                     leaf.group,
-                    "" if leaf.group == FROZEN else f"{group.lr:g}",
+                    "" if leaf.group == FROZEN else f"{leaf.lr:g}",
                     "" if leaf.group == FROZEN else f"{decay if leaf.decays else 0:g}",
                     "",
                 ]
@@ -107,7 +129,7 @@ def render(numbers: dict[str, Any], experiment: Any) -> str:
                 name,
                 show(numbers[key]),
                 show(numbers[f"{key}_full"]),
-                f"{numbers[key] / numbers[f'{key}_full']:.3f}",
+                f"{numbers[key] / max(numbers[f'{key}_full'], 1):.3f}",
             ]
             for name, show, key in pairs
         ],
@@ -117,6 +139,7 @@ def render(numbers: dict[str, Any], experiment: Any) -> str:
         f"{leaves}\n\nscheme {plan.scheme}  (plan {plan.hash}, batch_norm {plan.batch_norm})\n"
         f"trainable {numbers['trainable_params']:,} of {total:,} parameters ({share:.2%}), frozen "
         f"{numbers['frozen_params']:,}\n\n{costs}\n"
+        f"frozen prefix: {numbers['prefix_stages']} of {len(plan.stages)} stages\n"
         f"forward alone: {count(numbers['flops_forward'])} FLOPs for the same batch"
     )
 

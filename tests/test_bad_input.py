@@ -127,7 +127,7 @@ def test_renamed_and_wrong_shape_tensors_are_all_reported(weights, tmp_path):
 
 
 def test_a_new_head_must_train(weights):
-    with pytest.raises(UserError, match="add ' \\+ linear_probe'"):
+    with pytest.raises(UserError, match="add ' \\+ head'"):
         load_variables(experiment_with(weights, scheme="stages('stem')", new_head=True))
 
 

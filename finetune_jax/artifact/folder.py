@@ -18,9 +18,10 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.images import decode
 from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.models import StagedModel, build, initialise
+from finetune_jax.models import build, initialise
 from finetune_jax.pretrained import load, open_weights, save_native
 from finetune_jax.tasks import Classification
 
@@ -32,14 +33,14 @@ class Artifact:
     """A fine-tuned model, ready to predict.
 
     Attributes:
-      model: staged module.
+      model: staged module with its deltas.
       variables: ``{"params": …, "batch_stats": …}``.
       task: with ordered class names.
       preprocess: the training run's.
       card: content of ``artifact.json``.
     """
 
-    model: StagedModel
+    model: Adapted
     variables: dict[str, Any]
     task: Classification
     preprocess: Preprocess
@@ -66,6 +67,7 @@ def save_artifact(
     *,
     variables: dict[str, Any],
     model: dict[str, Any],
+    deltas: Sequence[Delta],
     task: Classification,
     preprocess: Preprocess,
     plan: dict[str, Any],
@@ -81,6 +83,7 @@ def save_artifact(
       variables: whole variables.
       model: arguments of `models.build` under ``name``, ``num_classes``, ``image_size``, ``dtype``,
         and ``family``.
+      deltas: in place in the model.
       task: class names.
       preprocess: deterministic part.
       plan: the plan's JSON.
@@ -98,6 +101,7 @@ def save_artifact(
     card = {
         "version": _VERSION,
         "model": model,
+        "deltas": [delta.to_json() for delta in deltas],
         "task": {"name": "classification", "class_names": list(task.class_names)},
         "preprocess": preprocess.to_json(),
         "contents": contents,
@@ -131,6 +135,7 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
     settings = dict(card["model"])
     family = settings.pop("family")
     model = build(**settings)
+    deltas = tuple(from_json(d) for d in card.get("deltas", ()))
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights}: missing")
@@ -151,6 +156,10 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
     expected = tree.flatten(
         jax.eval_shape(lambda key: initialise(model, size, key), jax.random.key(0))
     )
+    base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
+    for delta in deltas:
+        for path, leaf in delta.leaves(base).items():
+            expected[f"params/{path}"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     wrong = [
         f"{path}: expected {tuple(leaf.shape)}, found "
         f"{arrays[path].shape if path in arrays else 'nothing'}"
@@ -165,7 +174,7 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
     if tree.fingerprint(variables) != card["fingerprint"]:
         raise UserError(f"{weights}: its content is not what artifact.json says; it was changed")
     return Artifact(
-        model,
+        Adapted(model, deltas),
         variables,
         Classification(tuple(card["task"]["class_names"])),
         Preprocess.from_json(card["preprocess"]),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.data.sources import ArrayExamples, Examples
+from finetune_jax.data.sources import ActivationExamples, ArrayExamples, Examples
 
 Batch = dict[str, np.ndarray]
 
@@ -33,7 +33,10 @@ def cached(examples: Examples, preprocess: Preprocess, limit_bytes: int) -> Exam
 
 
 def gather(examples: Examples, indices: np.ndarray, preprocess: Preprocess) -> Batch:
-    """Reads some examples: ``image`` uint8[n, size, size, 3], ``label`` i32[n]."""
+    """Reads examples: ``image`` uint8[n, size, size, 3] or ``activation``; ``label`` i32[n]."""
+    if isinstance(examples, ActivationExamples):
+        numbers = indices % len(examples)
+        return {"activation": examples.read(indices), "label": examples.labels[numbers]}
     if isinstance(examples, ArrayExamples) and examples.images.shape[1] == preprocess.size:
         return {"image": examples.images[indices], "label": examples.labels[indices]}
     items = [examples[int(i)] for i in indices]
@@ -64,12 +67,19 @@ class TrainBatches:
     process_count: int = 1
 
     def indices(self, step: int) -> np.ndarray:
-        """Example numbers i64[batch_size] of global batch `step`; epochs run into each other."""
+        """Example numbers i64[batch_size] of global batch `step`; epochs run into each other.
+
+        With several fixed views per example, the numbers are those of this epoch's view.
+        """
         count = len(self.examples)
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // count
+        views = getattr(self.examples, "views", 1)
         return np.concatenate(
-            [self._order(int(e))[positions[epochs == e] % count] for e in np.unique(epochs)]
+            [
+                self._order(int(e))[positions[epochs == e] % count] + (int(e) % views) * count
+                for e in np.unique(epochs)
+            ]
         )
 
     def _order(self, epoch: int) -> np.ndarray:

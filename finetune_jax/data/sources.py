@@ -67,6 +67,27 @@ class ArrayExamples:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
 
+@dataclasses.dataclass(frozen=True)
+class ActivationExamples:
+    """Activations in place of images: what enters the first stage that trains.
+
+    Attributes:
+      read: example numbers i64[n] to activations [n, …]; view v of example i is v * len(self) + i.
+      labels: i32[examples].
+      views: fixed views per example; epoch e of training reads view e modulo `views`.
+    """
+
+    read: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray
+    views: int = 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"activation": self.read(np.array([index]))[0], "label": int(self.labels[index])}
+
+
 def open_source(name: str, *, data_dir: str = "") -> Source:
     """Opens a data source by name; reads metadata only, never downloads.
 

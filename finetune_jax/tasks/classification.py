@@ -28,19 +28,26 @@ class Classification:
         """Rows of the head."""
         return len(self.class_names)
 
-    def per_example(self, logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def per_example(
+        self,
+        logits: jax.Array,
+        batch: dict[str, jax.Array],
+        label_smoothing: jax.Array | float | None = None,
+    ) -> dict[str, jax.Array]:
         """Loss and correctness of each example.
 
         Args:
           logits: f32[batch, classes].
           batch: ``label`` i32[batch].
+          label_smoothing: instead of the task's own, when it is data to a compiled step.
 
         Returns:
           ``loss`` f32[batch] in nats, without label smoothing's constant removed; ``accuracy``
           f32[batch], 0 or 1.
         """
         targets = optax.smooth_labels(
-            jax.nn.one_hot(batch["label"], self.head_size), self.label_smoothing
+            jax.nn.one_hot(batch["label"], self.head_size),
+            self.label_smoothing if label_smoothing is None else label_smoothing,
         )
         return {
             "loss": optax.softmax_cross_entropy(logits, targets),

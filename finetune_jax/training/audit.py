@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from finetune_jax import tree
@@ -17,13 +18,16 @@ def snapshot(variables: dict[str, Any]) -> dict[str, str]:
     return tree.leaf_checksums(variables)
 
 
-def audit(plan: Plan, before: dict[str, str], variables: dict[str, Any]) -> dict[str, int]:
+def audit(
+    plan: Plan, before: dict[str, str], variables: dict[str, Any], idle: Collection[str] = ()
+) -> dict[str, int]:
     """Compares variables after a run with a `snapshot` of the base.
 
     Args:
       plan: what was to train.
       before: snapshot of the base.
       variables: after the run, not averaged.
+      idle: trainable leaves that were given a rate of 0 and need not have moved.
 
     Returns:
       Counts: ``frozen_leaves``, ``frozen_statistics``, ``moved_leaves``.
@@ -37,7 +41,7 @@ def audit(plan: Plan, before: dict[str, str], variables: dict[str, Any]) -> dict
     tracked = {f"batch_stats/{p}" for p in plan.tracked_statistics}
     changed = {path for path in before if before[path] != after[path]}
     broken = sorted(changed - free - tracked)
-    still = sorted(free - changed)
+    still = sorted(free - changed - {f"params/{p}" for p in idle})
     problems = []
     if broken:
         problems.append(f"{len(broken)} frozen leaves changed: {', '.join(broken[:8])}")
@@ -49,5 +53,5 @@ def audit(plan: Plan, before: dict[str, str], variables: dict[str, Any]) -> dict
     return {
         "frozen_leaves": sum(p.startswith("params/") for p in frozen),
         "frozen_statistics": sum(p.startswith("batch_stats/") for p in frozen),
-        "moved_leaves": len(free),
+        "moved_leaves": len(free & changed),
     }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.schemes import Plan, difference
 from finetune_jax.training.state import State
@@ -19,10 +18,13 @@ from finetune_jax.training.state import State
 class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
+    A checkpoint holds the state of the phase it was taken in, and ``settled``: leaves that are
+    frozen in this phase and yet not the weight file's, because an earlier phase trained them or a
+    delta drew them.
+
     Args:
       folder: created when absent.
-      plan: saved beside the state; another plan refuses to restore.
-      base_fingerprint: of the frozen half, likewise.
+      plans: of the phases, saved beside the state; other plans refuse to restore.
       keep_last: number of latest checkpoints to keep.
       keep_best: number of best checkpoints to keep.
       metric: validation metric that orders them, higher is better (``loss``: lower is).
@@ -31,15 +33,13 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        plan: Plan,
-        base_fingerprint: str,
+        plans: Sequence[Plan],
         *,
         keep_last: int = 1,
         keep_best: int = 1,
         metric: str = "accuracy",
     ) -> None:
-        self._plan = plan
-        self._base_fingerprint = base_fingerprint
+        self._plans = tuple(plans)
         # A checkpoint taken between two evaluations has no score and never counts as best.
         sign = -1.0 if metric == "loss" else 1.0
         best = keep.BestN(
@@ -70,57 +70,83 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(
-        self, state: State, data_state: dict[str, Any], metrics: dict[str, float] | None = None
+        self,
+        state: State,
+        settled: dict[str, Any],
+        meta: dict[str, Any],
+        metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts writing; returns before it is done. A half-written folder is never `latest`."""
-        meta = {
-            "plan": self._plan.to_json(),
-            "base_fingerprint": self._base_fingerprint,
-            "data": data_state,
-        }
+        """Starts writing; returns before it is done. A half-written folder is never `latest`.
+
+        Args:
+          state: of the current phase.
+          settled: flat leaves by path, see the class.
+          meta: JSON object with at least ``phase`` (its number) and ``base_fingerprint``.
+          metrics: validation scores, if there are any at this step.
+        """
+        meta = {**meta, "plan": self._plans[meta["phase"]].to_json()}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave({"state": state, "settled": settled}),
+                meta=ocp.args.JsonSave(meta),
             ),
             metrics=metrics,
         )
 
-    def restore(self, target: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
-        """Returns (state, data state) of a step, the latest by default.
+    def read_meta(self, step: int | None = None) -> dict[str, Any]:
+        """What `save` was given as `meta` at a step, the latest by default.
+
+        Raises:
+          UserError: written under another plan, with the difference.
+        """
+        step = self.latest_step if step is None else step
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = meta["meta"]
+        number = meta["phase"]
+        current = self._plans[min(number, len(self._plans) - 1)].to_json()
+        saved = meta.pop("plan")
+        if number >= len(self._plans) or saved["hash"] != current["hash"]:
+            raise UserError(
+                f"the checkpoint at step {step} (phase {number}) was written under another plan "
+                f"and is left as it is:\n{difference(saved, current)}\n"
+                f"use another --workdir, or the old scheme"
+            )
+        return meta
+
+    def restore(
+        self, target: State, settled: dict[str, Any], base_fingerprint: str, step: int | None = None
+    ) -> tuple[State, dict[str, Any]]:
+        """Returns (state, settled) of a step, the latest by default.
 
         Args:
           target: abstract or concrete state giving structure, shapes, dtypes and shardings.
+          settled: likewise.
+          base_fingerprint: of the frozen leaves that are the weight file's.
           step: which checkpoint.
 
         Raises:
           UserError: written under another plan or over another base, with the difference.
         """
         step = self.latest_step if step is None else step
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        meta = meta["meta"]
-        saved, current = meta["plan"], self._plan.to_json()
-        if saved["hash"] != current["hash"]:
-            raise UserError(
-                f"the checkpoint at step {step} was written under another plan and is left as it "
-                f"is:\n{difference(saved, current)}\nuse another --workdir, or the old scheme"
-            )
-        if meta["base_fingerprint"] != self._base_fingerprint:
+        saved = self.read_meta(step)["base_fingerprint"]
+        if saved != base_fingerprint:
             raise UserError(
                 f"the checkpoint at step {step} was trained over other frozen weights (fingerprint "
-                f"{meta['base_fingerprint'][:12]}, now {self._base_fingerprint[:12]}): has the "
-                f"pretrained file changed?"
+                f"{saved[:12]}, now {base_fingerprint[:12]}): has the pretrained file changed?"
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        self._check_shapes(step, abstract)
+        abstract = jax.tree.map(
+            ocp.utils.to_shape_dtype_struct, {"state": target, "settled": settled}
+        )
+        self._check_shapes(step, abstract["state"])
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-        return restored["state"], meta["data"]
+        )["state"]
+        return restored["state"], restored["settled"]
 
     def _check_shapes(self, step: int, abstract: State) -> None:
         # Orbax casts dtypes silently, and one of its paths hands back saved shapes.
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._manager.item_metadata(step)["state"]["state"]
         saved_leaves = jax.tree_util.tree_leaves_with_path(saved)
         shapes = {jax.tree_util.keystr(p): tuple(m.shape) for p, m in saved_leaves}
         wanted = jax.tree_util.tree_leaves_with_path(abstract.params)
@@ -139,8 +165,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and releases the folder."""
         self._manager.close()
-
-
-def base_fingerprint(base: Any) -> str:
-    """Fingerprint of the frozen half, parameters and kept statistics."""
-    return tree.fingerprint(jax.tree.map(np.asarray, {"params": base.params, "stats": base.stats}))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
@@ -18,13 +16,11 @@ from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.errors import UserError
-from finetune_jax.models import DTYPES, MODELS, StagedModel, build, initialise
-from finetune_jax.schemes import Plan, resolve
+from finetune_jax.models import MODELS, Mode, StagedModel, build, initialise
+from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Classification
-from finetune_jax.training import state as state_lib
-from finetune_jax.training.mesh import batch_sharding, make_mesh, state_sharding, use_cpu_devices
-from finetune_jax.training.optimizer import make_optimizer
-from finetune_jax.training.step import make_eval_step, make_train_step
+from finetune_jax.training.mesh import make_mesh, use_cpu_devices
+from finetune_jax.training.schedules import parse_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +33,8 @@ class Experiment:
       task: with the source's class names.
       preprocess: deterministic part.
       model: staged module.
-      abstract: variables as shape structs.
-      plan: the scheme resolved against the model.
+      abstract: variables as shape structs, without deltas.
+      phases: what `config.scheme` resolves to.
       mesh: devices.
     """
 
@@ -48,97 +44,44 @@ class Experiment:
     preprocess: Preprocess
     model: StagedModel
     abstract: dict[str, Any]
-    plan: Plan
+    phases: tuple[Phase, ...]
     mesh: Mesh
 
+    @property
+    def scheme(self) -> str:
+        """Canonical text of all phases."""
+        return print_phases(self.phases)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last phase, which is the only one of most runs."""
+        return self.phases[-1].plan
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """Paths of all leaves that any phase trains."""
+        return frozenset(p for phase in self.phases for p in phase.plan.trainable)
+
     def initial_variables(self) -> dict[str, Any]:
-        """Random variables from ``config.seed``."""
+        """Random variables from ``config.seed``, without deltas."""
         key = jax.random.key(self.config.seed)
         size = self.preprocess.size
         return jax.jit(lambda k: initialise(self.model, size, k))(key)
 
-    def optimizer(self, total_steps: int) -> optax.GradientTransformation:
-        """The gradient transformation for a run of `total_steps`."""
-        return make_optimizer(self.config.optimizer, self.plan, total_steps)
-
-    def create_state(
-        self, variables: dict[str, Any], optimizer: optax.GradientTransformation
-    ) -> tuple[state_lib.State, state_lib.Base]:
-        """State and base placed on the mesh."""
-        make = functools.partial(
-            state_lib.create,
-            plan=self.plan,
-            optimizer=optimizer,
-            seed=self.config.seed,
-            ema=self.config.optimizer.ema_decay > 0,
-            frozen_dtype=DTYPES[self.config.model.frozen_dtype],
-        )
-        shardings = state_sharding(self.mesh, jax.eval_shape(make, variables))
-        return jax.jit(make, out_shardings=shardings)(variables)
-
-    def compile_train_step(self, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
-        """Compiles the train step from shapes alone; returns (compiled, abstract state)."""
-        config = self.config
-        step = make_train_step(
-            self.model,
-            self.task,
-            self.plan,
-            optimizer,
-            self.preprocess.device,
-            parse_augment(config.data.augment),
-            accumulate=config.train.accumulate,
-            ema_decay=config.optimizer.ema_decay,
-        )
-        state, base = jax.eval_shape(
-            lambda v: state_lib.create(
-                v,
-                self.plan,
-                optimizer,
-                seed=config.seed,
-                ema=config.optimizer.ema_decay > 0,
-                frozen_dtype=DTYPES[config.model.frozen_dtype],
-            ),
-            self.abstract,
-        )
-        placed = state_sharding(self.mesh, state)
-        over_batch = batch_sharding(self.mesh)
-        compiled = (
-            jax.jit(
-                step,
-                in_shardings=(placed, state_sharding(self.mesh, base), over_batch),
-                out_shardings=(placed, None),
-                donate_argnums=0,
-            )
-            .lower(state, base, self.abstract_batch(config.train.batch_size))
-            .compile()
-        )
-        return compiled, state
-
-    def compile_eval_step(self, batch_size: int) -> Any:
-        """Compiles (variables, batch) to logits and per-example values."""
-        step = make_eval_step(self.model, self.task, self.preprocess.device)
-        placed = state_sharding(self.mesh, self.abstract)
-        return (
-            jax.jit(step, in_shardings=(placed, batch_sharding(self.mesh)))
-            .lower(self.abstract, self.abstract_batch(batch_size))
-            .compile()
-        )
-
-    def abstract_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch on device."""
-        side = self.preprocess.size
-        return {
-            "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        }
+    def phase_steps(self, train_examples: int) -> list[int]:
+        """Steps of each phase, for a training split of that many examples."""
+        config = self.config.train
+        per_epoch = train_examples / config.batch_size
+        total = config.steps or max(1, round(config.epochs * per_epoch))
+        return lengths(self.phases, total, per_epoch)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Experiment:
     """Resolves a config; raises UserError for whatever is wrong before any compile.
 
     1. validate values, 2. devices and mesh, 3. data source metadata, 4. task, 5. preprocessing,
-    6. model, 7. abstract variables, 8. plan. Weights, surgery, state and restore come later and
-    in that order, because each needs the one before.
+    6. model, 7. abstract variables, 8. phases and their plans. Weights, surgery, state and restore
+    come later and in that order, because each needs the one before.
     """
     config_lib.validate(config)
     use_cpu_devices(config.mesh.cpu_devices)
@@ -170,7 +113,8 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
     abstract = jax.eval_shape(
         lambda key: initialise(model, data.image_size, key), jax.random.key(0)
     )
-    plan = resolve(
+    parse_schedule(config.optimizer.schedule, 1)
+    phases = resolve_phases(
         config.scheme,
         model.stages,
         abstract["params"],
@@ -179,7 +123,11 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         frozen_dropout=config.frozen_dropout,
         decay=config.decay_mask,
     )
-    return Experiment(config, source, task, preprocess, model, abstract, plan, mesh)
+    for phase in phases:
+        for schedule in (phase.schedule, *(g.schedule for g in phase.plan.groups.values())):
+            if schedule:
+                parse_schedule(schedule, 1)
+    return Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
 
 
 def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -200,17 +148,16 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         init,
         reinitialise_head=settings.new_head,
     )
-    trainable = set(experiment.plan.trainable)
     fresh = [
         row.leaf.removeprefix("params/")
         for row in manifest.rows
         if row.decision == "reinitialised" and row.leaf.startswith("params/")
     ]
-    stuck = [path for path in fresh if path not in trainable]
+    stuck = [path for path in fresh if path not in experiment.trainable]
     if stuck:
         raise UserError(
-            f"scheme {experiment.plan.scheme!r} freezes leaves that are new and random: "
-            f"{', '.join(stuck)}; add ' + linear_probe' to train the head"
+            f"scheme {experiment.scheme!r} freezes leaves that are new and random: "
+            f"{', '.join(stuck)}; add ' + head' to train it"
         )
     return variables, manifest.to_json()
 
@@ -227,8 +174,6 @@ def reestimate(
       variables: read, not changed.
       batches: ``image`` uint8[b, h, w, 3].
     """
-    from finetune_jax.models import Mode
-
     model, mode = experiment.model, Mode(frozenset(experiment.model.stages))
 
     @jax.jit

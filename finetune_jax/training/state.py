@@ -24,6 +24,7 @@ class State:
       opt_state: of the trainable half.
       ema: average of ``params`` and ``stats`` (keys of those names), or empty when off.
       key: typed PRNG key of the run; each step folds its number in.
+      hyper: `optimizer.hyper_parameters`: numbers that arms of an ablation may differ in.
     """
 
     step: jax.Array
@@ -32,24 +33,34 @@ class State:
     opt_state: Any
     ema: Any
     key: jax.Array
+    hyper: Any
 
 
 @flax.struct.dataclass
 class Base:
-    """The frozen half: never returned, never donated, never checkpointed."""
+    """The frozen half: never returned, never donated.
+
+    Attributes:
+      params: frozen leaves.
+      stats: kept BatchNorm statistics.
+      anchor: pretrained values of trainable leaves that L2-SP pulls towards; empty without it.
+    """
 
     params: Any
     stats: Any
+    anchor: Any
 
 
 def create(
     variables: dict[str, Any],
     plan: Plan,
     optimizer: optax.GradientTransformation,
+    hyper: dict[str, Any],
     *,
     seed: int,
     ema: bool,
     frozen_dtype: Any = jnp.float32,
+    anchor: dict[str, Any] | None = None,
 ) -> tuple[State, Base]:
     """Splits loaded variables into what trains and what stays.
 
@@ -57,9 +68,11 @@ def create(
       variables: ``{"params": …, "batch_stats": …}``.
       plan: decides the halves.
       optimizer: transformation over the trainable half.
+      hyper: `optimizer.hyper_parameters`.
       seed: of the run's PRNG key.
       ema: whether to keep an average of the trainable half.
       frozen_dtype: storage of frozen floating-point parameters.
+      anchor: for L2-SP, see `Base`.
     """
     trainable, frozen = plan.split(variables["params"])
     stats, kept = plan.split_statistics(variables["batch_stats"])
@@ -74,9 +87,14 @@ def create(
         # Copies, because the step donates its state and a buffer can be donated once only.
         ema=jax.tree.map(jnp.copy, {"params": trainable, "stats": stats}) if ema else {},
         key=jax.random.key(seed),
+        hyper=jax.tree.map(jnp.asarray, hyper),
     )
-    frozen = jax.tree.map(lambda x: jnp.asarray(x, frozen_dtype), frozen)
-    return state, Base(params=frozen, stats=jax.tree.map(jnp.asarray, kept))
+    frozen = jax.tree.map(
+        lambda x: jnp.asarray(x, frozen_dtype if jnp.issubdtype(x.dtype, jnp.floating) else None),
+        frozen,
+    )
+    kept, anchor = jax.tree.map(jnp.asarray, (kept, anchor or {}))
+    return state, Base(params=frozen, stats=kept, anchor=anchor)
 
 
 def variables(state: State, base: Base, *, averaged: bool = True) -> dict[str, Any]:

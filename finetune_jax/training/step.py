@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from finetune_jax import tree
+from finetune_jax.deltas import Adapted
 from finetune_jax.models import StagedModel
 from finetune_jax.schemes import Plan
 from finetune_jax.tasks import Classification
@@ -18,25 +19,69 @@ from finetune_jax.training.state import Base, State
 Batch = dict[str, jax.Array]
 
 
-def make_train_step(
-    model: StagedModel,
+def make_loss(
+    model: Adapted,
     task: Classification,
     plan: Plan,
-    optimizer: optax.GradientTransformation,
+    prepare: Callable[[jax.Array], jax.Array],
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
+    """Returns the loss of the trainable half; arguments as for `make_train_step`.
+
+    A function of (trainable params, tracked statistics, hyper, base, batch, key) to (loss, (new
+    tracked statistics, metrics)).
+    """
+    after_prefix = plan.stages[len(plan.prefix)]
+
+    def loss_fn(
+        params: Any, stats: Any, hyper: Any, base: Base, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        augment_key, dropout_key = jax.random.split(key)
+        if "activation" in batch:
+            x, start = batch["activation"], after_prefix
+        else:
+            x, start = augment(augment_key, prepare(batch["image"])), None
+        logits, updates = model.apply(
+            {
+                "params": tree.merge(params, base.params),
+                "batch_stats": tree.merge(stats, base.stats),
+            },
+            x,
+            plan.mode,
+            start=start,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        values = task.per_example(logits, batch, hyper["label_smoothing"])
+        metrics = jax.tree.map(jnp.mean, values)
+        new_stats, _ = plan.split_statistics(_complete(updates.get("batch_stats", {}), stats))
+        return metrics["loss"], (new_stats, metrics)
+
+    return loss_fn
+
+
+def make_train_step(
+    model: Adapted,
+    task: Classification,
+    plan: Plan,
+    optimizer: optax.GradientTransformationExtraArgs,
     prepare: Callable[[jax.Array], jax.Array],
     augment: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    sam_rho: float = 0.0,
+    l2_sp: float = 0.0,
+    l2_sp_head: float = 0.0,
 ) -> Callable[[State, Base, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the step, ready for `jax.jit`.
 
     Only the trainable half is differentiated; the loss closes over the frozen one. So whatever
-    reads gradients (clip, norm, EMA, accumulation) cannot revive the backward pass of frozen
+    reads gradients (clip, norm, EMA, SAM, accumulation) cannot revive the backward pass of frozen
     leaves, and no frozen array is returned.
 
     Args:
-      model: staged module.
+      model: with the plan's deltas.
       task: gives the loss.
       plan: halves, and the mode the stages run in.
       optimizer: over the trainable half.
@@ -44,38 +89,41 @@ def make_train_step(
       augment: (key, normalised images) to images of the same shape.
       accumulate: micro-batches whose gradients are averaged; BatchNorm sees each by itself.
       ema_decay: 0 for none.
+      sam_rho: radius of sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412): the
+        gradient is taken at w + rho g / |g|, norm over the trainable half, per micro-batch; 0 for
+        none. BatchNorm statistics come from the first of the two passes.
+      l2_sp: alpha of alpha/2 |w - w0|² over ``base.anchor`` (Li et al. 2018, arXiv 1802.01483).
+      l2_sp_head: beta of beta/2 |w|² over trainable leaves without an anchor.
 
     Returns:
-      A function of (state, base, batch with ``image`` uint8[b, h, w, 3] and ``label`` i32[b]) to
-      (state, metrics), the metrics being f32[] means over the batch: ``loss``, ``accuracy``, and
-      ``grad_norm`` over the trainable half.
+      A function of (state, base, batch) to (state, metrics). The batch has ``label`` i32[b] and
+      ``image`` uint8[b, h, w, 3] or ``activation``, the output of the plan's prefix for those
+      images. Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty,
+      ``accuracy``, and ``grad_norm`` over the trainable half.
     """
+    slope = jax.grad(make_loss(model, task, plan, prepare, augment), has_aux=True)
 
-    def loss_fn(
-        params: Any, stats: Any, base: Base, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        augment_key, dropout_key = jax.random.split(key)
-        images = augment(augment_key, prepare(batch["image"]))
-        logits, updates = model.apply(
-            {
-                "params": tree.merge(params, base.params),
-                "batch_stats": tree.merge(stats, base.stats),
-            },
-            images,
-            plan.mode,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
-        metrics = jax.tree.map(jnp.mean, task.per_example(logits, batch))
-        new_stats, _ = plan.split_statistics(updates.get("batch_stats", {}))
-        return metrics["loss"], (new_stats, metrics)
+    def gradient(params: Any, stats: Any, *rest: Any) -> Any:
+        grads, aux = slope(params, stats, *rest)
+        if sam_rho:
+            reach = sam_rho / jnp.maximum(optax.global_norm(grads), 1e-12)
+            there = jax.tree.map(lambda w, g: w + reach * g, params, grads)
+            grads, _ = slope(there, stats, *rest)
+        return grads, aux
 
-    gradient = jax.grad(loss_fn, has_aux=True)
+    def pull(grads: Any, params: Any, anchor: Any) -> Any:
+        start = tree.flatten(anchor)
+
+        def add(path: str, g: jax.Array, w: jax.Array) -> jax.Array:
+            return g + (l2_sp * (w - start[path]) if path in start else l2_sp_head * w)
+
+        return tree.map_with_path(add, grads, params)
 
     def train_step(state: State, base: Base, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
+        fixed = (state.hyper, base)
         if accumulate == 1:
-            grads, (stats, metrics) = gradient(state.params, state.stats, base, batch, key)
+            grads, (stats, metrics) = gradient(state.params, state.stats, *fixed, batch, key)
         else:
             # Interleaved, so that every device keeps a share of every micro-batch.
             micro = jax.tree.map(
@@ -86,7 +134,7 @@ def make_train_step(
                 total, stats, sums = carry
                 part, index = item
                 grads, (stats, metrics) = gradient(
-                    state.params, stats, base, part, jax.random.fold_in(key, index)
+                    state.params, stats, *fixed, part, jax.random.fold_in(key, index)
                 )
                 return (
                     jax.tree.map(jnp.add, total, grads),
@@ -101,30 +149,44 @@ def make_train_step(
             )
             (grads, stats, metrics), _ = jax.lax.scan(body, start, (micro, jnp.arange(accumulate)))
             grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        if l2_sp or l2_sp_head:
+            grads = pull(grads, state.params, base.anchor)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, step=state.step, hyper=state.hyper
+        )
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
             # Warm-up, so that a short run does not remember its first weights for ever.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1 - decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
-        new = State(state.step + 1, params, stats, opt_state, ema, state.key)
+        new = State(state.step + 1, params, stats, opt_state, ema, state.key, state.hyper)
         return new, metrics
 
     return train_step
 
 
+def _complete(updated: Any, stats: Any) -> Any:
+    """Statistics after a pass that may have left out stages before its start."""
+    return tree.unflatten({**tree.flatten(stats), **tree.flatten(updated)})
+
+
 def make_eval_step(
-    model: StagedModel, task: Classification, prepare: Callable[[jax.Array], jax.Array]
+    model: Adapted | StagedModel,
+    task: Classification,
+    prepare: Callable[[jax.Array], jax.Array],
+    start: str | None = None,
 ) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
     """Returns (variables, batch) to ``logits`` f32[b, classes] and the task's per-example values.
 
-    Every stage runs in inference mode. Padding is left to the caller, who has the mask.
+    Every stage runs in inference mode. Padding is left to the caller, who has the mask. With
+    `start`, the batch holds ``activation``, what enters that stage, instead of ``image``.
     """
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        logits = model.apply(variables, prepare(batch["image"]))
+        x = batch["activation"] if start else prepare(batch["image"])
+        logits = model.apply(variables, x, start=start)
         return {"logits": logits, **task.per_example(logits, batch)}
 
     return eval_step

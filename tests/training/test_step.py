@@ -8,10 +8,11 @@ import pytest
 from finetune_jax import tree
 from finetune_jax.config import default
 from finetune_jax.models import build, initialise
-from finetune_jax.schemes import resolve
+from finetune_jax.schemes import Phase, resolve
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
+from finetune_jax.training.schedules import parse_schedule
 from finetune_jax.training.step import make_eval_step, make_train_step
 
 TASK = Classification(tuple("abcde"))
@@ -25,9 +26,9 @@ def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **opti
     )
     config = default().optimizer
     config.update({"name": "adamw", **optimizer})
-    tx = make_optimizer(config, plan, 10)
+    tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = make_train_step(
-        model,
+        plan.adapt(model),
         TASK,
         plan,
         tx,
@@ -38,7 +39,8 @@ def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **opti
     )
 
     def create(variables):
-        return state_lib.create(variables, plan, tx, seed=0, ema=config.ema_decay > 0)
+        hyper = hyper_parameters(config, plan)
+        return state_lib.create(variables, plan, tx, hyper, seed=0, ema=config.ema_decay > 0)
 
     return model, abstract, plan, create, step
 
@@ -157,11 +159,8 @@ def test_groups_get_their_own_rate_and_decay():
 
 
 def test_schedule_warms_up_and_decays_to_zero():
-    config = default().optimizer
-    config.update({"learning_rate": 0.4, "warmup_steps": 4, "schedule": "cosine"})
-    schedule = learning_rate_schedule(config, 12)
-    expected = [0.4 * t / 4 for t in range(4)]
-    expected += [0.2 * (1 + np.cos(np.pi * t / 8)) for t in range(9)]
+    schedule = parse_schedule("cosine", 12, warmup=4)
+    expected = [t / 4 for t in range(4)] + [0.5 * (1 + np.cos(np.pi * t / 8)) for t in range(9)]
     np.testing.assert_allclose([float(schedule(t)) for t in range(13)], expected, atol=1e-6)
 
 
@@ -171,9 +170,16 @@ def test_trainable_leaves_keep_f32_masters_under_bf16_frozen_storage():
     variables = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16), initialise(model, 32, jax.random.key(0))
     )
-    tx = make_optimizer(default().optimizer, plan, 10)
+    config = default().optimizer
+    tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     state, base = state_lib.create(
-        variables, plan, tx, seed=0, ema=False, frozen_dtype=jnp.bfloat16
+        variables,
+        plan,
+        tx,
+        hyper_parameters(config, plan),
+        seed=0,
+        ema=False,
+        frozen_dtype=jnp.bfloat16,
     )
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(base.params)} == {jnp.dtype("bfloat16")}

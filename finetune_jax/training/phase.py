@@ -1,0 +1,244 @@
+"""One phase of an experiment: its state, placed on the mesh, and its compiled steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax import tree
+from finetune_jax.data.augment import parse_augment
+from finetune_jax.deltas import Adapted
+from finetune_jax.models import DTYPES
+from finetune_jax.schemes import Phase, Plan
+from finetune_jax.training import state as state_lib
+from finetune_jax.training.experiment import Experiment
+from finetune_jax.training.mesh import batch_sharding, state_sharding
+from finetune_jax.training.optimizer import (
+    hyper_parameters,
+    label,
+    make_optimizer,
+    make_rates,
+    migrate,
+)
+from finetune_jax.training.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseRun:
+    """A phase at its place in a run.
+
+    Attributes:
+      experiment: the whole.
+      index: number of the phase.
+      start: step of the run at which it starts.
+      steps: its length.
+    """
+
+    experiment: Experiment
+    index: int = 0
+    start: int = 0
+    steps: int = 1000
+
+    @property
+    def phase(self) -> Phase:
+        """The phase."""
+        return self.experiment.phases[self.index]
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan."""
+        return self.phase.plan
+
+    @property
+    def model(self) -> Adapted:
+        """The model with the deltas in place."""
+        return self.plan.adapt(self.experiment.model)
+
+    @functools.cached_property
+    def ages(self) -> dict[str, int]:
+        """Phase in which each trainable leaf joined and since when it has trained, by path."""
+        ages: dict[str, int] = {}
+        for number, phase in enumerate(self.experiment.phases[: self.index + 1]):
+            before = {} if phase.reset or phase.solve else ages
+            ages = {path: before.get(path, number) for path in phase.plan.trainable}
+            if phase.solve:
+                ages = {}
+        return ages
+
+    @functools.cached_property
+    def rates(self) -> Any:
+        """Learning rates by step and leaf."""
+        config = self.experiment.config.optimizer
+        return make_rates(config, self.phase, self.start, max(self.steps, 1))
+
+    @functools.cached_property
+    def optimizer(self) -> Any:
+        """The gradient transformation."""
+        return make_optimizer(self.experiment.config.optimizer, self.rates, self.ages)
+
+    @property
+    def abstract(self) -> dict[str, Any]:
+        """Variables with deltas, as shape structs."""
+        leaves = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.plan.leaves}
+        return {
+            "params": tree.unflatten(leaves),
+            "batch_stats": self.experiment.abstract["batch_stats"],
+        }
+
+    def hyper(self) -> dict[str, Any]:
+        """Start value of `State.hyper`."""
+        config = self.experiment.config
+        return hyper_parameters(config.optimizer, self.plan, config.task.label_smoothing)
+
+    def _create(self, variables: dict[str, Any], anchor: Any) -> Any:
+        config = self.experiment.config
+        return state_lib.create(
+            variables,
+            self.plan,
+            self.optimizer,
+            self.hyper(),
+            seed=config.seed,
+            ema=config.optimizer.ema_decay > 0,
+            frozen_dtype=DTYPES[config.model.frozen_dtype],
+            anchor=anchor,
+        )
+
+    def anchor(self, pretrained: tree.Tree) -> dict[str, Any]:
+        """The pretrained values L2-SP pulls towards; empty when it is off.
+
+        Args:
+          pretrained: param pytree of the leaves a weight file gave, without re-initialised ones.
+        """
+        config = self.experiment.config.optimizer
+        if not (config.l2_sp or config.l2_sp_head):
+            return {}
+        flat = tree.flatten(pretrained)
+        return tree.unflatten({p: flat[p] for p in self.plan.trainable if p in flat})
+
+    def create_state(
+        self, variables: dict[str, Any], anchor: Any = None
+    ) -> tuple[state_lib.State, state_lib.Base]:
+        """State and base on the mesh, from concrete variables with the deltas of this phase."""
+        # Split once outside of jit, where tied leaves are still one array.
+        self.plan.split(variables["params"])
+        anchor = anchor or {}
+        shardings = state_sharding(
+            self.experiment.mesh, jax.eval_shape(self._create, variables, anchor)
+        )
+        return jax.jit(self._create, out_shardings=shardings)(variables, anchor)
+
+    def abstract_state(self, anchor: Any = None) -> tuple[Any, Any]:
+        """State and base as shape structs with shardings."""
+        shapes = jax.eval_shape(self._create, self.abstract, anchor or {})
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            state_sharding(self.experiment.mesh, shapes),
+        )
+
+    def carry(self, before: PhaseRun, old: state_lib.State, new: state_lib.State) -> Any:
+        """`new` with what survives from the phase before: step, moments, averages, PRNG key."""
+        survivors = [p for p, age in self.ages.items() if age < self.index]
+        labels: Mapping[str, str] = {
+            leaf.path: label(leaf.group, before.ages[leaf.path])
+            for leaf in before.plan.leaves
+            if leaf.path in survivors
+        }
+        ema = new.ema
+        if ema:
+            known = tree.flatten(old.ema)
+            ema = tree.map_with_path(lambda p, x: known.get(p, x), new.ema)
+        return dataclasses.replace(
+            new,
+            step=old.step,
+            key=old.key,
+            ema=ema,
+            opt_state=migrate(old.opt_state, new.opt_state, survivors, labels),
+        )
+
+    def train_step(self) -> Any:
+        """The step, not yet compiled."""
+        experiment, config = self.experiment, self.experiment.config
+        return make_train_step(
+            self.model,
+            experiment.task,
+            self.plan,
+            self.optimizer,
+            experiment.preprocess.device,
+            parse_augment(config.data.augment),
+            accumulate=config.train.accumulate,
+            ema_decay=config.optimizer.ema_decay,
+            sam_rho=config.optimizer.sam_rho,
+            l2_sp=config.optimizer.l2_sp,
+            l2_sp_head=config.optimizer.l2_sp_head,
+        )
+
+    def compile_train_step(self, anchor: Any = None, *, cached: bool = False) -> Any:
+        """Compiles the step from shapes alone.
+
+        Args:
+          anchor: shapes of the base's anchor.
+          cached: the batch holds activations after the plan's prefix instead of images.
+        """
+        state, base = self.abstract_state(anchor)
+        mesh, size = self.experiment.mesh, self.experiment.config.train.batch_size
+        return (
+            jax.jit(
+                self.train_step(),
+                in_shardings=(
+                    state_sharding(mesh, state),
+                    state_sharding(mesh, base),
+                    batch_sharding(mesh),
+                ),
+                out_shardings=(state_sharding(mesh, state), None),
+                donate_argnums=0,
+            )
+            .lower(state, base, self.abstract_batch(size, cached=cached))
+            .compile()
+        )
+
+    def compile_eval_step(self, batch_size: int, *, cached: bool = False) -> Any:
+        """Compiles (variables, batch) to logits and per-example values."""
+        start = self.plan.stages[len(self.plan.prefix)] if cached else None
+        step = make_eval_step(
+            self.model, self.experiment.task, self.experiment.preprocess.device, start
+        )
+        placed = state_sharding(self.experiment.mesh, self.abstract)
+        return (
+            jax.jit(step, in_shardings=(placed, batch_sharding(self.experiment.mesh)))
+            .lower(self.abstract, self.abstract_batch(batch_size, cached=cached))
+            .compile()
+        )
+
+    def abstract_batch(self, batch_size: int, *, cached: bool = False) -> dict[str, Any]:
+        """Shapes of a batch on device."""
+        label_shape = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        if cached:
+            one = self.activation
+            whole = jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+            return {"activation": whole, "label": label_shape}
+        side = self.experiment.preprocess.size
+        image = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+        return {"image": image, "label": label_shape}
+
+    @functools.cached_property
+    def activation(self) -> jax.ShapeDtypeStruct:
+        """Shape of one example's activation after the prefix."""
+        side = self.experiment.preprocess.size
+        out = jax.eval_shape(
+            lambda v, x: self.model.apply(v, x, stop=self.plan.stages[len(self.plan.prefix)]),
+            self.abstract,
+            jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+        )
+        return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one example's activation after the prefix."""
+        return int(np.prod(self.activation.shape)) * np.dtype(self.activation.dtype).itemsize

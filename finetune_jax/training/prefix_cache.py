@@ -1,0 +1,194 @@
+"""Activations after the frozen prefix, computed once and read in every later epoch.
+
+The prefix (`Plan.prefix`) gives the same activations for the same image in every epoch, so an epoch
+that starts behind it costs the trainable suffix only. Kept in memory, or in a folder that later
+runs share: one ArrayRecord file per split, named by a hash of all it depends on, written beside and
+renamed when whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from finetune_jax import tree
+from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.batches import eval_batches
+from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.files import read_json, write_json
+from finetune_jax.reporting.progress import say
+from finetune_jax.reporting.tables import size as show_bytes
+from finetune_jax.training.mesh import batch_sharding, state_sharding
+from finetune_jax.training.phase import PhaseRun
+
+
+def cache_prefix(
+    run: PhaseRun,
+    variables: dict[str, Any],
+    examples: Examples,
+    split: str,
+    place: Callable[[Any], Any],
+    *,
+    training: bool,
+) -> Examples:
+    """Returns examples that hold activations instead of images, or `examples` as they are.
+
+    Not cached: a plan without a prefix, augmented training images without fixed views, and what
+    exceeds the limits of ``config.prefix_cache``.
+
+    Args:
+      run: phase whose prefix is meant.
+      variables: whole variables at the start of the phase.
+      examples: images of the split.
+      split: its text, part of the key.
+      place: puts a host batch on devices.
+      training: whether the images are augmented.
+    """
+    config = run.experiment.config
+    settings, prefix = config.prefix_cache, run.plan.prefix
+    if not (settings.enabled and prefix) or jax.process_count() > 1:
+        return examples
+    augment = config.data.augment if training else ""
+    views = settings.views if augment else 1
+    if augment and not views:
+        return examples
+    total = run.activation_bytes * len(examples) * views
+    in_memory = total <= settings.bytes
+    if not in_memory and not (settings.dir and total <= settings.dir_bytes):
+        say(f"prefix not cached: {split} would take {show_bytes(total)}")
+        return examples
+    key = _key(run, variables, split, len(examples), augment, views) if settings.dir else ""
+    folder = Path(settings.dir) / key if key else None
+    where = f"{len(prefix)} of {len(run.plan.stages)} stages cached, {show_bytes(total)}, {split}"
+    if folder and (folder / "meta.json").is_file():
+        os.utime(folder / "meta.json")
+        say(f"prefix of {where}, found in {folder}")
+        labels = np.array(read_json(folder / "meta.json")["labels"], np.int32)[: len(examples)]
+        return ActivationExamples(_reader(folder, run), labels, views)
+    compute = _batches(run, variables, examples, place, augment, views)
+    labels = np.empty(len(examples), np.int32)
+    if folder is None:
+        shape = (len(examples) * views, *run.activation.shape)
+        store = np.empty(shape, run.activation.dtype)
+        for start, values, some in compute:
+            store[start : start + len(values)] = values
+            if start < len(examples):
+                labels[start : start + len(values)] = some
+        say(f"prefix of {where}")
+        return ActivationExamples(lambda indices: store[indices], labels, views)
+    _make_room(Path(settings.dir), settings.dir_bytes - total)
+    labels[:] = _write(folder, compute, {"stages": list(prefix), "split": split, "bytes": total})[
+        : len(examples)
+    ]
+    say(f"prefix of {where}, written to {folder}")
+    return ActivationExamples(_reader(folder, run), labels, views)
+
+
+def _batches(
+    run: PhaseRun, variables: Any, examples: Examples, place: Any, augment: str, views: int
+) -> Any:
+    """Yields (number of the first activation, activations, labels) in order."""
+    experiment = run.experiment
+    stop = run.plan.stages[len(run.plan.prefix)]
+    change = parse_augment(augment)
+    # The train step's batch size, so that the same kernels run as without a cache.
+    batch_size = experiment.config.train.batch_size
+
+    def forward(variables: Any, images: Any, key: Any) -> Any:
+        x = change(key, experiment.preprocess.device(images))
+        return run.model.apply(variables, x, stop=stop)
+
+    placed = state_sharding(experiment.mesh, variables)
+    step = jax.jit(forward, in_shardings=(placed, batch_sharding(experiment.mesh), None))
+    for view in range(views):
+        key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
+        done = view * len(examples)
+        for number, batch in enumerate(eval_batches(examples, experiment.preprocess, batch_size)):
+            real = int(batch["mask"].sum())
+            image = place({"image": batch["image"]})["image"]
+            out = step(variables, image, jax.random.fold_in(key, number))
+            yield done, np.asarray(out)[:real], batch["label"][:real]
+            done += real
+
+
+def _key(
+    run: PhaseRun, variables: dict[str, Any], split: str, count: int, augment: str, views: int
+) -> str:
+    config = run.experiment.config
+    prefix = set(run.plan.prefix)
+    leaves = {
+        path: tree.checksum(leaf)
+        for path, leaf in tree.flatten(variables).items()
+        if path.split("/")[1] in prefix
+    }
+    content = {
+        "leaves": leaves,
+        "model": [config.model.name, config.model.dtype, config.model.frozen_dtype],
+        "deltas": [d.to_json() for d in run.plan.deltas if d.module.split("/")[0] in prefix],
+        "stages": run.plan.prefix,
+        "preprocess": run.experiment.preprocess.to_json(),
+        "data": [config.data.source, split, count],
+        "augment": [augment, views, config.seed, config.train.batch_size] if augment else [],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _write(folder: Path, batches: Any, meta: dict[str, Any]) -> list[int]:
+    from array_record.python import array_record_module
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=".half-", dir=folder.parent))
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(half / "activations"), "group_size:1")
+        labels: list[int] = []
+        for _, values, some in batches:
+            labels += [int(x) for x in some]
+            for value in values:
+                writer.write(np.ascontiguousarray(value).tobytes())
+        writer.close()
+        write_json(half / "meta.json", {**meta, "labels": labels})
+        try:
+            half.rename(folder)
+        except OSError:  # another run was faster
+            if not (folder / "meta.json").is_file():
+                raise
+        return labels
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _reader(folder: Path, run: PhaseRun) -> Callable[[np.ndarray], np.ndarray]:
+    from array_record.python import array_record_data_source
+
+    source = array_record_data_source.ArrayRecordDataSource(str(folder / "activations"))
+    shape, dtype = run.activation.shape, run.activation.dtype
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        records = source.__getitems__([int(i) for i in indices])
+        flat = np.frombuffer(b"".join(records), dtype)
+        return flat.reshape(math.prod(indices.shape), *shape)
+
+    return read
+
+
+def _make_room(folder: Path, allowed: int) -> None:
+    """Removes the entries that were not used for longest until the rest fits."""
+    entries = []
+    for meta in folder.glob("*/meta.json"):
+        entries.append((meta.stat().st_mtime, read_json(meta)["bytes"], meta.parent))
+    used = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries, key=lambda e: e[0]):
+        if used <= allowed:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        used -= size

@@ -1,0 +1,88 @@
+"""Learning rate schedules: factors in [0, 1] on the peak rate, by step of a phase."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.grammar import parse
+
+Schedule = Callable[[jax.Array], jax.Array]
+"""Step i32[] (0 for the first update of the phase) to f32[]."""
+
+
+def constant(total: int) -> Schedule:
+    """1."""
+    del total
+    return lambda step: jnp.ones(())
+
+
+def cosine(total: int) -> Schedule:
+    """From 1 down to 0 along half a cosine."""
+    return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0)))
+
+
+def linear(total: int) -> Schedule:
+    """From 1 down to 0 along a line."""
+    return lambda step: 1 - jnp.minimum(step / total, 1.0)
+
+
+def onecycle(total: int, pct: float = 0.25, div: float = 25.0, final: float = 1e5) -> Schedule:
+    """fastai's one-cycle: cosine from 1/div up to 1 over the first `pct`, then down to 1/final."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        position = jnp.minimum(step / total, 1.0)
+        up = 0.5 * (1 - jnp.cos(jnp.pi * jnp.minimum(position / pct, 1.0)))
+        down = 0.5 * (1 - jnp.cos(jnp.pi * jnp.maximum(position - pct, 0.0) / (1 - pct)))
+        rising, falling = 1 / div + (1 - 1 / div) * up, 1 + (1 / final - 1) * down
+        return jnp.where(position < pct, rising, falling)
+
+    return schedule
+
+
+def slanted(total: int, cut: float = 0.1, ratio: float = 32.0) -> Schedule:
+    """Slanted triangle of ULMFiT (arXiv 1801.06146): up over the first `cut`, then down to 1/ratio.
+
+    The rate is (1 + p (ratio - 1)) / ratio with p rising from 0 to 1 and falling back to 0.
+    """
+    corner = max(1, int(total * cut))
+
+    def schedule(step: jax.Array) -> jax.Array:
+        down = 1 - (step - corner) / (corner * (1 / cut - 1))
+        p = jnp.clip(jnp.where(step < corner, step / corner, down), 0.0, 1.0)
+        return (1 + p * (ratio - 1)) / ratio
+
+    return schedule
+
+
+SCHEDULES = {f.__name__: f for f in (constant, cosine, linear, onecycle, slanted)}
+
+
+def parse_schedule(text: str, total: int, warmup: int = 0) -> Schedule:
+    """Returns the schedule called `text`, after a linear warm-up from 0.
+
+    Args:
+      text: such as ``cosine`` or ``onecycle(pct=0.3)``.
+      total: steps of the phase, warm-up included.
+      warmup: steps of warm-up.
+
+    Raises:
+      UserError: unknown name or arguments.
+    """
+    terms = parse(text)
+    if len(terms) != 1 or terms[0].name not in SCHEDULES:
+        raise UserError(f"unknown schedule {text!r}.{nearest(terms[0].name, SCHEDULES)}")
+    function, options = SCHEDULES[terms[0].name], dict(terms[0].kwargs)
+    try:
+        inspect.signature(function).bind(total, *terms[0].args, **options)
+    except TypeError as error:
+        raise UserError(f"schedule {text!r}: {error}") from None
+    warmup = min(warmup, total)
+    after = function(max(total - warmup, 1), *terms[0].args, **options)
+    if not warmup:
+        return after
+    return lambda step: jnp.where(step < warmup, step / warmup, after(step - warmup))

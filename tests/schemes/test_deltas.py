@@ -1,0 +1,265 @@
+"""Deltas: exact at the start, every leaf alive, counted by formula, merged without a difference."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finetune_jax import tree
+from finetune_jax.config import default
+from finetune_jax.deltas import Adapted, Bottleneck, from_json, merge
+from finetune_jax.errors import UserError
+from finetune_jax.models import build, initialise
+from finetune_jax.models.vit import WIDTHS, ViT
+from finetune_jax.schemes import Phase, resolve
+from finetune_jax.tasks import Classification
+from finetune_jax.training import state as state_lib
+from finetune_jax.training.audit import AuditError, audit, snapshot
+from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
+from finetune_jax.training.step import make_train_step
+
+TASK = Classification(tuple("abcde"))
+SIZE = 32
+DEPTH, WIDTH, RANK = 3, 32, 4
+
+VIT = {
+    # scheme: trainable parameters beside the head
+    "lora(rank=4)": DEPTH * 2 * RANK * 2 * WIDTH,
+    "lora(rank=4, rslora=True, alpha=8)": DEPTH * 2 * RANK * 2 * WIDTH,
+    "lora(rank=4, plus=16)": DEPTH * 2 * RANK * 2 * WIDTH,
+    "lora(rank=4, dora=True)": DEPTH * 2 * (RANK * 2 * WIDTH + WIDTH),
+    "lora(rank=4, pissa=True)": DEPTH * 2 * RANK * 2 * WIDTH,
+    "lora(rank=4, on='mlp_in')": DEPTH * RANK * 5 * WIDTH,
+    "ia3": DEPTH * (2 * WIDTH + 4 * WIDTH),
+    "ssf": 2 * (WIDTH + DEPTH * (4 + 4 + 1 + 2) * WIDTH + WIDTH),
+    "houlsby(size=8)": DEPTH * 2 * (2 * WIDTH * 8 + 8 + WIDTH) + 2 * WIDTH * (2 * DEPTH + 1),
+    "pfeiffer(size=8)": DEPTH * (2 * WIDTH * 8 + 8 + WIDTH),
+    "adaptformer(size=8)": DEPTH * (2 * WIDTH * 8 + 8 + WIDTH),
+    "vpt(tokens=3)": 3 * WIDTH,
+    "vpt(tokens=3, deep=True)": DEPTH * 3 * WIDTH,
+    "random_mask('norm_only', seed=1)": 2 * WIDTH * (2 * DEPTH + 1),
+}
+CONVS = [(3, 16)] + [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
+RESNET = {
+    "lora(rank=2)": sum(9 * a * 2 + 2 * b for a, b in CONVS),
+    "ssf": 2 * (16 * 7 + 32 * 6 + 64 * 6),
+    "random_mask('norm_only')": 2 * (16 * 7 + 32 * 6 + 64 * 6),
+}
+CASES = [("vit", s) for s in VIT] + [("resnet20_cifar", s) for s in RESNET]
+MERGED = ("lora", "ia3", "ssf", "random_mask")
+
+
+def vit(**options):
+    WIDTHS.setdefault("test", (WIDTH, DEPTH, 2))
+    return ViT(size="test", patch=16, num_classes=5, **options)
+
+
+def head_size(name):
+    return (64 if name == "resnet20_cifar" else WIDTH) * 5 + 5
+
+
+@pytest.fixture(scope="module")
+def base():
+    def make(name):
+        model = vit() if name == "vit" else build(name, 5, image_size=SIZE)
+        variables = initialise(model, SIZE, jax.random.key(0))
+        # A head of zeros would hide every difference.
+        kernel = 0.1 * jax.random.normal(
+            jax.random.key(1), variables["params"]["head"]["kernel"].shape
+        )
+        variables["params"]["head"] = {**variables["params"]["head"], "kernel": kernel}
+        return model, variables
+
+    return {name: make(name) for name in ("vit", "resnet20_cifar", "vit_ti16")}
+
+
+def adapted(base, name, scheme):
+    model, variables = base[name]
+    plan = resolve(scheme, model.stages, variables["params"], variables["batch_stats"])
+    params = plan.add_deltas(variables["params"], jax.random.key(2))
+    return model, plan, plan.adapt(model), {**variables, "params": params}
+
+
+def images(n=4):
+    return jax.random.normal(jax.random.key(3), (n, SIZE, SIZE, 3))
+
+
+def train(plan, model, variables, steps=3, learning_rate=0.05):
+    config = default().optimizer
+    config.learning_rate = learning_rate
+    config.schedule = "constant"
+    tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
+    step = jax.jit(
+        make_train_step(
+            model, TASK, plan, tx, lambda x: x.astype(jnp.float32) / 255, lambda key, x: x
+        )
+    )
+    state, frozen = state_lib.create(
+        variables, plan, tx, hyper_parameters(config, plan), seed=0, ema=False
+    )
+    generator = np.random.default_rng(0)
+    for _ in range(steps):
+        batch = {
+            "image": jnp.asarray(generator.integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)),
+            "label": jnp.asarray(generator.integers(0, 5, 8, dtype=np.int32)),
+        }
+        state, _ = step(state, frozen, batch)
+    return state_lib.variables(state, frozen)
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES)
+def test_counts_are_the_formulas(base, name, scheme):
+    _, plan, _, _ = adapted(base, name, f"{scheme} + head" if "mask" not in scheme else scheme)
+    count = sum(math.prod(leaf.shape) for leaf in plan.leaves if leaf.trains)
+    assert count == {"vit": VIT, "resnet20_cifar": RESNET}[name][scheme] + head_size(name)
+    assert resolve(plan.scheme, plan.stages, base[name][1]["params"],
+                   base[name][1]["batch_stats"]) == plan  # fmt: skip
+    assert tuple(from_json(d.to_json()) for d in plan.deltas) == plan.deltas
+
+
+@pytest.mark.parametrize(("name", "scheme"), [c for c in CASES if not c[1].startswith("vpt")])
+def test_a_delta_starts_as_the_base(base, name, scheme):
+    model, _, with_deltas, variables = adapted(base, name, scheme)
+    # Operation by operation: a compiler may fuse the two programs to different roundings.
+    before = model.apply(base[name][1], images())
+    after = with_deltas.apply(variables, images())
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES)
+def test_only_what_is_declared_moves_and_all_of_it_does(base, name, scheme):
+    text = scheme if "mask" in scheme else f"{scheme} + head"
+    _, plan, model, variables = adapted(base, name, text)
+    after = train(plan, model, variables)
+    counts = audit(plan, snapshot(variables), after)
+    assert counts["moved_leaves"] == len(plan.trainable)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [c for c in CASES if c[1].startswith(MERGED)])
+def test_merged_equals_unmerged(base, name, scheme):
+    _, plan, model, variables = adapted(base, name, scheme)
+    # Far from the start: every trainable leaf is random.
+    params = tree.map_with_path(
+        lambda p, x: x + 0.1 * jax.random.normal(jax.random.key(len(p)), x.shape)
+        if p in plan.trainable
+        else x,
+        variables["params"],
+    )
+    moved = {**variables, "params": params}
+    merged, difference = merge(model, moved, images())
+    scale = float(jnp.max(jnp.abs(model.apply(moved, images()))))
+    assert difference <= 1e-5 * max(scale, 1.0)
+    assert tree.flatten(merged["params"]).keys() == tree.flatten(base[name][1]["params"]).keys()
+    plain = model.model.apply(base[name][1], images())
+    assert float(jnp.max(jnp.abs(plain - model.apply(moved, images())))) > 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["houlsby(size=8)", "vpt(tokens=3)", "adaptformer(size=8)"])
+def test_what_no_kernel_can_express_is_not_merged(base, scheme):
+    _, _, model, variables = adapted(base, "vit", scheme)
+    with pytest.raises(UserError, match="cannot be merged"):
+        merge(model, variables)
+
+
+def test_dora_is_its_formula(base):
+    _, plan, model, variables = adapted(base, "vit", "lora(rank=4, alpha=8, dora=True)")
+    flat = {
+        p: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape) if "lora_" in p else x
+        for p, x in tree.flatten(variables["params"]).items()
+    }
+    merged, _ = merge(model, {**variables, "params": tree.unflatten(flat)})
+    module = "block_2/attn/query"
+    w = np.asarray(flat[f"{module}/kernel"], np.float64)
+    v = w + 2.0 * np.asarray(flat[f"{module}/lora_a"]) @ np.asarray(flat[f"{module}/lora_b"])
+    m = np.linalg.norm(w, axis=0) + np.asarray(flat[f"{module}/lora_shift"])
+    expected = m * v / np.linalg.norm(v, axis=0)
+    np.testing.assert_allclose(
+        tree.flatten(merged["params"])[f"{module}/kernel"], expected, atol=1e-5
+    )
+
+
+def test_an_adapter_with_both_projections_at_zero_is_caught(base, monkeypatch):
+    monkeypatch.setattr(
+        Bottleneck,
+        "initial",
+        lambda self, key, leaves: {p: jnp.zeros(x.shape) for p, x in self.leaves(leaves).items()},
+    )
+    _, plan, model, variables = adapted(base, "vit", "pfeiffer(size=8) + head")
+    after = train(plan, model, variables)
+    with pytest.raises(AuditError, match="did not move.*adapter_down/kernel"):
+        audit(plan, snapshot(variables), after)
+
+
+def test_deltas_survive_rematerialisation(base):
+    _, plan, _, variables = adapted(base, "vit", "lora(rank=4) + adaptformer(size=8) + head")
+    plain = train(plan, plan.adapt(vit()), variables)
+    remat = train(plan, plan.adapt(vit(remat=True)), variables)
+    for path, value in tree.flatten(plain["params"]).items():
+        np.testing.assert_allclose(value, tree.flatten(remat["params"])[path], atol=1e-5)
+
+
+def test_lora_forms_no_full_size_gradient(base):
+    """A step costs two products with each frozen kernel per example, forward and input gradient."""
+    from finetune_jax.training.cost import flops
+
+    def step_flops(scheme):
+        model, plan, with_deltas, variables = adapted(base, "vit_ti16", scheme)
+        config = default().optimizer
+        tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
+        step = make_train_step(
+            with_deltas, TASK, plan, tx, lambda x: x.astype(jnp.float32), lambda key, x: x
+        )
+        state, frozen = jax.eval_shape(
+            lambda v: state_lib.create(
+                v, plan, tx, hyper_parameters(config, plan), seed=0, ema=False
+            ),
+            variables,
+        )
+        batch = {
+            "image": jax.ShapeDtypeStruct((64, SIZE, SIZE, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((64,), jnp.int32),
+        }
+        return flops(jax.jit(step).lower(state, frozen, batch).compile())
+
+    full, probe, low_rank = (step_flops(s) for s in ("full", "head", "lora(rank=4) + head"))
+    # Full: forward, input gradient, weight gradient. LoRA: the first two and thin products, and
+    # nothing below the first block's projections.
+    assert low_rank <= 0.70 * full
+    assert low_rank <= 2.1 * probe
+
+
+def test_several_deltas_share_a_module(base):
+    _, plan, model, variables = adapted(base, "vit", "lora(rank=2) + ssf + ia3")
+    assert isinstance(model, Adapted)
+    moved = {
+        **variables,
+        "params": tree.map_with_path(
+            lambda p, x: x + 0.05 * jax.random.normal(jax.random.key(len(p)), x.shape)
+            if p in plan.trainable
+            else x,
+            variables["params"],
+        ),
+    }
+    _, difference = merge(model, moved, images())
+    assert difference <= 1e-5 * float(jnp.max(jnp.abs(model.apply(moved, images()))))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "message"),
+    [
+        ("vit", "lora(rank=0)", "rank must be from 1 to 32"),
+        ("vit", "lora(on='qurey')", "Did you mean 'query'"),
+        ("resnet20_cifar", "lora(dora=True)", "need a dense kernel"),
+        ("resnet20_cifar", "ia3", "matches no module"),
+        ("resnet20_cifar", "vpt", "needs transformer blocks"),
+        ("vit", "random_mask('norm_onli')", "Did you mean 'norm_only'"),
+        ("vit", "random_mask('head')", "trains 0 scalars outside the head"),
+        ("vit", "vpt(tokens=-1)", "expected numbers > 0"),
+    ],
+)
+def test_bad_deltas_say_what_is_wrong(base, name, scheme, message):
+    with pytest.raises(UserError) as error:
+        adapted(base, name, scheme)
+    assert message in str(error.value)

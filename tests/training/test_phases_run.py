@@ -1,0 +1,231 @@
+"""Phases in a run: what survives a boundary, caches that change nothing, and exact resumption."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from finetune_jax import tree
+from finetune_jax.config import default
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained import open_weights
+from finetune_jax.training import loop
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.loop import run
+from finetune_jax.training.phase import PhaseRun
+
+
+def config_of(weights, scheme, **changes):
+    config = default()
+    config.scheme = scheme
+    config.pretrained.path = str(weights)
+    config.pretrained.new_head = True
+    config.data.train = "train[:32]"
+    config.data.validation = "validation[:32]"
+    config.data.test = "test[:32]"
+    config.data.image_size = 16
+    config.train.batch_size = 16
+    config.train.steps = 6
+    config.eval.batch_size = 16
+    config.checkpoint.every_steps = 1
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+def tensors(folder):
+    with open_weights(folder / "artifact" / "model.safetensors") as file:
+        return {name: file.read(name) for name in file.names()}
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+PHASES = "head + phase(steps=2) >> last_k(1) + lora(rank=2) >> norm + phase(steps=2)"
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
+    weights, tmp_path, monkeypatch, stop
+):
+    whole = tmp_path / "whole"
+    config = config_of(weights, PHASES, optimizer__name="adamw", optimizer__learning_rate=1e-3)
+    result = run(prepare(config), whole)
+    assert [p["steps"] for p in result["phases"]] == [2, 2, 2]
+
+    class Stop(Exception):
+        pass
+
+    original = loop.Checkpoints.save
+
+    def save(self, state, *rest):
+        original(self, state, *rest)
+        if int(state.step) == stop:
+            self.wait()
+            raise Stop
+
+    monkeypatch.setattr(loop.Checkpoints, "save", save)
+    halved = tmp_path / "halved"
+    with pytest.raises(Stop):
+        run(prepare(config), halved)
+    monkeypatch.setattr(loop.Checkpoints, "save", original)
+    again = run(prepare(config), halved)
+    assert again["phases"] == result["phases"]
+    expected, found = tensors(whole), tensors(halved)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert np.array_equal(value, found[name]), name
+    assert losses(whole) == losses(halved)
+
+
+def states_around_a_boundary(weights, scheme, name="adamw"):
+    """(phase runs, state at the end of phase 0, state at the start of phase 1)."""
+    experiment = prepare(config_of(weights, scheme, optimizer__name=name))
+    first, second = PhaseRun(experiment, 0, 0, 3), PhaseRun(experiment, 1, 3, 3)
+    params = experiment.initial_variables()
+    variables = {**params, "params": second.plan.add_deltas(params["params"], jax.random.key(0))}
+    old, _ = first.create_state(params)
+    marked = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 3 if "count" in jax.tree_util.keystr(path) else x + 0.5, old.opt_state
+    )
+    old = jax.tree.map(lambda x: x, old)
+    old = type(old)(**{**vars(old), "opt_state": marked})
+    new, _ = second.create_state(variables)
+    return second, old, second.carry(first, old, new)
+
+
+def moments(state):
+    found = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        found[jax.tree_util.keystr(path)] = np.asarray(value)
+    return found
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_survivors_keep_their_moments_and_newcomers_start_fresh(weights, name):
+    scheme = "last_k(1) >> last_k(2)"
+    _, old, new = states_around_a_boundary(weights, scheme, name)
+    seen = {"kept": 0, "fresh": 0}
+    for path, value in moments(new).items():
+        if "count" in path:
+            # One group per age: 3 steps done by the survivors, none by the newcomers.
+            assert int(value) == (0 if "@1" in path else 3)
+        elif "layer3_block1" in path:
+            assert not value.any()
+            seen["fresh"] += 1
+        else:
+            assert (value == 0.5).all()
+            seen["kept"] += 1
+    assert all(seen.values())
+    assert int(old.step) == int(new.step)
+
+
+def test_the_newly_frozen_lose_their_moments_and_reset_drops_all(weights):
+    _, _, new = states_around_a_boundary(weights, "last_k(2) >> head")
+    assert not any("layer3" in path for path in moments(new))
+    _, _, new = states_around_a_boundary(weights, "last_k(2) >> last_k(2) + phase(reset=True)")
+    assert not any(value.any() for value in moments(new).values())
+
+
+@pytest.mark.parametrize("scheme", ["head", "last_k(2)", "lora(rank=2, on='layer3.*conv.') + head"])
+def test_cached_prefix_gives_the_losses_of_the_uncached(weights, tmp_path, scheme):
+    results = {}
+    for enabled in (False, True):
+        folder = tmp_path / str(enabled)
+        run(prepare(config_of(weights, scheme, prefix_cache__enabled=enabled)), folder)
+        results[enabled] = losses(folder)
+    assert len(results[True]) == 6
+    np.testing.assert_allclose(results[True], results[False], atol=1e-6, rtol=1e-6)
+
+
+def test_cache_on_disk_is_shared_bounded_and_safe_from_half_written_files(
+    weights, tmp_path, capsys
+):
+    cache = tmp_path / "cache"
+    options = {"prefix_cache__dir": str(cache), "prefix_cache__bytes": 0}
+    run(prepare(config_of(weights, "head", **options)), tmp_path / "first")
+    assert "written to" in capsys.readouterr().err
+    entries = sorted(cache.iterdir())
+    assert len(entries) == 2  # train and validation
+    # A folder that a killed run left behind is no entry.
+    (cache / ".half-x").mkdir()
+    (cache / ".half-x" / "activations").write_bytes(b"half")
+    run(prepare(config_of(weights, "head", **options)), tmp_path / "second")
+    assert "found in" in capsys.readouterr().err
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+    # Another resolution is another key, and beyond the bound the older entries go.
+    size = sum(json.loads((e / "meta.json").read_text())["bytes"] for e in entries)
+    small = {**options, "data__image_size": 24, "prefix_cache__dir_bytes": size}
+    run(prepare(config_of(weights, "head", **small)), tmp_path / "third")
+    left = [e for e in cache.iterdir() if (e / "meta.json").is_file()]
+    assert len(left) == 2 and not set(left) & set(entries)
+
+
+def test_fixed_views_are_cached_and_change_with_the_epoch(weights, tmp_path):
+    options = {"data__augment": "flip", "prefix_cache__views": 2, "train__steps": 8}
+    run(prepare(config_of(weights, "head", **options)), tmp_path / "views")
+    plain = {**options, "data__augment": ""}
+    run(prepare(config_of(weights, "head", **plain)), tmp_path / "plain")
+    assert losses(tmp_path / "views") != losses(tmp_path / "plain")
+
+
+def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
+    result = run(prepare(config_of(weights, "lp_ft")), tmp_path / "run")
+    (report,) = result["probes"]
+    assert len(report["path"]) == 19
+    best = max(row["accuracy"] for row in report["path"])
+    assert report["chosen"]["accuracy"] == best
+    assert [p["audit"]["moved_leaves"] for p in result["phases"]] == [2, 59]
+
+
+@pytest.mark.parametrize("scheme", ["auto_rgn(batches=2)", "auto_snr(batches=2, threshold=0.2)"])
+def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
+    config = config_of(weights, scheme, train__steps=4)
+    result = run(prepare(config), tmp_path / "whole")
+    assert result["audit"]["moved_leaves"] >= 1
+    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    for name in ("result.json", "artifact"):
+        path = tmp_path / "copy" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run(prepare(config), tmp_path / "copy")
+    for name, value in tensors(tmp_path / "whole").items():
+        assert np.array_equal(value, tensors(tmp_path / "copy")[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__sam_rho": 0.05},
+        {"optimizer__l2_sp": 0.1, "optimizer__l2_sp_head": 0.1},
+        {"optimizer__ema_decay": 0.9, "train__accumulate": 2},
+        {"batch_norm": "reestimate"},
+        {"model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_options_run_under_the_audit(weights, tmp_path, changes):
+    result = run(prepare(config_of(weights, "last_k(1)", **changes)), tmp_path / "run")
+    assert result["audit"]["moved_leaves"] == 8
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_a_frozen_random_head_is_refused(weights):
+    from finetune_jax.training.experiment import load_variables
+
+    with pytest.raises(UserError, match="add ' . head' to train it"):
+        load_variables(prepare(config_of(weights, "lora(rank=2)")))
+
+
+def test_artifact_of_deltas_predicts_like_the_run(weights, tmp_path):
+    from finetune_jax.artifact import load_artifact
+
+    run(prepare(config_of(weights, "lora(rank=2) + head")), tmp_path / "run")
+    artifact = load_artifact(tmp_path / "run")
+    assert any("lora_a" in p for p in tree.flatten(artifact.variables))
+    assert artifact.logits(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 10)

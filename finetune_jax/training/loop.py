@@ -234,7 +234,7 @@ def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "probes": current.probes,
         }
         last = current.phase_run(len(phases) - 1)
-        step = last.compile_eval_step(config.eval.batch_size)
+        step = last.compile_eval_step(config.eval.batch_size, final)
         for split in ("validation", "test"):
             if split in splits:
                 result[split] = _score(current, step, final, splits[split])
@@ -387,13 +387,12 @@ def _train_phase(current: Run, index: int, meta: dict[str, Any] | None) -> None:
     cached_eval = (
         "validation" in splits and splits["validation"] is not current.splits["validation"]
     )
-    del whole
-
     # 3. Compile.
     say(f"compiling the train step for {plan.scheme}")
     train_step = run_.compile_train_step(anchor, cached=cached_train)
     current.costs.append(measure(train_step, state, config.train.accumulate))
-    eval_step = run_.compile_eval_step(config.eval.batch_size, cached=cached_eval)
+    eval_step = run_.compile_eval_step(config.eval.batch_size, whole, cached=cached_eval)
+    del whole  # before the step donates what it holds
 
     # 4. Steps.
     batches = current.train_batches(splits["train"])

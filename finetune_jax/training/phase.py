@@ -203,16 +203,28 @@ class PhaseRun:
             .compile()
         )
 
-    def compile_eval_step(self, batch_size: int, *, cached: bool = False) -> Any:
-        """Compiles (variables, batch) to logits and per-example values."""
+    def compile_eval_step(
+        self, batch_size: int, variables: Any = None, *, cached: bool = False
+    ) -> Any:
+        """Compiles (variables, batch) to logits and per-example values.
+
+        Args:
+          batch_size: images.
+          variables: whose shapes and dtypes are meant; `abstract` if None.
+          cached: the batch holds activations after the plan's prefix instead of images.
+        """
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+            self.abstract if variables is None else variables,
+        )
         start = self.plan.stages[len(self.plan.prefix)] if cached else None
         step = make_eval_step(
             self.model, self.experiment.task, self.experiment.preprocess.device, start
         )
-        placed = state_sharding(self.experiment.mesh, self.abstract)
+        placed = state_sharding(self.experiment.mesh, like)
         return (
             jax.jit(step, in_shardings=(placed, batch_sharding(self.experiment.mesh)))
-            .lower(self.abstract, self.abstract_batch(batch_size, cached=cached))
+            .lower(like, self.abstract_batch(batch_size, cached=cached))
             .compile()
         )
 

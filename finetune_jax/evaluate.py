@@ -51,8 +51,9 @@ def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
                 "there are no trained weights to score: "
                 + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
             )
+    last = PhaseRun(experiment, len(experiment.phases) - 1)
     return evaluate(
-        PhaseRun(experiment, len(experiment.phases) - 1).compile_eval_step(config.eval.batch_size),
+        last.compile_eval_step(config.eval.batch_size, variables),
         variables,
         experiment.source.read(config.data[split]),
         experiment.preprocess,

@@ -14,7 +14,7 @@ from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.training.experiment import load_variables, prepare
-from finetune_jax.training.loop import open_workdir
+from finetune_jax.training.folder import open_workdir
 
 
 @pytest.mark.parametrize(

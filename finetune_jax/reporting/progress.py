@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+_quiet = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Within it, `say` says nothing and no bar is drawn."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
 
 
 class Progress:
@@ -23,7 +38,7 @@ class Progress:
         self._total, self._start, self._batch_size = total, start, batch_size
         self._began = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _quiet.get():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
@@ -55,6 +70,8 @@ def _clock(seconds: float) -> str:
 
 def say(text: str) -> None:
     """A line on standard error at once, without tearing a progress bar."""
+    if _quiet.get():
+        return
     if "tqdm" in sys.modules and sys.stderr.isatty():
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -65,8 +66,7 @@ class Experiment:
     def initial_variables(self) -> dict[str, Any]:
         """Random variables from ``config.seed``, without deltas."""
         key = jax.random.key(self.config.seed)
-        size = self.preprocess.size
-        return jax.jit(lambda k: initialise(self.model, size, k))(key)
+        return _initialiser(self.model, self.preprocess.size)(key)
 
     def phase_steps(self, train_examples: int) -> list[int]:
         """Steps of each phase, for a training split of that many examples."""
@@ -74,6 +74,12 @@ class Experiment:
         per_epoch = train_examples / config.batch_size
         total = config.steps or max(1, round(config.epochs * per_epoch))
         return lengths(self.phases, total, per_epoch)
+
+
+@functools.cache
+def _initialiser(model: StagedModel, size: int) -> Any:
+    """Compiled once for all experiments of the same model."""
+    return jax.jit(lambda key: initialise(model, size, key))
 
 
 def prepare(config: ml_collections.ConfigDict) -> Experiment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -96,14 +96,14 @@ class PhaseRun:
         config = self.experiment.config
         return hyper_parameters(config.optimizer, self.plan, config.task.label_smoothing)
 
-    def _create(self, variables: dict[str, Any], anchor: Any) -> Any:
+    def _create(self, variables: dict[str, Any], anchor: Any, hyper: Any, seed: Any) -> Any:
         config = self.experiment.config
         return state_lib.create(
             variables,
             self.plan,
             self.optimizer,
-            self.hyper(),
-            seed=config.seed,
+            hyper,
+            seed=seed,
             ema=config.optimizer.ema_decay > 0,
             frozen_dtype=DTYPES[config.model.frozen_dtype],
             anchor=anchor,
@@ -122,20 +122,32 @@ class PhaseRun:
         return tree.unflatten({p: flat[p] for p in self.plan.trainable if p in flat})
 
     def create_state(
-        self, variables: dict[str, Any], anchor: Any = None
+        self,
+        variables: dict[str, Any],
+        anchor: Any = None,
+        once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
     ) -> tuple[state_lib.State, state_lib.Base]:
-        """State and base on the mesh, from concrete variables with the deltas of this phase."""
+        """State and base on the mesh, from concrete variables with the deltas of this phase.
+
+        Args:
+          variables: of the model and the deltas.
+          anchor: see `anchor`.
+          once: keeps the compiled function for the next arm, see `Shared.once`.
+        """
         # Split once outside of jit, where tied leaves are still one array.
         self.plan.split(variables["params"])
-        anchor = anchor or {}
-        shardings = state_sharding(
-            self.experiment.mesh, jax.eval_shape(self._create, variables, anchor)
-        )
-        return jax.jit(self._create, out_shardings=shardings)(variables, anchor)
+        values = (variables, anchor or {}, self.hyper(), self.experiment.config.seed)
+
+        def compile_create() -> Any:
+            shapes = jax.eval_shape(self._create, *values)
+            return jax.jit(self._create, out_shardings=state_sharding(self.experiment.mesh, shapes))
+
+        return once(("create", self.index), compile_create)(*values)
 
     def abstract_state(self, anchor: Any = None) -> tuple[Any, Any]:
         """State and base as shape structs with shardings."""
-        shapes = jax.eval_shape(self._create, self.abstract, anchor or {})
+        seed = self.experiment.config.seed
+        shapes = jax.eval_shape(self._create, self.abstract, anchor or {}, self.hyper(), seed)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,

@@ -38,6 +38,7 @@ def cache_prefix(
     examples: Examples,
     split: str,
     place: Callable[[Any], Any],
+    once: Callable[[Any, Callable[[], Any]], Any],
     *,
     training: bool,
 ) -> Examples:
@@ -52,6 +53,7 @@ def cache_prefix(
       examples: images of the split.
       split: its text, part of the key.
       place: puts a host batch on devices.
+      once: gives what another arm already computed, see `Shared.once`.
       training: whether the images are augmented.
     """
     config = run.experiment.config
@@ -67,8 +69,27 @@ def cache_prefix(
     if not in_memory and not (settings.dir and total <= settings.dir_bytes):
         say(f"prefix not cached: {split} would take {show_bytes(total)}")
         return examples
-    key = _key(run, variables, split, len(examples), augment, views) if settings.dir else ""
-    folder = Path(settings.dir) / key if key else None
+    key = _key(run, variables, split, len(examples), augment, views)
+    folder = None if in_memory and not settings.dir else Path(settings.dir) / key
+    return once(
+        ("prefix", key),
+        lambda: _fill(run, variables, examples, split, place, augment, views, folder),
+    )
+
+
+def _fill(
+    run: PhaseRun,
+    variables: dict[str, Any],
+    examples: Examples,
+    split: str,
+    place: Any,
+    augment: str,
+    views: int,
+    folder: Path | None,
+) -> Examples:
+    """Reads the activations from `folder` if they are there, else computes them."""
+    settings, prefix = run.experiment.config.prefix_cache, run.plan.prefix
+    total = run.activation_bytes * len(examples) * views
     where = f"{len(prefix)} of {len(run.plan.stages)} stages cached, {show_bytes(total)}, {split}"
     if folder and (folder / "meta.json").is_file():
         os.utime(folder / "meta.json")

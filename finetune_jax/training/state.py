@@ -57,7 +57,7 @@ def create(
     optimizer: optax.GradientTransformation,
     hyper: dict[str, Any],
     *,
-    seed: int,
+    seed: int | jax.Array,
     ema: bool,
     frozen_dtype: Any = jnp.float32,
     anchor: dict[str, Any] | None = None,

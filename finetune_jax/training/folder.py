@@ -1,0 +1,40 @@
+"""The folder of a run: made, or continued by the same config only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_jax import config as config_lib
+from finetune_jax.errors import UserError
+from finetune_jax.files import write_json
+
+
+def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Creates a run's folder, or accepts one that holds the same config.
+
+    Raises:
+      UserError: not writable, or the folder of another config (with the difference).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe_file = workdir / ".writable"
+        probe_file.write_text("")
+        probe_file.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is damaged; remove it or use another --workdir") from None
+        lines = config_lib.difference(old, config)
+        if lines:
+            raise UserError(
+                f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nuse another --workdir, or the config of that run to continue it"
+            )
+    write_json(path, config)

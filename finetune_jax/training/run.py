@@ -1,0 +1,109 @@
+"""A run in progress: what its phases share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from finetune_jax.data.batches import TrainBatches
+from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.evaluation.scores import evaluate
+from finetune_jax.reporting.progress import MetricsWriter
+from finetune_jax.training import state as state_lib
+from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.experiment import Experiment
+from finetune_jax.training.mesh import put_batch
+from finetune_jax.training.phase import PhaseRun
+from finetune_jax.training.prefix_cache import cache_prefix
+from finetune_jax.training.shared import Shared
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in progress.
+
+    Attributes:
+      experiment: resolved config.
+      workdir: run folder.
+      shared: what this run has in common with other arms.
+      splits: decoded examples by split name.
+      starts: first step of each phase.
+      lengths: steps of each phase.
+      variables: whole variables at the start of the current phase.
+      settled: paths, with their collection, of leaves that are no longer the weight file's.
+      anchor: params that came from the weight file, flat; empty when L2-SP is off.
+      checkpoints: of the run.
+      writer: of its metrics.
+      state: of the last trained phase, with its `PhaseRun`.
+      audits: counts of each phase.
+      probes: reports of solved phases.
+      costs: compiled figures of each trained phase.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    shared: Shared
+    splits: dict[str, Examples]
+    starts: list[int]
+    lengths: list[int]
+    variables: dict[str, Any]
+    settled: set[str]
+    anchor: dict[str, Any]
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    state: tuple[PhaseRun, state_lib.State] | None = None
+    audits: list[dict[str, int]] = dataclasses.field(default_factory=list)
+    probes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    costs: list[Any] = dataclasses.field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return sum(self.lengths)
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts a host batch on the mesh."""
+        return put_batch(batch, self.experiment.mesh)
+
+    def phase_run(self, index: int) -> PhaseRun:
+        """A phase at its place."""
+        return PhaseRun(self.experiment, index, self.starts[index], self.lengths[index])
+
+    def train_batches(self, examples: Examples) -> TrainBatches:
+        """The run's order over some examples."""
+        config = self.experiment.config
+        return TrainBatches(
+            examples,
+            self.experiment.preprocess,
+            config.train.batch_size,
+            config.seed,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+    def behind_prefix(self, run: PhaseRun, variables: dict[str, Any], name: str) -> Examples:
+        """A split as activations after the frozen prefix of a phase where that can be cached."""
+        return cache_prefix(
+            run,
+            variables,
+            self.splits[name],
+            self.experiment.config.data[name],
+            self.place,
+            self.shared.once,
+            training=name == "train",
+        )
+
+    def score(self, run: PhaseRun, variables: dict[str, Any], examples: Examples) -> dict[str, Any]:
+        """Scores of `examples`, images or activations after the prefix of `run`."""
+        size = self.experiment.config.eval.batch_size
+        cached = isinstance(examples, ActivationExamples)
+        step = self.shared.once(
+            ("evaluate", run.index, cached),
+            lambda: run.compile_eval_step(size, variables, cached=cached),
+        )
+        preprocess = self.experiment.preprocess
+        return evaluate(step, variables, examples, preprocess, batch_size=size, place=self.place)

@@ -1,0 +1,61 @@
+"""A solved phase: the head in closed form or by L-BFGS, over features computed once."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from finetune_jax.data.batches import eval_batches
+from finetune_jax.errors import UserError
+from finetune_jax.reporting.progress import say
+from finetune_jax.training import audit as audit_lib
+from finetune_jax.training import probe
+from finetune_jax.training.run import Run
+
+
+def solve_phase(current: Run, index: int) -> None:
+    """Puts the solved head into ``current.variables`` and the report into ``current.probes``.
+
+    Raises:
+      UserError: no validation split to choose the strength on.
+    """
+    phase = current.experiment.phases[index]
+    if "validation" not in current.splits:
+        raise UserError("phase(solve=…) chooses on validation: set data.validation")
+    before = audit_lib.snapshot(current.variables)
+    head, report = probe.solve(
+        phase.solve,
+        _features(current, index, "train"),
+        _features(current, index, "validation"),
+        current.experiment.task.head_size,
+    )
+    chosen = report["chosen"]
+    say(
+        f"head solved by {phase.solve}: strength {chosen['strength']:.3g}, validation accuracy "
+        f"{chosen['accuracy']:.4f}"
+    )
+    params = {**current.variables["params"], "head": head}
+    current.variables = {**current.variables, "params": params}
+    current.audits.append(audit_lib.audit(phase.plan, before, current.variables))
+    current.probes.append(report)
+    current.writer.write(current.starts[index], "probe", chosen)
+    current.state = None
+
+
+def _features(current: Run, index: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features f32[n, width] entering the head, and labels i32[n], of a split."""
+    experiment, run = current.experiment, current.phase_run(index)
+    forward = current.shared.once(
+        ("features", index),
+        lambda: jax.jit(
+            lambda v, x: run.model.apply(v, experiment.preprocess.device(x), stop="head")
+        ),
+    )
+    rows, labels = [], []
+    size = experiment.config.eval.batch_size
+    for batch in eval_batches(current.splits[split], experiment.preprocess, size):
+        real = batch.pop("mask") > 0
+        placed = current.place(batch)
+        rows.append(np.asarray(forward(current.variables, placed["image"]))[real])
+        labels.append(batch["label"][real])
+    return np.concatenate(rows), np.concatenate(labels)

@@ -1,0 +1,141 @@
+"""Arms in lockstep give what each gives alone, and one that fails leaves the others alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finetune_jax.config import default
+from finetune_jax.training import arms as arms_lib
+from finetune_jax.training.arms import run_arms, structure
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.loop import run
+
+
+def config_of(weights, scheme, **changes):
+    config = default()
+    config.scheme = scheme
+    config.pretrained.path = str(weights)
+    config.pretrained.new_head = True
+    config.data.train = "train[:48]"
+    config.data.validation = "validation[:32]"
+    config.data.test = "test[:32]"
+    config.data.image_size = 16
+    config.train.batch_size = 16
+    config.train.steps = 4
+    config.eval.batch_size = 16
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return prepare(config)
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def fuse_always(monkeypatch):
+    monkeypatch.setattr(arms_lib._Fused, "_try", lambda self, calls: True)
+
+
+GRID = [
+    {"seed": seed, "optimizer__learning_rate": rate, "optimizer__weight_decay": 1e-3}
+    for seed in (0, 1)
+    for rate in (0.01, 0.1)
+]
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["head", "lora(rank=2) + head", "last_k(1) + phase(steps=2) >> last_k(2)"],
+)
+@pytest.mark.parametrize("augment", ["", "flip"])
+def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, augment):
+    if augment and scheme != "head":
+        pytest.skip("augmentation is tried with one scheme")
+    fuse_always(monkeypatch)
+    experiments = [config_of(weights, scheme, data__augment=augment, **c) for c in GRID]
+    folders = [tmp_path / str(i) for i in range(4)]
+    results = run_arms(experiments, folders)
+    assert len({tuple(losses(f)) for f in folders}) == 4
+    for number in (0, 3):
+        solo = run(experiments[number], tmp_path / f"solo{number}")
+        np.testing.assert_allclose(
+            losses(folders[number]), losses(tmp_path / f"solo{number}"), rtol=1e-5
+        )
+        for split in ("validation", "test"):
+            np.testing.assert_allclose(
+                results[number][split]["loss"], solo[split]["loss"], rtol=1e-5
+            )
+        assert results[number]["audit"] == solo["audit"]
+
+
+def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):
+    fuse_always(monkeypatch)
+    rates = [0.01, 3e38, 0.1]
+    experiments = [config_of(weights, "last_k(1)", optimizer__learning_rate=r) for r in rates]
+    folders = [tmp_path / str(i) for i in range(3)]
+    results = run_arms(experiments, folders)
+    assert "the loss is" in results[1]["error"]
+    assert not (folders[1] / "result.json").exists()
+    for number in (0, 2):
+        run(experiments[number], tmp_path / f"solo{number}")
+        np.testing.assert_allclose(
+            losses(folders[number]), losses(tmp_path / f"solo{number}"), rtol=1e-5
+        )
+
+
+def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypatch):
+    fuse_always(monkeypatch)
+    experiments = [config_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]
+    folders = [tmp_path / "0", tmp_path / "1"]
+    run(experiments[1], tmp_path / "solo")
+
+    class Stop(Exception):
+        pass
+
+    from finetune_jax.training.checkpoints import Checkpoints
+
+    original = Checkpoints.save
+
+    def save(self, state, *rest):
+        original(self, state, *rest)
+        if int(state.step) == 2:
+            self.wait()
+            raise Stop
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(Stop):
+        run(experiments[1], folders[1])
+    monkeypatch.setattr(Checkpoints, "save", original)
+    run_arms(experiments, folders)
+    np.testing.assert_allclose(losses(folders[1]), losses(tmp_path / "solo"), rtol=1e-5)
+    assert len(losses(folders[0])) == 4
+
+
+def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
+    fuse_always(monkeypatch)
+    sizes = []
+    original = arms_lib._Fused.__init__
+
+    def count(self, calls):
+        sizes.append(len(calls))
+        original(self, calls)
+
+    monkeypatch.setattr(arms_lib._Fused, "__init__", count)
+    experiments = [config_of(weights, "head", seed=s) for s in range(3)]
+    monkeypatch.setattr(arms_lib._Group, "fitting", lambda self, limit: 2)
+    results = run_arms(experiments, [tmp_path / str(i) for i in range(3)])
+    assert sizes == [2, 1]
+    assert all("test" in r for r in results)
+
+
+def test_structure_tells_what_is_another_program(weights):
+    base = structure(config_of(weights, "head"))
+    assert base == structure(
+        config_of(weights, "head", seed=3, optimizer__learning_rate=1.0, task__label_smoothing=0.1)
+    )
+    assert base != structure(config_of(weights, "head", optimizer__weight_decay=0.1))
+    assert base != structure(config_of(weights, "last_k(1)"))

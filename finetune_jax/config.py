@@ -102,6 +102,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.artifact = ml_collections.ConfigDict()
     c.artifact.contents = "all"  # all | delta: delta needs the base weight file to predict
+    c.artifact.merge = False  # fold the deltas into the base, where the maths allows
     c.artifact.select = "last"  # last | best: the checkpoint it is made of
 
     c.log = ml_collections.ConfigDict()

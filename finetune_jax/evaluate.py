@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune_jax.artifact import Artifact
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
@@ -25,25 +28,31 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_d
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 
 
-def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
-    """Scores variables, or the config's pretrained file, on a split of the config's data.
+def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str, Any]:
+    """Scores an artifact, or the config's pretrained file, on a split of the config's data.
 
     Raises:
       UserError: bad config, unknown split, or weights whose head does not fit the data.
     """
+    import jax
+
     from finetune_jax.evaluation.scores import evaluate
     from finetune_jax.training.experiment import load_variables, prepare
     from finetune_jax.training.mesh import put_batch
-    from finetune_jax.training.phase import PhaseRun
+    from finetune_jax.training.step import make_eval_step
 
     if split not in ("train", "validation", "test") or not config.data[split]:
         raise UserError(f"--split: expected train, validation or test, found {split!r}")
-    if variables is None:
-        config = config.copy_and_resolve_references()
-        with config.ignore_type():
-            config.scheme = "full"  # the weights as they are, without a scheme's deltas
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.scheme = "full"  # what trained does not matter any more
+    config.artifact.merge = False
     experiment = prepare(config)
-    if variables is None:
+    if artifact is not None:
+        model, variables = artifact.model, artifact.variables
+        task, preprocess = artifact.task, artifact.preprocess
+    else:
+        model, task, preprocess = experiment.model, experiment.task, experiment.preprocess
         variables, manifest = load_variables(experiment)
         fresh = [r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"]
         if fresh or not config.pretrained.path:
@@ -51,12 +60,11 @@ def score(config: Any, split: str, variables: Any = None) -> dict[str, Any]:
                 "there are no trained weights to score: "
                 + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
             )
-    last = PhaseRun(experiment, len(experiment.phases) - 1)
     return evaluate(
-        last.compile_eval_step(config.eval.batch_size, variables),
+        jax.jit(make_eval_step(model, task, preprocess.device)),
         variables,
         experiment.source.read(config.data[split]),
-        experiment.preprocess,
+        preprocess,
         batch_size=config.eval.batch_size,
         place=lambda batch: put_batch(batch, experiment.mesh),
     )
@@ -69,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     if (_WORKDIR.value is None) == (_CONFIG.value is None):
         raise UserError("give either --workdir (a finished run) or --config (a weight file)")
     if _WORKDIR.value is None:
-        config, variables = _CONFIG.value, None
+        config, artifact = _CONFIG.value, None
     else:
         from finetune_jax import config as config_lib
         from finetune_jax.artifact import load_artifact
@@ -79,10 +87,9 @@ def main(argv: Sequence[str]) -> None:
         config = config_lib.from_json(read_json(workdir / "config.json"))
         # The artifact decides; the run's weight file need not be there any more.
         artifact = load_artifact(workdir, _BASE.value)
-        variables = artifact.variables
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
-    print(json.dumps({"split": _SPLIT.value, **score(config, _SPLIT.value, variables)}, indent=1))
+    print(json.dumps({"split": _SPLIT.value, **score(config, _SPLIT.value, artifact)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ class Delta:
             f"that no kernel of the model can express"
         )
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether `merge` can succeed."""
+        return type(self).merge is not Delta.merge
+
     def to_json(self) -> dict[str, Any]:
         """Kind and options as plain JSON values."""
         return {"kind": self.kind, **dataclasses.asdict(self)}

@@ -35,3 +35,29 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
     axes.legend(frameon=False, title="scheme")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def interpolation(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Validation accuracy with its interval between two models.
+
+    Args:
+      rows: ``alpha``, ``accuracy``, ``accuracy_low``, ``accuracy_high``.
+      names: of the models at 0 and 1.
+      path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    rows = sorted(rows, key=lambda r: r["alpha"])
+    alphas = [r["alpha"] for r in rows]
+    low, high = ([100 * r[f"accuracy_{end}"] for r in rows] for end in ("low", "high"))
+    axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
+    axes.plot(alphas, [100 * r["accuracy"] for r in rows], marker="o")
+    axes.set_xlabel(f"share of {names[1]}, the rest {names[0]}")
+    axes.set_ylabel("validation accuracy, % (95 % interval)")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

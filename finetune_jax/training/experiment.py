@@ -7,17 +7,15 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
-from finetune_jax import tree
 from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.errors import UserError
-from finetune_jax.models import MODELS, Mode, StagedModel, build, initialise
+from finetune_jax.models import MODELS, StagedModel, build, initialise
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Classification
 from finetune_jax.training.mesh import make_mesh, use_cpu_devices
@@ -133,6 +131,13 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         for schedule in (phase.schedule, *(g.schedule for g in phase.plan.groups.values())):
             if schedule:
                 parse_schedule(schedule, 1)
+    if config.artifact.merge:
+        stuck = sorted({d.kind for d in phases[-1].plan.deltas if not d.mergeable})
+        if stuck:
+            raise UserError(
+                f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set it to "
+                f"False"
+            )
     return Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
 
 
@@ -166,37 +171,3 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
             f"{', '.join(stuck)}; add ' + head' to train it"
         )
     return variables, manifest.to_json()
-
-
-def reestimate(
-    experiment: Experiment, variables: dict[str, Any], batches: list[dict[str, jax.Array]]
-) -> dict[str, Any]:
-    """Replaces all BatchNorm statistics by their mean over some training batches.
-
-    No gradient and no labels are used (Schneider et al. 2020, arXiv 2006.16971).
-
-    Args:
-      experiment: gives model and preprocessing.
-      variables: read, not changed.
-      batches: ``image`` uint8[b, h, w, 3].
-    """
-    model, mode = experiment.model, Mode(frozenset(experiment.model.stages))
-
-    @jax.jit
-    def forward(images: jax.Array, stats: Any) -> Any:
-        _, updates = model.apply(
-            {"params": variables["params"], "batch_stats": stats},
-            experiment.preprocess.device(images),
-            mode,
-            mutable=["batch_stats"],
-        )
-        return updates["batch_stats"]
-
-    # A running update from 0 is (1 - momentum) times the batch's statistic: undo the factor.
-    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    share = 1.0 - 0.9
-    total = zeros
-    for batch in batches:
-        total = jax.tree.map(jnp.add, total, forward(batch["image"], zeros))
-    mean = jax.tree.map(lambda x: x / (share * len(batches)), total)
-    return {"params": variables["params"], "batch_stats": tree.merge({}, mean)}

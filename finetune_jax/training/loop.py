@@ -14,12 +14,14 @@ import numpy as np
 from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.artifact import save_artifact
-from finetune_jax.data.batches import TrainBatches, cached
+from finetune_jax.data.batches import TrainBatches, cached, gather
+from finetune_jax.deltas import Adapted, merge
 from finetune_jax.files import write_json
 from finetune_jax.models import MODELS
 from finetune_jax.reporting.progress import MetricsWriter, say
+from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
-from finetune_jax.training.experiment import Experiment, load_variables, reestimate
+from finetune_jax.training.experiment import Experiment, load_variables
 from finetune_jax.training.folder import open_workdir
 from finetune_jax.training.mesh import put_batch
 from finetune_jax.training.run import Run
@@ -28,6 +30,7 @@ from finetune_jax.training.solve_phase import solve_phase
 from finetune_jax.training.train_phase import best_variables, train_phase
 
 _REESTIMATE_BATCHES = 16
+_COMPARED_IMAGES = 32
 
 
 def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
@@ -100,8 +103,9 @@ def steps(
             splits["train"], experiment.preprocess, config.train.batch_size, config.seed
         )
         count = min(_REESTIMATE_BATCHES, math.ceil(len(splits["train"]) / config.train.batch_size))
-        images = [put_batch(batches.batch(i), experiment.mesh) for i in range(count)]
-        variables = reestimate(experiment, variables, images)
+        images = [put_batch(batches.batch(i), experiment.mesh)["image"] for i in range(count)]
+        new = reestimate(experiment.model, variables, images, experiment.preprocess.device)
+        variables = {**variables, "batch_stats": new}
         settled |= {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
 
     # 3. The latest checkpoint, if there is one, says with which phase to go on.
@@ -171,6 +175,10 @@ def steps(
     checkpoints.close()
 
     # 6. Artifact.
+    deltas = experiment.plan.deltas
+    if config.artifact.merge and deltas:
+        final, result["largest_logit_difference"] = _merged(current, final)
+        deltas = ()
     save_artifact(
         workdir / "artifact",
         variables=jax.tree.map(np.asarray, final),
@@ -181,7 +189,7 @@ def steps(
             "image_size": experiment.preprocess.size,
             "dtype": config.model.dtype,
         },
-        deltas=experiment.plan.deltas,
+        deltas=deltas,
         task=experiment.task,
         preprocess=experiment.preprocess,
         plan=plan_json,
@@ -200,6 +208,24 @@ def _with_deltas(current: Run, index: int) -> dict[str, Any]:
     key = jax.random.fold_in(jax.random.key(current.experiment.config.seed), 1)
     params = plan.add_deltas(current.variables["params"], key)
     return {**current.variables, "params": params}
+
+
+def _merged(current: Run, variables: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """Variables of the bare model, and the largest logit difference on some images."""
+    experiment = current.experiment
+    examples = current.splits.get("validation", current.splits["train"])
+    some = np.arange(min(_COMPARED_IMAGES, len(examples)))
+    images = gather(examples, some, experiment.preprocess)["image"]
+    adapted = Adapted(experiment.model, experiment.plan.deltas)
+    merged, difference = merge(adapted, variables, experiment.preprocess.device(images))
+    before = tree.flatten(variables["params"])
+    current.settled |= {
+        f"params/{path}"
+        for path, leaf in tree.flatten(merged["params"]).items()
+        if not np.array_equal(leaf, before[path])
+    }
+    say(f"deltas merged into the base; largest difference of a logit {difference:.2g}")
+    return merged, difference
 
 
 def _changes(current: Run, index: int) -> set[str]:

@@ -20,9 +20,9 @@ from finetune_jax.training.folder import open_workdir
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--config.scheem=full"], "scheme"),
+        (["--config.scheem=full"], 'Did you mean "scheme"'),
         (["--config.train.batch_size=many"], "batch_size"),
-        (["--config.optimizer.nane=sgd"], "name"),
+        (["--config.optimizer.nane=sgd"], 'Did you mean "name"'),
     ],
 )
 def test_a_bad_flag_is_named_without_a_traceback(small_config, tmp_path, overrides, message):

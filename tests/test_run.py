@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,9 +16,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
+from finetune_jax import tree
 from finetune_jax.artifact import load_artifact
 from finetune_jax.data.sources import open_source
+from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
+from finetune_jax.reporting.progress import Progress
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -165,3 +169,84 @@ def test_a_changed_artifact_is_refused(finished, tmp_path):
     process = run_command("predict", f"--workdir={moved}", str(ROOT / "README.md"))
     assert process.returncode == 2
     assert "it was changed" in process.stderr
+
+
+def test_a_delta_artifact_needs_its_base_and_no_other(small_config, finished, weights, tmp_path):
+    workdir = tmp_path / "run"
+    process = train(small_config, workdir, "--config.artifact.contents=delta")
+    assert process.returncode == 0, process.stderr
+    small, whole = (f / "artifact" / "model.safetensors" for f in (workdir, finished[0]))
+    kept = ("params/layer3_block2/", "batch_stats/layer3_block2/", "params/head/")
+    assert tensors(small) and all(name.startswith(kept) for name in tensors(small))
+    assert small.stat().st_size < 0.4 * whole.stat().st_size
+    with pytest.raises(UserError, match="holds only what differs from .*give that file with --bas"):
+        load_artifact(workdir)
+    with pytest.raises(UserError, match="is not the file this artifact started from"):
+        load_artifact(workdir, str(whole))
+    a, b = load_artifact(workdir, str(weights)), load_artifact(finished[0])
+    assert tree.fingerprint(a.variables) == tree.fingerprint(b.variables)
+
+
+def test_plan_prints_one_json_object(small_config):
+    process = run_command("plan", f"--config={small_config}", "--json")
+    assert process.returncode == 0, process.stderr
+    numbers = json.loads(process.stdout)
+    assert numbers.keys() >= {
+        "trainable_params", "frozen_params", "flops_step", "flops_step_full", "flops_forward",
+        "temp_bytes", "temp_bytes_full", "optimizer_bytes", "checkpoint_bytes",
+    }  # fmt: skip
+    assert numbers["trainable_params"] + numbers["frozen_params"] == 269_722
+    assert numbers["flops_forward"] < numbers["flops_step"] < numbers["flops_step_full"]
+    text = run_command("plan", f"--config={small_config}").stdout
+    for part in ("layer3_block2", "statistics tracked", "statistics kept", "ratio", "optimizer"):
+        assert part in text
+
+
+def test_training_imports_no_heavy_library(small_config, tmp_path):
+    script = f"""
+import sys
+import finetune_jax
+from pathlib import Path
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.loop import run
+space = {{}}
+exec(Path({str(small_config)!r}).read_text(), space)
+run(prepare(space["get_config"]()), Path({str(tmp_path / "run")!r}))
+heavy = ("tensorflow", "tensorflow_datasets", "matplotlib", "huggingface_hub", "torch", "qwix")
+print([name for name in heavy if name in sys.modules])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "[]"
+
+
+def test_the_first_line_comes_within_five_seconds(small_config, tmp_path):
+    command = [sys.executable, "-m", "finetune_jax.train", f"--config={small_config}"]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    line = process.stderr.readline()
+    seconds = time.monotonic() - began
+    process.kill()
+    process.wait()
+    assert line.startswith(b"finetune_jax.train in")
+    assert seconds < 5
+
+
+def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, bar in ((Screen(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Progress(total=10, start=0, batch_size=4)
+        progress.update(5, {"loss": 1.25, "accuracy": 0.5})
+        progress.close()
+        text = stream.getvalue()
+        assert ("5/10 [" in text) == bar
+        assert "loss 1.25" in text and "img/s" in text
+        assert ("left" in text) != bar

@@ -30,7 +30,7 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
     ``checkpoint_bytes``, and the plan's ``plan_hash`` and ``scheme``: those of the last phase, and
     under ``phases`` those of every phase.
     """
-    from finetune_jax.training.cost import flops
+    from finetune_jax.training.cost import flops, phase_figures
     from finetune_jax.training.experiment import prepare
     from finetune_jax.training.phase import PhaseRun
 
@@ -38,12 +38,12 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"
-    full = _figures(PhaseRun(prepare(reference)))
+    full = phase_figures(PhaseRun(prepare(reference)))
     forward = PhaseRun(experiment, len(experiment.phases) - 1)
     flops_forward = flops(forward.compile_eval_step(config.train.batch_size))
     phases = []
     for index in range(len(experiment.phases)):
-        ours = _figures(PhaseRun(experiment, index))
+        ours = phase_figures(PhaseRun(experiment, index))
         phases.append(
             {**ours, "flops_forward": flops_forward}
             | {f"{k}_full": v for k, v in full.items() if k.startswith(_COSTS)}
@@ -52,31 +52,6 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
 
 
 _COSTS = ("flops", "temp", "argument", "optimizer", "checkpoint")
-
-
-def _figures(run: Any) -> dict[str, Any]:
-    """Figures of one phase; a solved one compiles no step and costs none."""
-    from finetune_jax import tree
-    from finetune_jax.training.cost import Cost, measure
-
-    trainable, frozen = tree.split(run.abstract["params"], run.plan.trainable)
-    if run.phase.solve:
-        cost = Cost(0.0, 0, 0, 0, 0)
-    else:
-        accumulate = run.experiment.config.train.accumulate
-        cost = measure(run.compile_train_step(), run.abstract_state()[0], accumulate)
-    return {
-        "scheme": run.plan.scheme,
-        "plan_hash": run.plan.hash,
-        "trainable_params": tree.size(trainable),
-        "frozen_params": tree.size(frozen),
-        "prefix_stages": len(run.plan.prefix),
-        "flops_step": cost.flops,
-        "temp_bytes": cost.temp_bytes,
-        "argument_bytes": cost.argument_bytes,
-        "optimizer_bytes": cost.optimizer_bytes,
-        "checkpoint_bytes": cost.checkpoint_bytes,
-    }
 
 
 def render(numbers: dict[str, Any], experiment: Any) -> str:

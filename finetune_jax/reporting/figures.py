@@ -61,3 +61,32 @@ def interpolation(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Pa
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Relative gradient norm and signal-to-noise ratio per stage, as bars from input to output.
+
+    Args:
+      rows: of `training.importance.by_stage`.
+      path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, both = pyplot.subplots(
+        1, 2, figsize=(8.0, 0.6 + 0.3 * len(rows)), layout="constrained", sharey=True
+    )
+    names = [row["stage"] for row in rows]
+    titles = {
+        "rgn": "relative gradient norm, |g| / |w|",
+        "snr": "signal to noise, |mean g|² / var g",
+    }
+    for axes, (key, title) in zip(both, titles.items(), strict=True):
+        axes.barh(names, [row[key] for row in rows])
+        axes.set_xlabel(title)
+        axes.grid(alpha=0.3, axis="x")
+    both[0].invert_yaxis()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

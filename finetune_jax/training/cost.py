@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from finetune_jax import tree
+from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import State
 
 
@@ -55,3 +56,28 @@ def measure(compiled: Any, state: State, accumulate: int = 1) -> Cost:
         optimizer_bytes=tree.nbytes(state.opt_state),
         checkpoint_bytes=tree.nbytes(saved),
     )
+
+
+def phase_figures(run: PhaseRun) -> dict[str, Any]:
+    """What one phase trains and costs; a solved one compiles no step and costs none.
+
+    Returns:
+      ``scheme``, ``plan_hash``, ``trainable_params``, ``frozen_params``, ``prefix_stages`` and the
+      attributes of `Cost` with ``flops`` as ``flops_step``.
+    """
+    trainable, frozen = tree.split(run.abstract["params"], run.plan.trainable)
+    if run.phase.solve:
+        cost = Cost(0.0, 0, 0, 0, 0)
+    else:
+        accumulate = run.experiment.config.train.accumulate
+        cost = measure(run.compile_train_step(), run.abstract_state()[0], accumulate)
+    costs = dataclasses.asdict(cost)
+    return {
+        "scheme": run.plan.scheme,
+        "plan_hash": run.plan.hash,
+        "trainable_params": tree.size(trainable),
+        "frozen_params": tree.size(frozen),
+        "prefix_stages": len(run.plan.prefix),
+        "flops_step": costs.pop("flops"),
+        **costs,
+    }

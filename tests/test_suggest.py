@@ -1,0 +1,99 @@
+"""What to unfreeze: the profile is the gradient's, and the proposals follow from it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run_command
+
+from finetune_jax import tree
+from finetune_jax.config import default
+from finetune_jax.training.experiment import load_variables, prepare
+from finetune_jax.training.importance import by_stage, measure, propose
+from finetune_jax.training.phase import PhaseRun
+
+
+@pytest.fixture(scope="module")
+def measured(weights):
+    """(variables, batches, values of `measure`) of a ResNet-20 on two batches."""
+    config = default()
+    config.pretrained.path = str(weights)
+    config.data.image_size = 16
+    config.train.batch_size = 16
+    config.batch_norm = "frozen_all"
+    run = PhaseRun(prepare(config))
+    variables, _ = load_variables(run.experiment)
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
+            "label": rng.integers(0, 10, 16).astype(np.int32),
+        }
+        for _ in range(2)
+    ]
+    state, base = run.create_state(variables)
+    return run, variables, batches, measure(run, state, base, batches)
+
+
+def test_the_statistics_are_their_formulas(measured):
+    run, variables, batches, values = measured
+    model, prepare_images = run.experiment.model, run.experiment.preprocess.device
+
+    def loss(params, batch):
+        logits = model.apply({**variables, "params": params}, prepare_images(batch["image"]))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    grads = [tree.flatten(jax.jit(jax.grad(loss))(variables["params"], b)) for b in batches]
+    flat = tree.flatten(variables["params"])
+    path = "layer2_block1/conv1/kernel"
+    norms = [float(jnp.linalg.norm(g[path])) for g in grads]
+    weight = float(jnp.linalg.norm(flat[path]))
+    assert values["rgn"][path] == pytest.approx(np.mean(norms) / weight, rel=1e-4)
+    assert values["weight"][path] == pytest.approx(weight, rel=1e-5)
+    assert values["gradient"][path] == pytest.approx(np.sqrt(np.mean(np.square(norms))), rel=1e-4)
+    both = np.stack([g[path] for g in grads])
+    ratio = (both.mean(0) ** 2).sum() / both.var(0).sum()
+    assert values["snr"][path] == pytest.approx(ratio, rel=1e-3)
+    assert values["rgn"].keys() == flat.keys()
+
+
+def test_stages_add_up_squares():
+    values = {
+        "rgn": {"a/x": 1.0, "a/y": 1.0, "head/kernel": 1.0},
+        "snr": {"a/x": 1.0, "a/y": 3.0, "head/kernel": 5.0},
+        "gradient": {"a/x": 3.0, "a/y": 4.0, "head/kernel": 1.0},
+        "weight": {"a/x": 6.0, "a/y": 8.0, "head/kernel": 4.0},
+    }
+    rows = by_stage(values, {"a/x": 1, "a/y": 3, "head/kernel": 2}, ["a", "empty", "head"])
+    assert rows == [
+        {"stage": "a", "params": 4, "rgn": 0.5, "snr": 2.5},
+        {"stage": "head", "params": 2, "rgn": 0.25, "snr": 5.0},
+    ]
+
+
+def test_proposals_hold_the_highest_stage_and_half_of_the_sum():
+    rows = [
+        {"stage": s, "rgn": r} for s, r in (("stem", 3.0), ("b1", 1.0), ("b2", 4.0), ("head", 99.0))
+    ]
+    schemes = [scheme for scheme, _ in propose(rows)]
+    assert schemes == ["linear_probe", "stages('b2') + head", "auto_rgn", "full"]
+    rows[2]["rgn"] = 3.5
+    assert "stages('stem', 'b2') + head" in [s for s, _ in propose(rows)]
+
+
+def test_the_command_proposes_schemes_with_their_cost(small_config, tmp_path):
+    output = tmp_path / "out"
+    process = run_command(
+        "suggest", f"--config={small_config}", f"--output={output}", "--batches=2"
+    )
+    assert process.returncode == 0, process.stderr
+    report = json.loads((output / "suggest.json").read_text())
+    assert [row["stage"] for row in report["stages"]][:2] == ["stem", "layer1_block0"]
+    costs = {p["scheme"]: p["flops_step"] for p in report["proposals"]}
+    assert costs["linear_probe"] < 0.4 * costs["full"]
+    assert (output / "profile.png").stat().st_size > 1000
+    assert "solving the new head" in process.stderr
+    assert "linear_probe" in process.stdout

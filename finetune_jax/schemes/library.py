@@ -243,8 +243,8 @@ def auto_rgn(outline: Outline, batches: int = 5) -> Claim:
 def auto_snr(outline: Outline, batches: int = 5, threshold: float = 0.95) -> Claim:
     """Tensors whose gradient's signal-to-noise ratio is high train (arXiv 2210.11466).
 
-    Per tensor, the mean over its scalars of (mean g)² / var g over `batches` batches, divided by
-    the largest; below `threshold` the rate is 0.
+    Per tensor, |mean g|² over the sum of the variances of its scalars over `batches` batches,
+    divided by the largest; below `threshold` the rate is 0.
     """
     _positive("auto_snr", batches, threshold)
     leaves = [p for p in outline.paths if not _NORM.fullmatch(p)]

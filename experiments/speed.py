@@ -1,0 +1,152 @@
+"""Times the frozen-prefix cache and fused arms, as ratios within one process.
+
+Commands:
+  python experiments/speed.py --what=prefix    # an epoch from cached activations over one without
+  python experiments/speed.py --what=arms      # arms in lockstep over one arm, and over sequential
+
+Embedded digits and random weights: what is timed does not depend on values. Each ratio is the
+median of --repeats.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from finetune_jax.config import default
+from finetune_jax.reporting.progress import muted
+from finetune_jax.training.arms import run_arms
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.loop import run, steps
+from finetune_jax.training.mesh import put_batch
+from finetune_jax.training.shared import Shared
+
+_WHAT = flags.DEFINE_enum("what", "prefix", ["prefix", "arms"], "What to time.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Of each ratio.", lower_bound=1)
+
+
+def config_of(model: str, size: int, scheme: str, **changes: Any) -> Any:
+    """A config on digits."""
+    config = default()
+    config.model.name, config.data.image_size = model, size
+    config.scheme = scheme
+    config.data.test = ""
+    config.log.tensorboard = False
+    config.log.every_steps = 1000
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def epoch_seconds(scheme: str, cached: bool) -> float:
+    """Seconds of the second epoch of ViT-S/16 at 224 pixels over 64 images."""
+    config = config_of(
+        "vit_s16", 224, scheme,
+        **{
+            "data.train": "train[:64]", "data.validation": "validation[:16]",
+            "train.batch_size": 16, "train.epochs": 2.0, "eval.batch_size": 16,
+            "eval.every_epochs": 2.0, "prefix_cache.enabled": cached,
+        },
+    )  # fmt: skip
+    experiment = prepare(config)
+    times = []
+    with tempfile.TemporaryDirectory() as folder, muted():
+        arm = steps(experiment, Path(folder) / "run", Shared())
+        call = next(arm)
+        while True:
+            began = time.perf_counter()
+            batch = put_batch(call.batch, experiment.mesh)
+            value = jax.block_until_ready(call.step(call.state, call.base, batch))
+            times.append(time.perf_counter() - began)
+            try:
+                call = arm.send(value)
+            except StopIteration:
+                break
+    return sum(times[4:])
+
+
+def prefix() -> None:
+    """Prints the ratios."""
+    for scheme in ("linear_probe", "last_k(2)"):
+        ratios = [
+            epoch_seconds(scheme, False) / epoch_seconds(scheme, True)
+            for _ in range(_REPEATS.value)
+        ]
+        print(
+            f"{scheme}: an uncached epoch takes {statistics.median(ratios):.1f} times a cached "
+            f"one ({', '.join(f'{r:.1f}' for r in ratios)})"
+        )
+
+
+def wall(function: Any) -> float:
+    """Seconds of a call, which gets an empty folder."""
+    with tempfile.TemporaryDirectory() as folder, muted():
+        began = time.perf_counter()
+        function(Path(folder))
+        return time.perf_counter() - began
+
+
+def arms() -> None:
+    """Prints the ratios."""
+
+    def grid(model: str, size: int, scheme: str, rates: Any, seeds: int, **changes: Any) -> Any:
+        return [
+            prepare(
+                config_of(
+                    model, size, scheme,
+                    **{"optimizer.learning_rate": rate, "seed": seed, **changes},
+                )
+            )
+            for seed in range(seeds)
+            for rate in rates
+        ]  # fmt: skip
+
+    def together(experiments: Any, folder: Path) -> None:
+        run_arms(experiments, [folder / str(i) for i in range(len(experiments))])
+
+    def in_turn(experiments: Any, folder: Path) -> None:
+        for i, experiment in enumerate(experiments):
+            run(experiment, folder / str(i))
+
+    def ratios(group: Any, others: Any) -> list[float]:
+        found = []
+        for _ in range(_REPEATS.value):
+            one = wall(lambda folder: in_turn(others, folder))
+            found.append(wall(lambda folder: together(group, folder)) / one)
+        return found
+
+    short = {"train.epochs": 10.0, "eval.every_epochs": 10.0, "train.batch_size": 64}
+    probes = grid("resnet20_cifar", 32, "linear_probe", (0.03, 0.1, 0.3, 1.0), 4, **short)
+    found = ratios(probes, probes[:1])
+    print(
+        f"resnet20_cifar, 16 linear-probe arms: {statistics.median(found):.2f} times one arm "
+        f"({', '.join(f'{r:.2f}' for r in found)})"
+    )
+    for model, size in (("resnet20_cifar", 32), ("vit_ti16", 64)):
+        brief = {
+            "train.epochs": 2.0, "eval.every_epochs": 2.0, "train.batch_size": 64,
+            "data.train": "train[:640]", "data.validation": "validation[:128]",
+            "eval.batch_size": 128, "optimizer.name": "adamw",
+        }  # fmt: skip
+        low_rank = grid(model, size, "lora(rank=4) + head", (1e-4, 3e-4, 1e-3, 3e-3), 2, **brief)
+        found = ratios(low_rank, low_rank)
+        print(
+            f"{model}, 8 LoRA arms: {statistics.median(found):.2f} times 8 runs in turn "
+            f"({', '.join(f'{r:.2f}' for r in found)})"
+        )
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    prefix() if _WHAT.value == "prefix" else arms()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -11,21 +11,24 @@ epochs. The argument sets the epochs: ``--config=configs/pretrain_resnet20_cifar
 from finetune_jax.config import default
 
 
-def get_config(epochs: str = "27"):
-    """One cosine from a short warm-up, as long as `epochs`."""
+def get_config(epochs: str = "32"):
+    """One linear decay from a short warm-up, as long as `epochs`."""
     config = default()
     config.scheme = "full"
     config.model.name = "resnet20_cifar"
+    # On CPUs whose XLA fuses f32 convolutions badly this took a quarter off the step.
+    config.model.dtype = "bfloat16"
     config.data.source = "tfds:cifar10"
-    # 2 % of the training images choose nothing here but watch the run; the test set stays unseen.
-    config.data.train = "train[:98%]"
-    config.data.validation = "train[98%:]"
+    # Nothing is selected, so nothing is held out; the test set is scored once, at the end.
+    config.data.train = "train"
+    config.data.validation = ""
     config.data.augment = "random_crop(pad=4) + flip"
     config.train.batch_size = 128
     config.train.epochs = float(epochs)
     config.optimizer.learning_rate = 0.2
     config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.weight_decay = 3e-4
+    config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 400
     config.optimizer.ema_decay = 0.998
     config.mesh.cpu_devices = 2

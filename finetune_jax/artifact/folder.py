@@ -21,7 +21,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.models import build, initialise
+from finetune_jax.models import build, initial_variables
 from finetune_jax.pretrained import load, open_weights, save_native
 from finetune_jax.tasks import Classification
 
@@ -148,14 +148,11 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
                 f"{folder} holds only what differs from {card['base']['file']!r}; give that file "
                 f"with --base"
             )
-        init = jax.jit(lambda key: initialise(model, size, key))(jax.random.key(0))
-        whole, manifest = load(base_path, family, init)
+        whole, manifest = load(base_path, family, initial_variables(model, size, stages=("head",)))
         if manifest.sha256 != card["base"]["sha256"]:
             raise UserError(f"{base_path} is not the file this artifact started from")
         arrays = {**tree.flatten(whole), **arrays}
-    expected = tree.flatten(
-        jax.eval_shape(lambda key: initialise(model, size, key), jax.random.key(0))
-    )
+    expected = tree.flatten(initial_variables(model, size, stages=()))
     base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
     for delta in deltas:
         for path, leaf in delta.leaves(base).items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from finetune_jax.models.resnet_cifar import ResNetCifar
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 from finetune_jax.models.vit import WIDTHS, ViT
 
-__all__ = ["EVAL", "MODELS", "Entry", "Mode", "StagedModel", "build", "initialise"]
+__all__ = [
+    "EVAL", "MODELS", "Entry", "Mode", "StagedModel", "build", "initial_variables", "initialise",
+]  # fmt: skip
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -98,3 +101,35 @@ def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str,
         "params": {name: variables["params"][name] for name in model.stages},
         "batch_stats": {name: stats[name] for name in model.stages if name in stats},
     }
+
+
+def initial_variables(
+    model: StagedModel, image_size: int, seed: int = 0, *, stages: Collection[str] | None = None
+) -> dict[str, Any]:
+    """What `initialise` draws from a seed, compiled; stages not in `stages` as shape structs.
+
+    A loaded model needs random values for its new head alone, and the program that draws only those
+    compiles in a fraction of the time. They are the same values.
+
+    Args:
+      model: staged module.
+      image_size: side of the input images in pixels.
+      seed: of the PRNG key.
+      stages: whose values to draw; None draws all, () none.
+    """
+    wanted = frozenset(model.stages if stages is None else stages)
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(lambda key: initialise(model, image_size, key), key)
+    drawn = _drawer(model, image_size, wanted)(key)
+    return {c: {**abstract, **drawn[c]} for c, abstract in shapes.items()}
+
+
+@functools.cache
+def _drawer(model: StagedModel, image_size: int, stages: frozenset[str]) -> Any:
+    """Compiled once for all runs of the same model."""
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        variables = initialise(model, image_size, key)
+        return {c: {s: x for s, x in v.items() if s in stages} for c, v in variables.items()}
+
+    return jax.jit(draw)

@@ -43,7 +43,8 @@ def load(
       path: a file in any format of `open_weights`.
       family: the model family, which chooses the name maps.
       init: ``{'params': nested, 'batch_stats': nested}``, the initialised arrays of the model;
-        `batch_stats` may be empty or absent.
+        shape structs do for stages that are not in `reinitialise`. `batch_stats` may be empty or
+        absent.
       reinitialise: stages that may differ in shape.
       reinitialise_head: keep the initial values of those stages even if the file's would fit, for
         another task with as many outputs; the file may then lack them.

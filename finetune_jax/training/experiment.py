@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.errors import UserError
-from finetune_jax.models import MODELS, StagedModel, build, initialise
+from finetune_jax.models import MODELS, StagedModel, build, initial_variables
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Classification
 from finetune_jax.training.mesh import make_mesh, use_cpu_devices
@@ -61,10 +61,9 @@ class Experiment:
         """Paths of all leaves that any phase trains."""
         return frozenset(p for phase in self.phases for p in phase.plan.trainable)
 
-    def initial_variables(self) -> dict[str, Any]:
-        """Random variables from ``config.seed``, without deltas."""
-        key = jax.random.key(self.config.seed)
-        return _initialiser(self.model, self.preprocess.size)(key)
+    def initial_variables(self, stages: Collection[str] | None = None) -> dict[str, Any]:
+        """Random variables from ``config.seed``, without deltas; see `models.initial_variables`."""
+        return initial_variables(self.model, self.preprocess.size, self.config.seed, stages=stages)
 
     def phase_steps(self, train_examples: int) -> list[int]:
         """Steps of each phase, for a training split of that many examples."""
@@ -72,12 +71,6 @@ class Experiment:
         per_epoch = train_examples / config.batch_size
         total = config.steps or max(1, round(config.epochs * per_epoch))
         return lengths(self.phases, total, per_epoch)
-
-
-@functools.cache
-def _initialiser(model: StagedModel, size: int) -> Any:
-    """Compiled once for all experiments of the same model."""
-    return jax.jit(lambda key: initialise(model, size, key))
 
 
 def prepare(config: ml_collections.ConfigDict) -> Experiment:
@@ -114,9 +107,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         remat=config.model.remat,
         dropout=config.model.dropout,
     )
-    abstract = jax.eval_shape(
-        lambda key: initialise(model, data.image_size, key), jax.random.key(0)
-    )
+    abstract = initial_variables(model, data.image_size, stages=())
     parse_schedule(config.optimizer.schedule, 1)
     phases = resolve_phases(
         config.scheme,
@@ -147,16 +138,15 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     Raises:
       UserError: the file does not fit the model, or a leaf that had to be re-initialised is frozen.
     """
-    init = experiment.initial_variables()
     settings = experiment.config.pretrained
     if not settings.path:
-        return init, {"file": None, "rows": []}
+        return experiment.initial_variables(), {"file": None, "rows": []}
     from finetune_jax.pretrained import load
 
     variables, manifest = load(
         settings.path,
         MODELS[experiment.config.model.name].family,
-        init,
+        experiment.initial_variables(stages=("head",)),
         reinitialise_head=settings.new_head,
     )
     fresh = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune_jax import tree
-from finetune_jax.models import MODELS, Mode, build, initialise
+from finetune_jax.models import MODELS, Mode, build, initial_variables, initialise
 
 
 @pytest.fixture(scope="module", params=["resnet20_cifar", "vit_ti16"])
@@ -80,3 +80,20 @@ def test_published_parameter_counts():
         model = build(name, classes, image_size=size)
         abstract = jax.eval_shape(lambda k, m=model, s=size: initialise(m, s, k), jax.random.key(0))
         assert abs(tree.size(abstract["params"]) / 1e6 - millions) < 0.06 * millions, name
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "vit_ti16"])
+def test_a_stage_drawn_alone_is_the_same_stage(name):
+    model = build(name, 4, image_size=32)
+    whole = initial_variables(model, 32, seed=3)
+    part = initial_variables(model, 32, seed=3, stages=("stem",))
+    for collection, stages in whole.items():
+        assert list(part[collection]) == list(stages)
+        for stage, leaves in stages.items():
+            for path, leaf in tree.flatten(leaves).items():
+                found = tree.flatten(part[collection][stage])[path]
+                assert (found.shape, found.dtype) == (leaf.shape, leaf.dtype)
+                if stage == "stem":
+                    np.testing.assert_array_equal(found, leaf)
+                else:
+                    assert isinstance(found, jax.ShapeDtypeStruct)

@@ -1,7 +1,7 @@
 """Builds the TFDS dataset ``cifar10`` from lossless WebP zips, where nothing can be downloaded.
 
 Command:
-  python experiments/prepare_cifar10.py --images=FOLDER --data_dir=DIR
+  python -m experiments.prepare_cifar10 --images=FOLDER --data_dir=DIR
 
 FOLDER holds ``cifar10_train_webp.zip`` and ``cifar10_test_webp.zip`` with entries
 ``split/class/name.webp``. Written with TFDS's own feature spec and splits as array_record, so that

@@ -1,7 +1,7 @@
 """Compiled cost of every scheme beside full fine-tuning, from shapes alone: no data, no weights.
 
 Command:
-  python experiments/scheme_costs.py [--model=vit_s16] [--batch_size=16] [--output=FILE.md]
+  python -m experiments.scheme_costs [--model=vit_s16] [--batch_size=16] [--output=FILE.md]
 
 FLOPs, temporary bytes and optimizer bytes are XLA's and the optimizer's own, of one AdamW step, as
 a ratio to full fine-tuning. CPU temporaries only indicate those of an accelerator.

@@ -3,7 +3,7 @@
 Command:
   python -m finetune_jax.train --config=configs/pretrain_resnet20_cifar10.py --workdir=DIR \\
       --config.data.data_dir=TFDS_DATA_DIR
-  python experiments/ship_resnet20.py --workdir=DIR
+  python -m experiments.ship_resnet20 --workdir=DIR
 
 Writes ``finetune_jax/weights/resnet20_cifar10.safetensors`` and ``.json`` beside it: config, data,
 seed, steps, test accuracy with its interval, SHA-256.

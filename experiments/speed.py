@@ -1,8 +1,8 @@
 """Times the frozen-prefix cache and fused arms, as ratios within one process.
 
 Commands:
-  python experiments/speed.py --what=prefix    # an epoch from cached activations over one without
-  python experiments/speed.py --what=arms      # arms in lockstep over one arm, and over sequential
+  python -m experiments.speed --what=prefix    # an epoch from cached activations over one without
+  python -m experiments.speed --what=arms      # arms in lockstep over one arm, and over sequential
 
 Embedded digits and random weights: what is timed does not depend on values. Each ratio is the
 median of --repeats.

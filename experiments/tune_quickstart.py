@@ -1,0 +1,62 @@
+"""Chooses the quickstart's learning rates on validation: the same grid for every scheme.
+
+Command:
+  python -m experiments.tune_quickstart [--seeds=2]
+
+Prints validation accuracy per scheme and rate, mean over seeds, and the best rate; a best rate at
+an end of the grid is marked, because a better one may lie beyond. The test split is not read.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from absl import app, flags
+
+from configs.quickstart import QUICKSTART, get_config
+from finetune_jax.reporting.progress import muted, say
+from finetune_jax.reporting.tables import table
+from finetune_jax.training.arms import run_arms
+from finetune_jax.training.experiment import prepare
+
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Runs per scheme and rate.", lower_bound=1)
+
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    rows = []
+    for scheme in QUICKSTART:
+        say(f"{scheme}: {len(RATES)} rates x {_SEEDS.value} seeds")
+        grid = [(rate, seed) for seed in range(_SEEDS.value) for rate in RATES]
+        experiments = []
+        for rate, seed in grid:
+            config = get_config()
+            config.scheme, config.seed, config.data.test = scheme, seed, ""
+            config.optimizer.learning_rate = rate
+            config.log.tensorboard = False
+            experiments.append(prepare(config))
+        with tempfile.TemporaryDirectory() as folder, muted():
+            results = run_arms(experiments, [Path(folder) / str(i) for i in range(len(grid))])
+        means = {
+            rate: statistics.mean(
+                # An arm that diverged has learned nothing.
+                result["validation"]["accuracy"] if "validation" in result else 0.0
+                for (r, _), result in zip(grid, results, strict=True)
+                if r == rate
+            )
+            for rate in RATES
+        }
+        best = max(means, key=means.get)
+        edge = " (edge)" if best in (RATES[0], RATES[-1]) else ""
+        rows.append([scheme, *(f"{means[rate]:.1%}" for rate in RATES), f"{best:g}{edge}"])
+    print(table(["scheme", *(f"{rate:g}" for rate in RATES), "best"], rows))
+
+
+if __name__ == "__main__":
+    app.run(main)

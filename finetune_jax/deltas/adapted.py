@@ -24,6 +24,9 @@ KINDS: dict[str, type[Delta]] = {
     c.kind: c for c in (LoRA, IA3, SSF, Bottleneck, AdaptFormer, Prompt, Sparse)
 }
 
+# Of the largest logit; tests hold every mergeable delta to a tenth of it.
+_MERGE_TOLERANCE = 1e-4
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
@@ -31,11 +34,16 @@ class Adapted:
 
     Attributes:
       model: staged module, as published.
-      deltas: applied in order: the first is the innermost where several wrap one module.
+      deltas: what is added.
     """
 
     model: StagedModel
     deltas: tuple[Delta, ...] = ()
+
+    @property
+    def nested(self) -> list[Delta]:
+        """The deltas from the innermost out, see `Delta.nesting`."""
+        return sorted(self.deltas, key=lambda delta: delta.nesting)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -65,10 +73,10 @@ class Adapted:
         if not self.deltas:
             return self.model.apply(variables, x, mode, start=start, stop=stop, **options)
         leaves = tree.flatten(variables["params"])
-        for delta in self.deltas:
+        for delta in self.nested:
             leaves |= delta.effective(leaves)
         wrapped: dict[str, list[Delta]] = {}
-        for delta in self.deltas:
+        for delta in self.nested:
             for module in delta.modules:
                 if not isinstance(delta, Sparse):
                     wrapped.setdefault(module, []).append(delta)
@@ -124,11 +132,11 @@ def merge(
       (variables of the bare model, largest absolute difference of a logit; nan when skipped).
 
     Raises:
-      UserError: a delta that no kernel can express.
+      UserError: a delta that no kernel can express, or logits that differ by more than rounding.
     """
     leaves = {p: jnp.asarray(x) for p, x in tree.flatten(variables["params"]).items()}
     own: set[str] = set()
-    for delta in adapted.deltas:
+    for delta in adapted.nested:
         own |= delta.leaves(leaves).keys()
         leaves |= delta.merge(leaves)
     merged = {
@@ -137,6 +145,12 @@ def merge(
     }
     if images is None:
         return merged, float("nan")
-    before = adapted.apply(variables, images)
-    after = adapted.model.apply(merged, images)
-    return merged, float(np.max(np.abs(np.asarray(before) - np.asarray(after))))
+    before = np.asarray(adapted.apply(variables, images))
+    difference = float(np.max(np.abs(before - np.asarray(adapted.model.apply(merged, images)))))
+    scale = max(float(np.max(np.abs(before))), 1.0)
+    if adapted.model.dtype == jnp.float32 and not difference <= _MERGE_TOLERANCE * scale:
+        raise UserError(
+            f"the merged model is not the same: a logit differs by {difference:.3g} at a scale of "
+            f"{scale:.3g}; keep the deltas beside the base"
+        )
+    return merged, difference

@@ -43,10 +43,13 @@ class Delta:
 
     Attributes:
       module: path of the module whose call is changed, such as ``block_3/attn/query``.
+      nesting: of several deltas at one module, the lower one is nearer to it, whatever the order
+        they were written in; equal ones keep that order.
     """
 
     module: str
     kind: ClassVar[str]
+    nesting: ClassVar[int] = 1
 
     def path(self, leaf: str) -> str:
         """Leaf path of one of this delta's leaves."""

@@ -47,6 +47,7 @@ class LoRA(Delta):
     plus: float = 1.0
 
     kind = "lora"
+    nesting = 0  # DoRA's lengths are those of the bare kernel's columns
 
     @property
     def scale(self) -> float:

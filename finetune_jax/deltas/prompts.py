@@ -38,6 +38,10 @@ class Prompt(Delta):
 
     kind = "prompt"
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.module, self.until)))
+
     def leaves(self, base: Leaves) -> dict[str, DeltaLeaf]:
         return {self.path("tokens"): DeltaLeaf((self.tokens, self.width))}
 
@@ -65,5 +69,6 @@ class Prompt(Delta):
         own: Leaves,
         memory: dict[str, Any],
     ) -> Any:
-        y = next_call(self.insert(args[0], own), *args[1:])
-        return self.remove(y) if self.until == self.module else y
+        here, x = "/".join(module.path), args[0]
+        y = next_call(self.insert(x, own) if here == self.module else x, *args[1:])
+        return self.remove(y) if here == self.until else y

@@ -30,6 +30,7 @@ class Sparse(Delta):
     seed: int = 0
 
     kind = "sparse"
+    nesting = -1  # part of the leaf itself
 
     def path(self, leaf: str) -> str:
         return f"{self.module}/{self.kind}_{self.leaf}_{leaf}"

@@ -106,7 +106,10 @@ class Claim:
 
 
 def full(outline: Outline) -> Claim:
-    """Everything trains."""
+    """Everything of the base trains.
+
+    A delta that an earlier phase added stays as it is, unless its own term is named beside.
+    """
     return Claim(outline.paths)
 
 
@@ -180,7 +183,7 @@ def bias_only(outline: Outline, on: str = ".*") -> Claim:
       outline: of the model.
       on: regex of the modules whose bias trains; ``'query|mlp_in'`` is the paper's smaller variant.
     """
-    biases = [f"{m}/bias" for m in outline.modules(on, "bias") if m.split("/", 1)[0] != "head"]
+    biases = [f"{m}/bias" for m in _beside_head(outline, on, "bias")]
     return Claim([*biases, *head(outline).leaves])
 
 
@@ -196,8 +199,23 @@ def _by_layer(outline: Outline, rate: Callable[[int, int], float]) -> Claim:
 
 def _positive(name: str, *values: Any) -> None:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (good and 0 < value < math.inf):
             raise UserError(f"{name}: expected numbers > 0, found {value!r}")
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} must be a whole number >= {least}, found {value!r}")
+    return value
+
+
+def _beside_head(outline: Outline, on: str, leaf: str) -> list[str]:
+    """`Outline.modules` without the head, which trains as itself."""
+    modules = [m for m in outline.modules(on, leaf) if m.split("/", 1)[0] != "head"]
+    if not modules:
+        raise UserError(f"on={on!r} matches the head alone; add the term 'head' to train it")
+    return modules
 
 
 def llrd(outline: Outline, decay: float) -> Claim:
@@ -235,9 +253,9 @@ def auto_rgn(outline: Outline, batches: int = 5) -> Claim:
     Per tensor, the mean of ‖g‖/‖w‖ over `batches` training batches, divided by the largest. As in
     the released code, normalisation layers never train.
     """
-    _positive("auto_rgn", batches)
+    _whole("batches", batches)
     leaves = [p for p in outline.paths if not _NORM.fullmatch(p)]
-    return Claim(leaves, measured=("rgn", (("batches", int(batches)),)))
+    return Claim(leaves, measured=("rgn", (("batches", batches),)))
 
 
 def auto_snr(outline: Outline, batches: int = 5, threshold: float = 0.95) -> Claim:
@@ -246,9 +264,11 @@ def auto_snr(outline: Outline, batches: int = 5, threshold: float = 0.95) -> Cla
     Per tensor, |mean g|² over the sum of the variances of its scalars over `batches` batches,
     divided by the largest; below `threshold` the rate is 0.
     """
-    _positive("auto_snr", batches, threshold)
+    # The variance over one batch is nothing.
+    _whole("batches", batches, least=2)
+    _positive("threshold", threshold)
     leaves = [p for p in outline.paths if not _NORM.fullmatch(p)]
-    settings = (("batches", int(batches)), ("threshold", float(threshold)))
+    settings = (("batches", batches), ("threshold", float(threshold)))
     return Claim(leaves, measured=("snr", settings))
 
 
@@ -281,8 +301,10 @@ def lora(
       plus: learning rate of B over that of A.
     """
     _positive("lora", plus, 1 if alpha is None else alpha)
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        raise UserError(f"the rank must be a whole number, found {rank!r}")
     alpha = float(rank if alpha is None else alpha)
-    modules = [m for m in outline.modules(on, "kernel") if m != "head"]
+    modules = _beside_head(outline, on, "kernel")
     return Claim(
         deltas=[
             deltas_lib.LoRA(m, rank, alpha, bool(rslora), bool(dora), bool(pissa), float(plus))
@@ -293,8 +315,9 @@ def lora(
 
 def ia3(outline: Outline, on: str = "key|value", ff: str = "mlp_out") -> Claim:
     """Scales keys, values and the feed-forward's inner activation; see `deltas.IA3`."""
-    deltas = [deltas_lib.IA3(m) for m in outline.modules(on, "kernel")]
-    inner = [deltas_lib.IA3(m, inputs=True) for m in outline.modules(ff, "kernel")] if ff else []
+    deltas = [deltas_lib.IA3(m) for m in _beside_head(outline, on, "kernel")]
+    inner = _beside_head(outline, ff, "kernel") if ff else []
+    inner = [deltas_lib.IA3(m, inputs=True) for m in inner]
     return Claim(deltas=[*deltas, *inner])
 
 
@@ -304,7 +327,9 @@ def ssf(outline: Outline, on: str = ".*", std: float = 0.0) -> Claim:
     A convolution without bias is followed by a norm here, whose own scale and shift express the
     same map.
     """
-    modules = [m for m in outline.modules(on, "bias") if m.split("/", 1)[0] != "head"]
+    if not isinstance(std, int | float) or isinstance(std, bool) or not 0 <= std < math.inf:
+        raise UserError(f"std must be a number >= 0, found {std!r}")
+    modules = _beside_head(outline, on, "bias")
     return Claim(deltas=[deltas_lib.SSF(m, float(std)) for m in modules])
 
 
@@ -316,9 +341,9 @@ def _transformer_blocks(outline: Outline) -> list[tuple[str, int]]:
 
 def houlsby(outline: Outline, size: int = 64) -> Claim:
     """Two bottlenecks per block, after attention and after the feed-forward; norms train too."""
-    _positive("houlsby", size)
+    _whole("size", size)
     deltas = [
-        deltas_lib.Bottleneck(f"{block}/{module}", width, int(size))
+        deltas_lib.Bottleneck(f"{block}/{module}", width, size)
         for block, width in _transformer_blocks(outline)
         for module in ("attn", "mlp_out")
     ]
@@ -327,10 +352,10 @@ def houlsby(outline: Outline, size: int = 64) -> Claim:
 
 def pfeiffer(outline: Outline, size: int = 64) -> Claim:
     """One bottleneck per block, after the feed-forward and its residual sum."""
-    _positive("pfeiffer", size)
+    _whole("size", size)
     return Claim(
         deltas=[
-            deltas_lib.Bottleneck(block, width, int(size), act="relu")
+            deltas_lib.Bottleneck(block, width, size, act="relu")
             for block, width in _transformer_blocks(outline)
         ]
     )
@@ -338,11 +363,12 @@ def pfeiffer(outline: Outline, size: int = 64) -> Claim:
 
 def adaptformer(outline: Outline, size: int = 64, scale: float = 0.1) -> Claim:
     """A bottleneck parallel to each block's feed-forward; see `deltas.AdaptFormer`."""
-    _positive("adaptformer", size, scale)
+    _whole("size", size)
+    _positive("scale", scale)
     return Claim(
         deltas=[
             deltas_lib.AdaptFormer(
-                f"{block}/norm2", width, int(size), float(scale), "relu", f"{block}/mlp_out"
+                f"{block}/norm2", width, size, float(scale), "relu", f"{block}/mlp_out"
             )
             for block, width in _transformer_blocks(outline)
         ]
@@ -351,7 +377,7 @@ def adaptformer(outline: Outline, size: int = 64, scale: float = 0.1) -> Claim:
 
 def vpt(outline: Outline, tokens: int = 5, deep: bool = False) -> Claim:
     """Visual prompt tuning, shallow or deep; see `deltas.Prompt`."""
-    _positive("vpt", tokens)
+    _whole("tokens", tokens)
     blocks = _transformer_blocks(outline)
     patch = outline.leaves.get("stem/embedding/kernel")
     inputs = math.prod(patch.shape[:-1]) if patch is not None else blocks[0][1]
@@ -359,7 +385,7 @@ def vpt(outline: Outline, tokens: int = 5, deep: bool = False) -> Claim:
     last = blocks[-1][0]
     return Claim(
         deltas=[
-            deltas_lib.Prompt(b, width, int(tokens), inputs, offset, b if deep else last)
+            deltas_lib.Prompt(b, width, tokens, inputs, offset, b if deep else last)
             for b, width in (blocks if deep else blocks[:1])
         ]
     )
@@ -369,12 +395,14 @@ def random_mask(outline: Outline, of: str, seed: int = 0) -> Claim:
     """Control arm: as many trainable scalars as the scheme `of`, at random places.
 
     The head trains as `of` trains it; all other scalars are drawn evenly over the base's leaves
-    outside the head (Ben Zaken et al. 2021, arXiv 2106.10199, table 3).
+    outside the head (Ben Zaken et al. 2021, arXiv 2106.10199, table 3). Under the policy ``frozen``
+    no BatchNorm follows the batches, as under a scheme that leaves their scales and biases alone.
     """
     from finetune_jax.schemes.resolve import claim_all
 
     if not isinstance(of, str):
         raise UserError(f"random_mask: expected the text of a scheme, found {of!r}")
+    _whole("seed", seed, least=0)
     claim = claim_all(of, outline)
     heads = [p for p in claim.leaves if p.split("/", 1)[0] == "head"]
     count = sum(math.prod(outline.leaves[p].shape) for p in {*claim.leaves} - {*heads})
@@ -394,7 +422,7 @@ def random_mask(outline: Outline, of: str, seed: int = 0) -> Claim:
     for path, share in zip(body, shares, strict=True):
         module, _, leaf = path.rpartition("/")
         if share:
-            deltas.append(deltas_lib.Sparse(module, leaf, int(share), int(seed)))
+            deltas.append(deltas_lib.Sparse(module, leaf, int(share), seed))
     return Claim(heads, deltas)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from finetune_jax.schemes.plan import Plan
 from finetune_jax.schemes.resolve import Scheme, resolve
 
 SOLVERS = ("lbfgs", "ridge")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Phase:
       schedule: learning rate schedule; None takes the run's.
       warmup: warm-up steps; None takes the run's in the first phase and 0 in later ones.
       reset: start with a fresh optimizer state instead of keeping the survivors'.
+      optimizer: ``sgd`` or ``adamw``; None takes the run's. After a change of optimizer all moments
+        start fresh.
+      decay: weight decay; None takes the run's.
+      clip: limit of the gradient norm, 0 for none; None takes the run's.
       solve: ``lbfgs`` or ``ridge``: the head is solved on frozen features instead of trained.
     """
 
@@ -45,6 +51,9 @@ class Phase:
     schedule: str | None = None
     warmup: int | None = None
     reset: bool = False
+    optimizer: str | None = None
+    decay: float | None = None
+    clip: float | None = None
     solve: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +103,8 @@ def gradual(
         raise UserError(
             f"gradual: unknown order {order!r}.{nearest(order, ('top_down', 'bottom_up'))}"
         )
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 0:
+        raise UserError(f"gradual: groups must be a whole number >= 0, found {groups!r}")
     *body, top = _groups(stages, blocks, groups)
     body = body[::-1] if order == "top_down" else body
     phases = [top] if order == "top_down" else []
@@ -120,7 +131,8 @@ def fine_tune(
 ) -> list[str]:
     """fastai's ``fine_tune``: head and norms for some epochs, then everything at half the rate.
 
-    One-cycle in both phases; rates ``slice(base)``, then ``slice(base / 200, base / 2)``.
+    One-cycle in both phases, of the rate alone (fastai also cycles the momentum); rates
+    ``slice(base)``, then ``slice(base / 200, base / 2)``.
     """
     del stages, blocks
     return [
@@ -157,21 +169,9 @@ def resolve_phases(
             raise UserError(f"scheme: a phase is a sum of schemes with at most one phase(...), "
                             f"found {print_sum(terms)!r}")  # fmt: skip
         plan = resolve(body, stages, params, batch_stats, deltas=deltas, **options)
-        for delta in plan.deltas[len(deltas) :]:
-            params = _with_leaves(params, plan, delta)
         deltas = plan.deltas
         phases.append(_phase(plan, settings[0] if settings else Call("phase"), print_sum(terms)))
     return tuple(phases)
-
-
-def _with_leaves(params: tree.Tree, plan: Plan, delta: Any) -> dict[str, Any]:
-    import jax
-
-    flat = tree.flatten(params)
-    new = delta.leaves(flat)
-    return tree.unflatten(
-        flat | {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in new.items()}
-    )
 
 
 def _expand(sums: Sequence[Sum], stages: Sequence[str]) -> list[Sum]:
@@ -212,10 +212,20 @@ def _phase(plan: Plan, call: Call, text: str) -> Phase:
         if key not in valid:
             raise UserError(f"phase: unknown option {key!r}.{nearest(key, valid)}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = number and math.isfinite(value)
         if key in ("epochs", "lr") and not (number and value > 0):
             raise UserError(f"phase: {key} must be a number > 0, found {value!r}")
-        if key == "steps" and not (isinstance(value, int) and number and value > 0):
-            raise UserError(f"phase: steps must be a whole number > 0, found {value!r}")
+        if key in ("decay", "clip") and not (number and value >= 0):
+            raise UserError(f"phase: {key} must be a number >= 0, found {value!r}")
+        least = {"steps": 1, "warmup": 0}.get(key)
+        if least is not None and not (isinstance(value, int) and number and value >= least):
+            raise UserError(f"phase: {key} must be a whole number >= {least}, found {value!r}")
+        if key == "reset" and not isinstance(value, bool):
+            raise UserError(f"phase: reset must be True or False, found {value!r}")
+        if key == "schedule" and not isinstance(value, str):
+            raise UserError(f"phase: schedule must be text, found {value!r}")
+        if key == "optimizer" and value not in OPTIMIZERS:
+            raise UserError(f"phase: unknown optimizer {value!r}.{nearest(str(value), OPTIMIZERS)}")
     if "epochs" in options and "steps" in options:
         raise UserError("phase: give epochs or steps, not both")
     solve = options.get("solve")

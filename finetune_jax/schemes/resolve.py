@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from finetune_jax.schemes.plan import FROZEN, Group, Leaf, Plan
 
 BATCH_NORM = ("frozen", "frozen_all", "track", "reestimate")
 DROPOUT = ("eval", "train")
+DECAY_MASK = ".*kernel|.*/lora_[ab]"
 _RATES = ("lr", "decay", "schedule", "warmup")
 
 Scheme = str | Sequence[Any]
@@ -46,7 +48,7 @@ def resolve(
     *,
     batch_norm: str = "frozen",
     frozen_dropout: str = "eval",
-    decay: str = ".*kernel",
+    decay: str = DECAY_MASK,
     deltas: Sequence[Delta] = (),
 ) -> Plan:
     """Resolves a scheme against a model.
@@ -58,15 +60,16 @@ def resolve(
         set rates (``llrd(0.75)``) apply to whatever the others claim, to everything if they stand
         alone.
       stages: stage names in forward order.
-      params: param pytree, concrete or abstract, with the leaves of `deltas`.
+      params: param pytree of the base, concrete or abstract.
       batch_stats: BatchNorm statistics, empty for models without.
       batch_norm: ``frozen``: a stage in which no scale or bias of a BatchNorm trains uses and keeps
-        its statistics, others follow the batches; ``frozen_all``: every stage keeps them;
+        its statistics, others follow the batches (a delta beside them, such as SSF's, does not
+        count); ``frozen_all``: every stage keeps them;
         ``track``: every stage follows; ``reestimate``: all are recomputed once on training images,
         then as ``frozen``.
       frozen_dropout: ``eval`` or ``train``: dropout in stages with nothing trainable.
       decay: regex of the leaf paths weight decay may touch, whatever their group.
-      deltas: those that earlier phases added.
+      deltas: those that earlier phases added; frozen unless a term of the scheme is theirs.
 
     Returns:
       The plan.
@@ -77,20 +80,7 @@ def resolve(
     """
     _choice("batch_norm", batch_norm, BATCH_NORM)
     _choice("frozen_dropout", frozen_dropout, DROPOUT)
-    everything = {
-        path: leaf
-        for stage in stages
-        for path, leaf in tree.flatten({stage: params[stage]}).items()
-    }
-    constants = {
-        path
-        for delta in deltas
-        for path, leaf in delta.leaves(everything).items()
-        if not leaf.trains
-    }
-    outline = Outline(
-        tuple(stages), {path: leaf for path, leaf in everything.items() if path not in constants}
-    )
+    outline = Outline(tuple(stages), tree.flatten({stage: params[stage] for stage in stages}))
     if isinstance(scheme, str) and scheme.lstrip().startswith(("[", "(")):
         scheme = _literal_rules(scheme)
     if isinstance(scheme, str):
@@ -103,11 +93,11 @@ def resolve(
         raise UserError(f"scheme {draft.text!r} trains nothing: every leaf is frozen")
     may_decay = _regex(decay, "decay_mask")
     shapes = {path: (tuple(x.shape), np.dtype(x.dtype).name) for path, x in outline.leaves.items()}
-    added = {}
+    added: set[str] = set()
     for delta in draft.deltas:
-        for path, leaf in delta.leaves(outline.leaves).items():
-            added[path] = leaf
-            shapes[path] = (leaf.shape, leaf.dtype)
+        new = delta.leaves(outline.leaves)
+        shapes |= {path: (leaf.shape, leaf.dtype) for path, leaf in new.items()}
+        added |= new.keys()
     order = sorted(shapes, key=lambda p: outline.stages.index(p.split("/", 1)[0]))
     leaves = []
     for path in order:
@@ -124,10 +114,16 @@ def resolve(
                 delta=path in added,
             )
         )
+    for name, group in draft.groups.items():
+        if group.decay and not any(leaf.decays for leaf in leaves if leaf.group == name):
+            raise UserError(
+                f"scheme: {name!r} sets a decay, but decay_mask={decay!r} matches no leaf of it"
+            )
     alive = {leaf.stage for leaf in leaves if leaf.trains}
     statistics = tuple(tree.flatten(batch_stats))
     norms = {p.rsplit("/", 1)[0] for p in statistics}
-    moving = {x.stage for x in leaves if x.trains and x.path.rsplit("/", 1)[0] in norms}
+    own = [x for x in leaves if x.trains and not x.delta]
+    moving = {x.stage for x in own if x.path.rsplit("/", 1)[0] in norms}
     has_statistics = {p.split("/", 1)[0] for p in statistics}
     follows = {"frozen_all": set(), "track": set(stages)}.get(batch_norm, moving)
     return Plan(
@@ -165,6 +161,8 @@ def _named(terms: tuple[Call, ...], outline: Outline, earlier: Sequence[Delta]) 
         claims.insert(0, (everything, {}, SCHEMES["full"](outline)))
     text = print_sum(terms)
     draft = _Draft(text, dict.fromkeys(outline.paths, FROZEN), {}, {}, list(earlier))
+    for delta in earlier:
+        draft.owner |= dict.fromkeys(delta.leaves(outline.leaves), FROZEN)
     factors = dict.fromkeys(outline.paths, 1.0)
     for term, rates, claim in claims:
         if claim.rates is None:
@@ -292,7 +290,8 @@ def _group(name: str, rates: Mapping[str, Any]) -> tuple[float, Group]:
                 raise UserError(f"group {name!r}: schedule must be text, found {value!r}")
             continue
         good = isinstance(value, int if key == "warmup" else int | float)
-        if not good or isinstance(value, bool) or value < 0 or (key == "lr" and value == 0):
+        good = good and not isinstance(value, bool) and math.isfinite(value)
+        if not good or value < 0 or (key == "lr" and value == 0):
             raise UserError(
                 f"group {name!r}: {key} must be a number {'> 0' if key == 'lr' else '>= 0'}, "
                 f"found {value!r}; to freeze leaves use the group 'frozen'"

@@ -139,6 +139,11 @@ class _Group:
         return self.results
 
 
+# On a CPU, a longer step is bound by arithmetic, of which fused arms have as much to do; shorter
+# ones, such as those of a probe on cached features, are bound by what every call costs.
+_ARITHMETIC_SECONDS = 0.02
+
+
 class _Fused:
     """The step of several arms as one program, or one after another if that is no slower.
 
@@ -210,10 +215,14 @@ class _Fused:
             return False
         call = next(iter(calls.values()))
         batch = put_batch(call.batch, self._mesh)
-        arguments = self._arguments(calls)
-        fused = _seconds(lambda: self._function(*arguments))
         # The single step donates its state.
         alone = _seconds(lambda: call.step(jax.tree.map(jnp.copy, call.state), call.base, batch))
+        shares_prefix = bool(call.run.plan.prefix) and not call.cached and len(self._rows[0]) > 1
+        if _on_cpu() and alone > _ARITHMETIC_SECONDS and not shares_prefix:
+            say(f"{len(calls)} arms one after another: a step of {alone:.2g} s fills the CPU")
+            return False
+        arguments = self._arguments(calls)
+        fused = _seconds(lambda: self._function(*arguments), limit=len(calls) * alone)
         ratio, pays = fused / alone, fused < len(calls) * alone
         say(
             f"{len(calls)} arms {'fused' if pays else 'one after another'}: fused, a step takes "
@@ -239,14 +248,19 @@ def _seed(call: StepCall) -> int:
     return call.run.experiment.config.seed
 
 
-def _seconds(function: Any, repeats: int = 3) -> float:
-    """The fastest of some calls after one to warm up, in seconds."""
-    times = []
-    for _ in range(repeats + 1):
+def _seconds(function: Any, repeats: int = 3, limit: float = float("inf")) -> float:
+    """The fastest of some calls after one to warm up, in seconds; one call if it breaks `limit`."""
+    jax.block_until_ready(function())
+    times: list[float] = []
+    while len(times) < repeats and min(times, default=0) < limit:
         began = time.perf_counter()
         jax.block_until_ready(function())
         times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return min(times)
+
+
+def _on_cpu() -> bool:
+    return jax.devices()[0].platform == "cpu"
 
 
 def _bytes(state: Any) -> int:

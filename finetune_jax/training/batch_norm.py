@@ -40,18 +40,16 @@ def reestimate(
     # A running update from 0 is (1 - momentum) times the batch's statistic: undo the factor.
     start = {s: jax.tree.map(jnp.zeros_like, x) if s in chosen else x for s, x in old.items()}
 
+    # Weights are arguments: as constants they would be compiled into the program.
     @jax.jit
-    def forward(batch: jax.Array) -> Any:
+    def forward(params: Any, stats: Any, batch: jax.Array) -> Any:
         _, updates = model.apply(
-            {"params": variables["params"], "batch_stats": start},
-            prepare(batch),
-            mode,
-            mutable=["batch_stats"],
+            {"params": params, "batch_stats": stats}, prepare(batch), mode, mutable=["batch_stats"]
         )
         return {s: updates["batch_stats"][s] for s in chosen}
 
     total: Any = {s: start[s] for s in chosen}
     for batch in images:
-        total = jax.tree.map(jnp.add, total, forward(batch))
+        total = jax.tree.map(jnp.add, total, forward(variables["params"], start, batch))
     factor = 1 / ((1.0 - _MOMENTUM) * len(images))
     return {**old, **jax.tree.map(lambda x: x * factor, total)}

@@ -18,28 +18,16 @@ from finetune_jax.training.state import Base, State
 from finetune_jax.training.step import make_loss
 
 
-def measure(
-    run: PhaseRun, state: State, base: Base, batches: Iterable[dict[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """Statistics of the gradient of each trainable leaf over some batches, by path.
+def make_gradient(run: PhaseRun) -> Any:
+    """Returns (state, base, batch) to (gradient, |g| / |w| per leaf) of the trainable half, jitted.
 
-    Args:
-      run: phase whose loss and modes are meant.
-      state: read, not changed.
-      base: likewise.
-      batches: on devices.
-
-    Returns:
-      ``{"rgn": {path: mean of |g| / |w|}, "snr": {path: |mean g|² / sum of var g},
-      "gradient": {path: root of the mean of |g|²}, "weight": {path: |w|}}``, not normalised. In
-      ``rgn``, a leaf of zeros counts with |w| = 1.
+    In the ratio, a leaf of zeros counts with |w| = 1.
     """
     experiment = run.experiment
     loss = make_loss(
         run.model, experiment.task, run.plan, experiment.preprocess.device, lambda key, x: x
     )
 
-    @jax.jit
     def gradient(state: State, base: Base, batch: Any) -> Any:
         grads, _ = jax.grad(loss, has_aux=True)(
             state.params, state.stats, state.hyper, base, batch, state.key
@@ -51,6 +39,30 @@ def measure(
 
         return grads, jax.tree.map(relative, grads, state.params)
 
+    return jax.jit(gradient)
+
+
+def measure(
+    run: PhaseRun,
+    state: State,
+    base: Base,
+    batches: Iterable[dict[str, Any]],
+    gradient: Any = None,
+) -> dict[str, dict[str, float]]:
+    """Statistics of the gradient of each trainable leaf over some batches, by path.
+
+    Args:
+      run: phase whose loss and modes are meant.
+      state: read, not changed.
+      base: likewise.
+      batches: on devices.
+      gradient: `make_gradient` of the same run, where it is kept for the next time.
+
+    Returns:
+      ``{"rgn": {path: mean of |g| / |w|}, "snr": {path: |mean g|² / sum of var g},
+      "gradient": {path: root of the mean of |g|²}, "weight": {path: |w|}}``, not normalised.
+    """
+    gradient = gradient or make_gradient(run)
     total = square = ratios = None
     count = 0
     for batch in batches:

@@ -181,6 +181,19 @@ def migrate(old: Any, new: Any, survivors: Sequence[str], ages: Mapping[str, str
     return jax.tree_util.tree_map_with_path(place, new)
 
 
+def reached(opt_state: Any) -> set[str]:
+    """Paths of the leaves with a moment that is not zero: those that a gradient has reached.
+
+    Empty for an optimizer without moments.
+    """
+    found = set()
+    for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
+        leaf = _address(path)[2]
+        if leaf and leaf not in found and bool(jnp.any(value != 0)):
+            found.add(leaf)
+    return found
+
+
 def _address(path: Any) -> tuple[str, str, str]:
     """(group label, field such as ``mu`` or ``count``, leaf path) of a leaf of the state."""
     # .inner_states['group'].inner_state.mu['block_0']['norm1']['scale']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -72,15 +73,26 @@ class PhaseRun:
         return ages
 
     @functools.cached_property
+    def settings(self) -> Any:
+        """``config.optimizer`` with what the phase says otherwise."""
+        settings = copy.deepcopy(self.experiment.config.optimizer)
+        own = {
+            "name": self.phase.optimizer,
+            "weight_decay": self.phase.decay,
+            "clip_norm": self.phase.clip,
+        }
+        settings.update({key: value for key, value in own.items() if value is not None})
+        return settings
+
+    @functools.cached_property
     def rates(self) -> Any:
         """Learning rates by step and leaf."""
-        config = self.experiment.config.optimizer
-        return make_rates(config, self.phase, self.start, max(self.steps, 1))
+        return make_rates(self.settings, self.phase, self.start, max(self.steps, 1))
 
     @functools.cached_property
     def optimizer(self) -> Any:
         """The gradient transformation."""
-        return make_optimizer(self.experiment.config.optimizer, self.rates, self.ages)
+        return make_optimizer(self.settings, self.rates, self.ages)
 
     @property
     def abstract(self) -> dict[str, Any]:
@@ -93,8 +105,8 @@ class PhaseRun:
 
     def hyper(self) -> dict[str, Any]:
         """Start value of `State.hyper`."""
-        config = self.experiment.config
-        return hyper_parameters(config.optimizer, self.plan, config.task.label_smoothing)
+        smoothing = self.experiment.config.task.label_smoothing
+        return hyper_parameters(self.settings, self.plan, smoothing)
 
     def _create(self, variables: dict[str, Any], anchor: Any, hyper: Any, seed: Any) -> Any:
         config = self.experiment.config
@@ -106,6 +118,8 @@ class PhaseRun:
             seed=seed,
             ema=config.optimizer.ema_decay > 0,
             frozen_dtype=DTYPES[config.model.frozen_dtype],
+            # What another phase trains is not rounded before or after it does.
+            exact=self.experiment.trainable,
             anchor=anchor,
         )
 

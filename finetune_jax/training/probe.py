@@ -31,20 +31,22 @@ def solve(
       classes: columns of the head. A class without a training example is never predicted.
 
     Returns:
-      (head, report): the report has ``method``, ``path`` (strength, validation accuracy and loss)
-      and ``chosen``.
+      (head, report): the report has ``method``, ``path`` (strength, validation accuracy and loss,
+      whether the solver converged) and ``chosen``.
     """
     candidates = _logistic(*train, classes) if method == "lbfgs" else _ridge(*train, classes)
     best: tuple[tuple[float, float], Head] | None = None
     path, chosen = [], 0
     features, labels = validation
-    for number, (strength, head) in enumerate(candidates):
+    for number, (strength, head, converged) in enumerate(candidates):
         logits = features.astype(np.float64) @ head["kernel"] + head["bias"]
         accuracy = float((logits.argmax(-1) == labels).mean())
         shifted = logits - logits.max(-1, keepdims=True)
         likelihood = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(-1))
         loss = float(-likelihood.mean())
-        path.append({"strength": strength, "accuracy": accuracy, "loss": loss})
+        path.append(
+            {"strength": strength, "accuracy": accuracy, "loss": loss, "converged": converged}
+        )
         if best is None or (accuracy, -loss) > best[0]:
             best, chosen = ((accuracy, -loss), head), number
     head = {name: value.astype(np.float32) for name, value in best[1].items()}
@@ -58,13 +60,14 @@ def _logistic(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
     model = LogisticRegression(solver="lbfgs", max_iter=1000, warm_start=True)
     for strength in np.logspace(-7, 2, 19):
         model.set_params(C=strength)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings():  # said in the report instead
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(features.astype(np.float64), labels)
+        converged = bool(np.max(model.n_iter_) < model.max_iter)
         kernel, bias = model.coef_.T, model.intercept_
         if len(model.classes_) == 2:  # one column stands for two
             kernel, bias = np.hstack([-kernel, kernel]) / 2, np.array([-bias[0], bias[0]]) / 2
-        yield float(strength), _place(kernel, bias, model.classes_, classes)
+        yield float(strength), _place(kernel, bias, model.classes_, classes), converged
 
 
 def _ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
@@ -75,7 +78,7 @@ def _ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
     projected = vectors.T @ ((x - mean_x).T @ (y - mean_y) / len(x))
     for strength in np.logspace(-8, 4, 25) * max(values[-1], 1e-30):
         kernel = vectors @ (projected / (np.maximum(values, 0) + strength)[:, None])
-        yield float(strength), _place(kernel, mean_y - mean_x @ kernel, seen, classes)
+        yield float(strength), _place(kernel, mean_y - mean_x @ kernel, seen, classes), True
 
 
 def _place(kernel: np.ndarray, bias: np.ndarray, seen: np.ndarray, classes: int) -> Head:

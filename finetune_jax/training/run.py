@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.evaluation.scores import evaluate
 from finetune_jax.reporting.progress import MetricsWriter
+from finetune_jax.schemes import Plan
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment
@@ -35,7 +37,8 @@ class Run:
       lengths: steps of each phase.
       variables: whole variables at the start of the current phase.
       settled: paths, with their collection, of leaves that are no longer the weight file's.
-      anchor: params that came from the weight file, flat; empty when L2-SP is off.
+      anchor: what L2-SP pulls towards, flat: params that came from the weight file, and deltas as
+        they started; empty when it is off.
       checkpoints: of the run.
       writer: of its metrics.
       state: of the last trained phase, with its `PhaseRun`.
@@ -68,6 +71,16 @@ class Run:
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on the mesh."""
         return put_batch(batch, self.experiment.mesh)
+
+    def anchor_deltas(self, plan: Plan) -> None:
+        """Makes L2-SP pull the deltas of a plan towards the values they start from."""
+        settings = self.experiment.config.optimizer
+        if not (settings.l2_sp or settings.l2_sp_head):
+            return
+        leaves = tree.flatten(self.variables["params"])
+        for leaf in plan.leaves:
+            if leaf.delta:
+                self.anchor.setdefault(leaf.path, leaves[leaf.path])
 
     def phase_run(self, index: int) -> PhaseRun:
         """A phase at its place."""

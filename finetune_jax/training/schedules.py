@@ -34,6 +34,12 @@ def linear(total: int) -> Schedule:
 def onecycle(total: int, pct: float = 0.25, div: float = 25.0, final: float = 1e5) -> Schedule:
     """fastai's one-cycle: cosine from 1/div up to 1 over the first `pct`, then down to 1/final."""
 
+    if not (0 < pct < 1 and div > 0 and final > 0):
+        raise UserError(
+            f"onecycle: expected pct in (0, 1), div > 0 and final > 0; found pct={pct!r}, "
+            f"div={div!r}, final={final!r}"
+        )
+
     def schedule(step: jax.Array) -> jax.Array:
         position = jnp.minimum(step / total, 1.0)
         up = 0.5 * (1 - jnp.cos(jnp.pi * jnp.minimum(position / pct, 1.0)))
@@ -49,6 +55,10 @@ def slanted(total: int, cut: float = 0.1, ratio: float = 32.0) -> Schedule:
 
     The rate is (1 + p (ratio - 1)) / ratio with p rising from 0 to 1 and falling back to 0.
     """
+    if not (0 < cut < 1 and ratio > 0):
+        raise UserError(
+            f"slanted: expected cut in (0, 1) and ratio > 0; found cut={cut!r}, ratio={ratio!r}"
+        )
     corner = max(1, int(total * cut))
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -82,7 +92,10 @@ def parse_schedule(text: str, total: int, warmup: int = 0) -> Schedule:
     except TypeError as error:
         raise UserError(f"schedule {text!r}: {error}") from None
     warmup = min(warmup, total)
-    after = function(max(total - warmup, 1), *terms[0].args, **options)
+    try:
+        after = function(max(total - warmup, 1), *terms[0].args, **options)
+    except TypeError:  # text where a number belongs
+        raise UserError(f"schedule {text!r}: expected numbers") from None
     if not warmup:
         return after
     return lambda step: jnp.where(step < warmup, step / warmup, after(step - warmup))

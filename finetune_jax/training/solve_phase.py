@@ -32,7 +32,7 @@ def solve_phase(current: Run, index: int) -> None:
     chosen = report["chosen"]
     say(
         f"head solved by {phase.solve}: strength {chosen['strength']:.3g}, validation accuracy "
-        f"{chosen['accuracy']:.4f}"
+        f"{chosen['accuracy']:.4f}" + ("" if chosen["converged"] else ", NOT converged")
     )
     params = {**current.variables["params"], "head": head}
     current.variables = {**current.variables, "params": params}

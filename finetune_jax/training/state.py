@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.struct
@@ -60,6 +61,7 @@ def create(
     seed: int | jax.Array,
     ema: bool,
     frozen_dtype: Any = jnp.float32,
+    exact: Collection[str] = (),
     anchor: dict[str, Any] | None = None,
 ) -> tuple[State, Base]:
     """Splits loaded variables into what trains and what stays.
@@ -72,6 +74,7 @@ def create(
       seed: of the run's PRNG key.
       ema: whether to keep an average of the trainable half.
       frozen_dtype: storage of frozen floating-point parameters.
+      exact: paths of frozen parameters that keep their dtype.
       anchor: for L2-SP, see `Base`.
     """
     trainable, frozen = plan.split(variables["params"])
@@ -89,10 +92,12 @@ def create(
         key=jax.random.key(seed),
         hyper=jax.tree.map(jnp.asarray, hyper),
     )
-    frozen = jax.tree.map(
-        lambda x: jnp.asarray(x, frozen_dtype if jnp.issubdtype(x.dtype, jnp.floating) else None),
-        frozen,
-    )
+
+    def store(path: str, x: Any) -> jax.Array:
+        keeps = path in exact or not jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.asarray(x, None if keeps else frozen_dtype)
+
+    frozen = tree.map_with_path(store, frozen)
     kept, anchor = jax.tree.map(jnp.asarray, (kept, anchor or {}))
     return state, Base(params=frozen, stats=kept, anchor=anchor)
 

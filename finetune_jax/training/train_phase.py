@@ -19,6 +19,7 @@ from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.cost import measure
+from finetune_jax.training.optimizer import reached
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import StepCall
@@ -42,6 +43,7 @@ def train_phase(
     plan, stop = run.plan, run.start + run.steps
 
     # 1. State and base, with what survives from the phase before.
+    current.anchor_deltas(plan)
     anchor = run.anchor(tree.unflatten(current.anchor))
     state, base = run.create_state(current.variables, anchor, once)
     if current.state is not None:
@@ -70,11 +72,13 @@ def train_phase(
         | settled.keys()
     }
 
-    # 2. Activations after the frozen prefix, where they will be read more than once.
+    # 2. Activations after the frozen prefix, where they will be read more than once. A resumed run
+    # decides as the whole one did: another program would end in other bits.
     train, validation = current.splits["train"], current.splits.get("validation")
     variables = state_lib.variables(state, base, averaged=False)
     n = len(train)
-    if (stop - start) * config.train.batch_size * current.shared.arms > 1.5 * n:
+    reads = run.steps * config.train.batch_size * current.shared.arms
+    if reads > 1.5 * n or config.prefix_cache.views:
         train = current.behind_prefix(run, variables, "train")
         if validation is not None:
             validation = current.behind_prefix(run, variables, "validation")
@@ -122,7 +126,9 @@ def train_phase(
             )
         # The end of a phase is the start of the next, whose first checkpoint comes later.
         if scores or step % save_every == 0 or step == stop:
-            numbers = {k: scores[k] for k in ("accuracy", "loss")} if scores else None
+            # Only the last phase's weights can be kept as the best.
+            ranked = scores and index == len(experiment.phases) - 1
+            numbers = {k: scores[k] for k in ("accuracy", "loss")} if ranked else None
             about = {
                 "phase": index,
                 "next_step": step,
@@ -136,7 +142,11 @@ def train_phase(
 
     # 5. Audit of the weights as trained, before anything is averaged or selected.
     trained = state_lib.variables(state, base, averaged=False)
-    current.audits.append(audit_lib.audit(plan, before, trained, _idle(plan, state)))
+    counts = audit_lib.audit(
+        plan, before, trained, _idle(plan, state),
+        steps=run.steps, reached=lambda: reached(state.opt_state),
+    )  # fmt: skip
+    current.audits.append(counts)
     last = index == len(experiment.phases) - 1
     # An average is for evaluation and artifact; the next phase goes on from the weights themselves.
     current.variables = state_lib.variables(state, base, averaged=last)
@@ -144,20 +154,10 @@ def train_phase(
 
 
 def best_variables(current: Run) -> tuple[dict[str, Any], int]:
-    """Variables of the best checkpoint, and its step.
-
-    Raises:
-      UserError: the best checkpoint is not of the last phase.
-    """
+    """Variables of the best checkpoint of the last phase, and its step."""
     step = current.checkpoints.best_step
     meta = current.checkpoints.read_meta(step)
-    index = len(current.experiment.phases) - 1
-    if meta["phase"] != index:
-        raise UserError(
-            f"artifact.select=best: the best checkpoint (step {step}) is of phase "
-            f"{meta['phase'] + 1}; only checkpoints of the last phase can be kept"
-        )
-    run = current.phase_run(index)
+    run = current.phase_run(len(current.experiment.phases) - 1)
     anchor = run.anchor(tree.unflatten(current.anchor))
     _, base = run.create_state(current.variables, anchor, current.shared.once)
     state, settled = current.checkpoints.restore(
@@ -206,7 +206,8 @@ def _measure_rates(
     options = dict(settings)
     count = options.pop("batches")
     ahead = (current.place(batches.batch(step + i)) for i in range(count))
-    values = importance.measure(run, state, base, ahead)[statistic]
+    gradient = current.shared.once(("importance", run.index), lambda: importance.make_gradient(run))
+    values = importance.measure(run, state, base, ahead, gradient)[statistic]
     rates = importance.leaf_rates(values, **options)
     say(
         f"step {step}: rates by {statistic}, highest at "

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.deltas import Adapted, Bottleneck, from_json, merge
+from finetune_jax.deltas import IA3, Adapted, Bottleneck, from_json, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
 from finetune_jax.models.vit import WIDTHS, ViT
@@ -31,6 +31,7 @@ VIT = {
     "lora(rank=4, plus=16)": DEPTH * 2 * RANK * 2 * WIDTH,
     "lora(rank=4, dora=True)": DEPTH * 2 * (RANK * 2 * WIDTH + WIDTH),
     "lora(rank=4, pissa=True)": DEPTH * 2 * RANK * 2 * WIDTH,
+    "lora(rank=4, dora=True, pissa=True)": DEPTH * 2 * (RANK * 2 * WIDTH + WIDTH),
     "lora(rank=4, on='mlp_in')": DEPTH * RANK * 5 * WIDTH,
     "ia3": DEPTH * (2 * WIDTH + 4 * WIDTH),
     "ssf": 2 * (WIDTH + DEPTH * (4 + 4 + 1 + 2) * WIDTH + WIDTH),
@@ -230,8 +231,19 @@ def test_lora_forms_no_full_size_gradient(base):
     assert low_rank <= 2.1 * probe
 
 
-def test_several_deltas_share_a_module(base):
-    _, plan, model, variables = adapted(base, "vit", "lora(rank=2) + ssf + ia3")
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "lora(rank=2) + ssf + ia3",
+        "ssf + lora(rank=2, dora=True)",
+        "lora(rank=2, dora=True) + ssf",
+        "ia3 + lora(rank=2, dora=True, pissa=True)",
+        "lora(rank=2, dora=True) + random_mask('norm_only')",
+        "random_mask('bias_only') + ia3 + lora(rank=2, dora=True)",
+    ],
+)
+def test_several_deltas_share_a_module(base, scheme):
+    _, plan, model, variables = adapted(base, "vit", scheme)
     assert isinstance(model, Adapted)
     moved = {
         **variables,
@@ -243,7 +255,63 @@ def test_several_deltas_share_a_module(base):
         ),
     }
     _, difference = merge(model, moved, images())
-    assert difference <= 1e-5 * float(jnp.max(jnp.abs(model.apply(moved, images()))))
+    assert difference <= 1e-5 * max(float(jnp.max(jnp.abs(model.apply(moved, images())))), 1.0)
+
+
+def test_the_order_in_which_kinds_are_written_does_not_matter(base):
+    outputs = []
+    for scheme in ("ssf + lora(rank=2, dora=True)", "lora(rank=2, dora=True) + ssf"):
+        _, _, model, variables = adapted(base, "vit", scheme)
+        params = tree.map_with_path(
+            lambda p, x: x + 0.1 if "lora" in p or "ssf" in p else x, variables["params"]
+        )
+        outputs.append(model.apply({**variables, "params": params}, images()))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_a_merge_that_changes_the_logits_is_refused(base, monkeypatch):
+    _, _, model, variables = adapted(base, "vit", "ia3")
+    params = tree.map_with_path(lambda p, x: 1.5 * x if "ia3" in p else x, variables["params"])
+    monkeypatch.setattr(IA3, "merge", lambda self, leaves: {})
+    with pytest.raises(UserError, match="merged model is not the same"):
+        merge(model, {**variables, "params": params}, images())
+
+
+@pytest.mark.parametrize("pooling", ["token", "gap"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_prompts_leave_as_many_tokens_as_came(pooling, deep):
+    model = vit(pooling=pooling)
+    variables = initialise(model, SIZE, jax.random.key(0))
+    plan = resolve(f"vpt(tokens=3, deep={deep})", model.stages, variables["params"], {})
+    params = plan.add_deltas(variables["params"], jax.random.key(2))
+    seen = {
+        stage: plan.adapt(model).apply({**variables, "params": params}, images(), stop=stage)
+        for stage in ("block_1", "norm")
+    }
+    bare = model.apply(variables, images(), stop="norm")
+    assert seen["norm"].shape == bare.shape
+    assert not np.array_equal(seen["norm"], bare)
+    # Shallow prompts travel through all blocks, deep ones through their own.
+    assert seen["block_1"].shape[1] == bare.shape[1] + (0 if deep else 3)
+
+
+def test_a_random_mask_is_a_function_of_its_seed(base):
+    def places(scheme):
+        _, plan, _, variables = adapted(base, "vit", scheme)
+        flat = tree.flatten(variables["params"])
+        count = sum(math.prod(x.shape) for x in plan.leaves if x.trains)
+        return count, {p: np.asarray(x) for p, x in flat.items() if p.endswith("_places")}
+
+    count, first = places("random_mask('lora(rank=4)', seed=1)")
+    assert count == VIT["lora(rank=4)"]
+    again, other = places("random_mask('lora(rank=4)', seed=1)")[1], places(
+        "random_mask('lora(rank=4)', seed=2)"
+    )[1]  # fmt: skip
+    assert first.keys() == again.keys()
+    assert all(np.array_equal(first[p], again[p]) for p in first)
+    assert any(p not in other or not np.array_equal(first[p], other[p]) for p in first)
+    # Every scalar at most once.
+    assert all(len(np.unique(x)) == len(x) for x in first.values())
 
 
 @pytest.mark.parametrize(
@@ -256,7 +324,14 @@ def test_several_deltas_share_a_module(base):
         ("resnet20_cifar", "vpt", "needs transformer blocks"),
         ("vit", "random_mask('norm_onli')", "Did you mean 'norm_only'"),
         ("vit", "random_mask('head')", "trains 0 scalars outside the head"),
-        ("vit", "vpt(tokens=-1)", "expected numbers > 0"),
+        ("vit", "vpt(tokens=-1)", "tokens must be a whole number"),
+        ("vit", "lora(on='head')", "matches the head alone"),
+        ("vit", "ssf(on='head')", "matches the head alone"),
+        ("vit", "lora(rank='8')", "rank must be a whole number"),
+        ("vit", "lora(rank=2.5)", "rank must be a whole number"),
+        ("vit", "ssf(std='a')", "std must be a number"),
+        ("vit", "norm(decay=0.1)", "matches no leaf of it"),
+        ("vit", "full(lr=1e999)", "lr must be a number > 0"),
     ],
 )
 def test_bad_deltas_say_what_is_wrong(base, name, scheme, message):

@@ -7,9 +7,10 @@ import math
 import re
 
 import pytest
-from test_deltas import RESNET, VIT, adapted, base, train  # noqa: F401
+from test_deltas import CONVS, DEPTH, RESNET, VIT, WIDTH, adapted, base, train  # noqa: F401
 
 from finetune_jax import tree
+from finetune_jax.errors import UserError
 from finetune_jax.schemes.library import SCHEMES
 from finetune_jax.training.audit import audit, snapshot
 
@@ -49,6 +50,51 @@ def test_what_is_declared_moves_and_nothing_else(base, name, scheme):  # noqa: F
     counts = audit(plan, snapshot(variables), after)
     assert counts["moved_leaves"] == len(expected)
     assert counts["frozen_leaves"] == len(plan.leaves) - len(expected)
+
+
+# Parameters of the test ViT (3 blocks, width w, patch 16, 32 pixels) and of ResNet-20, written out.
+W, D = WIDTH, DEPTH
+BLOCK = 4 * (W * W + W) + (4 * W * W + 4 * W) + (4 * W * W + W) + 4 * W
+STEM = 16 * 16 * 3 * W + W + W + 5 * W
+CONV = {(a, b): 9 * a * b for a, b in {*CONVS}}
+RESNET_BODY = sum(CONV[c] + 2 * c[1] for c in CONVS)
+COUNTS = {
+    "full": (STEM + D * BLOCK + 2 * W + 5 * W + 5, RESNET_BODY + 325),
+    "linear_probe": (5 * W + 5, 325),
+    "last_k(1)": (BLOCK + 2 * W + 5 * W + 5, 2 * (9 * 64 * 64 + 128) + 325),
+    "first_k(1)": (STEM + BLOCK, 9 * 3 * 16 + 32 + 2 * (9 * 16 * 16 + 32)),
+    "stages('stem') + head": (STEM + 5 * W + 5, 9 * 3 * 16 + 32 + 325),
+    "norm_only": (D * 4 * W + 2 * W + 5 * W + 5, 2 * sum(b for _, b in CONVS) + 325),
+    # Biases of patch embedding, attention, MLP and norms.
+    "bias_only": (
+        W + D * (4 + 4 + 1 + 2) * W + W + 5 * W + 5,
+        sum(b for _, b in CONVS) + 325,
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", COUNTS)
+def test_counts_are_the_formulas(base, scheme):  # noqa: F811
+    for name, expected in zip(("vit", "resnet20_cifar"), COUNTS[scheme], strict=True):
+        _, plan, _, _ = adapted(base, name, scheme)
+        found = sum(math.prod(x.shape) for x in plan.leaves if x.trains)
+        assert found == expected, name
+
+
+def test_the_small_bitfit_trains_query_and_mlp_in_biases(base):  # noqa: F811
+    _, plan, _, _ = adapted(base, "vit", "bias_only(on='query|mlp_in')")
+    assert sum(math.prod(x.shape) for x in plan.leaves if x.trains) == D * 5 * W + 5 * W + 5
+    with pytest.raises(UserError, match="Did you mean 'query'"):
+        adapted(base, "vit", "bias_only(on='qurey')")
+
+
+@pytest.mark.parametrize(
+    "scheme", ["ssf + head", "random_mask('norm_only')", "lora(rank=2) + head"]
+)
+def test_a_delta_beside_a_norm_leaves_its_statistics(base, scheme):  # noqa: F811
+    _, plan, _, _ = adapted(base, "resnet20_cifar", scheme)
+    assert plan.tracked == ()
+    assert adapted(base, "resnet20_cifar", "norm_only")[1].tracked
 
 
 @pytest.mark.parametrize("scheme", [s for s in MASKS if "auto" not in s])

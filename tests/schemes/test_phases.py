@@ -113,6 +113,90 @@ def test_slanted_triangle_follows_ulmfit():
     np.testing.assert_allclose(head, [0.4 * (1 + x * 31) / 32 for x in p], rtol=1e-5)
 
 
+def slanted(steps, peak, cut=0.1, ratio=32):
+    """ULMFiT's slanted triangle, written out."""
+    corner = max(1, int(steps * cut))
+    p = [t / corner if t < corner else 1 - (t - corner) / (corner * (1 / cut - 1))
+         for t in range(steps)]  # fmt: skip
+    return [peak * (1 + x * (ratio - 1)) / ratio for x in p]
+
+
+def test_ulmfit_whole_follows_its_formulas_step_by_step():
+    """Gradual unfreezing, each phase a slanted triangle, the stem at 2.6^-10 of the head."""
+    scheme = "gradual(epochs=1, groups=2) + discriminative(2.6)"
+    head, stem = curve(scheme, 40, schedule="slanted(cut=0.1, ratio=32)")
+    np.testing.assert_allclose(head, slanted(10, 0.4) * 2 + slanted(20, 0.4), rtol=1e-5)
+    expected = [0.0] * 20 + [x * 2.6**-10 for x in slanted(20, 0.4)]
+    np.testing.assert_allclose(stem, expected, rtol=1e-5)
+
+
+def cosine(steps, peak, warmup=0):
+    ramp = [peak * t / warmup for t in range(warmup)]
+    rest = steps - warmup
+    return ramp + [peak * (1 + np.cos(np.pi * t / rest)) / 2 for t in range(rest)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "factor"),
+    [
+        ("llrd(0.75)", 0.75**10),
+        ("discriminative(1.5)", 1.5**-10),
+        ("slice(0.01, 1.0)", 0.01),
+        ("full(lr=0.5)", 0.5),
+    ],
+)
+def test_rates_by_layer_scale_the_schedule_at_every_step(scheme, factor):
+    head, stem = curve(scheme, 20, schedule="cosine", warmup_steps=4)
+    top = 0.5 if scheme.startswith("full") else 1.0
+    np.testing.assert_allclose(head, cosine(20, 0.4 * top, 4), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(stem, cosine(20, 0.4 * factor, 4), rtol=1e-5, atol=1e-8)
+
+
+def test_phase_rates_and_warm_up_step_by_step():
+    """The run's warm-up is the first phase's alone; a phase's factor scales all of it."""
+    scheme = "head + phase(epochs=1) >> full + phase(lr=0.1, schedule='linear', warmup=2)"
+    head, stem = curve(scheme, 40, schedule="cosine", warmup_steps=5)
+    np.testing.assert_allclose(head[:10], cosine(10, 0.4, 5), rtol=1e-5, atol=1e-8)
+    line = [0, 0.02] + [0.04 * (1 - t / 28) for t in range(28)]
+    np.testing.assert_allclose(head[10:], line, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(stem[10:], line, rtol=1e-5, atol=1e-8)
+    head, stem = curve("chain_thaw(epochs=0.25)", 40, schedule="constant")
+    # Two steps for the head, two for the stem, 18 for the nine blocks, 18 for everything.
+    np.testing.assert_allclose(head, [0.4] * 2 + [0] * 20 + [0.4] * 18, rtol=1e-6)
+    np.testing.assert_allclose(stem, [0] * 2 + [0.4] * 2 + [0] * 18 + [0.4] * 18, rtol=1e-6)
+
+
+def test_a_b_of_lora_plus_learns_at_its_ratio_at_every_step():
+    phases = phases_of("vit_ti16", "lora(rank=2, plus=16) + head >> lora(rank=2, plus=16)")
+    config = default().optimizer
+    config.update({"learning_rate": 0.1, "schedule": "cosine"})
+    for phase in phases:
+        rates, hyper = make_rates(config, phase, 0, 10), hyper_parameters(config, phase.plan)
+        for step in range(10):
+            flat = tree.flatten(rates(step, hyper))
+            a, b = (flat[f"block_3/attn/query/lora_{x}"] for x in "ab")
+            np.testing.assert_allclose(a, cosine(10, 0.1)[step], rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(b, 16 * a, rtol=1e-6)
+
+
+def test_a_delta_trains_in_the_phases_that_name_it():
+    def trained(phase):
+        return {leaf.path for leaf in phase.plan.leaves if leaf.trains and leaf.delta}
+
+    first, second, third = phases_of(
+        "vit_ti16", "lora(rank=2) + head >> full >> full + lora(rank=2)"
+    )
+    assert trained(first) == trained(third) and len(trained(first)) == 48
+    assert trained(second) == set() and second.plan.deltas == first.plan.deltas
+    for phase in phases_of("vit_ti16", "gradual(groups=2) + lora(rank=2)"):
+        assert trained(phase) == trained(first)
+    # What a first phase added is no module of the base.
+    _, after = phases_of("vit_ti16", "houlsby + head >> ssf + head")
+    assert not any("adapter" in delta.module for delta in after.plan.deltas[24:])
+    _, control = phases_of("vit_ti16", "lora(rank=2) >> random_mask('lora(rank=2)') + head")
+    assert len(control.plan.deltas) > len(first.plan.deltas)
+
+
 def test_a_rule_may_have_its_own_schedule():
     text = "head(lr=10, schedule='linear', warmup=2) + last_k(1)"
     phases = phases_of("resnet20_cifar", text)
@@ -173,6 +257,12 @@ def test_lengths_share_what_is_left():
         ("phase(epochs=2) >> full", "sum of schemes"),
         ("gradual(order='sideways')", "unknown order"),
         ("gradual + lp_ft", "two programs"),
+        ("gradual(groups=-1)", "whole number >= 0"),
+        ("gradual(groups=2.5)", "whole number >= 0"),
+        ("head + phase(optimizer='adam') >> full", "Did you mean 'adamw'"),
+        ("head + phase(warmup=-5) >> full", "whole number >= 0"),
+        ("head + phase(schedule=3) >> full", "must be text"),
+        ("head + phase(clip=-1) >> full", "number >= 0"),
         ("llrd(0)", "expected numbers > 0"),
         ("llrd(0.5, lr=3)", "takes no"),
     ],

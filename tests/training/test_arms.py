@@ -1,6 +1,7 @@
 """Arms in lockstep give what each gives alone, and one that fails leaves the others alone."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -70,6 +71,30 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
                 results[number][split]["loss"], solo[split]["loss"], rtol=1e-5
             )
         assert results[number]["audit"] == solo["audit"]
+
+
+def test_arms_that_fill_a_cpu_run_one_after_another_without_a_fused_program(
+    weights, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", 0.0)
+    monkeypatch.setattr(arms_lib._Fused, "_arguments", lambda *_: pytest.fail("was fused"))
+    experiments = [config_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
+    results = run_arms(experiments, [tmp_path / "0", tmp_path / "1"])
+    assert "2 arms one after another" in capsys.readouterr().err
+    solo = run(experiments[1], tmp_path / "solo")
+    assert results[1]["test"] == solo["test"]
+    assert losses(tmp_path / "1") == losses(tmp_path / "solo")
+
+
+def test_a_fused_step_that_is_slow_is_tried_once():
+    calls = []
+
+    def slow():
+        calls.append(0)
+        time.sleep(0.01)
+
+    assert arms_lib._seconds(slow, repeats=5, limit=0.001) >= 0.01
+    assert len(calls) == 2  # one to warm up
 
 
 def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 import jax
 import numpy as np
+import optax
 import pytest
 
 from finetune_jax import tree
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import resolve
 from finetune_jax.training.audit import AuditError, audit, snapshot
+from finetune_jax.training.optimizer import reached
 
 
 @pytest.fixture
@@ -44,6 +46,38 @@ def test_a_frozen_statistic_that_leaked_is_named(trained):
     broken = change(after, "batch_stats/stem/norm/mean", lambda x: x + 1e-3)
     with pytest.raises(AuditError, match="batch_stats/stem/norm/mean"):
         audit(plan, before, broken)
+
+
+def test_a_leaf_below_the_last_bit_is_told_from_a_dead_one(trained, capsys):
+    plan, before, after = trained
+    still = change(after, "params/head/bias", lambda x: x - 1)
+    counts = audit(plan, before, still, reached=lambda: {"head/bias"})
+    assert counts["unmoved_leaves"] == 1
+    assert counts["moved_leaves"] == len(plan.trainable) - 1
+    assert "1 trainable leaves did not move by a bit: params/head/bias" in capsys.readouterr().err
+    # Nothing excuses a frozen leaf that changed.
+    broken = change(still, "params/stem/conv/kernel", lambda x: x + 1)
+    with pytest.raises(AuditError, match="frozen leaves changed.*did not move"):
+        audit(plan, before, broken, reached=lambda: {"head/bias"}, steps=1)
+
+
+def test_a_phase_too_short_to_move_everything_is_not_refused(trained):
+    plan, before, after = trained
+    still = change(after, "params/head/bias", lambda x: x - 1)
+    assert audit(plan, before, still, steps=3)["unmoved_leaves"] == 1
+    with pytest.raises(AuditError, match="did not move"):
+        audit(plan, before, still, steps=4)
+
+
+def test_moments_tell_which_leaves_a_gradient_reached():
+    params = {"a": {"kernel": jax.numpy.ones(2)}, "b": {"kernel": jax.numpy.ones(2)}}
+    for moments in (optax.trace(0.9), optax.scale_by_adam()):
+        tx = optax.multi_transform(
+            {"one": moments}, {"a": {"kernel": "one"}, "b": {"kernel": "one"}}
+        )
+        gradients = {"a": {"kernel": jax.numpy.zeros(2)}, "b": {"kernel": jax.numpy.full(2, 1e-30)}}
+        _, state = tx.update(gradients, tx.init(params), params)
+        assert reached(state) == {"b/kernel"}
 
 
 def test_a_trainable_leaf_that_stood_still_is_named(trained):

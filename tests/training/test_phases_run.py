@@ -50,18 +50,12 @@ def losses(folder):
 PHASES = "head + phase(steps=2) >> last_k(1) + lora(rank=2) >> norm + phase(steps=2)"
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
-    weights, tmp_path, monkeypatch, stop
-):
-    whole = tmp_path / "whole"
-    config = config_of(weights, PHASES, optimizer__name="adamw", optimizer__learning_rate=1e-3)
-    result = run(prepare(config), whole)
-    assert [p["steps"] for p in result["phases"]] == [2, 2, 2]
+class Stop(Exception):
+    """Stands for the power cut."""
 
-    class Stop(Exception):
-        pass
 
+def run_until(config, folder, stop, monkeypatch):
+    """Runs until the checkpoint of step `stop` is whole."""
     original = loop.Checkpoints.save
 
     def save(self, state, *rest):
@@ -70,18 +64,104 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
             self.wait()
             raise Stop
 
-    monkeypatch.setattr(loop.Checkpoints, "save", save)
-    halved = tmp_path / "halved"
-    with pytest.raises(Stop):
-        run(prepare(config), halved)
-    monkeypatch.setattr(loop.Checkpoints, "save", original)
-    again = run(prepare(config), halved)
-    assert again["phases"] == result["phases"]
-    expected, found = tensors(whole), tensors(halved)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", save)
+        with pytest.raises(Stop):
+            run(prepare(config), folder)
+
+
+def same_end(one, other):
+    expected, found = tensors(one), tensors(other)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert np.array_equal(value, found[name]), name
-    assert losses(whole) == losses(halved)
+    assert losses(one) == losses(other)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
+    weights, tmp_path, monkeypatch, stop
+):
+    config = config_of(weights, PHASES, optimizer__name="adamw", optimizer__learning_rate=1e-3)
+    result = run(prepare(config), tmp_path / "whole")
+    assert [p["steps"] for p in result["phases"]] == [2, 2, 2]
+    run_until(config, tmp_path / "halved", stop, monkeypatch)
+    again = run(prepare(config), tmp_path / "halved")
+    assert again["phases"] == result["phases"]
+    same_end(tmp_path / "whole", tmp_path / "halved")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stop", "changes"),
+    [
+        # With a cached prefix of which less than an epoch is left to read.
+        ("last_k(1)", 5, {}),
+        ("head", 5, {"data__augment": "flip", "prefix_cache__views": 2}),
+        ("head + phase(solve='ridge') >> last_k(1)", 3, {}),
+        ("head + phase(steps=2) >> last_k(1) + phase(reset=True)", 3,
+         {"optimizer__ema_decay": 0.9}),
+        ("auto_rgn(batches=2)", 3, {}),
+        ("head + phase(steps=2, optimizer='adamw') >> last_k(1)", 3, {}),
+    ],
+    ids=["cache", "views", "solve", "reset-ema", "measured", "optimizers"],
+)  # fmt: skip
+def test_every_kind_of_phase_resumes_to_the_same_bits(
+    weights, tmp_path, monkeypatch, scheme, stop, changes
+):
+    config = config_of(weights, scheme, optimizer__learning_rate=1e-3, **changes)
+    run(prepare(config), tmp_path / "whole")
+    run_until(config, tmp_path / "halved", stop, monkeypatch)
+    run(prepare(config), tmp_path / "halved")
+    same_end(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_the_best_checkpoint_kept_is_of_the_last_phase(weights, tmp_path):
+    """Even when an earlier phase scored higher, which would be no model of this scheme."""
+    config = config_of(
+        weights, "head + phase(steps=4, lr=1.0) >> last_k(1) + phase(steps=3, lr=300.0)",
+        artifact__select="best", eval__every_epochs=0.5,
+    )  # fmt: skip
+    result = run(prepare(config), tmp_path / "run")
+    assert result["selected_step"] in (5, 6, 7)
+    rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {r["step"]: r["accuracy"] for r in rows if r["split"] == "validation"}
+    last = {step: score for step, score in scores.items() if step > 4}
+    assert scores[result["selected_step"]] == max(last.values())
+
+
+def test_a_phase_has_its_own_optimizer_clip_and_decay(weights):
+    scheme = "head + phase(steps=2, optimizer='adamw', decay=0.5, clip=0.1) >> last_k(1)"
+    experiment = prepare(config_of(weights, scheme, optimizer__clip_norm=3.0))
+    first, second = PhaseRun(experiment, 0, 0, 2), PhaseRun(experiment, 1, 2, 4)
+    assert (first.settings.name, first.settings.clip_norm) == ("adamw", 0.1)
+    assert float(first.hyper()["weight_decay"]) == 0.5
+    assert (second.settings.name, second.settings.clip_norm) == ("sgd", 3.0)
+    assert experiment.config.optimizer.name == "sgd"
+    # Other moments have other names: nothing of AdamW's is carried into SGD's.
+    _, _, new = states_around_a_boundary(weights, scheme, "sgd")
+    assert not any(value.any() for value in moments(new).values())
+
+
+def test_what_a_later_phase_trains_is_never_rounded(weights, tmp_path):
+    config = config_of(weights, "head >> last_k(1)", model__frozen_dtype="bfloat16")
+    experiment = prepare(config)
+    variables = experiment.initial_variables()
+    _, base = PhaseRun(experiment, 0, 0, 3).create_state(variables)
+    for path, leaf in tree.flatten(base.params).items():
+        wanted = "float32" if path.startswith("layer3_block2") else "bfloat16"
+        assert leaf.dtype == wanted, path
+
+
+def test_l2_sp_pulls_deltas_to_where_they_started(weights, tmp_path):
+    """Under a strong pull and no gradient to speak of, IA3-like scales stay at 1, not at 0."""
+    config = config_of(
+        weights, "ssf + head", optimizer__l2_sp=0.5, optimizer__l2_sp_head=0.5, train__steps=40,
+        optimizer__learning_rate=0.1, optimizer__schedule="constant", optimizer__momentum=0.0,
+        eval__every_epochs=20.0, checkpoint__every_steps=40,
+    )  # fmt: skip
+    run(prepare(config), tmp_path / "run")
+    scales = [x for p, x in tensors(tmp_path / "run").items() if p.endswith("ssf_scale")]
+    assert scales and all(np.abs(x - 1).max() < 0.5 for x in scales)
 
 
 def states_around_a_boundary(weights, scheme, name="adamw"):

@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
+# uv makes an environment even where Python lacks ensurepip; it then holds no pip, nor needs one.
 ifdef UV
+CREATE = $(UV) venv --quiet --python $(PYTHON) $(VENV)
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python
 else
+CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
@@ -26,7 +29,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(CREATE)
 
 $(VENV)/run.stamp: requirements.txt | $(BIN)/python
 	$(INSTALL) -r requirements.txt

@@ -33,6 +33,7 @@ _ALPHAS = flags.DEFINE_list(
 _BATCHES = flags.DEFINE_integer(
     "statistics_batches", 16, "Training batches for BatchNorm statistics.", lower_bound=1
 )
+_BASE = flags.DEFINE_string("base", "", "Base weight file of members that are delta artifacts.")
 
 
 def combine(
@@ -41,6 +42,7 @@ def combine(
     method: str = "interpolate",
     alphas: Sequence[float] = tuple(i / 10 for i in range(11)),
     statistics_batches: int = 16,
+    base: str = "",
 ) -> dict[str, Any]:
     """Averages, chooses on validation, writes the artifact; returns the content of average.json.
 
@@ -50,6 +52,7 @@ def combine(
       method: ``interpolate``, ``uniform`` or ``greedy``.
       alphas: for ``interpolate``.
       statistics_batches: of ``train.batch_size`` training images.
+      base: the weight file that members with ``artifact.contents=delta`` started from.
 
     Raises:
       UserError: members that do not go together, or arguments out of range.
@@ -82,7 +85,7 @@ def combine(
         lines = [line for line in lines if line.split(":")[0] not in ("augment", "cache_bytes")]
         if lines:
             raise UserError(f"{name} was trained on other data than {names[0]}: {lines[0]}")
-    artifacts = comparable([load_artifact(m) for m in members], names)
+    artifacts = comparable([load_artifact(m, base) for m in members], names)
     first, config = artifacts[0], config_lib.from_json(configs[0])
     if not config.data.validation:
         raise UserError("the members have no validation split to choose on")
@@ -184,7 +187,9 @@ def main(argv: Sequence[str]) -> None:
     except ValueError:
         raise UserError(f"--alphas: expected numbers, found {_ALPHAS.value}") from None
     members = [Path(m) for m in _MEMBERS.value]
-    report = combine(members, Path(_OUTPUT.value), _METHOD.value, alphas, _BATCHES.value)
+    report = combine(
+        members, Path(_OUTPUT.value), _METHOD.value, alphas, _BATCHES.value, _BASE.value
+    )
     print(f"chosen on validation: {report['chosen']}")
     for split, s in report["scores"].items():
         print(

@@ -1,27 +1,81 @@
-"""What the commands share: the --config flag, first words, and errors a person can read."""
+"""What the commands share: the --config flag, --help, and errors a person can read."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
+
+# What is defined here counts as the command's own, so that its --help shows it.
+flags.disclaim_key_flags()
 
 
 def define_config() -> flags.FlagHolder[Any]:
     """Defines ``--config`` with ml_collections overrides (``--config.scheme=linear_probe``)."""
     from ml_collections import config_flags
 
-    return config_flags.DEFINE_config_file(
+    class ConfigFile(flags.ArgumentParser):
+        # ml_collections' own puts off a missing file until the config is first read.
+        def parse(self, argument: str) -> Any:
+            return load_config(argument)
+
+    class Scheme(flags.ArgumentParser):
+        # Text stays text; a config file may have set a list of rules.
+        def parse(self, argument: Any) -> Any:
+            return argument
+
+    config_flags.register_flag_parser_for_type(Sequence, Scheme())
+    holder = config_flags.DEFINE_config_file(
         "config",
         None,
         "Config file, such as configs/quickstart.py; every key can be overridden with "
         "--config.key=value.",
-        lock_config=True,
     )
+    flags.FLAGS["config"].parser = ConfigFile()
+    return holder
+
+
+def load_config(path: str) -> Any:
+    """What ``get_config`` of a config file returns, locked.
+
+    Args:
+      path: of the file; what follows a colon is handed to ``get_config``.
+
+    Raises:
+      UserError: no such file, or the error it raises, with its line.
+    """
+    name, *arguments = path.split(":", 1)
+    file = Path(name)
+    if not file.is_file():
+        near = [str(p) for folder in (file.parent, Path("configs")) for p in folder.glob("*.py")]
+        raise UserError(f"no such config file: {name}.{nearest(name, dict.fromkeys(near))}")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*arguments).lock()
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            line, reason = error.lineno, error.msg
+        else:
+            calls = traceback.extract_tb(error.__traceback__)
+            line = next((c.lineno for c in reversed(calls) if c.filename == str(file)), None)
+            # A locked config lists all it holds before it names the nearest key.
+            reason = re.sub(
+                r"Other fields present: .*(?=Did you mean)", "", _text(error), flags=re.S
+            )
+            reason = " ".join(reason.split())
+        where = f"{name}, line {line}" if line else name
+        raise UserError(f"{where}: {type(error).__name__}: {reason}") from error
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -43,14 +97,23 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except SystemExit:
+        # The help flags alone end a program here, and absl lets them end it with status 1.
+        sys.exit(0)
     except (flags.Error, UserError) as error:
-        message = str(error)
+        # absl wraps what a parser raises, and says again which flag it was.
+        message = str(error.__context__ if isinstance(error.__context__, UserError) else error)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these for unknown keys, wrong types and unreadable files.
-        message = str(error.args[0]) if error.args else str(error)
+        message = _text(error)
     print(f"error: {message}", file=sys.stderr)
     print(f"see: python -m {_module_name()} --help", file=sys.stderr)
     sys.exit(2)
+
+
+def _text(error: Exception) -> str:
+    # The text of a KeyError is a repr.
+    return str(error.args[0]) if error.args else str(error)
 
 
 def _module_name() -> str:

@@ -6,6 +6,8 @@ locked, so a key that is not listed here is refused with the nearest one that is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -19,11 +21,11 @@ def default() -> ml_collections.ConfigDict:
 
     # What trains: see finetune_jax/schemes. Text such as "last_k(2) + stages('stem')", phases such
     # as "linear_probe + phase(epochs=2) >> full + phase(lr=0.1)", a program such as "lp_ft", or
-    # ordered rules.
-    c.scheme = "full"
+    # ordered rules [("head/.*", "head(lr=10)"), (".*", "frozen")], as a list or as its text.
+    c.scheme = config_dict.FieldReference("full", field_type=Sequence)
     c.batch_norm = "frozen"  # frozen | frozen_all | track | reestimate
     c.frozen_dropout = "eval"  # eval | train
-    c.decay_mask = ".*kernel"  # regex of the leaf paths weight decay may touch
+    c.decay_mask = ".*kernel|.*/lora_[ab]"  # regex of the leaf paths weight decay may touch
 
     c.model = ml_collections.ConfigDict()
     c.model.name = "resnet20_cifar"
@@ -51,7 +53,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.interpolation = "bilinear"  # nearest | bilinear | bicubic
     c.data.mean = (0.485, 0.456, 0.406)  # of values in [0, 1]
     c.data.std = (0.229, 0.224, 0.225)
-    c.data.augment = ""  # such as "random_crop(pad=4) | flip", on device, in training only
+    c.data.augment = ""  # such as "random_crop(pad=4) + flip", on device, in training only
     c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
 
     c.train = ml_collections.ConfigDict()
@@ -113,10 +115,22 @@ def default() -> ml_collections.ConfigDict:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that no later room checks by itself."""
-    positive = ("train.batch_size", "train.accumulate", "eval.batch_size", "data.image_size")
-    for key in positive:
-        if config[key] < 1:
-            raise UserError(f"{key}: expected a whole number of at least 1, found {config[key]}")
+    least = {
+        "train.batch_size": 1,
+        "train.accumulate": 1,
+        "eval.batch_size": 1,
+        "data.image_size": 1,
+        "log.every_steps": 1,
+        "checkpoint.keep_last": 1,
+        "checkpoint.keep_best": 0,
+        "checkpoint.every_steps": 0,
+        "optimizer.warmup_steps": 0,
+    }
+    for key, low in least.items():
+        if config[key] < low:
+            raise UserError(
+                f"{key}: expected a whole number of at least {low}, found {config[key]}"
+            )
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"train.accumulate: {config.train.accumulate} does not divide the batch size "
@@ -124,6 +138,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if config.train.steps <= 0 and config.train.epochs <= 0:
         raise UserError("train.epochs or train.steps must be positive")
+    if not config.eval.every_epochs > 0:
+        raise UserError(
+            f"eval.every_epochs: expected a number > 0, found {config.eval.every_epochs}"
+        )
     if not config.optimizer.learning_rate > 0:
         raise UserError(
             f"optimizer.learning_rate: expected a number > 0, found "
@@ -136,20 +154,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
     ):
         if not low <= config[key] < high:
             raise UserError(f"{key}: expected a number in [{low}, {high}), found {config[key]}")
-    for key in ("optimizer.sam_rho", "optimizer.l2_sp", "optimizer.l2_sp_head"):
-        if config[key] < 0:
-            raise UserError(f"{key}: expected a number >= 0, found {config[key]}")
+    for key in ("weight_decay", "clip_norm", "sam_rho", "l2_sp", "l2_sp_head"):
+        if not config.optimizer[key] >= 0:
+            raise UserError(
+                f"optimizer.{key}: expected a number >= 0, found {config.optimizer[key]}"
+            )
     choices = {
         "optimizer.name": ("sgd", "adamw"),
         "model.frozen_dtype": ("float32", "bfloat16"),
         "artifact.contents": ("all", "delta"),
         "artifact.select": ("last", "best"),
+        "checkpoint.metric": ("accuracy", "loss"),
         "task.name": ("classification",),
         "data.interpolation": ("nearest", "bilinear", "bicubic"),
     }
     for key, valid in choices.items():
         if config[key] not in valid:
             raise UserError(f"{key}: unknown value {config[key]!r}.{nearest(config[key], valid)}")
+    if config.artifact.select == "best" and not config.data.validation:
+        raise UserError(
+            "artifact.select: 'best' is chosen on validation, and data.validation is empty"
+        )
+    if config.artifact.select == "best" and not config.checkpoint.keep_best:
+        raise UserError("artifact.select: 'best' needs checkpoint.keep_best of at least 1, found 0")
+    if config.artifact.contents == "delta" and not config.pretrained.path:
+        raise UserError(
+            "artifact.contents: 'delta' is what differs from a weight file, and pretrained.path is "
+            "empty; expected 'all'"
+        )
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict:

@@ -6,6 +6,7 @@ python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from finetune_jax import cli
+from finetune_jax.errors import UserError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the runs; made anew.")
@@ -25,6 +27,22 @@ def _schemes(config_path: str) -> dict[str, float]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.QUICKSTART
+
+
+def make_anew(folder: Path) -> None:
+    """Clears a folder of an earlier quickstart, which shows the whole job every time.
+
+    Raises:
+      UserError: the folder is somebody else's.
+    """
+    marker = folder / ".quickstart"
+    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+        raise UserError(
+            f"{folder} was not made by the quickstart and is left as it is; use another --workdir"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.write_text("The next quickstart removes this folder.\n")
 
 
 def _row(result: dict[str, Any], plan: Any) -> list[str]:
@@ -62,21 +80,23 @@ def main(_: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     path = flags.FLAGS["config"].config_filename
     results, rows = [], []
-    for scheme, learning_rate in _schemes(path).items():
+    schemes = _schemes(path)
+    folders = [workdir / re.sub(r"\W+", "_", scheme).strip("_") for scheme in schemes]
+    for folder in folders:  # before the first run, so that a refusal costs no minutes
+        make_anew(folder)
+    for (scheme, learning_rate), folder in zip(schemes.items(), folders, strict=True):
         config = _CONFIG.value.copy_and_resolve_references()
-        config.scheme = scheme
+        with config.ignore_type():
+            config.scheme = scheme
         config.optimizer.learning_rate = learning_rate
         say(f"\n{scheme}")
-        folder = workdir / "".join(c if c.isalnum() else "_" for c in scheme).strip("_")
-        # A quickstart shows the whole job every time; a real run would be continued.
-        shutil.rmtree(folder, ignore_errors=True)
         experiment = prepare(config)
         result = run(experiment, folder)
         results.append((result, folder))
         rows.append(_row(result, experiment.plan))
 
     n = results[0][0]["test"]["n_scored"]
-    header = ["scheme", "trainable", "share", "step FLOPs", "optimizer"]
+    header = ["scheme", "trainable", "share", "step FLOPs, prefix cached", "optimizer"]
     header += [f"test accuracy, n={n} [95 % interval]", "seconds"]
     print("\n" + table(header, rows))
     figure = workdir / "quickstart.png"

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-from finetune_jax.config import default
+from finetune_jax.config import default, validate
 from finetune_jax.data.images import decode
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.folder import open_workdir
+from finetune_jax.training.loop import run
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,33 @@ def test_a_user_error_of_a_command_has_no_traceback(small_config, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such config file: {folder}/smal.py. Did you mean '{folder}/small.py'?"),
+        ("def get_config(:", "{folder}/smal.py, line 1: SyntaxError"),
+        (
+            "from finetune_jax.config import default\ndef get_config():\n  default().scheem = 1",
+            'line 3: AttributeError: \'Key "scheem" does not exist',
+        ),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_named_in_one_line(
+    small_config, tmp_path, content, message
+):
+    shutil.copy(small_config, tmp_path / "small.py")
+    if content:
+        (tmp_path / "smal.py").write_text(content)
+    process = run_command(
+        "train", f"--config={tmp_path / 'smal.py'}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert process.returncode == 2
+    error, hint = process.stderr.strip().splitlines()
+    assert message.format(folder=tmp_path) in error
+    assert hint == "see: python -m finetune_jax.train --help"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("scheme", "[('hed/.*', 'a'), ('.*', 'frozen')]", "matches no leaf"),
@@ -64,6 +92,16 @@ def test_a_user_error_of_a_command_has_no_traceback(small_config, tmp_path):
         ("batch_norm", "freeze", "Did you mean 'frozen'"),
         ("train.accumulate", 3, "does not divide"),
         ("mesh.data", 3, "number of devices"),
+        ("checkpoint.metric", "acuracy", "Did you mean 'accuracy'"),
+        ("checkpoint.keep_last", 0, "at least 1, found 0"),
+        ("checkpoint.keep_best", -1, "at least 0, found -1"),
+        ("checkpoint.every_steps", -1, "at least 0, found -1"),
+        ("log.every_steps", 0, "at least 1, found 0"),
+        ("eval.every_epochs", 0.0, "expected a number > 0, found 0.0"),
+        ("optimizer.weight_decay", -0.1, "expected a number >= 0, found -0.1"),
+        ("optimizer.clip_norm", -1.0, "expected a number >= 0, found -1.0"),
+        ("optimizer.warmup_steps", -1, "at least 0, found -1"),
+        ("artifact.contents", "delta", "pretrained.path is empty"),
     ],
 )
 def test_a_bad_value_is_refused_before_any_compile(tmp_path, key, value, message):
@@ -73,6 +111,22 @@ def test_a_bad_value_is_refused_before_any_compile(tmp_path, key, value, message
     with pytest.raises(UserError) as error:
         prepare(config)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.validation", "", "data.validation is empty"),
+        ("checkpoint.keep_best", 0, "checkpoint.keep_best of at least 1"),
+    ],
+)
+def test_the_best_checkpoint_needs_scores_to_be_kept_by(key, value, message):
+    config = default()
+    config.artifact.select = "best"
+    validate(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        validate(config)
 
 
 def test_an_unknown_split_names_the_nearest():
@@ -102,6 +156,23 @@ def edited(weights, tmp_path, edit):
 def test_a_missing_weight_file_names_its_neighbour(weights):
     with pytest.raises(UserError, match="Did you mean 'resnet20.safetensors'"):
         load_variables(experiment_with(weights.with_name("resnet2O.safetensors")))
+
+
+def test_a_mistyped_weight_file_does_not_claim_the_workdir(weights, tmp_path):
+    config = default()
+    config.data.image_size = 16
+    config.data.train, config.data.validation, config.data.test = "train[:16]", "", ""
+    config.train.batch_size, config.train.steps = 16, 1
+    config.log.tensorboard = False
+    config.pretrained.path = str(weights.with_name("resnet2O.safetensors"))
+    with pytest.raises(UserError, match="Did you mean"):
+        run(prepare(config), tmp_path)
+    config.pretrained.path = str(weights)
+    assert run(prepare(config), tmp_path)["steps"] == 1
+    # Now it is claimed.
+    config.seed = 1
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        run(prepare(config), tmp_path)
 
 
 def test_a_truncated_weight_file_is_named(weights, tmp_path):
@@ -160,3 +231,12 @@ def test_an_unwritable_workdir_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot write there"):
         open_workdir(tmp_path / "file" / "run", {})
     shutil.rmtree(tmp_path)
+
+
+def test_the_quickstart_removes_only_what_it_made(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "result.json").write_text("mine")
+    process = run_command("quickstart", "--config=configs/quickstart.py", f"--workdir={tmp_path}")
+    assert process.returncode == 2
+    assert "full was not made by the quickstart" in process.stderr
+    assert (tmp_path / "full" / "result.json").read_text() == "mine"

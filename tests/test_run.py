@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
-from finetune_jax import tree
+from finetune_jax import cli, tree
+from finetune_jax import config as config_lib
 from finetune_jax.artifact import load_artifact
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import open_weights
-from finetune_jax.reporting.progress import Progress
+from finetune_jax.pretrained import open_weights, save_native
+from finetune_jax.reporting.progress import MetricsWriter, Progress
+from finetune_jax.training import loop
+from finetune_jax.training.experiment import prepare
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -56,6 +59,8 @@ def test_a_run_leaves_what_it_promises(finished):
         "result.json",
     } <= names  # fmt: skip
     assert "bit-identical" in process.stderr
+    line = "weights: 95 tensors loaded, 2 re-initialised (head); see manifest.json"
+    assert line in process.stderr
     result = json.loads((workdir / "result.json").read_text())
     assert result["test"]["n_scored"] == 50
     manifest = json.loads((workdir / "manifest.json").read_text())
@@ -113,6 +118,79 @@ def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
     np.testing.assert_allclose(
         losses(tmp_path / "eight"), losses(finished[0]), rtol=1e-5, atol=1e-5
     )
+    # A score does not need the mesh that trained.
+    process = run_command("evaluate", f"--workdir={tmp_path / 'eight'}")
+    assert process.returncode == 0, process.stderr
+    own = json.loads((tmp_path / "eight" / "result.json").read_text())["test"]
+    assert json.loads(process.stdout)["accuracy"] == own["accuracy"]
+
+
+def test_a_smoothed_run_on_two_devices_is_scored_as_it_scored_itself(small_config, tmp_path):
+    process = train(
+        small_config,
+        tmp_path,
+        "--config.mesh.cpu_devices=2",
+        "--config.mesh.fsdp=2",
+        "--config.train.accumulate=2",
+        "--config.task.label_smoothing=0.1",
+    )
+    assert process.returncode == 0, process.stderr
+    process = run_command("evaluate", f"--workdir={tmp_path}")
+    assert process.returncode == 0, process.stderr
+    score = json.loads(process.stdout)
+    own = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert score["accuracy"] == own["accuracy"]
+    # The plain cross-entropy in both: smoothing belongs to training.
+    assert score["loss"] == pytest.approx(own["loss"], rel=1e-5)
+
+
+def test_evaluate_says_what_it_cannot_score(finished, tmp_path):
+    process = run_command("evaluate", f"--workdir={finished[0]}", devices=3)
+    assert process.returncode == 2
+    assert "eval.batch_size: 16 images do not divide over 3 devices" in process.stderr
+    process = run_command("evaluate", f"--workdir={finished[0]}", "--batch_size=15", devices=3)
+    assert json.loads(process.stdout)["n_scored"] == 50
+    shutil.copytree(finished[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    config = json.loads(path.read_text())
+    config["data"]["validation"] = ""
+    path.write_text(json.dumps(config))
+    process = run_command("evaluate", f"--workdir={tmp_path / 'copy'}", "--split=validation")
+    assert process.returncode == 2
+    assert "the config has no validation split, data.validation is empty" in process.stderr
+
+
+def test_a_finished_run_is_left_as_it_is(small_config, finished):
+    workdir, _ = finished
+    files = ("metrics.jsonl", "result.json", "artifact/artifact.json")
+    before = [(workdir / name).stat().st_mtime_ns for name in files]
+    process = train(small_config, workdir)
+    assert process.returncode == 0, process.stderr
+    assert "is finished" in process.stderr
+    assert "compiling" not in process.stderr
+    assert [(workdir / name).stat().st_mtime_ns for name in files] == before
+    score = json.loads((workdir / "result.json").read_text())["test"]["accuracy"]
+    assert f"test accuracy {score:.4f}" in process.stderr
+
+
+def test_a_resumed_run_keeps_the_rows_it_continues_from_or_all(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    rows = [(0, "probe"), (1, "train"), (2, "train"), (2, "test"), (3, "train")]
+    text = "".join(json.dumps({"step": n, "split": s}) + "\n" for n, s in rows) + '{"st'
+    path.write_text(text)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            MetricsWriter(tmp_path, tensorboard=False, resume_step=2)
+    assert path.read_text() == text
+    for step, expected in ((2, rows[:3]), (None, [])):
+        with MetricsWriter(tmp_path, tensorboard=False, resume_step=step):
+            kept = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(row["step"], row["split"]) for row in kept] == expected
 
 
 def test_evaluate_repeats_the_runs_own_score(finished):
@@ -185,6 +263,91 @@ def test_a_delta_artifact_needs_its_base_and_no_other(small_config, finished, we
         load_artifact(workdir, str(whole))
     a, b = load_artifact(workdir, str(weights)), load_artifact(finished[0])
     assert tree.fingerprint(a.variables) == tree.fingerprint(b.variables)
+
+
+def test_a_delta_of_a_half_precision_base_without_a_head(small_config, weights, tmp_path):
+    headless = tmp_path / "headless.safetensors"
+    flat = {name: x for name, x in tensors(weights).items() if "/head/" not in name}
+    save_native(headless, tree.unflatten(flat), {})
+    loaded = []
+    for contents in ("all", "delta"):
+        process = train(
+            small_config,
+            tmp_path / contents,
+            f"--config.pretrained.path={headless}",
+            "--config.model.frozen_dtype=bfloat16",
+            f"--config.artifact.contents={contents}",
+        )
+        assert process.returncode == 0, process.stderr
+        loaded.append(load_artifact(tmp_path / contents, str(headless)))
+    whole, delta = (tree.flatten(artifact.variables) for artifact in loaded)
+    assert delta["params/stem/conv/kernel"].dtype == "bfloat16"
+    assert delta["params/head/kernel"].dtype == "float32"
+    assert delta.keys() == whole.keys()
+    for name, value in whole.items():
+        assert np.array_equal(value, delta[name]), name
+
+
+def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
+    rules = [("head/.*", "head(lr=10)"), (".*", "frozen")]
+    path = tmp_path / "rules.py"
+    text = small_config.read_text().replace('"last_k(1)"', repr(rules))
+    path.write_text(text)
+    config = cli.load_config(str(path))
+    assert prepare(config).scheme == repr(rules)
+    again = config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config))))
+    assert prepare(again).plan.hash == prepare(config).plan.hash
+    assert not config_lib.difference(config_lib.to_json(config), config_lib.to_json(again))
+    with pytest.raises(TypeError):
+        config.scheme = 3
+    # Text on the command line overrides the list, given either way.
+    for override in (["--config.scheme=norm_ony"], ["--config.scheme", "norm_ony"]):
+        process = run_command("plan", f"--config={path}", *override)
+        assert "Did you mean 'norm_only'" in process.stderr
+    bad = "--config.scheme=[('hed/.*', 'a'), ('.*', 'frozen')]"
+    assert "matches no leaf" in run_command("plan", f"--config={path}", bad).stderr
+
+
+def test_frozen_random_leaves_are_warned_of():
+    manifest = {"file": None, "rows": []}
+    config = config_lib.default()
+    assert "WARNING" not in loop._origin(prepare(config), manifest)
+    config.scheme = "linear_probe"
+    assert "WARNING: 57 frozen leaves are random" in loop._origin(prepare(config), manifest)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plan", "suggest", "average"])
+def test_help_shows_the_commands_own_flags_and_an_example(command):
+    process = run_command(command, "--help")
+    assert process.returncode == 0
+    example = f"python -m finetune_jax.{command} --"
+    wanted = {"predict": ("--workdir", "--base"), "average": ("--members", "--base")}
+    for part in (example, *wanted.get(command, ("--config:", "--config=configs/"))):
+        assert part in process.stdout, part
+
+
+@pytest.mark.parametrize(
+    ("uv", "command"), [("uv", "uv venv --quiet --python python3 v"), ("", "python3 -m venv v")]
+)
+def test_make_creates_the_environment_with_uv_where_there_is_one(uv, command):
+    process = subprocess.run(
+        ["make", "--dry-run", f"UV={uv}", "PYTHON=python3", "VENV=v", "v/bin/python"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.strip() == command
+
+
+def test_the_quickstart_twice(small_config, tmp_path):
+    config = tmp_path / "small.py"
+    config.write_text(small_config.read_text() + "QUICKSTART = {'head': 0.1, 'norm_only': 0.1}")
+    for _ in range(2):
+        process = run_command("quickstart", f"--config={config}", f"--workdir={tmp_path / 'runs'}")
+        assert process.returncode == 0, process.stderr
+        assert "step FLOPs, prefix cached" in process.stdout
+        assert "is finished" not in process.stderr
+    assert (tmp_path / "runs" / "quickstart.png").stat().st_size > 1000
 
 
 def test_plan_prints_one_json_object(small_config):

@@ -21,7 +21,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.models import build, initial_variables
+from finetune_jax.models import DTYPES, build, initial_variables
 from finetune_jax.pretrained import load, open_weights, save_native
 from finetune_jax.tasks import Classification
 
@@ -105,6 +105,10 @@ def save_artifact(
         "task": {"name": "classification", "class_names": list(task.class_names)},
         "preprocess": preprocess.to_json(),
         "contents": contents,
+        # How the base's leaves are stored, where not as a weight file is loaded.
+        "base_dtypes": {
+            p: a.dtype.name for p, a in flat.items() if p not in kept and a.dtype != np.float32
+        },
         "base": base,
         "fingerprint": tree.fingerprint(variables),
         "scores": scores,
@@ -148,10 +152,16 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
                 f"{folder} holds only what differs from {card['base']['file']!r}; give that file "
                 f"with --base"
             )
-        whole, manifest = load(base_path, family, initial_variables(model, size, stages=("head",)))
+        initial = initial_variables(model, size, stages=("head",))
+        # A head that is here whole need not be in the base.
+        head = {path for path in tree.flatten(initial) if path.split("/")[1] == "head"}
+        whole, manifest = load(base_path, family, initial, reinitialise_head=head <= arrays.keys())
         if manifest.sha256 != card["base"]["sha256"]:
             raise UserError(f"{base_path} is not the file this artifact started from")
-        arrays = {**tree.flatten(whole), **arrays}
+        below = tree.flatten(whole)
+        for path, dtype in card.get("base_dtypes", {}).items():
+            below[path] = below[path].astype(DTYPES[dtype])
+        arrays = {**below, **arrays}
     expected = tree.flatten(initial_variables(model, size, stages=()))
     base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
     for delta in deltas:

@@ -83,11 +83,12 @@ class TrainBatches:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_cached_epoch", None) != epoch:
+        # Threads share the last one: epoch and order are set as one, or they could part.
+        known = getattr(self, "_last", None)
+        if known is None or known[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._cached_order = generator.permutation(len(self.examples))
-            self._cached_epoch = epoch
-        return self._cached_order
+            known = self._last = (epoch, generator.permutation(len(self.examples)))
+        return known[1]
 
     def batch(self, step: int) -> Batch:
         """This process' slice of global batch `step`."""

@@ -7,6 +7,7 @@ access to examples.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -34,12 +35,14 @@ class Source:
       class_names: in label order.
       splits: number of examples per split.
       reader: split text, in TFDS syntax, to examples.
+      origin: where the data lies and which version it is; two datasets of one name differ in it.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: dict[str, int]
     reader: Callable[[str], Examples]
+    origin: str = ""
 
     def read(self, split: str) -> Examples:
         """Random access to a split in TFDS syntax, such as ``train[:90%]``.
@@ -196,7 +199,14 @@ def _open_tfds(name: str, dataset: str, data_dir: str) -> Source:
         tuple(info.features["label"].names),
         {split: s.num_examples for split, s in info.splits.items()},
         lambda split: _TfdsExamples(builder.as_data_source(split=split)),
+        _tfds_origin(builder),
     )
+
+
+def _tfds_origin(builder: Any) -> str:
+    """Folder, which ends in the version, and a hash of what the builder wrote about it."""
+    description = (builder.data_path / "dataset_info.json").read_bytes()
+    return f"{builder.data_path} {hashlib.sha256(description).hexdigest()}"
 
 
 def _tfds_package_names() -> list[str]:

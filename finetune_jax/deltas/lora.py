@@ -153,14 +153,21 @@ class LoRA(Delta):
     def _lengths(self, own: Leaves) -> tuple[jax.Array, jax.Array]:
         """(column norms of the moved kernel, the lengths its columns are scaled to)."""
         kernel = jnp.asarray(own[f"{self.module}/kernel"], jnp.float32)
-        pairs = [(own[self.path("a")], own[self.path("b")], self.scale)]
+        a, b = own[self.path("a")], own[self.path("b")]
+
+        def inner(a: Any, b: Any, c: Any, d: Any) -> jax.Array:
+            # <A B, C D> column by column, without forming either.
+            return jnp.sum(((a.T @ c) @ d) * b, axis=0)
+
+        # ‖W + s D‖² = ‖W‖² + 2 s <W, D> + s² ‖D‖² by columns, with D = A B, or A B - A0 B0: as
+        # differences of equal terms at the start, where they cancel to exactly 0.
+        start, cross = jnp.sum(kernel**2, axis=0), jnp.sum((a.T @ kernel) * b, axis=0)
+        square = inner(a, b, a, b)
         if self.pissa:
-            pairs.append((own[self.path("a0")], own[self.path("b0")], -self.scale))
-        a = jnp.concatenate([p[0] for p in pairs], axis=1)
-        b = jnp.concatenate([p[2] * p[1] for p in pairs], axis=0)
-        # ‖W + A B‖² by columns without forming A B: ‖W‖² + 2 <AᵀW, B> + <(AᵀA) B, B>.
-        start = jnp.sum(kernel**2, axis=0)
-        moved = start + jnp.sum((2 * (a.T @ kernel) + (a.T @ a) @ b) * b, axis=0)
+            a0, b0 = own[self.path("a0")], own[self.path("b0")]
+            cross -= jnp.sum((a0.T @ kernel) * b0, axis=0)
+            square = square - 2 * inner(a, b, a0, b0) + inner(a0, b0, a0, b0)
+        moved = start + 2 * self.scale * cross + self.scale**2 * square
         norm = jax.lax.stop_gradient(jnp.sqrt(moved))
         return norm, jnp.sqrt(start) + own[self.path("shift")]
 

@@ -10,6 +10,8 @@ from typing import Any
 def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
 
+    The step is the one that ran: behind the cached prefix, where there is one.
+
     Args:
       results: `training.loop.run` results with a ``test`` score.
       path: of the PNG.
@@ -28,7 +30,7 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
             flops, 100 * score["accuracy"], [[low], [high]], fmt="o", capsize=4,
             label=result["scheme"],
         )  # fmt: skip
-    axes.set_xlabel("GFLOPs per training step")
+    axes.set_xlabel("GFLOPs per training step, prefix cached")
     axes.set_ylabel("test accuracy, % (95 % interval)")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

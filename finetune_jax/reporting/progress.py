@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -84,20 +85,26 @@ class MetricsWriter:
     Args:
       workdir: run folder.
       tensorboard: whether to write events too.
-      resume_step: lines of later steps, written before a crash, are dropped.
+      resume_step: step that is continued from; lines of later steps, written before a crash, are
+        dropped. None drops all.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool, resume_step: int = 0) -> None:
+    def __init__(self, workdir: Path, *, tensorboard: bool, resume_step: int | None = None) -> None:
         path = workdir / "metrics.jsonl"
         kept = []
-        if path.exists():
+        if path.exists() and resume_step is not None:
             for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= resume_step:
+                    row = json.loads(line)
+                    # The test scores come after the last step: they are written again.
+                    if row["step"] <= resume_step and row["split"] != "test":
                         kept.append(line)
                 except (ValueError, KeyError):
                     continue  # the last line of a killed run
-        path.write_text("".join(line + "\n" for line in kept))
+        # Beside and renamed: a crash here must not cost the lines there are.
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
         self._file = path.open("a")
         self._events = None
         if tensorboard:

@@ -17,11 +17,9 @@ class Classification:
 
     Attributes:
       class_names: in label order.
-      label_smoothing: share of the target spread evenly over all classes, in [0, 1).
     """
 
     class_names: tuple[str, ...]
-    label_smoothing: float = 0.0
 
     @property
     def head_size(self) -> int:
@@ -32,23 +30,24 @@ class Classification:
         self,
         logits: jax.Array,
         batch: dict[str, jax.Array],
-        label_smoothing: jax.Array | float | None = None,
+        label_smoothing: jax.Array | float = 0.0,
     ) -> dict[str, jax.Array]:
         """Loss and correctness of each example.
+
+        Smoothing is a means of training: it has to be asked for, so that every score is the plain
+        cross-entropy, whatever the run trained with.
 
         Args:
           logits: f32[batch, classes].
           batch: ``label`` i32[batch].
-          label_smoothing: instead of the task's own, when it is data to a compiled step.
+          label_smoothing: share of the target spread evenly over all classes, in [0, 1).
 
         Returns:
           ``loss`` f32[batch] in nats, without label smoothing's constant removed; ``accuracy``
           f32[batch], 0 or 1.
         """
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(batch["label"], self.head_size),
-            self.label_smoothing if label_smoothing is None else label_smoothing,
-        )
+        one_hot = jax.nn.one_hot(batch["label"], self.head_size)
+        targets = optax.smooth_labels(one_hot, label_smoothing)
         return {
             "loss": optax.softmax_cross_entropy(logits, targets),
             "accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32),

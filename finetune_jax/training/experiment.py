@@ -95,7 +95,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             f"task.num_classes: the head would have {config.task.num_classes} classes, but "
             f"{source.name!r} has {len(source.class_names)}: {', '.join(source.class_names[:12])}"
         )
-    task = Classification(source.class_names, config.task.label_smoothing)
+    task = Classification(source.class_names)
     data = config.data
     preprocess = Preprocess(data.image_size, data.interpolation, tuple(data.mean), tuple(data.std))
     parse_augment(data.augment)

@@ -8,11 +8,11 @@ from typing import Any
 
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
-from finetune_jax.files import write_json
+from finetune_jax.files import read_json, write_json
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Creates a run's folder, or accepts one that holds the same config.
+    """Creates a run's folder, or accepts one that holds the same config or none.
 
     Raises:
       UserError: not writable, or the folder of another config (with the difference).
@@ -37,4 +37,16 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nuse another --workdir, or the config of that run to continue it"
             )
-    write_json(path, config)
+
+
+def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Makes an opened folder that of a config, for good."""
+    write_json(workdir / "config.json", config)
+
+
+def finished_result(workdir: Path) -> dict[str, Any] | None:
+    """The figures of a run that ended in an opened folder; None if there is none."""
+    ends = ("config.json", "artifact/artifact.json", "result.json")
+    if not all((workdir / name).is_file() for name in ends):
+        return None
+    return read_json(workdir / "result.json")

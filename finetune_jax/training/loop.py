@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from finetune_jax.reporting.progress import MetricsWriter, say
 from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment, load_variables
-from finetune_jax.training.folder import open_workdir
+from finetune_jax.training.folder import claim_workdir, finished_result, open_workdir
 from finetune_jax.training.mesh import put_batch
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import Shared, StepCall
@@ -35,6 +36,8 @@ _COMPARED_IMAGES = 32
 
 def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Trains to the end, continuing from the latest checkpoint if there is one.
+
+    A run that has ended is left as it is; its figures are returned again.
 
     Args:
       experiment: resolved config.
@@ -68,8 +71,10 @@ def steps(
     """
     config, phases = experiment.config, experiment.phases
     open_workdir(workdir, config_lib.to_json(config))
-    plan_json = experiment.plan.to_json()
-    write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
+    finished = finished_result(workdir)
+    if finished is not None:
+        say(f"the run in {workdir} is finished; to train again, use another --workdir")
+        return finished
 
     # 1. Data, decoded once if it fits in memory.
     splits = {
@@ -89,7 +94,7 @@ def steps(
 
     # 2. Weights, surgery, manifest.
     variables, manifest = load_variables(experiment)
-    write_json(workdir / "manifest.json", manifest)
+    say(_origin(experiment, manifest))
     fresh = {row["leaf"] for row in manifest["rows"] if row["decision"] == "reinitialised"}
     anchored = config.optimizer.l2_sp or config.optimizer.l2_sp_head
     anchor = {
@@ -120,11 +125,15 @@ def steps(
     meta = checkpoints.read_meta() if resumed is not None else None
     first = meta["phase"] if meta else 0
 
-    # 4. Phases.
+    # 4. All that was named exists and fits: from here on the folder is this config's.
+    claim_workdir(workdir, config_lib.to_json(config))
+    plan_json = experiment.plan.to_json()
+    write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
+    write_json(workdir / "manifest.json", manifest)
+
+    # 5. Phases.
     began = time.monotonic()
-    with MetricsWriter(
-        workdir, tensorboard=config.log.tensorboard, resume_step=resumed or 0
-    ) as writer:
+    with MetricsWriter(workdir, tensorboard=config.log.tensorboard, resume_step=resumed) as writer:
         current = Run(
             experiment, workdir, shared, splits, starts, lengths, variables, settled, anchor,
             checkpoints, writer,
@@ -146,7 +155,7 @@ def steps(
             current.settled |= _changes(current, index)
         checkpoints.wait()
 
-        # 5. Which weights to keep, and their scores.
+        # 6. Which weights to keep, and their scores.
         final, selected = current.variables, current.total
         if config.artifact.select == "best" and checkpoints.best_step is not None:
             final, selected = best_variables(current)
@@ -174,7 +183,7 @@ def steps(
             writer.write(current.total, "test", result["test"])
     checkpoints.close()
 
-    # 6. Artifact.
+    # 7. Artifact.
     deltas = experiment.plan.deltas
     if config.artifact.merge and deltas:
         final, result["largest_logit_difference"] = _merged(current, final)
@@ -200,6 +209,29 @@ def steps(
     )
     write_json(workdir / "result.json", result)
     return result
+
+
+def _origin(experiment: Experiment, manifest: dict[str, Any]) -> str:
+    """One line: what became of the weight file, or what the lack of one means."""
+    if manifest["file"] is None:
+        frozen = [
+            x for x in experiment.plan.leaves if not x.delta and x.path not in experiment.trainable
+        ]
+        warning = f"; WARNING: {len(frozen)} frozen leaves are random" if frozen else ""
+        return f"weights: random, pretrained.path is empty{warning}"
+    counts = Counter(row["decision"] for row in manifest["rows"])
+    loaded = counts["loaded"] + counts["transformed"] + counts["cast"]
+    parts = [f"{loaded} tensors loaded"]
+    if counts["reinitialised"]:
+        stages = dict.fromkeys(
+            row["leaf"].split("/")[1]
+            for row in manifest["rows"]
+            if row["decision"] == "reinitialised"
+        )
+        parts.append(f"{counts['reinitialised']} re-initialised ({', '.join(stages)})")
+    if counts["dropped"]:
+        parts.append(f"{counts['dropped']} dropped")
+    return f"weights: {', '.join(parts)}; see manifest.json"
 
 
 def _with_deltas(current: Run, index: int) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _key(
         "deltas": [d.to_json() for d in run.plan.deltas if d.module.split("/")[0] in prefix],
         "stages": run.plan.prefix,
         "preprocess": run.experiment.preprocess.to_json(),
-        "data": [config.data.source, split, count],
+        "data": [run.experiment.source.name, run.experiment.source.origin, split, count],
         "augment": [augment, views, config.seed, config.train.batch_size] if augment else [],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

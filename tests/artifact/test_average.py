@@ -53,7 +53,7 @@ def test_greedy_soup_keeps_what_does_not_hurt():
 
 @pytest.fixture(scope="module")
 def runs(weights, tmp_path_factory):
-    """Three runs from one base: last stage twice, and LoRA."""
+    """Three runs from one base: last stage twice, once as a delta artifact, and LoRA."""
     folder = tmp_path_factory.mktemp("members")
     settings = {"a": ("last_k(1)", 0), "b": ("last_k(1)", 1), "c": ("lora(rank=2) + head", 0)}
     for name, (scheme, seed) in settings.items():
@@ -67,16 +67,21 @@ def runs(weights, tmp_path_factory):
         config.train.batch_size, config.train.steps = 16, 4
         config.eval.batch_size = 16
         config.log.tensorboard = False
+        config.artifact.contents = "delta" if name == "b" else "all"
         run(prepare(config), folder / name)
     return folder
 
 
-def variables_of(folder):
-    return tree.flatten(load_artifact(folder).variables)
+def variables_of(folder, base=""):
+    return tree.flatten(load_artifact(folder, base).variables)
 
 
-def test_interpolation_scores_the_end_points_as_the_members(runs, tmp_path):
-    report = combine([runs / "a", runs / "b"], tmp_path / "out", alphas=[0, 0.5, 1])
+def test_interpolation_scores_the_end_points_as_the_members(runs, weights, tmp_path):
+    with pytest.raises(UserError, match="give that file with --base"):
+        combine([runs / "a", runs / "b"], tmp_path / "out")
+    report = combine(
+        [runs / "a", runs / "b"], tmp_path / "out", alphas=[0, 0.5, 1], base=str(weights)
+    )
     for row, name in ((report["rows"][0], "a"), (report["rows"][2], "b")):
         alone = json.loads((runs / name / "result.json").read_text())["validation"]
         assert row["accuracy"] == alone["accuracy"]
@@ -85,9 +90,12 @@ def test_interpolation_scores_the_end_points_as_the_members(runs, tmp_path):
     assert report["scores"]["test"]["n_scored"] == 32
 
 
-def test_a_soup_changes_only_what_its_members_trained(runs, tmp_path):
-    report = combine([runs / "a", runs / "b"], tmp_path / "out", "uniform", statistics_batches=2)
-    a, b, soup = (variables_of(f) for f in (runs / "a", runs / "b", tmp_path / "out"))
+def test_a_soup_changes_only_what_its_members_trained(runs, weights, tmp_path):
+    base = str(weights)
+    report = combine(
+        [runs / "a", runs / "b"], tmp_path / "out", "uniform", statistics_batches=2, base=base
+    )
+    a, b, soup = (variables_of(f, base) for f in (runs / "a", runs / "b", tmp_path / "out"))
     for path, value in soup.items():
         same = np.array_equal(a[path], b[path])
         assert same == (path.split("/")[1] not in ("layer3_block2", "head")), path

@@ -51,6 +51,23 @@ def test_order_is_the_same_from_any_start_and_on_any_number_of_hosts(start, host
     assert joined == expected
 
 
+def test_the_order_is_right_when_another_thread_asks_in_between():
+    class Interrupted(TrainBatches):
+        """Another epoch is asked for whenever something was kept: the worst moment there is."""
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name.startswith("_") and not vars(self).get("_busy"):
+                super().__setattr__("_busy", True)
+                self.indices(4)
+                super().__setattr__("_busy", False)
+
+    expected = TrainBatches(numbered(8), PLAIN, 8, 0).indices(0)
+    batches = Interrupted(numbered(8), PLAIN, 8, 0)
+    assert batches.indices(0).tolist() == expected.tolist()
+    assert batches.indices(0).tolist() == expected.tolist()
+
+
 def test_a_reading_error_surfaces_in_the_consumer():
     class Broken:
         def __len__(self):

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune_jax.config import default
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
+from finetune_jax.training import prefix_cache
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.phase import PhaseRun
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def builder():
     class TinyPictures(tfds.core.GeneratorBasedBuilder):
         """Ten gray pictures of two classes."""
 
@@ -38,9 +42,17 @@ def data_dir(tmp_path_factory):
                 encoded.seek(0)
                 yield str(i), {"image": encoded, "label": "light" if i > 4 else "dark"}
 
-    folder = tmp_path_factory.mktemp("tfds")
-    TinyPictures(data_dir=folder, file_format="array_record").download_and_prepare()
+    return TinyPictures
+
+
+def prepared(builder, folder):
+    builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data_dir(builder, tmp_path_factory):
+    return prepared(builder, tmp_path_factory.mktemp("tfds"))
 
 
 def test_a_prepared_dataset_reads_as_rgb_with_names_and_split_syntax(data_dir):
@@ -59,3 +71,16 @@ def test_a_prepared_dataset_reads_as_rgb_with_names_and_split_syntax(data_dir):
 def test_an_unknown_split_is_refused(data_dir):
     with pytest.raises(UserError, match="unknown split 'test'"):
         open_source("tfds:tiny_pictures", data_dir=data_dir).read("test")
+
+
+def test_two_copies_of_one_name_never_share_cached_activations(builder, data_dir, tmp_path):
+    def key(folder):
+        config = default()
+        config.scheme = "last_k(1)"
+        config.data.source, config.data.data_dir = "tfds:tiny_pictures", folder
+        run = PhaseRun(prepare(config))
+        variables = run.experiment.initial_variables()
+        return prefix_cache._key(run, variables, "train", 10, "", 1)
+
+    assert key(data_dir) == key(data_dir)
+    assert key(data_dir) != key(prepared(builder, tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -79,9 +80,12 @@ def test_frozen_leaves_of_the_artifact_are_the_weight_files(finished, weights):
         assert np.array_equal(value, after[name]) != name.startswith(free), name
 
 
-def test_a_killed_run_resumes_to_the_same_bits(small_config, finished, tmp_path):
-    workdir = tmp_path / "killed"
-    command = [sys.executable, "-m", "finetune_jax.train"]
+def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tmp_path):
+    longer = "--config.train.steps=24"
+    assert train(small_config, tmp_path / "whole", longer).returncode == 0
+    workdir, step = tmp_path / "killed", random.SystemRandom().randrange(1, 16)
+    print(f"killed after step {step}")  # shown if this fails
+    command = [sys.executable, "-m", "finetune_jax.train", longer]
     process = subprocess.Popen(
         [*command, f"--config={small_config}", f"--workdir={workdir}"],
         cwd=ROOT,
@@ -89,27 +93,29 @@ def test_a_killed_run_resumes_to_the_same_bits(small_config, finished, tmp_path)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # Any moment after the first complete checkpoint and before the end will do.
     deadline = time.monotonic() + 240
 
-    def complete() -> bool:  # Orbax renames a folder to its bare number when it is whole
-        return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+    def reached() -> bool:  # Orbax renames a folder to its bare number when it is whole
+        names = [p.name for p in (workdir / "checkpoints").glob("*")]
+        return any(name.isdigit() and int(name) >= step for name in names)
 
-    while not complete() and time.monotonic() < deadline:
+    while not reached() and time.monotonic() < deadline:
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "result.json").exists()
-    resumed = train(small_config, workdir)
+    resumed = train(small_config, workdir, longer)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from step" in resumed.stderr
+    # The prefix was cached before and after.
+    assert "of 11 stages cached" in resumed.stderr
     whole, again = (
-        tensors(folder / "artifact" / "model.safetensors") for folder in (finished[0], workdir)
+        tensors(tmp_path / name / "artifact" / "model.safetensors") for name in ("whole", "killed")
     )
     for name, value in whole.items():
         assert np.array_equal(value, again[name]), name
-    assert losses(workdir) == losses(finished[0])
+    assert losses(workdir) == losses(tmp_path / "whole")
 
 
 def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):

@@ -138,25 +138,33 @@ class Checkpoints:
         abstract = jax.tree.map(
             ocp.utils.to_shape_dtype_struct, {"state": target, "settled": settled}
         )
-        self._check_shapes(step, abstract["state"])
+        self._check(step, abstract)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )["state"]
         return restored["state"], restored["settled"]
 
-    def _check_shapes(self, step: int, abstract: State) -> None:
+    def _check(self, step: int, abstract: dict[str, Any]) -> None:
         # Orbax casts dtypes silently, and one of its paths hands back saved shapes.
-        saved = self._manager.item_metadata(step)["state"]["state"]
-        saved_leaves = jax.tree_util.tree_leaves_with_path(saved)
-        shapes = {jax.tree_util.keystr(p): tuple(m.shape) for p, m in saved_leaves}
-        wanted = jax.tree_util.tree_leaves_with_path(abstract.params)
-        for path, leaf in wanted:
-            name = "['params']" + jax.tree_util.keystr(path)
-            if name in shapes and shapes[name] != tuple(leaf.shape):
-                raise UserError(
-                    f"checkpoint leaf {name}: expected shape {tuple(leaf.shape)}, found "
-                    f"{shapes[name]}"
+        saved = {
+            _name(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                self._manager.item_metadata(step)["state"]
+            )
+        }
+        wrong = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+            found = saved.get(_name(path))
+            # PRNG keys are saved as what they are made of.
+            if found is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                continue
+            if (tuple(found.shape), found.dtype) != (tuple(leaf.shape), leaf.dtype):
+                wrong.append(
+                    f"{_name(path)}: expected {leaf.dtype}{list(leaf.shape)}, found "
+                    f"{found.dtype}{list(found.shape)}"
                 )
+        if wrong:
+            raise UserError(f"the checkpoint at step {step} does not fit: {'; '.join(wrong[:8])}")
 
     def wait(self) -> None:
         """Blocks until pending writes are complete."""
@@ -165,3 +173,9 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and releases the folder."""
         self._manager.close()
+
+
+def _name(path: Any) -> str:
+    """The keys of a pytree path, whatever kinds of node they are of."""
+    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return "/".join(map(str, keys))

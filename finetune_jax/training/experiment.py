@@ -115,7 +115,8 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         abstract["params"],
         abstract["batch_stats"],
         batch_norm=config.batch_norm,
-        frozen_dropout=config.frozen_dropout,
+        # A model without dropout has none to keep on, and its prefix can be cached.
+        frozen_dropout=config.frozen_dropout if config.model.dropout else "eval",
         decay=config.decay_mask,
     )
     for phase in phases:

@@ -175,7 +175,7 @@ def resolve_phases(
 
 
 def _expand(sums: Sequence[Sum], stages: Sequence[str]) -> list[Sum]:
-    from finetune_jax.schemes.library import Outline
+    from finetune_jax.schemes.outline import Outline
 
     result: list[Sum] = []
     for terms in sums:

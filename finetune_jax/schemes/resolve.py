@@ -16,7 +16,8 @@ from finetune_jax import tree
 from finetune_jax.deltas import Delta
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse, print_sum
-from finetune_jax.schemes.library import SCHEMES, Claim, Outline
+from finetune_jax.schemes.library import SCHEMES
+from finetune_jax.schemes.outline import Claim, Outline
 from finetune_jax.schemes.plan import FROZEN, Group, Leaf, Plan
 
 BATCH_NORM = ("frozen", "frozen_all", "track", "reestimate")

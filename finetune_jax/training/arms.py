@@ -8,6 +8,7 @@ the program computes from them alone, once for all arms that see the same batch.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
@@ -171,8 +172,15 @@ class _Fused:
     def __call__(self, calls: dict[int, StepCall]) -> dict[int, Any]:
         """The (state, metrics) of each arm that waits for a step."""
         if not self.pays:
-            return {n: c.step(c.state, c.base, put_batch(c.batch, self._mesh))
-                    for n, c in calls.items()}  # fmt: skip
+
+            def alone(call: StepCall) -> Any:
+                return call.step(call.state, call.base, put_batch(call.batch, self._mesh))
+
+            # From threads, because a call on a CPU returns when the step is done, and one step
+            # does not keep all cores busy. Steps with collectives must not overtake each other.
+            workers = os.cpu_count() if _on_cpu() and self._mesh.size == 1 else 1
+            with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+                return dict(zip(calls, pool.map(alone, calls.values()), strict=True))
         self._last.update(calls)
         outputs = self._function(*self._arguments(self._last))
         for number, output in outputs.items():

@@ -1,7 +1,7 @@
 """Chooses the quickstart's learning rates on validation: the same grid for every scheme.
 
 Command:
-  python -m experiments.tune_quickstart [--seeds=2]
+  python -m experiments.tune_quickstart [--seeds=3]
 
 Prints validation accuracy per scheme and rate, mean over seeds, and the best rate; a best rate at
 an end of the grid is marked, because a better one may lie beyond. The test split is not read.
@@ -21,7 +21,7 @@ from finetune_jax.reporting.tables import table
 from finetune_jax.training.arms import run_arms
 from finetune_jax.training.experiment import prepare
 
-_SEEDS = flags.DEFINE_integer("seeds", 2, "Runs per scheme and rate.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs per scheme and rate.", lower_bound=1)
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 

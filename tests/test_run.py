@@ -85,9 +85,9 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tm
     assert train(small_config, tmp_path / "whole", longer).returncode == 0
     workdir, step = tmp_path / "killed", random.SystemRandom().randrange(1, 16)
     print(f"killed after step {step}")  # shown if this fails
-    command = [sys.executable, "-m", "finetune_jax.train", longer]
+    command = [sys.executable, "-m", "finetune_jax.train"]
     process = subprocess.Popen(
-        [*command, f"--config={small_config}", f"--workdir={workdir}"],
+        [*command, f"--config={small_config}", f"--workdir={workdir}", longer],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         stdout=subprocess.DEVNULL,

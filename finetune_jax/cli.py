@@ -106,6 +106,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these for unknown keys, wrong types and unreadable files.
         message = _text(error)
+    # ml_collections names the wrong key in a message made for a traceback.
+    wrong = re.search(r'Did you mean "(.+)" instead of "(.+)"', message)
+    if wrong:
+        message = f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
+    elif bare := re.fullmatch(r"\W*(\w+)\W*", message):
+        message = f"no config key {bare[1]!r}; finetune_jax/config.py lists them all"
     print(f"error: {message}", file=sys.stderr)
     print(f"see: python -m {_module_name()} --help", file=sys.stderr)
     sys.exit(2)

@@ -21,9 +21,10 @@ from finetune_jax.training.loop import run
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--config.scheem=full"], 'Did you mean "scheme"'),
+        (["--config.scheem=full"], "no config key 'scheem'. Did you mean 'scheme'?"),
+        (["--config.xyzzy=1"], "no config key 'xyzzy'; finetune_jax/config.py lists them all"),
         (["--config.train.batch_size=many"], "batch_size"),
-        (["--config.optimizer.nane=sgd"], 'Did you mean "name"'),
+        (["--config.optimizer.nane=sgd"], "no config key 'nane'. Did you mean 'name'?"),
     ],
 )
 def test_a_bad_flag_is_named_without_a_traceback(small_config, tmp_path, overrides, message):

@@ -35,8 +35,9 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         raise UserError(f"{path}: unknown weight format {path.suffix!r}; expected one of {known}")
     if not path.exists():
         folder = path.parent
-        beside = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        where = nearest(path.name, beside) if beside else f" The folder {folder} holds no files."
+        files = folder.iterdir() if folder.is_dir() else ()
+        beside = sorted(p.name for p in files if p.suffix in _OPENERS)
+        where = nearest(path.name, beside) if beside else f" The folder {folder} holds none."
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
         raise UserError(f"{path}: expected a weight file, found a folder or a device")

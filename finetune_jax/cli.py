@@ -102,19 +102,23 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     except (flags.Error, UserError) as error:
         # absl wraps what a parser raises, and says again which flag it was.
-        message = str(error.__context__ if isinstance(error.__context__, UserError) else error)
+        own = error.__context__ if isinstance(error.__context__, UserError) else None
+        message = str(own) if own else _key(str(error))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these for unknown keys, wrong types and unreadable files.
-        message = _text(error)
-    # ml_collections names the wrong key in a message made for a traceback.
-    wrong = re.search(r'Did you mean "(.+)" instead of "(.+)"', message)
-    if wrong:
-        message = f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
-    elif bare := re.fullmatch(r"\W*(\w+)\W*", message):
-        message = f"no config key {bare[1]!r}; finetune_jax/config.py lists them all"
+        message = _key(_text(error))
     print(f"error: {message}", file=sys.stderr)
     print(f"see: python -m {_module_name()} --help", file=sys.stderr)
     sys.exit(2)
+
+
+def _key(message: str) -> str:
+    """What ml_collections says of a wrong key, which was made for a traceback, in words."""
+    if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
+        return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
+    if bare := re.fullmatch(r"\W*(\w+)\W*", message):
+        return f"no config key {bare[1]!r}; finetune_jax/config.py lists them all"
+    return message
 
 
 def _text(error: Exception) -> str:

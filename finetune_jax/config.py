@@ -37,6 +37,8 @@ def default() -> ml_collections.ConfigDict:
     c.pretrained = ml_collections.ConfigDict()
     c.pretrained.path = ""  # weight file; empty trains from scratch
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
+    # Leaves that may be fitted to another input: position, patch, channels.
+    c.pretrained.resize = ("position",)
 
     c.task = ml_collections.ConfigDict()
     c.task.name = "classification"

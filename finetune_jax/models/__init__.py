@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models.resnet_cifar import ResNetCifar
+from finetune_jax.models import resnet_cifar, vit
+from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
-from finetune_jax.models.vit import WIDTHS, ViT
 
 __all__ = [
-    "EVAL", "MODELS", "Entry", "Mode", "StagedModel", "build", "initial_variables", "initialise",
+    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "initial_variables",
+    "initialise",
 ]  # fmt: skip
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One model of the registry: its family (for name maps), builder and default image side."""
-
-    family: str
-    build: Callable[..., StagedModel]
-    image_size: int
-    patch: int = 1
-
-
-MODELS: dict[str, Entry] = {}
-for _depth in (20, 32, 44, 56, 110):
-    MODELS[f"resnet{_depth}_cifar"] = Entry(
-        "resnet_cifar", lambda depth=_depth, **kw: ResNetCifar(depth=depth, **kw), 32
-    )
-for _size in WIDTHS:
-    for _patch in (8, 14, 16, 32):
-        MODELS[f"vit_{_size}{_patch}"] = Entry(
-            "vit",
-            lambda size=_size, patch=_patch, **kw: ViT(size=size, patch=patch, **kw),
-            224,
-            _patch,
-        )
+MODELS: dict[str, Entry] = {**resnet_cifar.ENTRIES, **vit.ENTRIES}
 
 
 def build(
@@ -78,7 +55,7 @@ def build(
     if not 0 <= dropout < 1:
         raise UserError(f"model.dropout: expected a rate in [0, 1), found {dropout}")
     entry = MODELS[name]
-    if entry.family == "resnet_cifar" and dropout:
+    if dropout and not entry.dropout:
         raise UserError(f"model.dropout: {name} has no dropout; expected 0, found {dropout}")
     if image_size % entry.patch:
         raise UserError(

@@ -6,12 +6,14 @@ across a change of width is parameter-free (option A): every second pixel, chann
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
 # He initialisation by fan-out, as the reference implementations use for these networks.
@@ -110,3 +112,18 @@ class ResNetCifar(StagedModel):
 
     def pool(self, x: jax.Array) -> jax.Array:
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+ENTRIES = {
+    f"resnet{depth}_cifar": Entry(
+        "resnet_cifar",
+        functools.partial(ResNetCifar, depth=depth),
+        # No published weights want another size: the network has no room to shrink an image in.
+        inputs=Inputs(32, crop=0),
+        classes=10,
+        labels="CIFAR-10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck",
+        weights=("https://github.com/akamaster/pytorch_resnet_cifar10",),
+        licence="BSD-2-Clause",
+    )
+    for depth in (20, 32, 44, 56, 110)
+}

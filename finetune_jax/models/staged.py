@@ -8,6 +8,7 @@ once against this class instead of once per family.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,18 @@ class Mode:
 EVAL = Mode()
 
 
+class Resizable(NamedTuple):
+    """What weight surgery may do to a leaf whose shape follows the model's input.
+
+    Attributes:
+      kind: ``position``: f[1, prefix + rows * columns, width], or ``kernel``: f[h, w, in, out].
+      prefix: tokens before the grid that have a position of their own, such as a class token.
+    """
+
+    kind: str
+    prefix: int = 0
+
+
 class StagedModel(nn.Module):
     """Base class: a subclass names its stages and creates one submodule per stage in `setup`.
 
@@ -42,6 +55,16 @@ class StagedModel(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """Stage names in forward order; the last one is ``head``."""
         raise NotImplementedError
+
+    @property
+    def resizable(self) -> dict[str, Resizable]:
+        """Leaf paths whose shape follows the input: position embeddings, patch kernels."""
+        return {}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of axes that our leaves join and other projects keep apart, such as heads."""
+        return {}
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Features from the output of the last stage before the head."""

@@ -6,15 +6,21 @@ Stages: ``stem`` (patch embedding, class token, position embedding), ``block_0``
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.models.staged import StagedModel
+from finetune_jax.models.registry import HALF, Entry, Inputs
+from finetune_jax.models.staged import Resizable, StagedModel
 
-WIDTHS = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+# Width, depth and heads of the published sizes.
+SIZES = {
+    "ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}  # fmt: skip
 
 
 class Stem(nn.Module):
@@ -94,7 +100,9 @@ class ViT(StagedModel):
     """Vision Transformer; any image size that is a multiple of the patch.
 
     Attributes:
-      size: ``ti``, ``s``, ``b`` or ``l``.
+      width: of a token.
+      depth: number of blocks.
+      heads: of attention; they divide the width.
       patch: side of a patch in pixels.
       num_classes: rows of the head.
       pooling: ``token`` (class token) or ``gap`` (mean over patch tokens, no class token).
@@ -103,7 +111,9 @@ class ViT(StagedModel):
       dropout: rate after embedding, attention and MLP, in [0, 1).
     """
 
-    size: str
+    width: int
+    depth: int
+    heads: int
     patch: int
     num_classes: int
     pooling: str = "token"
@@ -113,17 +123,35 @@ class ViT(StagedModel):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        _, depth, _ = WIDTHS[self.size]
-        return ("stem", *(f"block_{i}" for i in range(depth)), "norm", "head")
+        return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm", "head")
+
+    @property
+    def resizable(self) -> dict[str, Resizable]:
+        return {
+            "stem/position_embedding": Resizable("position", int(self.pooling == "token")),
+            "stem/embedding/kernel": Resizable("kernel"),
+        }
 
     def setup(self) -> None:
-        width, depth, heads = WIDTHS[self.size]
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
-        self.stem = Stem(width, self.patch, self.pooling == "token", self.dropout, self.dtype)
-        for i in range(depth):
-            setattr(self, f"block_{i}", block(heads, self.dropout, self.dtype))
+        self.stem = Stem(self.width, self.patch, self.pooling == "token", self.dropout, self.dtype)
+        for i in range(self.depth):
+            setattr(self, f"block_{i}", block(self.heads, self.dropout, self.dtype))
         self.norm = FinalNorm(epsilon=1e-6, dtype=self.dtype)
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: jax.Array) -> jax.Array:
         return (x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)).astype(jnp.float32)
+
+
+ENTRIES = {
+    f"vit_{size}{patch}": Entry(
+        "vit",
+        functools.partial(ViT, width=width, depth=depth, heads=heads, patch=patch),
+        inputs=Inputs(224, HALF, HALF, "bicubic", 0.9),
+        patch=patch,
+        dropout=True,
+    )
+    for size, (width, depth, heads) in SIZES.items()
+    for patch in (8, 14, 16, 32)
+}

@@ -3,8 +3,8 @@
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.load import load
 from finetune_jax.pretrained.manifest import Manifest, Row
-from finetune_jax.pretrained.names import NameMap, find_map
-from finetune_jax.pretrained.save import save_native
+from finetune_jax.pretrained.names import NameMap, find_map, map_of
+from finetune_jax.pretrained.save import save_as, save_native
 from finetune_jax.pretrained.weights import Weights
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "Weights",
     "find_map",
     "load",
+    "map_of",
     "open_weights",
+    "save_as",
     "save_native",
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,15 +13,13 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.models.staged import Resizable
 from finetune_jax.pretrained.formats import open_weights
-from finetune_jax.pretrained.manifest import Decision, Manifest, Row
-from finetune_jax.pretrained.names import (
-    NAME_MAPS,
-    apply_transform,
-    closest_map,
-    transform_shape,
-)
+from finetune_jax.pretrained.layout import LayoutError
+from finetune_jax.pretrained.manifest import Decision, Manifest, Row, fingerprint
+from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
 from finetune_jax.pretrained.save import COLLECTIONS
+from finetune_jax.pretrained.surgery import KINDS, fit, misfit
 from finetune_jax.pretrained.weights import Weights
 
 
@@ -32,12 +30,16 @@ def load(
     *,
     reinitialise: Sequence[str] = ("head",),
     reinitialise_head: bool = False,
+    resizable: Mapping[str, Resizable] | None = None,
+    resize: Sequence[str] = ("position",),
+    place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
     """Puts the tensors of a weight file in the place of a model's initial values.
 
     Every tensor must belong to exactly one leaf, of the same shape, and every leaf must get its
-    tensor. The stages in `reinitialise` alone may differ in shape: if one of their leaves does, the
-    whole stage keeps its initial values.
+    tensor. Only two kinds of leaves may differ in shape: those that the model says follow its
+    input are fitted, and if one of the stages in `reinitialise` differs, that whole stage keeps its
+    initial values.
 
     Args:
       path: a file in any format of `open_weights`.
@@ -48,6 +50,10 @@ def load(
       reinitialise: stages that may differ in shape.
       reinitialise_head: keep the initial values of those stages even if the file's would fit, for
         another task with as many outputs; the file may then lack them.
+      resizable: `StagedModel.resizable` of the model.
+      resize: which kinds of `surgery.KINDS` are allowed.
+      place: called with each leaf (``params/…``) and its values as soon as they are read; what it
+        returns is kept in their place. For arrays that go to devices one by one.
 
     Returns:
       (variables of the structure, shapes and dtypes of `init`, as NumPy arrays; the manifest)
@@ -55,8 +61,24 @@ def load(
     Raises:
       UserError: the file cannot be read, or does not belong to the model; lists all problems.
     """
+    unknown = init.keys() - set(COLLECTIONS)
+    if unknown:
+        raise ValueError(f"expected the collections {COLLECTIONS}, found {sorted(unknown)}")
+    for kind in resize:
+        if kind not in KINDS:
+            raise UserError(f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}")
     with open_weights(path) as weights:
-        return _Load(weights, family, init, tuple(reinitialise), reinitialise_head).run()
+        return _Load(
+            weights=weights,
+            family=family,
+            collections=tuple(init),
+            leaves=tree.flatten(init),
+            stages=frozenset(reinitialise),
+            always=reinitialise_head,
+            resizable={f"params/{p}": r for p, r in (resizable or {}).items()},
+            resize=dict.fromkeys(resize, True),
+            place=place or (lambda leaf, array: array),
+        ).run()
 
 
 def _dtype(leaf: Any) -> np.dtype:
@@ -68,128 +90,137 @@ def _is_float(dtype: np.dtype) -> bool:
     return bool(jax.dtypes.issubdtype(dtype, np.floating))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Match:
-    """A source tensor and the leaf it goes to: ``params/...`` or ``batch_stats/...``."""
-
-    name: str
-    leaf: str
-    transform: str
+Source = tuple[str | None, tuple[int, ...] | None, str | None]
 
 
+@dataclasses.dataclass
 class _Load:
-    """One load: matches names, decides about stages, reads values, and collects all problems."""
+    """One load: matches names, decides about stages, reads values, and collects all problems.
 
-    def __init__(
-        self,
-        weights: Weights,
-        family: str,
-        init: tree.Tree,
-        reinitialise: tuple[str, ...],
-        always: bool,
-    ) -> None:
-        self.weights = weights
-        unknown = init.keys() - set(COLLECTIONS)
-        if unknown:
-            raise ValueError(f"expected the collections {COLLECTIONS}, found {sorted(unknown)}")
-        self.collections = tuple(init)
-        self.leaves = tree.flatten(init)  # keyed by collection/leaf path
-        self.stages = frozenset(reinitialise)
-        self.always = always
-        self.problems: list[str] = []
-        self.homeless: list[str] = []  # tensors that no leaf wants
-        self.rows: list[Row] = []
-        self.arrays: dict[str, np.ndarray] = {}
-        names = weights.names()
-        if not names:
-            raise UserError(f"{weights.path}: holds no tensors")
-        present = {path.split("/")[1] for path in self.leaves}
-        for stage in sorted(self.stages - present):
-            raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
-        self.map, unmatched = closest_map(family, names)
-        if len(unmatched) == len(names):
-            origins = ", ".join(m.origin for m in NAME_MAPS if m.family == family)
-            shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
-            raise UserError(
-                f"{weights.path}: no tensor has a name of the family {family!r} (known origins: "
-                f"{origins}): {shown}"
-            )
+    Attributes:
+      weights, family, place: as for `load`.
+      collections: of the result.
+      leaves: initial values by ``collection/leaf path``.
+      stages, always: that may be re-initialised, and whether they are in any case.
+      resizable, resize: leaves that may be fitted, and the kinds of surgery allowed.
+      problems: found so far.
+      homeless: tensors that no leaf wants.
+    """
+
+    weights: Weights
+    family: str
+    collections: tuple[str, ...]
+    leaves: dict[str, Any]
+    stages: frozenset[str]
+    always: bool
+    resizable: dict[str, Resizable]
+    resize: dict[str, bool]
+    place: Callable[[str, np.ndarray], Any]
+    problems: list[str] = dataclasses.field(default_factory=list)
+    homeless: list[str] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self) -> tuple[dict[str, Any], Manifest]:
-        # 1. Which tensor goes to which leaf, by name alone.
-        matches = self._match()
-        # 2. Which stages start afresh, by shape alone: before a value is read.
-        fresh = self._fresh_stages(matches)
-        # 3. The tensors, in the file's order; then the leaves that the file lacks.
-        for name in self.weights.names():
-            self._place(name, matches.get(name), fresh)
-        named = {match.leaf for match in matches.values()}
-        for leaf in self.leaves:
-            if leaf not in named:
-                self._lack(leaf, fresh)
-        # 4. All problems at once: a conversion that fails ten times is ten times as long to fix.
-        if self.problems:
-            count = len(self.problems)
-            raise UserError(
-                f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
-                f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
+        names = self.weights.names()
+        if not names:
+            raise UserError(f"{self.weights.path}: holds no tensors")
+        present = {leaf.split("/")[1] for leaf in self.leaves}
+        for stage in sorted(self.stages - present):
+            raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
+        self.map = self._choose_map(names)
+        # The digest of a large file takes as long as reading it, and needs no Python meanwhile.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(fingerprint, self.weights.path)
+            # 1. Which tensor goes to which leaves, by name alone.
+            targets = self._match(names)
+            # 2. Which stages start afresh, by shape alone: before a value is read.
+            fresh = self._fresh_stages(targets)
+            # 3. The tensors, in the file's order; then the leaves that the file lacks.
+            for name in names:
+                self._place(name, targets[name], fresh)
+            named = {target.leaf for found in targets.values() for target in found}
+            for leaf in self.leaves:
+                if leaf not in named:
+                    self._lack(leaf, fresh)
+            # 4. All problems at once: a conversion that fails ten times is ten times as long to fix.
+            if self.problems:
+                count = len(self.problems)
+                raise UserError(
+                    f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
+                    f"{self.map.family} (names of {self.map.origin}):\n  "
+                    + "\n  ".join(self.problems)
+                )
+            manifest = Manifest(
+                self.weights.path.name,
+                digest.result(),
+                self.map.family,
+                self.map.origin,
+                self.weights.beside,
+                tuple(self.rows),
             )
-        with self.weights.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        manifest = Manifest(
-            self.weights.path.name,
-            sha256,
-            self.map.family,
-            self.map.origin,
-            self.weights.beside,
-            tuple(self.rows),
-        )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
 
-    def _match(self) -> dict[str, _Match]:
-        matches: dict[str, _Match] = {}
+    def _choose_map(self, names: tuple[str, ...]) -> NameMap:
+        best, unmatched = closest_map(self.family, names, self.leaves)
+        if len(unmatched) == len(names):
+            origins = ", ".join(m.origin for m in maps_of(self.family))
+            shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
+            raise UserError(
+                f"{self.weights.path}: no tensor has a name of the family {self.family!r} (known "
+                f"origins: {origins}): {shown}"
+            )
+        return best
+
+    def _match(self, names: tuple[str, ...]) -> dict[str, tuple[Target, ...]]:
+        matches: dict[str, tuple[Target, ...]] = {}
         taken: dict[str, str] = {}
-        for name in self.weights.names():
-            target = self.map.target(name)
-            if target is None or self.map.ignored(name) is not None:
-                continue
-            match = _Match(name, f"{target.collection}/{target.leaf}", target.transform)
-            if match.leaf in taken:
-                self.problems.append(
-                    f"tensors {taken[match.leaf]!r} and {name!r} both belong to {match.leaf}"
-                )
-            taken.setdefault(match.leaf, name)
-            matches[name] = match
+        for name in names:
+            matches[name] = () if self.map.ignored(name) is not None else self.map.targets(name)
+            for target in matches[name]:
+                if target.leaf in taken:
+                    self.problems.append(
+                        f"tensors {taken[target.leaf]!r} and {name!r} both belong to {target.leaf}"
+                    )
+                taken.setdefault(target.leaf, name)
         return matches
 
-    def _fresh_stages(self, matches: Mapping[str, _Match]) -> dict[str, str]:
+    def _fresh_stages(self, matches: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
         """``{stage: reason}`` of the stages that keep their initial values."""
         if self.always:
             return dict.fromkeys(self.stages, "asked for")
         fresh: dict[str, str] = {}
-        for match in matches.values():
-            stage = match.leaf.split("/")[1]
-            if stage in self.stages and match.leaf in self.leaves and self._misfit(match):
-                first = f"{match.leaf} does not fit: {self._misfit(match)}"
-                fresh.setdefault(stage, first)
+        for name, targets in matches.items():
+            for target in targets:
+                stage = target.leaf.split("/")[1]
+                if stage in self.stages and target.leaf in self.leaves:
+                    if misfit := self._misfit(name, target):
+                        fresh.setdefault(stage, f"{target.leaf} does not fit: {misfit}")
         return fresh
 
-    def _misfit(self, match: _Match) -> str:
-        """How a tensor's shape differs from its leaf's; '' if it fits."""
-        found, _ = self.weights.spec(match.name)
-        turned = transform_shape(match.transform, found)
-        expected = tuple(self.leaves[match.leaf].shape)
+    def _misfit(self, name: str, target: Target) -> str:
+        """Why a tensor does not fit its leaf; '' if it does, perhaps by surgery."""
+        found, _ = self.weights.spec(name)
+        expected = tuple(self.leaves[target.leaf].shape)
+        try:
+            turned = target.shape(found)
+        except LayoutError as error:
+            return f"shape {found} in file: {error}"
         if turned == expected:
             return ""
-        how = "" if match.transform == "copy" else f" by {match.transform} of {found}"
-        return f"shape {turned or found}{how} in file, {expected} in model"
+        how = f" by {target.describe()} of {found}" if target.describe() else ""
+        differs = f"shape {turned}{how} in file, {expected} in model"
+        if target.leaf in self.resizable:
+            problem = misfit(turned, expected, self.resizable[target.leaf], self.resize)
+            return f"{differs}; {problem}" if problem else ""
+        return differs
 
-    def _place(self, name: str, match: _Match | None, fresh: Mapping[str, str]) -> None:
-        """Finds one tensor its row, or its problem."""
+    def _place(self, name: str, targets: tuple[Target, ...], fresh: Mapping[str, str]) -> None:
+        """Finds one tensor its row or rows, or its problem."""
         shape, dtype = self.weights.spec(name)
         source = (name, shape, str(dtype))
-        if match is None:
+        if not targets:
             reason = self.map.ignored(name)
             if reason is None:
                 known = [self._source(leaf) for leaf in self.leaves]
@@ -201,91 +232,96 @@ class _Load:
             else:
                 self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
             return
-        stage = match.leaf.split("/")[1]
-        if match.leaf not in self.leaves:
-            if stage in fresh:
-                reason = f"stage {stage} is re-initialised: {fresh[stage]}"
-                self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
+        values = None
+        for target in targets:
+            stage = target.leaf.split("/")[1]
+            if target.leaf not in self.leaves:
+                if stage in fresh:
+                    reason = f"stage {stage} is re-initialised: {fresh[stage]}"
+                    self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
+                else:
+                    self.homeless.append(name)
+                    self.problems.append(
+                        f"tensor {name!r} {dtype}{list(shape)} belongs to {target.leaf}, which the "
+                        f"model does not have.{nearest(target.leaf, self.leaves)}"
+                    )
+            elif stage in fresh:
+                self._keep(target.leaf, source, self._misfit(name, target) or fresh[stage])
+            elif problem := self._misfit(name, target) or self._dtype_problem(target.leaf, dtype):
+                self.problems.append(f"tensor {name!r} for {target.leaf}: {problem}")
             else:
-                self.homeless.append(name)
-                self.problems.append(
-                    f"tensor {name!r} {dtype}{list(shape)} belongs to {match.leaf}, which the "
-                    f"model does not have.{nearest(match.leaf, self.leaves)}"
-                )
-            return
-        if stage in fresh:
-            self._keep(match.leaf, source, self._misfit(match) or fresh[stage])
-            return
-        if misfit := self._misfit(match):
-            self.problems.append(f"tensor {name!r} for {match.leaf}: {misfit}")
-            return
-        self._read(match, source)
+                values = self.weights.read(name) if values is None else values
+                self._convert(name, target, source, values)
 
-    def _read(self, match: _Match, source: tuple[str, tuple[int, ...], str]) -> None:
-        """Reads the values of a tensor that fits by name and shape."""
-        expected = _dtype(self.leaves[match.leaf])
-        _, found = self.weights.spec(match.name)
+    def _dtype_problem(self, leaf: str, found: np.dtype) -> str:
+        expected = _dtype(self.leaves[leaf])
         if _is_float(found) != _is_float(expected) or (not _is_float(found) and found != expected):
+            return f"dtype {found} in file, {expected} in model, and only floats are cast"
+        return ""
+
+    def _convert(self, name: str, target: Target, source: Source, values: np.ndarray) -> None:
+        """Turns the values of a tensor that fits into those of its leaf."""
+        leaf = self.leaves[target.leaf]
+        found, expected, wanted = values.dtype, _dtype(leaf), tuple(leaf.shape)
+        turned = target.forward(values)
+        notes = [target.describe()] if target.describe() else []
+        before = int((~np.isfinite(turned)).sum()) if _is_float(found) else 0
+        if turned.shape != wanted:
+            turned = turned.astype(np.float32)
+            turned, how = fit(turned, wanted, self.resizable[target.leaf], self.map.position)
+            notes.append(how)
+        with np.errstate(over="ignore"):  # what overflows is reported below, with its name
+            cast = turned.astype(expected, copy=False)
+        after = int((~np.isfinite(cast)).sum()) if found != expected else before
+        if after:
+            cause = "" if before else f" once cast from {found} to {expected}"
             self.problems.append(
-                f"tensor {match.name!r} for {match.leaf}: dtype {found} in file, {expected} in "
-                "model, and only floats are cast"
+                f"tensor {name!r} for {target.leaf}: {after} of {cast.size} values are NaN or "
+                f"infinite{cause}"
             )
             return
-        values = apply_transform(match.transform, self.weights.read(match.name))
-        with np.errstate(over="ignore"):  # what overflows is reported below, with its name
-            cast = values.astype(expected, copy=False)
-        if _is_float(found):
-            before, after = (int((~np.isfinite(a)).sum()) for a in (values, cast))
-            if after:
-                cause = "" if before else f" once cast from {found} to {expected}"
-                self.problems.append(
-                    f"tensor {match.name!r} for {match.leaf}: {after} of {values.size} values are "
-                    f"NaN or infinite{cause}"
-                )
-                return
-        notes = [] if match.transform == "copy" else [match.transform]
         decision: Decision = "transformed" if notes else "loaded"
         if found != expected:
             decision = "cast"
             notes.append(f"{found} to {expected}")
-        self._add(decision, match.leaf, source, "; ".join(notes), cast)
+        self._add(decision, target.leaf, source, "; ".join(notes), cast)
 
     def _lack(self, leaf: str, fresh: Mapping[str, str]) -> None:
         """A leaf that no tensor of the file belongs to."""
         stage = leaf.split("/")[1]
+        constant = self.map.constant(leaf)
         if stage in fresh:
             self._keep(leaf, (None, None, None), f"not in the file; {fresh[stage]}")
             return
         wanted = self.leaves[leaf]
+        if constant is not None:
+            value, reason = constant
+            filled = np.full(wanted.shape, value, _dtype(wanted))
+            self._add("constant", leaf, (None, None, None), f"{value:g}: {reason}", filled)
+            return
         remedy = " (reinitialise_head=True starts it afresh)" if stage in self.stages else ""
+        expected = self._source(leaf)
         # Only a tensor that found no place can be the missing one under another name.
-        near = nearest(self._source(leaf), self.homeless)
+        near = nearest(expected, self.homeless)
         self.problems.append(
             f"leaf {leaf} {_dtype(wanted)}{list(wanted.shape)} gets no tensor; expected "
-            f"{self._source(leaf)!r}{remedy}.{near if near.startswith(' Did you') else ''}"
+            f"{expected!r}{remedy}.{near if near.startswith(' Did you') else ''}"
         )
 
     def _source(self, leaf: str) -> str:
-        """What the file's origin calls a leaf, with the prefix if the file uses it."""
-        collection, path = leaf.split("/", 1)
-        name = self.map.source(collection, path) or leaf
-        prefix = self.map.optional_prefix
-        used = prefix and any(n.startswith(prefix) for n in self.weights.names())
-        return prefix + name if used else name
+        """What the file's origin calls a leaf, within the wrapper that the file uses."""
+        names = self.weights.names()
+        used = (w for w in WRAPPERS if any(name.startswith(w) for name in names))
+        return next(used, "") + (self.map.source(leaf) or leaf)
 
-    def _keep(self, leaf: str, source: tuple[Any, Any, Any], reason: str) -> None:
+    def _keep(self, leaf: str, source: Source, reason: str) -> None:
         self._add("reinitialised", leaf, source, reason, np.array(self.leaves[leaf]))
 
     def _add(
-        self,
-        decision: Decision,
-        leaf: str,
-        source: tuple[Any, Any, Any],
-        reason: str,
-        array: np.ndarray,
+        self, decision: Decision, leaf: str, source: Source, reason: str, array: np.ndarray
     ) -> None:
-        self.arrays[leaf] = array
         digest = tree.checksum(array)
         self.rows.append(
             Row(*source, leaf, array.shape, str(array.dtype), decision, reason, digest)
         )
+        self.arrays[leaf] = self.place(leaf, array)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
-Decision = Literal["loaded", "transformed", "cast", "reinitialised", "dropped"]
+Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised", "dropped"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of the file, one leaf of the model, or (mostly) the two together.
+    """One tensor of the file or a part of it, one leaf of the model, or (mostly) both together.
 
     Attributes:
       source_name, source_shape, source_dtype: the tensor; None for a leaf that the file lacks.
       leaf: ``params/...`` or ``batch_stats/...``; None for a tensor that was dropped.
       shape, dtype: of the leaf.
       decision: `loaded` as it was, `transformed` to our layout, `cast` to the leaf's dtype (and
-        perhaps transformed: see the reason), `reinitialised`: the leaf kept its initial values,
-        `dropped`: the tensor has no place.
+        perhaps transformed: see the reason), `constant`: the value that stands for what the origin
+        does without, `reinitialised`: the leaf kept its initial values, `dropped`: the tensor has
+        no place.
       reason: why, or how.
       checksum: `finetune_jax.tree.checksum` of the leaf's values.
     """
@@ -38,7 +41,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Every tensor of the file in exactly one row, every leaf of the model in exactly one row.
+    """Every leaf of the model in exactly one row, every tensor of the file in one per leaf it fills.
 
     Attributes:
       file: the file's name, without its folder.
@@ -71,8 +74,19 @@ class Manifest:
             f"  {counts}",
         ]
         for row in self.rows:
-            if row.decision in ("reinitialised", "dropped"):
+            if row.decision in ("constant", "reinitialised", "dropped"):
                 lines.append(f"  {row.decision}: {row.leaf or row.source_name}: {row.reason}")
         if self.beside:
             lines.append(f"  beside the weights, not read: {', '.join(self.beside)}")
         return "\n".join(lines)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file in hex; of a folder, over the names and digests of all files in it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {fingerprint(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,8 +1,9 @@
 """Name maps: what another project calls a tensor, and where it goes in our models.
 
-A map belongs to a model family and an origin (who wrote the file). Its rules are pairs of name
-templates read in both directions: ``layer{i}.{j}.conv{k}.weight`` and
-``layer{i}_block{j}/conv{k}/kernel``. ``{path}`` stands for any text, every other field for digits.
+A map belongs to a model family and an origin (who wrote the file); the tables are in
+`finetune_jax.pretrained.maps`, one file per family. Their rules are pairs of name templates read in
+both directions: ``layer{i}.{j}.conv{k}.weight`` and ``params/layer{i}_block{j}/conv{k}/kernel``.
+``{path}`` stands for any text, every other field for digits.
 """
 
 from __future__ import annotations
@@ -10,51 +11,71 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.layout import Layout, layout
 
-# Transform name -> the order the source axes are put in; `copy` takes any number of axes.
-TRANSFORMS: dict[str, tuple[int, ...] | None] = {
-    "copy": None,
-    "conv_oihw_hwio": (2, 3, 1, 0),
-    "dense_transpose": (1, 0),
-}
-
-
-def transform_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape after the transform; None if it does not apply to that many axes."""
-    axes = TRANSFORMS[transform]
-    if axes is None:
-        return shape
-    return tuple(shape[a] for a in axes) if len(shape) == len(axes) else None
-
-
-def apply_transform(transform: str, array: np.ndarray) -> np.ndarray:
-    """Returns the array in our layout, C-ordered; ValueError for the wrong number of axes."""
-    axes = TRANSFORMS[transform]
-    return np.asarray(array if axes is None else array.transpose(axes), order="C")
+# What training wrappers put before every name: torch's DataParallel and compile.
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 class Target(NamedTuple):
-    """A place in our variables: a leaf path in `params` or `batch_stats`, and how to get there."""
+    """Where a source tensor, or one part of it, goes.
 
-    collection: str
+    Attributes:
+      leaf: ``params/…`` or ``batch_stats/…``.
+      layout: how the part's axes become the leaf's.
+      part: (index, count): which of `count` equal parts along the tensor's first axis.
+    """
+
     leaf: str
-    transform: str
+    layout: Layout
+    part: tuple[int, int]
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The leaf's shape from the tensor's; LayoutError if it does not fit."""
+        return self.layout.shape(self._cut(shape))
+
+    def _cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        count = self.part[1]
+        if count == 1 or not shape or shape[0] % count:
+            return shape
+        return (shape[0] // count, *shape[1:])
+
+    def forward(self, array: np.ndarray) -> np.ndarray:
+        """The leaf from the tensor."""
+        index, count = self.part
+        if count > 1:
+            length = self._cut(array.shape)[0]
+            array = array[index * length : (index + 1) * length]
+        return self.layout.forward(array)
+
+    def describe(self) -> str:
+        """For the manifest; '' if the tensor is taken as it is."""
+        index, count = self.part
+        part = f"part {index + 1} of {count}" if count > 1 else ""
+        return "; ".join(text for text in (part, self.layout.text) if text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One kind of tensor: source name template, collection, leaf path template, transform."""
+    """One kind of tensor.
+
+    Attributes:
+      source: name template in the file.
+      leaf: template of ``params/…`` or ``batch_stats/…``.
+      layout: text, see `finetune_jax.pretrained.layout`; empty for as it is.
+      part: see `Target`. Tensors that hold several leaves have a rule for each.
+    """
 
     source: str
-    collection: str
     leaf: str
-    transform: str = "copy"
+    layout: str = ""
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,49 +85,121 @@ class NameMap:
     Attributes:
       family: the model family, as in the registry of models.
       origin: who writes files with these names.
-      rules: tried in order; the first match counts.
+      rules: the first whose source matches a name counts, and all others with that same source.
       ignore: (source name template, reason) of tensors that our models have no place for.
-      optional_prefix: dropped from source names that start with it.
+      prefix: of names in a file with a head, which a file of the trunk alone does without, such as
+        ``vit.``; the rules are written with it.
+      constants: (leaf template, value, reason) of leaves that the origin has no tensor for because
+        its models do without: the value that makes ours the same.
+      position: how the origin resizes position embeddings, see `finetune_jax.pretrained.surgery`.
     """
 
     family: str
     origin: str
     rules: tuple[Rule, ...]
     ignore: tuple[tuple[str, str], ...] = ()
-    optional_prefix: str = ""
+    prefix: str = ""
+    constants: tuple[tuple[str, float, str], ...] = ()
+    position: str = "bicubic_antialias"
 
-    def target(self, name: str) -> Target | None:
-        """Where a source tensor goes; None if no rule knows its name."""
-        name = name.removeprefix(self.optional_prefix)
-        for rule in self.rules:
-            match = _pattern(rule.source).fullmatch(name)
-            if match:
-                return Target(rule.collection, _fill(rule.leaf, match), rule.transform)
-        return None
+    def targets(self, name: str) -> tuple[Target, ...]:
+        """Where a source tensor goes; empty if no rule knows its name."""
+        for candidate in self._spellings(name):
+            for rule in self.rules:
+                match = _pattern(rule.source).fullmatch(candidate)
+                if match:
+                    same = [r for r in self.rules if r.source == rule.source]
+                    return tuple(
+                        Target(_fill(r.leaf, match), layout(r.layout), r.part) for r in same
+                    )
+        return ()
 
     def ignored(self, name: str) -> str | None:
         """Why a source tensor has no place in our models; None if it is not ignored."""
-        name = name.removeprefix(self.optional_prefix)
-        for template, reason in self.ignore:
-            if _pattern(template).fullmatch(name):
-                return reason
+        for candidate in self._spellings(name):
+            for template, reason in self.ignore:
+                if _pattern(template).fullmatch(candidate):
+                    return reason
         return None
 
-    def source(self, collection: str, leaf: str) -> str | None:
-        """What the origin calls a leaf, without the optional prefix; None if it has no name."""
-        for rule in self.rules:
-            match = rule.collection == collection and _pattern(rule.leaf).fullmatch(leaf)
-            if match:
-                return _fill(rule.source, match)
+    def source(self, leaf: str) -> str | None:
+        """What the origin calls the tensor of a leaf; None if it has none."""
+        found = self._rule_of(leaf)
+        return found and _fill(found[0].source, found[1])
+
+    def constant(self, leaf: str) -> tuple[float, str] | None:
+        """(value, reason) of a leaf that the origin does without."""
+        for template, value, reason in self.constants:
+            if _pattern(template).fullmatch(leaf):
+                return value, reason
         return None
+
+    def write(
+        self, leaves: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The origin's tensors from our leaves.
+
+        Args:
+          leaves: ``{'params/…' or 'batch_stats/…': array}``, all of a model.
+          sizes: lengths of axes that our layout joins, see `Layout.inverse`.
+
+        Raises:
+          UserError: a leaf that the origin cannot express; lists all of them.
+        """
+        parts: dict[str, dict[int, tuple[int, np.ndarray]]] = {}
+        problems = []
+        for leaf, array in leaves.items():
+            found = self._rule_of(leaf)
+            if found:
+                rule, match = found
+                turned = layout(rule.layout).inverse(np.asarray(array), sizes)
+                index, count = rule.part
+                parts.setdefault(_fill(rule.source, match), {})[index] = (count, turned)
+                continue
+            constant = self.constant(leaf)
+            if constant is None:
+                problems.append(f"{leaf} has no name there")
+            elif np.any(np.asarray(array) != constant[0]):
+                problems.append(f"{leaf} is no longer {constant[0]:g} ({constant[1]})")
+        tensors = {}
+        for name, found_parts in parts.items():
+            count = next(iter(found_parts.values()))[0]
+            if len(found_parts) != count:
+                problems.append(f"{name} lacks {count - len(found_parts)} of its {count} parts")
+            ordered = [found_parts[i][1] for i in sorted(found_parts)]
+            tensors[name] = ordered[0] if count == 1 else np.concatenate(ordered)
+        if problems:
+            raise UserError(
+                f"the model cannot be written as {self.family} with the names of {self.origin}:\n  "
+                + "\n  ".join(problems)
+            )
+        return tensors
+
+    def _rule_of(self, leaf: str) -> tuple[Rule, re.Match[str]] | None:
+        for rule in self.rules:
+            match = _pattern(rule.leaf).fullmatch(leaf)
+            if match:
+                return rule, match
+        return None
+
+    def _spellings(self, name: str) -> list[str]:
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+        return [name] if not self.prefix else [name, self.prefix + name]
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)  # text, field, text, field, ..., text
+    seen: set[str] = set()
     for i, part in enumerate(parts):
-        digits = "[0-9]+" if part != "path" else ".+"
-        parts[i] = f"(?P<{part}>{digits})" if i % 2 else re.escape(part)
+        if not i % 2:
+            parts[i] = re.escape(part)
+        elif part in seen:
+            parts[i] = f"(?P={part})"
+        else:
+            seen.add(part)
+            parts[i] = f"(?P<{part}>{'.+' if part == 'path' else '[0-9]+'})"
     return re.compile("".join(parts))
 
 
@@ -114,60 +207,77 @@ def _fill(template: str, match: re.Match[str]) -> str:
     return template.format_map(match.groupdict())
 
 
-def _native(family: str) -> NameMap:
-    """Our own files: the collection, then the leaf path."""
+def native(family: str) -> NameMap:
+    """Our own files: the leaf, collection first."""
     collections = ("params", "batch_stats")
-    return NameMap(family, "native", tuple(Rule(f"{c}/{{path}}", c, "{path}") for c in collections))
-
-
-def _torch_batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{source}.weight", "params", f"{leaf}/scale"),
-        Rule(f"{source}.bias", "params", f"{leaf}/bias"),
-        Rule(f"{source}.running_mean", "batch_stats", f"{leaf}/mean"),
-        Rule(f"{source}.running_var", "batch_stats", f"{leaf}/var"),
+    return NameMap(
+        family, "native", tuple(Rule(f"{c}/{{path}}", f"{c}/{{path}}") for c in collections)
     )
 
 
-# github.com/akamaster/pytorch_resnet_cifar10; saved from nn.DataParallel, hence the prefix.
-_AKAMASTER = NameMap(
-    "resnet_cifar",
-    "akamaster",
-    (
-        Rule("conv1.weight", "params", "stem/conv/kernel", "conv_oihw_hwio"),
-        *_torch_batch_norm("bn1", "stem/norm"),
-        Rule(
-            "layer{i}.{j}.conv{k}.weight",
-            "params",
-            "layer{i}_block{j}/conv{k}/kernel",
-            "conv_oihw_hwio",
-        ),
-        *_torch_batch_norm("layer{i}.{j}.bn{k}", "layer{i}_block{j}/norm{k}"),
-        Rule("linear.weight", "params", "head/kernel", "dense_transpose"),
-        Rule("linear.bias", "params", "head/bias"),
-    ),
-    ignore=(("{path}.num_batches_tracked", "torch's counter; momentum is constant here"),),
-    optional_prefix="module.",
-)
-
-NAME_MAPS: tuple[NameMap, ...] = (_native("resnet_cifar"), _AKAMASTER, _native("vit"))
+def batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
+    """Rules of a torch BatchNorm, from templates of the two modules."""
+    return (
+        Rule(f"{source}.weight", f"params/{leaf}/scale"),
+        Rule(f"{source}.bias", f"params/{leaf}/bias"),
+        Rule(f"{source}.running_mean", f"batch_stats/{leaf}/mean"),
+        Rule(f"{source}.running_var", f"batch_stats/{leaf}/var"),
+    )
 
 
-def closest_map(family: str, names: Iterable[str]) -> tuple[NameMap, tuple[str, ...]]:
+def layer(source: str, leaf: str, layout: str = "", *, weight: str = "kernel") -> tuple[Rule, ...]:
+    """Rules of a torch layer with weight and bias, from templates of the two modules."""
+    return (
+        Rule(f"{source}.weight", f"params/{leaf}/{weight}", layout),
+        Rule(f"{source}.bias", f"params/{leaf}/bias"),
+    )
+
+
+COUNTER = ("{path}.num_batches_tracked", "torch's counter; momentum is constant here")
+
+
+def maps_of(family: str) -> tuple[NameMap, ...]:
+    """All name maps of a family; UserError if there is none."""
+    from finetune_jax.pretrained.maps import NAME_MAPS
+
+    found = tuple(m for m in NAME_MAPS if m.family == family)
+    if not found:
+        families = dict.fromkeys(m.family for m in NAME_MAPS)
+        raise UserError(f"no name map for the family {family!r}.{nearest(family, families)}")
+    return found
+
+
+def map_of(family: str, origin: str) -> NameMap:
+    """The family's map of one origin; UserError if there is none."""
+    maps = {m.origin: m for m in maps_of(family)}
+    if origin not in maps:
+        raise UserError(f"the family {family!r} has no origin {origin!r}.{nearest(origin, maps)}")
+    return maps[origin]
+
+
+def closest_map(
+    family: str, names: Iterable[str], leaves: Iterable[str] = ()
+) -> tuple[NameMap, tuple[str, ...]]:
     """The family's origin that knows most of the names, and the names that it does not know.
+
+    Among equals, the one that leaves fewest of the model's `leaves` without a tensor.
 
     Raises UserError if the family has no name map.
     """
-    names = tuple(names)
-    maps = [m for m in NAME_MAPS if m.family == family]
-    if not maps:
-        families = dict.fromkeys(m.family for m in NAME_MAPS)
-        raise UserError(f"no name map for the family {family!r}.{nearest(family, families)}")
-    unmatched = {
-        m: tuple(n for n in names if m.ignored(n) is None and m.target(n) is None) for m in maps
-    }
-    best = min(maps, key=lambda m: len(unmatched[m]))
-    return best, unmatched[best]
+    names, leaves = tuple(names), frozenset(leaves)
+
+    def misses(name_map: NameMap) -> tuple[Any, ...]:
+        unknown, reached = [], set()
+        for name in names:
+            targets = name_map.targets(name)
+            reached.update(t.leaf for t in targets)
+            if not targets and name_map.ignored(name) is None:
+                unknown.append(name)
+        return tuple(unknown), len(leaves - reached)
+
+    found = [(name_map, *misses(name_map)) for name_map in maps_of(family)]
+    best = min(found, key=lambda item: (len(item[1]), item[2]))
+    return best[0], best[1]
 
 
 def find_map(family: str, names: Iterable[str]) -> NameMap:
@@ -177,7 +287,7 @@ def find_map(family: str, names: Iterable[str]) -> NameMap:
     """
     best, unmatched = closest_map(family, names)
     if unmatched:
-        origins = ", ".join(m.origin for m in NAME_MAPS if m.family == family)
+        origins = ", ".join(m.origin for m in maps_of(family))
         shown = ", ".join(map(repr, unmatched[:20])) + (", …" if len(unmatched) > 20 else "")
         raise UserError(
             f"{len(unmatched)} tensor names fit no origin of the family {family!r} "

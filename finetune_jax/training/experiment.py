@@ -149,6 +149,8 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         MODELS[experiment.config.model.name].family,
         experiment.initial_variables(stages=("head",)),
         reinitialise_head=settings.new_head,
+        resizable=experiment.model.resizable,
+        resize=settings.resize,
     )
     fresh = [
         row.leaf.removeprefix("params/")

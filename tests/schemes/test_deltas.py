@@ -12,7 +12,7 @@ from finetune_jax.config import default
 from finetune_jax.deltas import IA3, Adapted, Bottleneck, from_json, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
-from finetune_jax.models.vit import WIDTHS, ViT
+from finetune_jax.models.vit import ViT
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
@@ -53,8 +53,7 @@ MERGED = ("lora", "ia3", "ssf", "random_mask")
 
 
 def vit(**options):
-    WIDTHS.setdefault("test", (WIDTH, DEPTH, 2))
-    return ViT(size="test", patch=16, num_classes=5, **options)
+    return ViT(width=WIDTH, depth=DEPTH, heads=2, patch=16, num_classes=5, **options)
 
 
 def head_size(name):

@@ -14,7 +14,7 @@ from finetune_jax.config import default
 from finetune_jax.data.batches import gather
 from finetune_jax.errors import UserError
 from finetune_jax.models import initialise
-from finetune_jax.models.vit import WIDTHS, ViT
+from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import open_weights
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.training import state as state_lib
@@ -44,8 +44,7 @@ def drawn(abstract):
 @pytest.fixture(scope="module")
 def vit():
     """(ViT of three blocks with dropout 0.5, its variables)."""
-    WIDTHS.setdefault("test", (32, 3, 2))
-    model = ViT(size="test", patch=16, num_classes=5, dropout=0.5)
+    model = ViT(width=32, depth=3, heads=2, patch=16, num_classes=5, dropout=0.5)
     return model, drawn(jax.eval_shape(lambda key: initialise(model, 32, key), jax.random.key(0)))
 
 

@@ -1,0 +1,144 @@
+"""What any weight file may ask of us at most, checked before a byte is allocated for it.
+
+The numbers are far above every published checkpoint; a file beyond them is damaged or hostile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from finetune_jax.errors import UserError
+
+MAX_TENSORS = 200_000
+MAX_NAME_LENGTH = 2_000  # characters
+MAX_DIMENSIONS = 32
+MAX_DEPTH = 64  # of nested dicts or groups
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library, kept for every header
+MAX_SHARDS = 1_000
+# What compressed values may grow to: a multiple of the file's bytes, and for small files (a few
+# arrays of zeros) this many bytes in any case.
+MAX_INFLATION = 100
+MAX_INFLATION_FLOOR = 2**24
+
+_NAMES = (
+    "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 "
+    "complex128 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz"
+)
+# Every dtype a tensor may have. Strings, dates, records and objects are not among them.
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in _NAMES.split()
+}
+
+# Under these names a checkpoint keeps the state of its optimizer.
+_OPTIMIZER = re.compile(
+    r"(opt|optimizer|optimizer_state|optimizer_weights|states)/(?!target/).*"
+    r"|([^/]+/)?opt_state(/.*)?"
+)
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a '/'-joined name belongs to an optimizer and not to a model.
+
+    Not so ``opt/target/…`` and ``optimizer/target/…``, where the optimizers of old Flax kept the
+    model's parameters.
+    """
+    return _OPTIMIZER.fullmatch(name) is not None
+
+
+def inflated(file_bytes: int) -> int:
+    """The bytes that a compressed file of that size may hold."""
+    return max(MAX_INFLATION * file_bytes, MAX_INFLATION_FLOOR)
+
+
+def size_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """The bytes of an array; exact, however large."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def check_specs(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    """Raises UserError, without the file's name, for names, shapes or dtypes beyond the limits."""
+    if len(specs) > MAX_TENSORS:
+        raise UserError(f"holds {len(specs)} tensors; at most {MAX_TENSORS} are read")
+    for name, (shape, dtype) in specs.items():
+        if len(name) > MAX_NAME_LENGTH:
+            raise UserError(
+                f"tensor {name[:40]!r}… has a name of {len(name)} characters; at most "
+                f"{MAX_NAME_LENGTH} are read"
+            )
+        if dtype.name not in DTYPES:
+            raise UserError(f"tensor {name!r} has dtype {dtype}; expected a number or bool")
+        check_shape(name, shape, dtype)
+
+
+def check_shape(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises UserError for a shape that is no array's."""
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise UserError(f"tensor {name!r} has a size that is no count")
+    if len(shape) > MAX_DIMENSIONS:
+        raise UserError(f"tensor {name!r} has {len(shape)} axes; at most {MAX_DIMENSIONS} are read")
+    # NumPy multiplies all sizes but the zeros.
+    if any(size > sys.maxsize for size in shape) or (
+        size_of(tuple(size or 1 for size in shape), dtype) > sys.maxsize
+    ):
+        raise UserError(f"tensor {name!r} has a shape beyond all memory")
+
+
+def check_fits(name: str, shape: tuple[int, ...], dtype: np.dtype, room: int) -> None:
+    """Raises UserError for a tensor that cannot lie in `room` bytes."""
+    check_shape(name, shape, dtype)
+    if size_of(shape, dtype) > room:
+        raise UserError(
+            f"tensor {name!r} {dtype}{list(shape)} needs {size_of(shape, dtype)} bytes, and at "
+            f"most {room} can be there: damaged or hostile"
+        )
+
+
+@contextmanager
+def blame(path: Path, kind: str) -> Iterator[None]:
+    """Makes a UserError that names the file out of whatever goes wrong within.
+
+    Parsers of the standard library and of C may raise anything at all from a damaged file.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise UserError(f"{path}: not a readable {kind}: {error}") from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise UserError(f"{path}: not a readable {kind}: {text:.300}") from error
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """A JSON object; raises UserError for anything else, and for a key that is given twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+            raise UserError(f"the key {twice[:100]!r} is given twice")
+        return made
+
+    if len(data) > MAX_HEADER_BYTES:
+        raise UserError(f"JSON of {len(data)} bytes; at most {MAX_HEADER_BYTES} are read")
+    try:
+        content = json.loads(data, object_pairs_hook=unique)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"expected a JSON object, found a {type(content).__name__}")
+    return content

@@ -1,0 +1,100 @@
+"""Weights in several files: an index that says which tensor lies in which shard beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.limits import MAX_HEADER_BYTES, MAX_SHARDS, blame, parse_json
+from finetune_jax.pretrained.weights import Weights
+
+
+def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
+    """Opens ``….safetensors.index.json`` or ``….bin.index.json`` and every shard it names.
+
+    Args:
+      path: the index: ``{"weight_map": {tensor name: file name}, "metadata": {…}}``.
+      open_shard: opens one shard.
+
+    Raises:
+      UserError: the index is damaged, names a file outside its folder, or differs from what the
+        shards hold, which is listed.
+    """
+    with ExitStack() as stack:
+        with blame(path, "index of shards"):
+            if path.stat().st_size > MAX_HEADER_BYTES:
+                raise UserError(f"it is larger than {MAX_HEADER_BYTES} bytes")
+            weight_map = shard_names(path.read_bytes())
+            files = sorted({path.parent / name for name in weight_map.values()})
+            for file in files:
+                check_inside(file, path.parent)
+        shards: dict[str, Weights] = {}
+        for file in files:
+            shards[file.name] = stack.enter_context(open_shard(file))
+        _compare(path, weight_map, shards)
+        opened = stack.pop_all()
+
+    specs = {name: shards[shard].spec(name) for name, shard in weight_map.items()}
+
+    def read(name: str) -> np.ndarray:
+        return shards[weight_map[name]].read(name)
+
+    beside = tuple(f"{n}: {b}" for n, shard in shards.items() for b in shard.beside)
+    metadata = {k: v for shard in shards.values() for k, v in shard.metadata.items()}
+    every = (path, *files)
+    return Weights(path, specs, read, opened.close, beside, metadata, every)
+
+
+def shard_names(index: bytes) -> Mapping[str, str]:
+    """The `weight_map` of an index, whose shards are plain file names.
+
+    Raises UserError, without a file's name, for anything else.
+    """
+    weight_map = parse_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError("it has no 'weight_map' from tensor names to file names")
+    for tensor, name in weight_map.items():
+        plain = isinstance(name, str) and name not in ("", ".", "..")
+        if not plain or {"/", "\\", "\0"} & set(name) or len(name) > 255:
+            raise UserError(
+                f"tensor {tensor!r:.200}: expected the plain name of a file beside the index, "
+                f"found {name!r:.200}"
+            )
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise UserError(f"it names more than {MAX_SHARDS} shards")
+    return weight_map
+
+
+def check_inside(file: Path, folder: Path) -> None:
+    """Raises UserError unless `file` is a file of `folder`, links followed.
+
+    In the cache of huggingface_hub a snapshot's files are links into the ``blobs`` of the same
+    repository, which are taken as inside.
+    """
+    folder = folder.resolve()
+    if not file.exists():
+        present = sorted(p.name for p in folder.iterdir() if p.suffix == file.suffix)
+        raise UserError(f"its file {file.name!r} is missing.{nearest(file.name, present)}")
+    inside = {folder}
+    if folder.parent.name == "snapshots":
+        inside.add(folder.parent.parent / "blobs")
+    target = Path(os.path.realpath(file))
+    if target.parent not in inside or not target.is_file():
+        raise UserError(f"its file {file.name!r} is no file, or a link that leads out of {folder}")
+
+
+def _compare(path: Path, weight_map: Mapping[str, str], shards: Mapping[str, Weights]) -> None:
+    held = {(name, shard) for shard, opened in shards.items() for name in opened.names()}
+    named = set(weight_map.items())
+    problems = [f"tensor {n!r} is not in {s}, where the index has it" for n, s in named - held]
+    problems += [f"tensor {n!r} is in {s} and not so in the index" for n, s in held - named]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(
+            f"{path}: the index differs from its shards: {'; '.join(sorted(problems)[:8])}{more}"
+        )

@@ -1,0 +1,178 @@
+"""Zip archives read with their limits checked first: sizes, names, overlaps, compression."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.limits import MAX_NAME_LENGTH, MAX_TENSORS, inflated
+
+_ENCRYPTED = 0x1
+
+
+class ZipArchive:
+    """The members of a zip file by name; nothing is ever extracted to a disk.
+
+    Args:
+      path: the file, opened until `close`.
+      compressed: whether members may be deflated.
+
+    Raises:
+      UserError: damaged; a member is encrypted, given twice, named like a path out of a folder, or
+        compressed in an unknown way; all together are larger than the file can hold.
+    """
+
+    def __init__(self, path: Path, *, compressed: bool = True) -> None:
+        self._file = path.open("rb")
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            self._zip = self._open()
+            self._members = self._check(compressed)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._file)
+        except Exception as error:  # the standard library: a damaged archive may raise anything
+            raise UserError(
+                f"a truncated or damaged zip archive: {type(error).__name__}: {error}"
+            ) from error
+
+    def _check(self, compressed: bool) -> dict[str, zipfile.ZipInfo]:
+        members: dict[str, zipfile.ZipInfo] = {}
+        known = {zipfile.ZIP_STORED} | ({zipfile.ZIP_DEFLATED} if compressed else set())
+        entries = self._zip.infolist()
+        if len(entries) > MAX_TENSORS:
+            raise UserError(f"a zip archive of {len(entries)} members; at most {MAX_TENSORS}")
+        for entry in entries:
+            name = entry.filename
+            if len(name) > MAX_NAME_LENGTH:
+                raise UserError(f"its member {name[:40]!r}… has a name of {len(name)} characters")
+            if name in members:
+                raise UserError(f"its member {name!r} is there twice")
+            if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+                raise UserError(f"its member {name!r} names a place outside of the archive")
+            if entry.flag_bits & _ENCRYPTED:
+                raise UserError(f"its member {name!r} is encrypted")
+            if entry.compress_type not in known:
+                how = zipfile.compressor_names.get(entry.compress_type, "an unknown method")
+                raise UserError(
+                    f"its member {name!r} is compressed by {how}; expected "
+                    f"{'stored or deflated' if compressed else 'stored'}"
+                )
+            if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
+                raise UserError(f"its member {name!r} is stored in another size than its own")
+            members[name] = entry
+        # Members that overlap would count the same bytes several times.
+        if sum(entry.compress_size for entry in entries) > self.size:
+            raise UserError("its members are larger than the file: damaged or a zip bomb")
+        total = sum(entry.file_size for entry in entries)
+        if total > inflated(self.size):
+            raise UserError(
+                f"its members would grow to {total} bytes, more than {inflated(self.size)} from "
+                f"{self.size}: damaged or a zip bomb"
+            )
+        return members
+
+    def names(self) -> tuple[str, ...]:
+        """All members but folders, in the archive's order."""
+        return tuple(name for name in self._members if not name.endswith("/"))
+
+    def length(self, name: str) -> int:
+        """The bytes of a member, as declared and found possible."""
+        return self._members[name].file_size
+
+    def open(self, name: str) -> BinaryIO:
+        """A stream over a member; reading it to its end checks its CRC.
+
+        Raises UserError if there is no such member or it begins with damage.
+        """
+        if name not in self._members:
+            raise UserError(f"it has no member {name!r}.{nearest(name, self._members)}")
+        try:
+            return self._zip.open(self._members[name])  # type: ignore[return-value]
+        except Exception as error:
+            raise UserError(_damaged(name, error)) from error
+
+    def read_into(self, stream: BinaryIO, name: str, buffer: memoryview) -> None:
+        """Fills the buffer from a member's stream; UserError if it ends early or is damaged."""
+        try:
+            filled = 0
+            while filled < len(buffer):
+                count = stream.readinto(buffer[filled : filled + 2**24])  # type: ignore[attr-defined]
+                if not count:
+                    raise UserError(f"its member {name!r} is truncated")
+                filled += count
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_damaged(name, error)) from error
+
+    def read(self, name: str) -> bytes:
+        """A whole member."""
+        with self.open(name) as stream:
+            data = bytearray(self.length(name))
+            self.read_into(stream, name, memoryview(data))
+        return bytes(data)
+
+    def region(self, name: str) -> io.BufferedReader | io.BytesIO:
+        """A seekable file over a member, whose CRC is checked first.
+
+        A stored member is read where it lies, a deflated one is inflated into memory.
+        """
+        entry = self._members.get(name)
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+            return io.BytesIO(self.read(name))
+        chunk = memoryview(bytearray(min(entry.file_size, 2**20)))
+        with self.open(name) as stream:
+            for start in range(0, entry.file_size, 2**20):
+                self.read_into(stream, name, chunk[: min(2**20, entry.file_size - start)])
+        self._file.seek(entry.header_offset)
+        header = self._file.read(30)
+        begin = entry.header_offset + 30
+        begin += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        return io.BufferedReader(_Region(self._file, begin, entry.file_size))
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._zip.close()
+        self._file.close()
+
+
+class _Region(io.RawIOBase):
+    """Part of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, size: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = max(0, min(len(buffer), self._size - self._at))
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _damaged(name: str, error: Exception) -> str:
+    return f"its member {name!r} is damaged: {type(error).__name__}: {error}"

@@ -1,0 +1,5 @@
+"""The cases of all families."""
+
+import cases_vit
+
+CASES = [*cases_vit.CASES]

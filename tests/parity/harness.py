@@ -1,0 +1,333 @@
+"""Parity with a reference implementation: drawn there, written there, loaded and computed here.
+
+A `Case` says how to build the reference with random weights, how it is saved in its native format,
+which of its modules end our stages, and which module of ours it should equal. `check` compares every
+stage's output, the logits and, where asked, gradients and training mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax import tree
+from finetune_jax.models import EVAL, Mode, StagedModel, initialise
+from finetune_jax.pretrained import load, save_as
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One family × origin × format.
+
+    Attributes:
+      name: such as ``vit/timm/token``.
+      family, origin: of the name map.
+      build: the reference as a torch module with random weights, in eval mode.
+      model: ours.
+      stages: our stage -> name of the reference's module whose output it should equal; stages
+        without a counterpart are left out.
+      logits: the reference's final output from its input; default calls it and takes ``.logits``.
+      save: writes the reference's weights into a folder and returns the file; default safetensors
+        of its state dict.
+      turn: a reference's stage output in our layout, by stage; default NCHW to NHWC for 4 axes.
+      inputs: f32[b, h, w, 3], by seed; what our model gets.
+      feed: our input as the reference's; default NCHW.
+      gradients: compare the gradient of a loss with respect to every leaf.
+      training: compare outputs and statistics in training mode (BatchNorm).
+      export: write ours under the origin's names; the reference must load it strictly, bit for bit.
+    """
+
+    name: str
+    family: str
+    origin: str
+    build: Callable[[], Any]
+    model: Callable[[], StagedModel]
+    stages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    logits: Callable[[Any, Any], Any] | None = None
+    save: Callable[[Any, Path], Path] | None = None
+    turn: Callable[[str, np.ndarray], np.ndarray] | None = None
+    inputs: Callable[[], Any] | None = None
+    feed: Callable[[Any], Any] | None = None
+    image_size: int = 32
+    gradients: bool = False
+    training: bool = False
+    export: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """The largest difference of one comparison.
+
+    Attributes:
+      what: such as ``logits``, ``block_0``, ``gradient of block_0/mlp_in/kernel``.
+      absolute: max |ours - theirs|.
+      scale: max |theirs|.
+    """
+
+    what: str
+    absolute: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        return self.absolute / max(self.scale, 1e-30)
+
+
+def delta(what: str, ours: Any, theirs: Any) -> Delta:
+    """Compares two arrays of one shape."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"{what}: ours {ours.shape}, theirs {theirs.shape}"
+    return Delta(what, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
+
+
+def randomise(module: Any, seed: int = 0) -> Any:
+    """Gives a torch module weights without zeros or ones that would hide a wrong leaf."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                inputs = max(parameter[0].numel(), 1)
+                parameter.copy_(noise * inputs**-0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(1 + 0.1 * noise)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return module.eval()
+
+
+def state_arrays(module: Any) -> dict[str, np.ndarray]:
+    """A torch state dict as NumPy arrays."""
+    return {n: t.detach().numpy().copy() for n, t in module.state_dict().items()}
+
+
+def save_safetensors(module: Any, folder: Path) -> Path:
+    """A torch state dict in a safetensors file, as timm and transformers keep it."""
+    from safetensors.torch import save_file
+
+    path = folder / "model.safetensors"
+    save_file({n: t.contiguous().clone() for n, t in module.state_dict().items()}, path)
+    return path
+
+
+def save_torch(module: Any, folder: Path) -> Path:
+    """A torch state dict as ``torch.save`` pickles it."""
+    import torch
+
+    path = folder / "model.pth"
+    torch.save(module.state_dict(), path)
+    return path
+
+
+def images(case: Case, batch: int = 2) -> np.ndarray:
+    """Random normalised images f32[batch, side, side, 3]."""
+    shape = (batch, case.image_size, case.image_size, 3)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def _feed(x: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def _turn(stage: str, array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def _logits(module: Any, fed: Any) -> Any:
+    out = module(**fed) if isinstance(fed, dict) else module(fed)
+    return getattr(out, "logits", out)
+
+
+def reference_outputs(case: Case, module: Any, x: Any) -> dict[str, np.ndarray]:
+    """``{stage or 'logits': array in our layout}`` of the reference."""
+    import torch
+
+    found: dict[str, np.ndarray] = {}
+    turn = case.turn or _turn
+
+    def keep(stage: str, _: Any, __: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        output = getattr(output, "last_hidden_state", output)
+        found[stage] = turn(stage, output.detach().numpy())
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(functools.partial(keep, stage))
+        for stage, name in case.stages.items()
+    ]
+    with torch.no_grad():
+        logits = (case.logits or _logits)(module, (case.feed or _feed)(x))
+    for handle in handles:
+        handle.remove()
+    return {**found, "logits": logits.detach().numpy()}
+
+
+def our_outputs(
+    model: StagedModel, variables: Any, x: Any, stages: Any, mode: Mode = EVAL
+) -> tuple[dict[str, np.ndarray], Any]:
+    """The same of ours, run stage by stage, and the updated statistics."""
+    found, stats = {}, dict(variables["batch_stats"])
+    names = model.stages
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        x, changed = model.apply(
+            {**variables, "batch_stats": stats},
+            x, mode, start=name, stop=following, mutable=["batch_stats"],
+        )  # fmt: skip
+        stats |= changed.get("batch_stats", {})
+        # The model pools what comes before the head; the stage itself is what is compared.
+        if name in stages and following != "head":
+            found[name] = np.asarray(_first(x))
+    return {**found, "logits": np.asarray(x)}, stats
+
+
+def _first(x: Any) -> Any:
+    """The tokens of a text stage, which hands its mask on beside them."""
+    return x[0] if isinstance(x, tuple) else x
+
+
+def load_case(case: Case, module: Any, path: Path) -> tuple[StagedModel, Any, Any]:
+    """(our model, the variables loaded from the file, the manifest)."""
+    model = case.model()
+    x = case.inputs() if case.inputs else images(case)
+    init = jax.eval_shape(lambda key: _initialise(model, x), jax.random.key(0))
+    variables, manifest = load(path, case.family, init, resizable=model.resizable)
+    assert manifest.origin == case.origin, manifest.origin
+    return model, variables, manifest
+
+
+def _initialise(model: StagedModel, x: Any) -> Any:
+    if isinstance(x, np.ndarray) and x.ndim == 4:
+        return initialise(model, x.shape[1], jax.random.key(0))
+    variables = model.init(jax.random.key(0), jax.tree.map(jnp.asarray, x))
+    return {c: dict(variables.get(c, {})) for c in ("params", "batch_stats")}
+
+
+def check(case: Case) -> list[Delta]:
+    """All comparisons of a case."""
+    module = case.build()
+    x = case.inputs() if case.inputs else images(case)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = (case.save or save_safetensors)(module, folder)
+        model, variables, manifest = load_case(case, module, path)
+        assert all(row.decision != "reinitialised" for row in manifest.rows)
+        theirs = reference_outputs(case, module, x)
+        ours, _ = our_outputs(model, variables, x, case.stages)
+        deltas = [delta(what, ours[what], theirs[what]) for what in theirs if what in ours]
+        if case.gradients:
+            deltas += _gradients(case, module, model, variables, x, folder)
+        if case.training:
+            deltas += _training(case, module, model, variables, x, folder)
+        if case.export:
+            _export(case, module, model, variables, folder)
+    return deltas
+
+
+def _loaded(case: Case, arrays: Mapping[str, np.ndarray], like: Any, folder: Path) -> Any:
+    """Arrays by the reference's names, as our tree."""
+    from safetensors.numpy import save_file
+
+    path = folder / "other.safetensors"
+    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path)
+    return load(path, case.family, like)[0]
+
+
+def _gradients(
+    case: Case, module: Any, model: StagedModel, variables: Any, x: Any, folder: Path
+) -> list[Delta]:
+    """Of sum(logits²) / 2, whose gradient with respect to the logits is the logits."""
+    module.zero_grad()
+    logits = (case.logits or _logits)(module, (case.feed or _feed)(x))
+    (logits**2).sum().div(2).backward()
+    arrays = state_arrays(module)
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        arrays[name] = parameter.grad.numpy()
+    theirs = tree.flatten(_loaded(case, arrays, variables, folder)["params"])
+
+    def loss(params: Any) -> Any:
+        return jnp.sum(model.apply({**variables, "params": params}, x) ** 2) / 2
+
+    ours = tree.flatten(jax.grad(loss)(variables["params"]))
+    found = {leaf: delta(f"gradient of {leaf}", ours[leaf], theirs[leaf]) for leaf in theirs}
+    # The scale is a stage's: some gradients, such as that of a key's bias, are zero but for rounding.
+    scales: dict[str, float] = {}
+    for leaf, item in found.items():
+        stage = leaf.split("/")[0]
+        scales[stage] = max(scales.get(stage, 0), item.scale)
+    return [
+        dataclasses.replace(item, scale=scales[leaf.split("/")[0]]) for leaf, item in found.items()
+    ]
+
+
+def _training(
+    case: Case, module: Any, model: StagedModel, variables: Any, x: Any, folder: Path
+) -> list[Delta]:
+    """Outputs under batch statistics, and the running statistics afterwards.
+
+    torch keeps the unbiased variance n / (n - 1), flax the biased one: ours are compared after the
+    running mean, and with the mean of variances that differ by that factor of a whole batch.
+    """
+    module.train()
+    theirs = reference_outputs(case, module, x)
+    after = _loaded(case, state_arrays(module), variables, folder)["batch_stats"]
+    module.eval()
+    mode = Mode(batch_statistics=frozenset(model.stages))
+    ours, stats = our_outputs(model, variables, x, case.stages, mode)
+    deltas = [delta(f"training: {what}", ours[what], theirs[what]) for what in ours]
+    flat = tree.flatten(stats)
+    for leaf, value in tree.flatten(after).items():
+        if leaf.endswith("mean"):
+            deltas.append(delta(f"training: {leaf}", flat[leaf], value))
+    return deltas
+
+
+def _export(case: Case, module: Any, model: StagedModel, variables: Any, folder: Path) -> None:
+    """What we write under the reference's names is what the reference had, and it loads strictly."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = folder / "exported.safetensors"
+    save_as(path, variables, case.family, case.origin, model.sizes)
+    before = module.state_dict()
+    tensors = load_file(path)
+    # Buffers that training does not touch: torch counts batches, transformers numbers positions.
+    kept = {n for n in before if n.endswith(("num_batches_tracked", "position_ids"))}
+    module.load_state_dict({**{n: before[n] for n in kept}, **tensors}, strict=True)
+    for name in tensors:
+        assert torch.equal(before[name], tensors[name]), name
+
+
+def worst(deltas: list[Delta]) -> Delta:
+    """The comparison nearest to its bound."""
+    return max(deltas, key=lambda d: max(d.absolute / ABSOLUTE, d.relative / RELATIVE))
+
+
+def assert_within(deltas: list[Delta]) -> None:
+    """Every comparison is within both bounds."""
+    beyond = [d for d in deltas if d.absolute > ABSOLUTE or d.relative > RELATIVE]
+    assert not beyond, "\n".join(
+        f"{d.what}: |Δ| {d.absolute:.2e}, {d.relative:.2e} of the scale {d.scale:.3g}"
+        for d in beyond
+    )

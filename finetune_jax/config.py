@@ -37,6 +37,10 @@ def default() -> ml_collections.ConfigDict:
     c.pretrained = ml_collections.ConfigDict()
     c.pretrained.path = ""  # weight file; empty trains from scratch
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
+    # How a new head starts: "" as the model draws it, zero, lecun, or copy: rows of the classes
+    # whose names are also in the file `class_names`, which lists those of the weight file in order.
+    c.pretrained.head_init = ""
+    c.pretrained.class_names = ""
     # Leaves that may be fitted to another input: position, patch, channels.
     c.pretrained.resize = ("position",)
 
@@ -51,10 +55,12 @@ def default() -> ml_collections.ConfigDict:
     c.data.train = "train"  # TFDS split syntax, here and below
     c.data.validation = "validation"
     c.data.test = "test"
-    c.data.image_size = 32
-    c.data.interpolation = "bilinear"  # nearest | bilinear | bicubic
-    c.data.mean = (0.485, 0.456, 0.406)  # of values in [0, 1]
-    c.data.std = (0.229, 0.224, 0.225)
+    # How images reach the model; 0, "", () and -1 take what the model's published weights want.
+    c.data.image_size = 0  # side in pixels
+    c.data.interpolation = ""  # nearest | bilinear | bicubic
+    c.data.mean = ()  # per channel, of values in [0, 1]
+    c.data.std = ()
+    c.data.crop = -1.0  # share of the short side that the central square keeps; 0 squeezes instead
     c.data.augment = ""  # such as "random_crop(pad=4) + flip", on device, in training only
     c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
 
@@ -121,7 +127,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "train.batch_size": 1,
         "train.accumulate": 1,
         "eval.batch_size": 1,
-        "data.image_size": 1,
+        "data.image_size": 0,
         "log.every_steps": 1,
         "checkpoint.keep_last": 1,
         "checkpoint.keep_best": 0,
@@ -167,18 +173,36 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "artifact.contents": ("all", "delta"),
         "artifact.select": ("last", "best"),
         "checkpoint.metric": ("accuracy", "loss"),
+        "pretrained.head_init": ("", "zero", "lecun", "copy"),
         "task.name": ("classification",),
-        "data.interpolation": ("nearest", "bilinear", "bicubic"),
+        "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
     }
+    if config.pretrained.head_init == "probe":
+        raise UserError(
+            "pretrained.head_init: a head that starts as a solved probe is a phase of the scheme, "
+            "such as \"linear_probe + phase(solve='ridge') >> full\""
+        )
     for key, valid in choices.items():
         if config[key] not in valid:
             raise UserError(f"{key}: unknown value {config[key]!r}.{nearest(config[key], valid)}")
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (0, 3) or not all(x > 0 for x in config.data.std):
+            raise UserError(
+                f"data.{key}: expected three numbers, of std above 0, found {config.data[key]}"
+            )
+    if not (config.data.crop == -1 or 0 <= config.data.crop <= 1):
+        raise UserError(f"data.crop: expected a share in [0, 1], or -1, found {config.data.crop}")
     if config.artifact.select == "best" and not config.data.validation:
         raise UserError(
             "artifact.select: 'best' is chosen on validation, and data.validation is empty"
         )
     if config.artifact.select == "best" and not config.checkpoint.keep_best:
         raise UserError("artifact.select: 'best' needs checkpoint.keep_best of at least 1, found 0")
+    if (config.pretrained.head_init == "copy") != bool(config.pretrained.class_names):
+        raise UserError(
+            f"pretrained.class_names: a file for head_init='copy' and for no other, found "
+            f"{config.pretrained.class_names!r} and {config.pretrained.head_init!r}"
+        )
     if config.artifact.contents == "delta" and not config.pretrained.path:
         raise UserError(
             "artifact.contents: 'delta' is what differs from a weight file, and pretrained.path is "

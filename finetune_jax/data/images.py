@@ -44,17 +44,26 @@ def decode(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: refused: {error}") from None
 
 
-def resize(image: np.ndarray, side: int, interpolation: str) -> np.ndarray:
+def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) -> np.ndarray:
     """Resizes uint8[height, width, 3] to uint8[side, side, 3], antialiased as Pillow does.
 
     Args:
       image: any size; returned as it is when it already fits.
       side: in pixels.
       interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+      crop: share of the resized short side that the central square keeps; 0 resizes both sides to
+        `side` instead, whatever the proportions.
     """
     if image.shape[:2] == (side, side):
         return image
     from PIL import Image
 
     method = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(image).resize((side, side), method))
+    height, width = image.shape[:2]
+    if not crop:
+        return np.asarray(Image.fromarray(image).resize((side, side), method))
+    scale = round(side / crop) / min(height, width)
+    height, width = max(side, round(height * scale)), max(side, round(width * scale))
+    resized = np.asarray(Image.fromarray(image).resize((width, height), method))
+    top, left = (height - side) // 2, (width - side) // 2
+    return resized[top : top + side, left : left + side]

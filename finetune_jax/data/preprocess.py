@@ -10,27 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.data.images import resize
+from finetune_jax.models import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """Resize on the host in uint8, normalise on the device in f32.
+class Preprocess(Inputs):
+    """Resize, crop and order of colours on the host in uint8, normalise on the device in f32.
 
-    Attributes:
-      size: side of the square image, in pixels.
-      interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
-      mean: per RGB channel, of values in [0, 1].
-      std: likewise, > 0.
+    The attributes are those of `finetune_jax.models.Inputs`, which a model brings with it.
     """
-
-    size: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     def host(self, image: np.ndarray) -> np.ndarray:
         """uint8[height, width, 3] to uint8[size, size, 3]."""
-        return resize(image, self.size, self.interpolation)
+        square = resize(image, self.size, self.interpolation, self.crop)
+        return square[..., ::-1] if self.channels == "bgr" else square
 
     def device(self, images: jax.Array) -> jax.Array:
         """uint8[batch, size, size, 3] to f32 of the same shape: (x / 255 - mean) / std."""

@@ -32,6 +32,7 @@ def load(
     reinitialise_head: bool = False,
     resizable: Mapping[str, Resizable] | None = None,
     resize: Sequence[str] = ("position",),
+    copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
     """Puts the tensors of a weight file in the place of a model's initial values.
@@ -52,6 +53,7 @@ def load(
         another task with as many outputs; the file may then lack them.
       resizable: `StagedModel.resizable` of the model.
       resize: which kinds of `surgery.KINDS` are allowed.
+      copy_rows: ``{our class: the file's}``, whose columns a head that starts afresh takes over.
       place: called with each leaf (``params/…``) and its values as soon as they are read; what it
         returns is kept in their place. For arrays that go to devices one by one.
 
@@ -77,6 +79,7 @@ def load(
             always=reinitialise_head,
             resizable={f"params/{p}": r for p, r in (resizable or {}).items()},
             resize=dict.fromkeys(resize, True),
+            copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
         ).run()
 
@@ -103,6 +106,7 @@ class _Load:
       leaves: initial values by ``collection/leaf path``.
       stages, always: that may be re-initialised, and whether they are in any case.
       resizable, resize: leaves that may be fitted, and the kinds of surgery allowed.
+      copy_rows: of a head that starts afresh.
       problems: found so far.
       homeless: tensors that no leaf wants.
     """
@@ -115,6 +119,7 @@ class _Load:
     always: bool
     resizable: dict[str, Resizable]
     resize: dict[str, bool]
+    copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
     problems: list[str] = dataclasses.field(default_factory=list)
     homeless: list[str] = dataclasses.field(default_factory=list)
@@ -190,6 +195,8 @@ class _Load:
         """``{stage: reason}`` of the stages that keep their initial values."""
         if self.always:
             return dict.fromkeys(self.stages, "asked for")
+        if self.copy_rows:
+            return dict.fromkeys(self.stages, "rows of shared classes are copied")
         fresh: dict[str, str] = {}
         for name, targets in matches.items():
             for target in targets:
@@ -245,6 +252,8 @@ class _Load:
                         f"tensor {name!r} {dtype}{list(shape)} belongs to {target.leaf}, which the "
                         f"model does not have.{nearest(target.leaf, self.leaves)}"
                     )
+            elif stage in fresh and self.copy_rows:
+                self._copy(name, target, source)
             elif stage in fresh:
                 self._keep(target.leaf, source, self._misfit(name, target) or fresh[stage])
             elif problem := self._misfit(name, target) or self._dtype_problem(target.leaf, dtype):
@@ -307,6 +316,21 @@ class _Load:
             f"leaf {leaf} {_dtype(wanted)}{list(wanted.shape)} gets no tensor; expected "
             f"{expected!r}{remedy}.{near if near.startswith(' Did you') else ''}"
         )
+
+    def _copy(self, name: str, target: Target, source: Source) -> None:
+        """Initial values of a head's leaf, with the columns of shared classes from the file."""
+        values = target.forward(self.weights.read(name))
+        array = np.array(self.leaves[target.leaf])
+        needed = max(self.copy_rows.values()) + 1
+        if values.shape[:-1] != array.shape[:-1] or values.shape[-1] < needed:
+            self.problems.append(
+                f"tensor {name!r} for {target.leaf}: shape {values.shape} in file, "
+                f"{array.shape} in model with rows copied from {needed} classes or more"
+            )
+            return
+        array[..., list(self.copy_rows)] = values[..., list(self.copy_rows.values())]
+        count = f"{len(self.copy_rows)} of {array.shape[-1]} classes copied from the file's"
+        self._add("reinitialised", target.leaf, source, f"{count} {values.shape[-1]}", array)
 
     def _source(self, leaf: str) -> str:
         """What the file's origin calls a leaf, within the wrapper that the file uses."""

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.errors import UserError
-from finetune_jax.models import MODELS, StagedModel, build, initial_variables
+from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Classification
 from finetune_jax.training.mesh import make_mesh, use_cpu_devices
@@ -96,18 +97,17 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             f"{source.name!r} has {len(source.class_names)}: {', '.join(source.class_names[:12])}"
         )
     task = Classification(source.class_names)
-    data = config.data
-    preprocess = Preprocess(data.image_size, data.interpolation, tuple(data.mean), tuple(data.std))
-    parse_augment(data.augment)
+    preprocess = _preprocess(config)
+    parse_augment(config.data.augment)
     model = build(
         config.model.name,
         task.head_size,
-        image_size=data.image_size,
+        image_size=preprocess.size,
         dtype=config.model.dtype,
         remat=config.model.remat,
         dropout=config.model.dropout,
     )
-    abstract = initial_variables(model, data.image_size, stages=())
+    abstract = initial_variables(model, preprocess.size, stages=())
     parse_schedule(config.optimizer.schedule, 1)
     phases = resolve_phases(
         config.scheme,
@@ -133,6 +133,22 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
     return Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
 
 
+def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
+    """The model's own constants, where the config does not set others."""
+    entry = entry_of(config.model.name)
+    if entry.tokens:
+        raise UserError(f"model.name: {config.model.name} reads text, and the data are images")
+    own, data = entry.inputs, config.data
+    return Preprocess(
+        size=data.image_size or own.size,
+        mean=tuple(data.mean) or own.mean,
+        std=tuple(data.std) or own.std,
+        interpolation=data.interpolation or own.interpolation,
+        crop=own.crop if data.crop < 0 else data.crop,
+        channels=own.channels,
+    )
+
+
 def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (variables, manifest JSON): the pretrained file's leaves, or random ones.
 
@@ -143,14 +159,21 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     if not settings.path:
         return experiment.initial_variables(), {"file": None, "rows": []}
     from finetune_jax.pretrained import load
+    from finetune_jax.pretrained.class_names import read_class_names, shared_rows
 
+    rows: dict[int, int] = {}
+    if settings.head_init == "copy":
+        rows = shared_rows(experiment.task.class_names, read_class_names(settings.class_names))
+    init = experiment.initial_variables(stages=("head",))
+    init["params"]["head"] = _start_head(init["params"]["head"], settings.head_init, experiment)
     variables, manifest = load(
         settings.path,
         MODELS[experiment.config.model.name].family,
-        experiment.initial_variables(stages=("head",)),
+        init,
         reinitialise_head=settings.new_head,
         resizable=experiment.model.resizable,
         resize=settings.resize,
+        copy_rows=rows,
     )
     fresh = [
         row.leaf.removeprefix("params/")
@@ -164,3 +187,14 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
             f"{', '.join(stuck)}; add ' + head' to train it"
         )
     return variables, manifest.to_json()
+
+
+def _start_head(head: dict[str, Any], how: str, experiment: Experiment) -> dict[str, Any]:
+    """The head's initial leaves: as the model draws them, zero, or LeCun's normal."""
+    if how == "zero":
+        return jax.tree.map(jnp.zeros_like, head)
+    if how == "lecun":
+        key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
+        draw = jax.nn.initializers.lecun_normal()(key, head["kernel"].shape, jnp.float32)
+        return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
+    return head

@@ -13,7 +13,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import ArrayExamples, open_source
 from finetune_jax.data.splits import resolve_split
 
-PLAIN = Preprocess(4, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PLAIN = Preprocess(4, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop=0)
 
 
 def numbered(count):
@@ -82,7 +82,7 @@ def test_a_reading_error_surfaces_in_the_consumer():
 
 def test_caching_changes_no_pixel():
     digits = open_source("digits").read("test[:20]")
-    preprocess = Preprocess(16, "bilinear", (0, 0, 0), (1, 1, 1))
+    preprocess = Preprocess(16, (0, 0, 0), (1, 1, 1), crop=0)
     kept = cached(digits, preprocess, 2**20)
     for i in range(len(digits)):
         np.testing.assert_array_equal(kept[i]["image"], preprocess.host(digits[i]["image"]))
@@ -109,7 +109,7 @@ def test_percent_splits_cover_without_overlap(percent, size):
 
 def test_device_preprocessing_is_the_formula():
     images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
-    preprocess = Preprocess(4, "nearest", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    preprocess = Preprocess(4, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "nearest", crop=0)
     expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.6, 0.7])
     np.testing.assert_allclose(preprocess.device(jnp.asarray(images)), expected, atol=1e-6)
     assert Preprocess.from_json(preprocess.to_json()) == preprocess

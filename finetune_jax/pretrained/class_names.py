@@ -1,0 +1,72 @@
+"""Names of a published head's outputs, so that rows of classes both tasks share can be kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_jax.errors import UserError
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Ordered class names from a file.
+
+    Args:
+      path: text with one name per line, or JSON: a list, a ``config.json`` of Hugging Face (its
+        ``id2label``), or Keras' ``imagenet_class_index.json`` (number to WordNet ID and name).
+
+    Raises:
+      UserError: no such file, none of these, a name twice, or numbers with a gap.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: class names cannot be read: {error}") from None
+    names = _from_json(path, text) if path.suffix == ".json" else text.splitlines()
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or "" in names or twice:
+        found = f"{twice[0]!r} twice" if twice else "an empty name" if names else "none"
+        raise UserError(f"{path}: expected one name per class, found {found}")
+    return tuple(names)
+
+
+def _from_json(path: Path, text: str) -> list[str]:
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if isinstance(content, dict):
+        content = content.get("id2label", content)
+        if not isinstance(content, dict) or not all(str(i) in content for i in range(len(content))):
+            raise UserError(f"{path}: expected class numbers from 0 without a gap")
+        content = [content[str(i)] for i in range(len(content))]
+    # Keras' index has [WordNet ID, name].
+    names = [entry[-1] if isinstance(entry, list) and entry else entry for entry in content]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: expected class names as text")
+    return names
+
+
+def shared_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
+    """``{our class number: theirs}`` of the names that both have, upper and lower case alike.
+
+    Raises UserError if they share none.
+    """
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", " ")
+
+    places = {plain(name): number for number, name in enumerate(theirs)}
+    rows = {i: places[plain(name)] for i, name in enumerate(ours) if plain(name) in places}
+    if not rows:
+        raise UserError(
+            f"pretrained.head_init: 'copy' needs shared class names; ours are "
+            f"{', '.join(ours[:8])}, the file's {', '.join(theirs[:8])}"
+        )
+    return rows

@@ -22,6 +22,7 @@ from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
 from finetune_jax.models import DTYPES, build, initial_variables
+from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.pretrained import load, open_weights, save_native
 from finetune_jax.tasks import Classification
 
@@ -155,7 +156,15 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
         initial = initial_variables(model, size, stages=("head",))
         # A head that is here whole need not be in the base.
         head = {path for path in tree.flatten(initial) if path.split("/")[1] == "head"}
-        whole, manifest = load(base_path, family, initial, reinitialise_head=head <= arrays.keys())
+        whole, manifest = load(
+            base_path,
+            family,
+            initial,
+            reinitialise_head=head <= arrays.keys(),
+            # Whatever surgery the run allowed: the fingerprint below tells whether it is the same.
+            resizable=model.resizable,
+            resize=KINDS,
+        )
         if manifest.sha256 != card["base"]["sha256"]:
             raise UserError(f"{base_path} is not the file this artifact started from")
         below = tree.flatten(whole)

@@ -10,18 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import resnet_cifar, vit
+from finetune_jax.models import resnet, resnet_cifar, vit
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 
 __all__ = [
-    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "initial_variables",
+    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "entry_of", "initial_variables",
     "initialise",
 ]  # fmt: skip
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-MODELS: dict[str, Entry] = {**resnet_cifar.ENTRIES, **vit.ENTRIES}
+MODELS: dict[str, Entry] = {**resnet.ENTRIES, **resnet_cifar.ENTRIES, **vit.ENTRIES}
+
+
+def entry_of(name: str) -> Entry:
+    """The registry's entry of a name; UserError with the nearest one if there is none."""
+    if name not in MODELS:
+        raise UserError(f"model.name: unknown model {name!r}.{nearest(name, MODELS)}")
+    return MODELS[name]
 
 
 def build(
@@ -46,15 +53,13 @@ def build(
     Raises:
       UserError: unknown name or dtype, or a value out of range.
     """
-    if name not in MODELS:
-        raise UserError(f"model.name: unknown model {name!r}.{nearest(name, MODELS)}")
+    entry = entry_of(name)
     if dtype not in DTYPES:
         raise UserError(f"model.dtype: unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
     if num_classes < 1:
         raise UserError(f"the head needs at least one class, not {num_classes}")
     if not 0 <= dropout < 1:
         raise UserError(f"model.dropout: expected a rate in [0, 1), found {dropout}")
-    entry = MODELS[name]
     if dropout and not entry.dropout:
         raise UserError(f"model.dropout: {name} has no dropout; expected 0, found {dropout}")
     if image_size % entry.patch:

@@ -33,6 +33,7 @@ def default() -> ml_collections.ConfigDict:
     c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16
     c.model.remat = False
     c.model.dropout = 0.0
+    c.model.head = ""  # of families with several, such as VGG's gap_linear; "": their default
 
     c.pretrained = ml_collections.ConfigDict()
     c.pretrained.path = ""  # weight file; empty trains from scratch

@@ -83,7 +83,7 @@ def save_artifact(
       folder: created when absent.
       variables: whole variables.
       model: arguments of `models.build` under ``name``, ``num_classes``, ``image_size``, ``dtype``,
-        and ``family``.
+        ``head``, and ``family``.
       deltas: in place in the model.
       task: class names.
       preprocess: deterministic part.
@@ -153,7 +153,7 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
                 f"{folder} holds only what differs from {card['base']['file']!r}; give that file "
                 f"with --base"
             )
-        initial = initial_variables(model, size, stages=("head",))
+        initial = initial_variables(model, size, stages=("head", *model.fresh_stages))
         # A head that is here whole need not be in the base.
         head = {path for path in tree.flatten(initial) if path.split("/")[1] == "head"}
         whole, manifest = load(
@@ -164,6 +164,9 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
             # Whatever surgery the run allowed: the fingerprint below tells whether it is the same.
             resizable=model.resizable,
             resize=KINDS,
+            sizes=model.sizes,
+            fresh=model.fresh_stages,
+            absent=model.absent_stages,
         )
         if manifest.sha256 != card["base"]["sha256"]:
             raise UserError(f"{base_path} is not the file this artifact started from")

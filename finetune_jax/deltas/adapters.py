@@ -74,12 +74,18 @@ class Bottleneck(Delta):
         memory: dict[str, Any],
     ) -> Any:
         y = next_call(*args)
+        if isinstance(y, tuple):  # a block over texts hands its mask on beside the tokens
+            tokens, *others = y
+            return (tokens + self.branch(tokens, own), *others)
         return y + self.branch(y, own)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptFormer(Bottleneck):
-    """A branch parallel to the feed-forward: reads what enters its norm, adds to its output.
+    """A branch parallel to the feed-forward: reads what enters it, adds to its output.
+
+    The module is where it reads: the norm before the feed-forward, or in a post-norm block the first
+    dense layer.
 
     Attributes:
       adds_to: path of the last dense layer of the feed-forward.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import resnet, resnet_cifar, vit
+from finetune_jax.models import resnet, resnet_cifar, text_encoder, vgg, vit
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 
@@ -21,7 +21,13 @@ __all__ = [
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-MODELS: dict[str, Entry] = {**resnet.ENTRIES, **resnet_cifar.ENTRIES, **vit.ENTRIES}
+MODELS: dict[str, Entry] = {
+    **resnet.ENTRIES,
+    **resnet_cifar.ENTRIES,
+    **text_encoder.ENTRIES,
+    **vgg.ENTRIES,
+    **vit.ENTRIES,
+}
 
 
 def entry_of(name: str) -> Entry:
@@ -39,6 +45,7 @@ def build(
     dtype: str = "float32",
     remat: bool = False,
     dropout: float = 0.0,
+    head: str = "",
 ) -> StagedModel:
     """Returns the module called `name`.
 
@@ -49,6 +56,7 @@ def build(
       dtype: compute dtype, ``float32`` or ``bfloat16``; parameters are f32 either way.
       remat: recompute activations in the backward pass.
       dropout: rate in [0, 1).
+      head: one of the entry's `heads`; empty takes the default.
 
     Raises:
       UserError: unknown name or dtype, or a value out of range.
@@ -67,7 +75,14 @@ def build(
             f"model {name} cuts images into patches of {entry.patch} pixels; the image size "
             f"{image_size} is not a multiple of it"
         )
-    return entry.build(num_classes=num_classes, dtype=DTYPES[dtype], remat=remat, dropout=dropout)
+    if head and head not in entry.heads:
+        if not entry.heads:
+            raise UserError(f"model.head: {name} has one head only; expected '', found {head!r}")
+        raise UserError(f"model.head: unknown head {head!r}.{nearest(head, entry.heads)}")
+    choice = {"head_kind": head or entry.heads[0]} if entry.heads else {}
+    return entry.build(
+        num_classes=num_classes, dtype=DTYPES[dtype], remat=remat, dropout=dropout, **choice
+    )
 
 
 def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str, Any]:
@@ -75,9 +90,9 @@ def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str,
 
     Works under `jax.eval_shape` for the abstract tree. The top-level keys of params are the
     stages; their forward order is `model.stages`, because jit hands dicts back sorted by key.
+    `image_size` is the number of tokens for a model of texts.
     """
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = model.init(key, images)
+    variables = model.init(key, model.example(image_size))
     stats = variables.get("batch_stats", {})
     return {
         "params": {name: variables["params"][name] for name in model.stages},

@@ -17,7 +17,7 @@ class Inputs:
     """How the published weights want their images.
 
     Attributes:
-      size: side of the square, in pixels.
+      size: side of the square, in pixels; of texts, the most tokens they are used with.
       mean, std: per channel, of RGB values in [0, 1].
       interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
       crop: side of the central square that is kept, as a share of the resized short side; 0 resizes
@@ -31,6 +31,18 @@ class Inputs:
     interpolation: str = "bilinear"
     crop: float = 0.875
     channels: str = "rgb"
+
+
+# keras.applications' "caffe" mode: the means of its training pictures are taken off in BGR order, and
+# 0 to 255 is not scaled. Keras' own loader of image files squeezes them, by the nearest pixel.
+CAFFE = Inputs(
+    224,
+    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),
+    std=(1 / 255, 1 / 255, 1 / 255),
+    interpolation="nearest",
+    crop=0,
+    channels="bgr",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +59,8 @@ class Entry:
       licence: of those weights, as their publishers state it.
       patch: the input size must be a multiple of it.
       dropout: whether the model has any.
+      heads: choices of ``model.head``, the default first; none for a family with one head. The
+        choice goes to `build` as ``head_kind``.
       tokens: the input is text: token numbers instead of an image.
     """
 
@@ -59,9 +73,10 @@ class Entry:
     licence: str = ""
     patch: int = 1
     dropout: bool = False
+    heads: tuple[str, ...] = ()
     tokens: bool = False
 
     @property
     def image_size(self) -> int:
-        """Default side of the input, in pixels."""
+        """Default side of the input in pixels; length of a text in tokens."""
         return self.inputs.size

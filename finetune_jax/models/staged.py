@@ -8,10 +8,11 @@ once against this class instead of once per family.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class StagedModel(nn.Module):
 
     Every stage but the head is called as ``stage(x, batch_statistics, dropout)`` with two bools.
     The last stage is always ``head``, an `nn.Dense`; `pool` turns the output of the stage before
-    it into the features the head reads, so ``stop="head"`` gives features f32[batch, width].
+    it into the features the head reads, so ``stop="head"`` gives features f32[batch, width]. What
+    goes from stage to stage is an array, or with texts the pair (tokens, mask).
     """
 
     @property
@@ -62,17 +64,34 @@ class StagedModel(nn.Module):
         return {}
 
     @property
+    def fresh_stages(self) -> dict[str, str]:
+        """Stages that never take the tensors of a weight file, and why; a chosen head has some."""
+        return {}
+
+    @property
+    def absent_stages(self) -> dict[str, str]:
+        """Stages of the published models that this one goes without, and why."""
+        return {}
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Lengths of axes that our leaves join and other projects keep apart, such as heads."""
         return {}
 
-    def pool(self, x: jax.Array) -> jax.Array:
+    def example(self, size: int) -> Any:
+        """The least input that shapes all parameters: one image of `size` pixels squared.
+
+        For a model of texts, one text of `size` tokens.
+        """
+        return jnp.zeros((1, size, size, 3), jnp.float32)
+
+    def pool(self, x: Any) -> jax.Array:
         """Features from the output of the last stage before the head."""
         return x
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Any,
         mode: Mode = EVAL,
         *,
         start: str | None = None,
@@ -81,8 +100,8 @@ class StagedModel(nn.Module):
         """Runs the stages from `start` (included, default first) to `stop` (excluded).
 
         Args:
-          x: images f32[batch, height, width, 3] already normalised, or the output of the stage
-            before `start`.
+          x: images f32[batch, height, width, 3] already normalised, for a model of texts token
+            numbers as its class describes them, or the output of the stage before `start`.
           mode: which stages run as in training.
           start: name of the first stage to run.
           stop: name of the first stage not to run.

@@ -1,49 +1,124 @@
-"""Opens a weight file of any known format, told by its suffix."""
+"""Opens a weight file or folder of any known format, told by its suffix and its content."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.artifact_weights import CARD, open_artifact
+from finetune_jax.pretrained.detect import detect
+from finetune_jax.pretrained.hub import REPOSITORY_FILES
+from finetune_jax.pretrained.keras_file import open_keras, open_keras_h5
+from finetune_jax.pretrained.limits import blame
+from finetune_jax.pretrained.msgpack_file import open_msgpack
+from finetune_jax.pretrained.npz_file import open_npy_folder, open_npz
+from finetune_jax.pretrained.orbax_folder import is_orbax, open_orbax
 from finetune_jax.pretrained.safetensors_file import open_safetensors
+from finetune_jax.pretrained.sharded import open_sharded
 from finetune_jax.pretrained.torch_file import open_torch
 from finetune_jax.pretrained.weights import Weights
 
-_OPENERS: dict[str, Callable[[Path], Weights]] = {
-    ".safetensors": open_safetensors,
-    ".th": open_torch,
-    ".pt": open_torch,
-    ".pth": open_torch,
-    ".bin": open_torch,
+# Suffix -> (format as `detect` names it, opener). The longest that fits counts.
+_OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
+    ".safetensors": ("safetensors", open_safetensors),
+    ".th": ("torch", open_torch),
+    ".pt": ("torch", open_torch),
+    ".pth": ("torch", open_torch),
+    ".bin": ("torch", open_torch),
+    ".npz": ("numpy", open_npz),
+    ".zip": ("numpy", open_npz),
+    ".msgpack": ("msgpack", open_msgpack),
+    ".keras": ("keras", open_keras),
+    ".h5": ("hdf5", open_keras_h5),
+    ".hdf5": ("hdf5", open_keras_h5),
+    ".safetensors.index.json": (
+        "index",
+        functools.partial(open_sharded, open_shard=open_safetensors),
+    ),
+    ".bin.index.json": ("index", functools.partial(open_sharded, open_shard=open_torch)),
 }
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:
-    """Opens a weight file without reading its values and without running any code it holds.
+    """Opens weights without reading their values and without running any code they hold.
 
     Args:
-      path: a ``.safetensors`` file, or a PyTorch file (``.th``, ``.pt``, ``.pth``, ``.bin``).
+      path: a file: ``.safetensors``; PyTorch (``.th``, ``.pt``, ``.pth``, ``.bin``); NumPy
+        (``.npz``, or a ``.zip`` of ``.npy``); Flax (``.msgpack``); Keras (``.h5``, ``.hdf5``,
+        ``.weights.h5``, ``.keras``); or the ``.index.json`` of a sharded one. Or a folder: an
+        artifact, an Orbax checkpoint, one with the files of a Hugging Face repository, or one of
+        ``.npy`` files.
 
     Raises:
-      UserError: the file is missing, empty, truncated or of another format than its suffix says.
+      UserError: it is missing, empty, damaged, or of another format than its suffix says.
     """
     path = Path(path)
-    if path.suffix not in _OPENERS:
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        return _open_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{str(path)!r:.300}: no name of a file: {error}") from error
+
+
+def _suffix(path: Path) -> str | None:
+    fitting = [suffix for suffix in _OPENERS if path.name.endswith(suffix)]
+    return max(fitting, key=len, default=None)
+
+
+def _open_file(path: Path) -> Weights:
+    suffix = _suffix(path)
+    if suffix is None:
+        found = detect(path) if path.is_file() else None
         known = ", ".join(_OPENERS)
-        raise UserError(f"{path}: unknown weight format {path.suffix!r}; expected one of {known}")
+        hint = f" Its content is {found[1]}." if found else ""
+        raise UserError(
+            f"{path}: unknown weight format {path.suffix!r}; expected one of {known}.{hint}"
+        )
     if not path.exists():
         folder = path.parent
         files = folder.iterdir() if folder.is_dir() else ()
-        beside = sorted(p.name for p in files if p.suffix in _OPENERS)
+        beside = sorted(p.name for p in files if _suffix(p))
         where = nearest(path.name, beside) if beside else f" The folder {folder} holds none."
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
-        raise UserError(f"{path}: expected a weight file, found a folder or a device")
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the weight file is empty (0 bytes)")
-        return _OPENERS[path.suffix](path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: expected a weight file, found a device")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the weight file is empty (0 bytes)")
+    kind, opener = _OPENERS[suffix]
+    found = detect(path)
+    if found and found[0] != kind:
+        raise UserError(
+            f"{path}: not a {suffix} file as its suffix says; its content is {found[1]}"
+        )
+    return opener(path)
+
+
+def _open_folder(folder: Path) -> Weights:
+    for place in (folder, folder / "artifact"):
+        if (place / CARD).is_file():
+            return open_artifact(place)
+    if is_orbax(folder):
+        return open_orbax(folder)
+    for name in REPOSITORY_FILES:
+        if (folder / name).is_file():
+            return _open_file(folder / name)
+    indices = sorted(p for p in folder.iterdir() if p.name.endswith(".index.json"))
+    if len(indices) == 1:
+        return _open_file(indices[0])
+    if any(p.suffix == ".npy" for p in folder.iterdir()):
+        with blame(folder, "folder of NumPy arrays"):
+            return open_npy_folder(folder)
+    files = sorted(p.name for p in folder.iterdir() if _suffix(p))
+    held = f"name one of its weight files: {', '.join(files[:20])}" if files else "found none"
+    raise UserError(
+        f"{folder}: this folder is no artifact, no Orbax checkpoint and no repository of weights "
+        f"({', '.join(REPOSITORY_FILES)}); {held}"
+    )

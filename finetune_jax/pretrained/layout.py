@@ -37,21 +37,29 @@ class Layout:
     source: tuple[tuple[str, ...], ...]
     target: tuple[tuple[str, ...], ...]
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in our models of a file's array; LayoutError if it does not fit.
+    def shape(
+        self, shape: tuple[int, ...], sizes: Mapping[str, int] | None = None
+    ) -> tuple[int, ...]:
+        """The shape in our models of a file's array.
 
-        Sizes of joined source axes cannot be told from their product; a layout that splits one is
-        refused here. Splitting happens in the other direction only, where the model knows them.
+        Args:
+          shape: in the file.
+          sizes: lengths of named axes that the file's array has joined; of each group of joined
+            axes all but one.
+
+        Raises:
+          LayoutError: the array does not fit, or a length is missing.
         """
         if not self.text:
             return shape
-        return _joined(self.target, self._sizes(self.source, shape, {}))
+        return _joined(self.target, self._sizes(self.source, shape, sizes or {}))
 
-    def forward(self, array: np.ndarray) -> np.ndarray:
-        """A file's array in our layout, C-ordered."""
+    def forward(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
+        """A file's array in our layout, C-ordered; `sizes` and errors as for `shape`."""
         if not self.text:
             return np.asarray(array, order="C")
-        return _turn(array, self.source, self.target, self._sizes(self.source, array.shape, {}))
+        known = self._sizes(self.source, array.shape, sizes or {})
+        return _turn(array, self.source, self.target, known)
 
     def inverse(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
         """Our array in the file's layout, C-ordered.
@@ -110,7 +118,18 @@ def _turn(
     after = [name for group in target for name in group if name != "1"]
     split = array.reshape([sizes[name] for name in before])
     turned = split.transpose([before.index(name) for name in after])
-    return np.asarray(turned.reshape(_joined(target, sizes)), order="C")
+    return _contiguous(turned.reshape(_joined(target, sizes)))
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array in C order; a transposed matrix goes strip by strip, several times as fast."""
+    strip = 64 // array.itemsize  # what one cache line holds
+    if array.ndim != 2 or array.flags.c_contiguous or not array.flags.f_contiguous:
+        return np.asarray(array, order="C")
+    result = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[1], strip):
+        result[:, start : start + strip] = array[:, start : start + strip]
+    return result
 
 
 @functools.cache

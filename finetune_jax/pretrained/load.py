@@ -32,6 +32,9 @@ def load(
     reinitialise_head: bool = False,
     resizable: Mapping[str, Resizable] | None = None,
     resize: Sequence[str] = ("position",),
+    sizes: Mapping[str, int] | None = None,
+    fresh: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
     copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
@@ -53,6 +56,9 @@ def load(
         another task with as many outputs; the file may then lack them.
       resizable: `StagedModel.resizable` of the model.
       resize: which kinds of `surgery.KINDS` are allowed.
+      sizes: `StagedModel.sizes` of the model.
+      fresh: `StagedModel.fresh_stages` of the model: stages that keep their initial values, and why.
+      absent: `StagedModel.absent_stages` of the model: stages whose tensors are dropped, and why.
       copy_rows: ``{our class: the file's}``, whose columns a head that starts afresh takes over.
       place: called with each leaf (``params/…``) and its values as soon as they are read; what it
         returns is kept in their place. For arrays that go to devices one by one.
@@ -79,6 +85,9 @@ def load(
             always=reinitialise_head,
             resizable={f"params/{p}": r for p, r in (resizable or {}).items()},
             resize=dict.fromkeys(resize, True),
+            sizes=dict(sizes or {}),
+            fresh=dict(fresh or {}),
+            absent=dict(absent or {}),
             copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
         ).run()
@@ -106,6 +115,7 @@ class _Load:
       leaves: initial values by ``collection/leaf path``.
       stages, always: that may be re-initialised, and whether they are in any case.
       resizable, resize: leaves that may be fitted, and the kinds of surgery allowed.
+      sizes, fresh, absent: as for `load`.
       copy_rows: of a head that starts afresh.
       problems: found so far.
       homeless: tensors that no leaf wants.
@@ -119,6 +129,9 @@ class _Load:
     always: bool
     resizable: dict[str, Resizable]
     resize: dict[str, bool]
+    sizes: dict[str, int]
+    fresh: dict[str, str]
+    absent: dict[str, str]
     copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -194,10 +207,10 @@ class _Load:
     def _fresh_stages(self, matches: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
         """``{stage: reason}`` of the stages that keep their initial values."""
         if self.always:
-            return dict.fromkeys(self.stages, "asked for")
+            return dict.fromkeys(self.stages, "asked for") | self.fresh
         if self.copy_rows:
-            return dict.fromkeys(self.stages, "rows of shared classes are copied")
-        fresh: dict[str, str] = {}
+            return dict.fromkeys(self.stages, "rows of shared classes are copied") | self.fresh
+        fresh = dict(self.fresh)
         for name, targets in matches.items():
             for target in targets:
                 stage = target.leaf.split("/")[1]
@@ -211,7 +224,7 @@ class _Load:
         found, _ = self.weights.spec(name)
         expected = tuple(self.leaves[target.leaf].shape)
         try:
-            turned = target.shape(found)
+            turned = target.shape(found, self.sizes)
         except LayoutError as error:
             return f"shape {found} in file: {error}"
         if turned == expected:
@@ -237,21 +250,26 @@ class _Load:
                     f"{nearest(name, known)}"
                 )
             else:
-                self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
+                self.rows.append(Row(*source, None, None, None, "dropped", reason))
             return
         values = None
         for target in targets:
             stage = target.leaf.split("/")[1]
             if target.leaf not in self.leaves:
-                if stage in fresh:
+                if stage in self.absent:
+                    reason = f"the model has no stage {stage}: {self.absent[stage]}"
+                    self.rows.append(Row(*source, None, None, None, "dropped", reason))
+                elif stage in fresh:
                     reason = f"stage {stage} is re-initialised: {fresh[stage]}"
-                    self.rows.append(Row(*source, None, None, None, "dropped", reason, None))
+                    self.rows.append(Row(*source, None, None, None, "dropped", reason))
                 else:
                     self.homeless.append(name)
                     self.problems.append(
                         f"tensor {name!r} {dtype}{list(shape)} belongs to {target.leaf}, which the "
                         f"model does not have.{nearest(target.leaf, self.leaves)}"
                     )
+            elif stage in self.fresh:
+                self._keep(target.leaf, source, self.fresh[stage])
             elif stage in fresh and self.copy_rows:
                 self._copy(name, target, source)
             elif stage in fresh:
@@ -272,7 +290,7 @@ class _Load:
         """Turns the values of a tensor that fits into those of its leaf."""
         leaf = self.leaves[target.leaf]
         found, expected, wanted = values.dtype, _dtype(leaf), tuple(leaf.shape)
-        turned = target.forward(values)
+        turned = target.forward(values, self.sizes)
         notes = [target.describe()] if target.describe() else []
         before = int((~np.isfinite(turned)).sum()) if _is_float(found) else 0
         if turned.shape != wanted:
@@ -319,7 +337,7 @@ class _Load:
 
     def _copy(self, name: str, target: Target, source: Source) -> None:
         """Initial values of a head's leaf, with the columns of shared classes from the file."""
-        values = target.forward(self.weights.read(name))
+        values = target.forward(self.weights.read(name), self.sizes)
         array = np.array(self.leaves[target.leaf])
         needed = max(self.copy_rows.values()) + 1
         if values.shape[:-1] != array.shape[:-1] or values.shape[-1] < needed:
@@ -344,8 +362,5 @@ class _Load:
     def _add(
         self, decision: Decision, leaf: str, source: Source, reason: str, array: np.ndarray
     ) -> None:
-        digest = tree.checksum(array)
-        self.rows.append(
-            Row(*source, leaf, array.shape, str(array.dtype), decision, reason, digest)
-        )
+        self.rows.append(Row(*source, leaf, array.shape, str(array.dtype), decision, reason))
         self.arrays[leaf] = self.place(leaf, array)

@@ -25,7 +25,6 @@ class Row:
         does without, `reinitialised`: the leaf kept its initial values, `dropped`: the tensor has
         no place.
       reason: why, or how.
-      checksum: `finetune_jax.tree.checksum` of the leaf's values.
     """
 
     source_name: str | None
@@ -36,7 +35,6 @@ class Row:
     dtype: str | None
     decision: Decision
     reason: str
-    checksum: str | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A map belongs to a model family and an origin (who wrote the file); the tables are in
 `finetune_jax.pretrained.maps`, one file per family. Their rules are pairs of name templates read in
 both directions: ``layer{i}.{j}.conv{k}.weight`` and ``params/layer{i}_block{j}/conv{k}/kernel``.
-``{path}`` stands for any text, every other field for digits.
+``{path}`` stands for any text, every other field for digits. Where two sides count from different
+numbers, ``{i+1}`` is one more than ``{i}`` of the other side; ``{i:02}`` has at least two digits.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class Target(NamedTuple):
     layout: Layout
     part: tuple[int, int]
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The leaf's shape from the tensor's; LayoutError if it does not fit."""
-        return self.layout.shape(self._cut(shape))
+    def shape(
+        self, shape: tuple[int, ...], sizes: Mapping[str, int] | None = None
+    ) -> tuple[int, ...]:
+        """The leaf's shape from the tensor's, see `Layout.shape`; LayoutError if it does not fit."""
+        return self.layout.shape(self._cut(shape), sizes)
 
     def _cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         count = self.part[1]
@@ -46,13 +49,13 @@ class Target(NamedTuple):
             return shape
         return (shape[0] // count, *shape[1:])
 
-    def forward(self, array: np.ndarray) -> np.ndarray:
+    def forward(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
         """The leaf from the tensor."""
         index, count = self.part
         if count > 1:
             length = self._cut(array.shape)[0]
             array = array[index * length : (index + 1) * length]
-        return self.layout.forward(array)
+        return self.layout.forward(array, sizes)
 
     def describe(self) -> str:
         """For the manifest; '' if the tensor is taken as it is."""
@@ -106,11 +109,11 @@ class NameMap:
         """Where a source tensor goes; empty if no rule knows its name."""
         for candidate in self._spellings(name):
             for rule in self.rules:
-                match = _pattern(rule.source).fullmatch(candidate)
-                if match:
+                fields = _read(rule.source, candidate)
+                if fields is not None:
                     same = [r for r in self.rules if r.source == rule.source]
                     return tuple(
-                        Target(_fill(r.leaf, match), layout(r.layout), r.part) for r in same
+                        Target(_fill(r.leaf, fields), layout(r.layout), r.part) for r in same
                     )
         return ()
 
@@ -118,7 +121,7 @@ class NameMap:
         """Why a source tensor has no place in our models; None if it is not ignored."""
         for candidate in self._spellings(name):
             for template, reason in self.ignore:
-                if _pattern(template).fullmatch(candidate):
+                if _read(template, candidate) is not None:
                     return reason
         return None
 
@@ -130,7 +133,7 @@ class NameMap:
     def constant(self, leaf: str) -> tuple[float, str] | None:
         """(value, reason) of a leaf that the origin does without."""
         for template, value, reason in self.constants:
-            if _pattern(template).fullmatch(leaf):
+            if _read(template, leaf) is not None:
                 return value, reason
         return None
 
@@ -151,10 +154,10 @@ class NameMap:
         for leaf, array in leaves.items():
             found = self._rule_of(leaf)
             if found:
-                rule, match = found
+                rule, fields = found
                 turned = layout(rule.layout).inverse(np.asarray(array), sizes)
                 index, count = rule.part
-                parts.setdefault(_fill(rule.source, match), {})[index] = (count, turned)
+                parts.setdefault(_fill(rule.source, fields), {})[index] = (count, turned)
                 continue
             constant = self.constant(leaf)
             if constant is None:
@@ -175,11 +178,11 @@ class NameMap:
             )
         return tensors
 
-    def _rule_of(self, leaf: str) -> tuple[Rule, re.Match[str]] | None:
+    def _rule_of(self, leaf: str) -> tuple[Rule, dict[str, str]] | None:
         for rule in self.rules:
-            match = _pattern(rule.leaf).fullmatch(leaf)
-            if match:
-                return rule, match
+            fields = _read(rule.leaf, leaf)
+            if fields is not None:
+                return rule, fields
         return None
 
     def _spellings(self, name: str) -> list[str]:
@@ -188,23 +191,49 @@ class NameMap:
         return [name] if not self.prefix else [name, self.prefix + name]
 
 
+_FIELD = r"\{(\w+)([+-]\d+)?(?::0(\d+))?\}"
+
+
 @functools.cache
-def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", template)  # text, field, text, field, ..., text
-    seen: set[str] = set()
-    for i, part in enumerate(parts):
-        if not i % 2:
-            parts[i] = re.escape(part)
-        elif part in seen:
-            parts[i] = f"(?P={part})"
+def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
+    """The template as a regex, and what it adds to the numbers of its fields."""
+    parts = re.split(_FIELD, template)  # text, (field, offset, digits), text, ..., text
+    text, offsets = re.escape(parts[0]), {}
+    for i in range(1, len(parts), 4):
+        name, offset, digits = parts[i : i + 3]
+        if f"(?P<{name}>" in text:
+            text += f"(?P={name})"
         else:
-            seen.add(part)
-            parts[i] = f"(?P<{part}>{'.+' if part == 'path' else '[0-9]+'})"
-    return re.compile("".join(parts))
+            text += f"(?P<{name}>{'.+' if name == 'path' else f'[0-9]{{{digits or 1},}}'})"
+        if offset or digits:
+            offsets[name] = int(offset or 0)
+        text += re.escape(parts[i + 3])
+    return re.compile(text), offsets
 
 
-def _fill(template: str, match: re.Match[str]) -> str:
-    return template.format_map(match.groupdict())
+def _read(template: str, text: str) -> dict[str, str] | None:
+    """The fields with which the template is the text; None if there are none."""
+    pattern, offsets = _pattern(template)
+    match = pattern.fullmatch(text)
+    if not match:
+        return None
+    fields = match.groupdict()
+    for name, offset in offsets.items():
+        number = int(fields[name]) - offset
+        if number < 0:
+            return None
+        fields[name] = str(number)
+    return fields
+
+
+def _fill(template: str, fields: Mapping[str, str]) -> str:
+    def one(found: re.Match[str]) -> str:
+        name, offset, digits = found.groups()
+        if not offset and not digits:
+            return fields[name]
+        return f"{int(fields[name]) + int(offset or 0):0{digits or 1}d}"
+
+    return re.sub(_FIELD, one, template)
 
 
 def native(family: str) -> NameMap:

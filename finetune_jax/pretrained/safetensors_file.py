@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from finetune_jax.errors import UserError
+from finetune_jax.pretrained.limits import DTYPES, MAX_HEADER_BYTES, blame, parse_json
 from finetune_jax.pretrained.weights import Spec, Weights
 
 _DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+    "F64": DTYPES["float64"],
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "I64": DTYPES["int64"],
+    "I32": DTYPES["int32"],
+    "I16": DTYPES["int16"],
+    "I8": DTYPES["int8"],
+    "U64": DTYPES["uint64"],
+    "U32": DTYPES["uint32"],
+    "U16": DTYPES["uint16"],
+    "U8": DTYPES["uint8"],
+    "BOOL": DTYPES["bool"],
 }
 
 
 def open_safetensors(path: Path) -> Weights:
     """Opens a safetensors file; raises UserError if it is damaged or of another format."""
+    header, start = _read_header(path)
     try:
-        file = safe_open(path, framework="numpy")
+        # The library checks that the header describes the file exactly, without gap or overlap.
+        with safe_open(path, framework="numpy") as checked:
+            names = list(checked.keys())
+            metadata = checked.metadata()
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from error
     specs: dict[str, Spec] = {}
-    for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-        view = file.get_slice(name)
-        if view.get_dtype() not in _DTYPES:
+    for name in names:
+        dtype = header[name]["dtype"]
+        if dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
-            raise UserError(
-                f"{path}: tensor {name!r} has dtype {view.get_dtype()}; expected one of {known}"
-            )
-        specs[name] = (tuple(view.get_shape()), _DTYPES[view.get_dtype()])
+            raise UserError(f"{path}: tensor {name!r} has dtype {dtype}; expected one of {known}")
+        specs[name] = (tuple(header[name]["shape"]), _DTYPES[dtype])
+    file = path.open("rb", buffering=0)
 
     def read(name: str) -> np.ndarray:
-        try:
-            return file.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+        # Not through the library's memory map, which holds every page it has read once more.
+        shape, dtype = specs[name]
+        file.seek(start + header[name]["data_offsets"][0])
+        array = np.fromfile(file, dtype, math.prod(shape))
+        if array.size != math.prod(shape):
+            raise UserError(f"{path}: tensor {name!r} cannot be read: the file ends within it")
+        return array.reshape(shape)
 
-    return Weights(path, specs, read, lambda: file.__exit__(None, None, None))
+    return Weights(path, specs, read, file.close, metadata=metadata)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header, where values start)."""
+    with path.open("rb") as file, blame(path, "safetensors file"):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, MAX_HEADER_BYTES):
+            raise UserError(
+                f"its header claims {length} bytes and the file has {size}; at most "
+                f"{MAX_HEADER_BYTES} are read: truncated, damaged or of another format"
+            )
+        # The library takes the last of two tensors of one name without a word.
+        return parse_json(file.read(length)), 8 + length
 
 
 def write_safetensors(

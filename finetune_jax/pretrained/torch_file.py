@@ -10,31 +10,29 @@ from __future__ import annotations
 import io
 import math
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained.limits import MAX_DIMENSIONS, blame
 from finetune_jax.pretrained.torch_pickle import Storage, TensorRecord, load_pickle, shown
 from finetune_jax.pretrained.weights import Spec, Weights
+from finetune_jax.pretrained.zip_archive import ZipArchive
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict")
-_MAX_DIMENSIONS = 32
+# Where training scripts put the state dict they mean to be used; the second line is looked at
+# only where the first finds none (a teacher of DINO, weights averaged over training).
+_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
+_OTHER_KEYS = ("teacher", "student", "state_dict_ema", "model_ema", "ema")
+_MAX_NESTING = 3
 
 
-@contextmanager
-def _blame(path: Path) -> Iterator[None]:
-    """Puts the file's name before a message from deeper down."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: not a readable PyTorch file: {error}") from error
+_KIND = "PyTorch file"
 
 
 def open_torch(path: Path) -> Weights:
@@ -42,19 +40,20 @@ def open_torch(path: Path) -> Weights:
 
     Raises UserError if it is damaged, holds no state dict, or asks to run code.
     """
-    file = path.open("rb")
-    try:
-        with _blame(path):
-            zipped = file.read(4) == b"PK\x03\x04"
-            content, read_storage = (_read_zip if zipped else _read_old)(file)
-            records, beside = _state_dict(content)
-            specs = {name: _check(name, record) for name, record in records.items()}
-    except BaseException:
-        file.close()
-        raise
+    with ExitStack() as stack, blame(path, _KIND):
+        file = stack.enter_context(path.open("rb"))
+        if file.read(4) == b"PK\x03\x04":
+            archive = ZipArchive(path, compressed=False)  # torch never compresses
+            stack.callback(archive.close)
+            content, read_storage = _read_zip(archive)
+        else:
+            content, read_storage = _read_old(file)
+        records, beside = _state_dict(content)
+        specs = {name: _check(name, record) for name, record in records.items()}
+        close = stack.pop_all().close
 
     def read(name: str) -> np.ndarray:
-        with _blame(path):
+        with blame(path, _KIND):
             record = records[name]
             try:
                 elements = read_storage(record.storage)
@@ -66,38 +65,69 @@ def open_torch(path: Path) -> Weights:
             )
             return np.array(tensor, order="C")
 
-    return Weights(path, specs, read, file.close, beside)
+    return Weights(path, specs, read, close, beside)
 
 
 def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
     """The tensors by name, and the names of the entries that are none."""
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
-
-    def holds_tensors(value: Any) -> bool:
-        return isinstance(value, Mapping) and any(
-            isinstance(entry, TensorRecord) for entry in value.values()
-        )
-
-    nested = [key for key in _STATE_DICT_KEYS if holds_tensors(content.get(key))]
-    if len(nested) > 1:
-        raise UserError(f"more than one state dict: under {' and '.join(map(repr, nested))}")
-    if not nested and not holds_tensors(content):
+    place, beside, chosen = "", [], content
+    for _ in range(_MAX_NESTING):
+        # A stray tensor beside `state_dict` is none of it; within it, it is.
+        if place and _holds_tensors(chosen):
+            break
+        keys = _nested(chosen)
+        if len(keys) > 1:
+            raise UserError(
+                f"more than one state dict: under {' and '.join(map(repr, keys))}; save the one "
+                "you mean alone"
+            )
+        if not keys:
+            break
+        beside += [_entry(place, key) for key in chosen if key != keys[0]]
+        place, chosen = _entry(place, keys[0], bare=True), chosen[keys[0]]
+    if not _holds_tensors(chosen):
         raise UserError(
-            f"no tensors at the top level nor under one of {', '.join(_STATE_DICT_KEYS)}; "
+            f"no tensors at the top level nor under one of "
+            f"{', '.join(_STATE_DICT_KEYS + _OTHER_KEYS)}; "
             f"found {', '.join(shown(key) for key in list(content)[:20]) or 'nothing'}."
         )
-    beside = [shown(key) for key in content if key != nested[0]] if nested else []
-    chosen = content[nested[0]] if nested else content
     records = {}
     for key, value in chosen.items():
         if not isinstance(value, TensorRecord):
-            beside.append(f"{nested[0]}[{shown(key)}]" if nested else shown(key))
+            beside.append(_entry(place, key))
         elif isinstance(key, str):
             records[key] = value
         else:
             raise UserError(f"expected a tensor's name, found {shown(key)}")
     return records, tuple(beside)
+
+
+def _entry(place: str, key: Any, bare: bool = False) -> str:
+    """How a key is named in messages: ``'epoch'``, ``model['version']``."""
+    if not place:
+        return str(key) if bare else shown(key)
+    return f"{place}[{shown(key)}]"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, TensorRecord) for v in value.values())
+
+
+def _nested(content: Mapping[Any, Any], depth: int = 0) -> list[str]:
+    """The usual keys under which tensors lie, at whatever depth below."""
+
+    def leads(value: Any) -> bool:
+        if _holds_tensors(value):
+            return True
+        inner = isinstance(value, Mapping) and depth < _MAX_NESTING
+        return bool(inner and _nested(value, depth + 1))
+
+    for keys in (_STATE_DICT_KEYS, _OTHER_KEYS):
+        if found := [key for key in keys if leads(content.get(key))]:
+            return found
+    return []
 
 
 def _check(name: str, record: TensorRecord) -> Spec:
@@ -110,8 +140,11 @@ def _check(name: str, record: TensorRecord) -> Spec:
     numbers = (offset, *shape, *strides)
     if any(type(number) is not int or number < 0 for number in numbers):
         raise UserError(f"tensor {name!r} has a size, stride or offset that is no count")
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise UserError(f"tensor {name!r} has {len(shape)} sizes and {len(strides)} strides")
+    # Python refuses to write out integers of thousands of digits, which a message would.
+    if max(storage.count, storage.start, *numbers) > sys.maxsize:
+        raise UserError(f"tensor {name!r} has a size, stride or offset beyond all memory")
     elements = math.prod(shape)
     last = offset + sum((s - 1) * t for s, t in zip(shape, strides, strict=True))
     # As many elements as the storage at most: a stride of 0 could ask for any amount of memory.
@@ -129,7 +162,8 @@ def _check(name: str, record: TensorRecord) -> Spec:
 def _elements(data: bytes, dtype: np.dtype, big_endian: bool) -> np.ndarray:
     """The bytes as a flat array in this machine's byte order."""
     # Swapped as unsigned integers, since bfloat16 has no byte order in NumPy.
-    words = np.frombuffer(data, np.dtype(f"u{dtype.itemsize}"))
+    width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    words = np.frombuffer(data, np.dtype(f"u{width}"))
     if big_endian != (sys.byteorder == "big"):
         words = words.byteswap()
     return words.view(dtype)
@@ -138,47 +172,27 @@ def _elements(data: bytes, dtype: np.dtype, big_endian: bool) -> np.ndarray:
 _ReadStorage = Callable[[Storage], np.ndarray]
 
 
-def _read_zip(file: BinaryIO) -> tuple[Any, _ReadStorage]:
-    size = file.seek(0, io.SEEK_END)
-
-    def read(name: str) -> bytes:
-        # torch never compresses, so an entry can be no larger than the file.
-        try:
-            entry = archive.getinfo(name)
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                raise UserError(f"its entry {name!r} is compressed or larger than the file")
-            return archive.read(entry)
-        except KeyError:
-            raise UserError(f"it has no entry {name!r}.{nearest(name, names)}") from None
-        except UserError:
-            raise
-        except Exception as error:  # the standard library: a damaged archive may raise anything
-            raise UserError(
-                f"its entry {name!r} is damaged: {type(error).__name__}: {error}"
-            ) from error
-
-    try:
-        archive = zipfile.ZipFile(file)
-        names = archive.namelist()
-    except Exception as error:
-        raise UserError(f"a truncated or damaged zip archive: {error}") from error
+def _read_zip(archive: ZipArchive) -> tuple[Any, _ReadStorage]:
+    names = archive.names()
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1 or len(set(names)) != len(names):
-        raise UserError("a zip archive without exactly one data.pkl, or with an entry twice")
+    if len(pickles) != 1:
+        raise UserError("a zip archive without exactly one data.pkl")
     root = pickles[0].removesuffix("data.pkl")
-    order = read(f"{root}byteorder").strip() if f"{root}byteorder" in names else b"little"
+    if f"{root}constants.pkl" in names:
+        raise UserError("it is a TorchScript program; save its state_dict() instead")
+    order = archive.read(f"{root}byteorder").strip() if f"{root}byteorder" in names else b"little"
     if order not in (b"little", b"big"):
         raise UserError(f"its byte order is {order!r:.50}; expected little or big")
 
     def read_storage(storage: Storage) -> np.ndarray:
-        data = read(f"{root}data/{storage.key}")
+        data = archive.read(f"{root}data/{storage.key}")
         end = (storage.start + storage.count) * storage.dtype.itemsize
         if len(data) < end:
             raise UserError(f"its storage {storage.key!r} has {len(data)} bytes; expected {end}")
         elements = _elements(data[:end], storage.dtype, order == b"big")
         return elements[storage.start :]
 
-    return load_pickle(io.BytesIO(read(pickles[0]))), read_storage
+    return load_pickle(io.BytesIO(archive.read(pickles[0]))), read_storage
 
 
 def _read_old(file: BinaryIO) -> tuple[Any, _ReadStorage]:

@@ -101,6 +101,8 @@ _STORAGE_DTYPES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
 }
 
 _GLOBALS: dict[tuple[str, str], Any] = {
@@ -110,6 +112,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
     **{("torch", name): StorageType(np.dtype(t)) for name, t in _STORAGE_DTYPES.items()},
 }
 
@@ -128,6 +131,8 @@ _OPCODES = frozenset(_OPCODE_NAMES.split())
 
 def shown(value: Any) -> str:
     """A value out of a pickle, for a message: never the repr of a container, which may be huge."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "an integer of more than 128 bits"  # Python may refuse to write it out
     plain = value is None or isinstance(value, (str, bytes, int, float))
     return f"{value!r:.100}" if plain else f"a {type(value).__name__}"
 

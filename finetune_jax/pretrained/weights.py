@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.limits import check_specs
 
 Spec = tuple[tuple[int, ...], np.dtype]
 
@@ -20,9 +22,23 @@ class Weights:
       with open_weights("resnet20.th") as weights:
           kernel = weights.read("module.conv1.weight")  # f32[16, 3, 3, 3]
 
+    Args:
+      path: the file, or the folder for a format of several files.
+      specs: (shape, dtype) by name.
+      read: returns the values of a name among `specs`.
+      close: lets go of the files.
+      beside: see below.
+      metadata: see below.
+      files: all files the values come from, if there are several.
+
+    Raises:
+      UserError: more or longer names than any checkpoint has, or an impossible shape.
+
     Attributes:
-      path: the file.
+      path: the file or folder.
       beside: names of entries beside the tensors that are not read (an epoch, an optimizer).
+      metadata: texts its writer left in the file (safetensors' ``__metadata__``).
+      files: all files the values come from.
     """
 
     def __init__(
@@ -32,12 +48,21 @@ class Weights:
         read: Callable[[str], np.ndarray],
         close: Callable[[], None],
         beside: tuple[str, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+        files: tuple[Path, ...] = (),
     ) -> None:
         self.path = path
         self.beside = beside
+        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.files = files or (path,)
         self._specs = dict(specs)
         self._read = read
         self._close = close
+        try:
+            check_specs(self._specs)
+        except UserError as error:
+            close()
+            raise UserError(f"{path}: {error}") from None
 
     def names(self) -> tuple[str, ...]:
         """The tensors' names, in the file's order."""
@@ -55,13 +80,40 @@ class Weights:
         Raises UserError if there is no such tensor or the file is damaged where it lies.
         """
         shape, dtype = self.spec(name)
-        array = self._read(name)
+        try:
+            array = self._read(name)
+        except UserError as error:
+            if str(error).startswith(str(self.path)):
+                raise
+            raise UserError(f"{self.path}: tensor {name!r}: {error}") from error
+        except (OSError, MemoryError) as error:
+            raise UserError(
+                f"{self.path}: tensor {name!r} cannot be read: {type(error).__name__}: {error}"
+            ) from error
         if array.shape != shape or array.dtype != dtype:
             raise UserError(
                 f"{self.path}: tensor {name!r} is announced as {dtype}{list(shape)} and holds "
                 f"{array.dtype}{list(array.shape)}"
             )
         return array
+
+    def sha256(self) -> str:
+        """SHA-256 of the file; of several: of the lines ``digest  name``, in order of name.
+
+        Raises UserError if a file cannot be read.
+        """
+        digests: dict[str, str] = {}
+        try:
+            for file in self.files:
+                name = file.relative_to(self.path) if self.path.is_dir() else file.name
+                with file.open("rb") as stream:
+                    digests[str(name)] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error}") from error
+        if self.files == (self.path,):
+            return digests[self.path.name]
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def close(self) -> None:
         """Lets go of the file; no tensor can be read afterwards."""

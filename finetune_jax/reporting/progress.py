@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,16 @@ class Progress:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def each(items: Sequence[Any], what: str) -> Iterator[Any]:
+    """The items, under a bar on a terminal."""
+    if not sys.stderr.isatty() or _quiet.get():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=what, leave=False, dynamic_ncols=True)
 
 
 def _clock(seconds: float) -> str:

@@ -101,10 +101,11 @@ def adaptformer(outline: Outline, size: int = 64, scale: float = 0.1) -> Claim:
     """A bottleneck parallel to each block's feed-forward; see `deltas.AdaptFormer`."""
     whole("size", size)
     positive("scale", scale)
+    entry = "mlp_in" if outline.post_norm_text else "norm2"
     return Claim(
         deltas=[
             deltas_lib.AdaptFormer(
-                f"{block}/norm2", width, size, float(scale), "relu", f"{block}/mlp_out"
+                f"{block}/{entry}", width, size, float(scale), "relu", f"{block}/mlp_out"
             )
             for block, width in _transformer_blocks(outline)
         ]
@@ -114,6 +115,11 @@ def adaptformer(outline: Outline, size: int = 64, scale: float = 0.1) -> Claim:
 def vpt(outline: Outline, tokens: int = 5, deep: bool = False) -> Claim:
     """Visual prompt tuning, shallow or deep; see `deltas.Prompt`."""
     whole("tokens", tokens)
+    if "stem/word/embedding" in outline.leaves:
+        raise UserError(
+            "vpt: expected a model of images, found one of texts, whose mask and positions the "
+            "prompts would not fit"
+        )
     blocks = _transformer_blocks(outline)
     patch = outline.leaves.get("stem/embedding/kernel")
     inputs = math.prod(patch.shape[:-1]) if patch is not None else blocks[0][1]

@@ -37,6 +37,11 @@ class Outline:
         return tuple(s for s in self.stages if re.search(r"block_?\d+$", s))
 
     @property
+    def post_norm_text(self) -> bool:
+        """Whether the blocks read texts, and normalise after each residual sum, as BERT's do."""
+        return {"stem/word/embedding", "stem/norm/scale"} <= self.leaves.keys()
+
+    @property
     def layers(self) -> dict[str, int]:
         """Layer number of each stage: 0 before the first block, then one per block, then the rest.
 

@@ -106,6 +106,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         dtype=config.model.dtype,
         remat=config.model.remat,
         dropout=config.model.dropout,
+        head=config.model.head,
     )
     abstract = initial_variables(model, preprocess.size, stages=())
     parse_schedule(config.optimizer.schedule, 1)
@@ -164,7 +165,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     rows: dict[int, int] = {}
     if settings.head_init == "copy":
         rows = shared_rows(experiment.task.class_names, read_class_names(settings.class_names))
-    init = experiment.initial_variables(stages=("head",))
+    init = experiment.initial_variables(stages=("head", *experiment.model.fresh_stages))
     init["params"]["head"] = _start_head(init["params"]["head"], settings.head_init, experiment)
     variables, manifest = load(
         settings.path,
@@ -173,6 +174,9 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         reinitialise_head=settings.new_head,
         resizable=experiment.model.resizable,
         resize=settings.resize,
+        sizes=experiment.model.sizes,
+        fresh=experiment.model.fresh_stages,
+        absent=experiment.model.absent_stages,
         copy_rows=rows,
     )
     fresh = [
@@ -182,9 +186,11 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     ]
     stuck = [path for path in fresh if path not in experiment.trainable]
     if stuck:
+        stages = dict.fromkeys(path.split("/")[0] for path in stuck)
+        term = "head" if [*stages] == ["head"] else f"stages({', '.join(map(repr, stages))})"
         raise UserError(
             f"scheme {experiment.scheme!r} freezes leaves that are new and random: "
-            f"{', '.join(stuck)}; add ' + head' to train it"
+            f"{', '.join(stuck)}; add ' + {term}' to train them"
         )
     return variables, manifest.to_json()
 

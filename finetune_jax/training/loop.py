@@ -197,6 +197,7 @@ def steps(
             "num_classes": experiment.task.head_size,
             "image_size": experiment.preprocess.size,
             "dtype": config.model.dtype,
+            "head": config.model.head,
         },
         deltas=deltas,
         task=experiment.task,

@@ -1,5 +1,8 @@
 """The cases of all families."""
 
+import cases_resnet
+import cases_text
+import cases_vgg
 import cases_vit
 
-CASES = [*cases_vit.CASES]
+CASES = [*cases_resnet.CASES, *cases_text.CASES, *cases_vgg.CASES, *cases_vit.CASES]

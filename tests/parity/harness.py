@@ -211,7 +211,7 @@ def load_case(case: Case, module: Any, path: Path) -> tuple[StagedModel, Any, An
     model = case.model()
     x = case.inputs() if case.inputs else images(case)
     init = jax.eval_shape(lambda key: _initialise(model, x), jax.random.key(0))
-    variables, manifest = load(path, case.family, init, resizable=model.resizable)
+    variables, manifest = load(path, case.family, init, resizable=model.resizable, sizes=model.sizes)
     assert manifest.origin == case.origin, manifest.origin
     return model, variables, manifest
 
@@ -244,13 +244,15 @@ def check(case: Case) -> list[Delta]:
     return deltas
 
 
-def _loaded(case: Case, arrays: Mapping[str, np.ndarray], like: Any, folder: Path) -> Any:
+def _loaded(
+    case: Case, model: StagedModel, arrays: Mapping[str, np.ndarray], like: Any, folder: Path
+) -> Any:
     """Arrays by the reference's names, as our tree."""
     from safetensors.numpy import save_file
 
     path = folder / "other.safetensors"
     save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path)
-    return load(path, case.family, like)[0]
+    return load(path, case.family, like, sizes=model.sizes)[0]
 
 
 def _gradients(
@@ -264,7 +266,7 @@ def _gradients(
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         arrays[name] = parameter.grad.numpy()
-    theirs = tree.flatten(_loaded(case, arrays, variables, folder)["params"])
+    theirs = tree.flatten(_loaded(case, model, arrays, variables, folder)["params"])
 
     def loss(params: Any) -> Any:
         return jnp.sum(model.apply({**variables, "params": params}, x) ** 2) / 2
@@ -291,7 +293,7 @@ def _training(
     """
     module.train()
     theirs = reference_outputs(case, module, x)
-    after = _loaded(case, state_arrays(module), variables, folder)["batch_stats"]
+    after = _loaded(case, model, state_arrays(module), variables, folder)["batch_stats"]
     module.eval()
     mode = Mode(batch_statistics=frozenset(model.stages))
     ours, stats = our_outputs(model, variables, x, case.stages, mode)

@@ -1,5 +1,5 @@
 """The tables of names, one file per model family."""
 
-from finetune_jax.pretrained.maps import resnet_cifar, vit
+from finetune_jax.pretrained.maps import resnet, resnet_cifar, text_encoder, vgg, vit
 
-NAME_MAPS = (*resnet_cifar.MAPS, *vit.MAPS)
+NAME_MAPS = (*resnet.MAPS, *resnet_cifar.MAPS, *text_encoder.MAPS, *vgg.MAPS, *vit.MAPS)

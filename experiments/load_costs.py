@@ -1,0 +1,117 @@
+"""What loading a ViT-L-sized safetensors file costs, against a plain read of the same file.
+
+Command:
+  python -m experiments.load_costs [--repeats=5]
+
+The file has timm's names and random values (304 M parameters, 1.2 GB, f32). Each measurement is a
+process of its own; time is the wall clock around the call, memory the growth of the process's peak
+resident set over what it held before, as a ratio to the bytes of the parameters. The plain read is
+`safetensors.numpy.load_file`, which turns and checks nothing. Our load turns kernels into our
+layout, checks every value, and takes the file's SHA-256 and every leaf's checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import app, flags
+
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each measurement; the median counts.")
+
+_MODEL, _ORIGIN = "vit_l16", "timm"
+
+# What a process is given to do, and how it tells what that took.
+_MEASURE = """
+import json, resource, sys, time
+import jax, numpy as np
+from finetune_jax.models import build, initial_variables
+from finetune_jax.pretrained import load
+from safetensors.numpy import load_file
+what, path = sys.argv[1:]
+if what != "plain":
+    model = build({model!r}, 1000)
+    init = initial_variables(model, 224, stages=())
+    from finetune_jax.pretrained.maps import NAME_MAPS
+if what == "mesh":
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+    spec = jax.sharding.PartitionSpec
+    def place(leaf, array):
+        cut = array.ndim and array.shape[0] % jax.device_count() == 0
+        sharding = jax.sharding.NamedSharding(mesh, spec("fsdp") if cut else spec())
+        return jax.device_put(array, sharding)
+else:
+    place = None
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before, began = held(), time.perf_counter()
+if what == "plain":
+    result = load_file(path)
+else:
+    result = jax.block_until_ready(load(path, {family!r}, init, place=place)[0])
+seconds = time.perf_counter() - began
+# Of this program alone: getrusage's peak may be that of the process it was started from.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) * 1024
+print(json.dumps({{"seconds": seconds, "bytes": peak - before}}))
+"""
+
+
+def write_file(path: Path) -> int:
+    """Writes the file; returns the bytes of its parameters."""
+    import jax
+    import numpy as np
+
+    from finetune_jax import tree
+    from finetune_jax.models import build, entry_of, initial_variables
+    from finetune_jax.pretrained import save_as
+
+    model = build(_MODEL, 1000)
+    draw = np.random.default_rng(0)
+    abstract = initial_variables(model, 224, stages=())
+    values = jax.tree.map(lambda x: draw.standard_normal(x.shape, np.float32), abstract)
+    save_as(path, values, entry_of(_MODEL).family, _ORIGIN, model.sizes)
+    return sum(x.nbytes for x in tree.flatten(values).values())
+
+
+def measure(what: str, path: Path) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    from finetune_jax.models import entry_of
+
+    code = _MEASURE.format(model=_MODEL, family=entry_of(_MODEL).family)
+    flags_ = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if what == "mesh" else {}
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, what, str(path)],
+        check=True, capture_output=True, text=True, env={**os.environ, **flags_},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vit_l16.safetensors"
+        size = write_file(path)
+        found: dict[str, list[dict[str, float]]] = {"plain": [], "load": [], "mesh": []}
+        measure("plain", path)  # the file into the system's cache
+        for _ in range(_REPEATS.value):
+            for what, results in found.items():
+                results.append(measure(what, path))
+    plain = statistics.median(r["seconds"] for r in found["plain"])
+    print(f"{_MODEL}: {size / 1e9:.2f} GB of parameters; a plain read is 1.00")
+    for what, results in found.items():
+        seconds = statistics.median(r["seconds"] for r in results)
+        memory = statistics.median(r["bytes"] for r in results)
+        print(f"{what}: time {seconds / plain:.2f}, peak memory {memory / size:.2f} of parameters")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,216 @@
+"""ResNets of He et al. 2015 (arXiv 1512.03385), with the stride in the 3x3 convolution ("v1.5").
+
+Stages: ``stem``, ``layer1_block0`` …, ``head``. Keras' variant, with the stride in the first 1x1
+convolution and biases before each BatchNorm, is the same module with other options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.models.registry import CAFFE, Entry
+from finetune_jax.models.staged import StagedModel
+
+# He initialisation by fan-out, as torchvision draws these networks.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# Blocks per layer and whether they are bottlenecks, by depth: table 1 of the paper.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The two layers that blocks are made of, with what all of them share.
+
+    Attributes:
+      bias: of convolutions, which the norm after them makes redundant.
+      epsilon: added to the variance.
+      momentum: weight of the old running statistics; torch's 0.1 is 0.9 here.
+      dtype: compute dtype.
+    """
+
+    bias: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    def conv(self, width: int, window: int, stride: int = 1) -> nn.Conv:
+        """A square convolution padded by half its window."""
+        # Explicit padding: "SAME" at stride 2 would pad on the other side than the released weights.
+        return nn.Conv(
+            width, (window, window), stride, padding=window // 2, use_bias=self.bias,
+            dtype=self.dtype, kernel_init=_KERNEL_INIT,
+        )  # fmt: skip
+
+    def norm(self) -> nn.BatchNorm:
+        """BatchNorm."""
+        return nn.BatchNorm(momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+
+
+class Stem(nn.Module):
+    """7x7 convolution, BatchNorm, ReLU, max-pooling: [b, h, w, 3] to [b, h/4, w/4, width]."""
+
+    width: int
+    layers: Layers
+
+    def setup(self) -> None:
+        self.conv = self.layers.conv(self.width, 7, 2)
+        self.norm = self.layers.norm()
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        x = nn.relu(self.norm(self.conv(x), use_running_average=not batch_statistics))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+class Shortcut(nn.Module):
+    """1x1 convolution and BatchNorm, where a block changes shape."""
+
+    width: int
+    stride: int
+    layers: Layers
+
+    def setup(self) -> None:
+        self.conv = self.layers.conv(self.width, 1, self.stride)
+        self.norm = self.layers.norm()
+
+    def __call__(self, x: jax.Array, batch_statistics: bool) -> jax.Array:
+        return self.norm(self.conv(x), use_running_average=not batch_statistics)
+
+
+class Block(nn.Module):
+    """Residual block: [b, h, w, c] to [b, h/stride, w/stride, width].
+
+    Attributes:
+      width: channels of the output.
+      stride: of the block.
+      bottleneck: 1x1 to a quarter of the width, 3x3, 1x1 back; otherwise two 3x3 convolutions.
+      stride_first: the stride is in the bottleneck's first convolution instead of its second.
+      project: the shortcut is a convolution.
+      layers: convolutions and norms.
+    """
+
+    width: int
+    stride: int
+    bottleneck: bool
+    stride_first: bool
+    project: bool
+    layers: Layers
+
+    def setup(self) -> None:
+        if self.bottleneck:
+            strides = (self.stride, 1) if self.stride_first else (1, self.stride)
+            self.conv1 = self.layers.conv(self.width // 4, 1, strides[0])
+            self.conv2 = self.layers.conv(self.width // 4, 3, strides[1])
+            self.conv3 = self.layers.conv(self.width, 1)
+            self.norm3 = self.layers.norm()
+        else:
+            self.conv1 = self.layers.conv(self.width, 3, self.stride)
+            self.conv2 = self.layers.conv(self.width, 3)
+        self.norm1 = self.layers.norm()
+        self.norm2 = self.layers.norm()
+        if self.project:
+            self.shortcut = Shortcut(self.width, self.stride, self.layers)
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        running = not batch_statistics
+        y = nn.relu(self.norm1(self.conv1(x), use_running_average=running))
+        y = self.norm2(self.conv2(y), use_running_average=running)
+        if self.bottleneck:
+            y = self.norm3(self.conv3(nn.relu(y)), use_running_average=running)
+        if self.project:
+            x = self.shortcut(x, batch_statistics)
+        return nn.relu(x + y)
+
+
+class ResNet(StagedModel):
+    """ResNet for images of any size that is at least 32.
+
+    Attributes:
+      depths: blocks per layer.
+      bottleneck: see `Block`.
+      num_classes: rows of the head.
+      widths: channels that leave the blocks of each layer.
+      stem_width: channels of the stem.
+      stride_first: see `Block`; the paper's own form.
+      conv_bias, epsilon, momentum: see `Layers`.
+      dtype: compute dtype; parameters stay f32.
+      remat: recompute each block's activations in the backward pass.
+      dropout: refused unless 0: the published networks have none.
+    """
+
+    depths: tuple[int, ...]
+    bottleneck: bool
+    num_classes: int
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    stem_width: int = 64
+    stride_first: bool = False
+    conv_bias: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        blocks = (f"layer{i + 1}_block{j}" for i, n in enumerate(self.depths) for j in range(n))
+        return ("stem", *blocks, "head")
+
+    def setup(self) -> None:
+        if self.dropout:
+            raise ValueError("the ResNets have no dropout; set model.dropout to 0")
+        layers = Layers(self.conv_bias, self.epsilon, self.momentum, self.dtype)
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
+        self.stem = Stem(self.stem_width, layers)
+        before = self.stem_width
+        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            for j in range(depth):
+                stride = 2 if i and not j else 1
+                project = stride > 1 or before != width
+                shape = (width, stride, self.bottleneck, self.stride_first, project)
+                setattr(self, f"layer{i + 1}_block{j}", block(*shape, layers))
+                before = width
+        # Logits in f32 whatever the compute dtype: the loss needs them.
+        self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+def _entry(depth: int) -> Entry:
+    depths, bottleneck = DEPTHS[depth]
+    widths = (256, 512, 1024, 2048) if bottleneck else (64, 128, 256, 512)
+    return Entry(
+        "resnet",
+        functools.partial(ResNet, depths=depths, bottleneck=bottleneck, widths=widths),
+        weights=(f"hf:timm/resnet{depth}.tv_in1k",),
+        licence="BSD-3-Clause",
+    )
+
+
+def _keras_entry(depth: int) -> Entry:
+    build = functools.partial(
+        ResNet, depths=DEPTHS[depth][0], bottleneck=True, stride_first=True, conv_bias=True,
+        epsilon=1.001e-5, momentum=0.99,
+    )  # fmt: skip
+    return Entry("resnet", build, inputs=CAFFE, licence="MIT")
+
+
+ENTRIES = {
+    **{f"resnet{depth}": _entry(depth) for depth in DEPTHS},
+    **{f"resnet{depth}_keras": _keras_entry(depth) for depth in (50, 101, 152)},
+}

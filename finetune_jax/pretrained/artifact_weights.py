@@ -1,0 +1,41 @@
+"""The weights of an artifact folder, under the names of our models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained.limits import MAX_HEADER_BYTES, blame, parse_json
+from finetune_jax.pretrained.safetensors_file import open_safetensors
+from finetune_jax.pretrained.weights import Weights
+
+CARD = "artifact.json"
+
+
+def open_artifact(folder: Path) -> Weights:
+    """Opens an artifact that holds all its leaves: ``params/…`` and ``batch_stats/…``.
+
+    Raises:
+      UserError: damaged, or it holds only what differs from a base, which is named.
+    """
+    card = folder / CARD
+    with blame(card, "artifact"):
+        if card.stat().st_size > MAX_HEADER_BYTES:
+            raise UserError(f"it is larger than {MAX_HEADER_BYTES} bytes")
+        content = parse_json(card.read_bytes())
+        contents = content.get("contents")
+        if contents == "delta":
+            base = content.get("base")
+            base = base if isinstance(base, dict) else {}
+            raise UserError(
+                f"the artifact holds only what differs from its base {base.get('file')!r:.200} "
+                f"(SHA-256 {base.get('sha256')!r:.80}) and is no weight file alone; load it with "
+                "finetune_jax.artifact.load_artifact and that file, and save it whole "
+                "(artifact.contents=all)"
+            )
+        if contents != "all":
+            raise UserError(f"'contents' is {contents!r:.80}; expected 'all' or 'delta'")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file}: missing")
+    return open_safetensors(file)

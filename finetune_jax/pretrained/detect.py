@@ -1,0 +1,59 @@
+"""Tells a file's format by its content, to say what a file with another suffix really is."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from finetune_jax.pretrained.hdf5_file import MAGIC as HDF5_MAGIC
+
+_NO_WEIGHTS = (
+    (b"version https://git-lfs", "a Git LFS pointer: run 'git lfs pull' to get the file itself"),
+    (b"<!doctype html", "a web page: the download went to a page instead of the file"),
+    (b"<html", "a web page: the download went to a page instead of the file"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it first"),
+)
+
+
+def detect(path: Path) -> tuple[str, str] | None:
+    """(format, what it is in words) of a file's content.
+
+    The format is one of ``torch``, ``numpy``, ``keras``, ``hdf5``, ``safetensors``, or '' for what
+    holds no weights as it is. None if the content tells nothing.
+
+    Raises OSError if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+        size = file.seek(0, 2)
+    for begin, words in _NO_WEIGHTS:
+        if head.lower().startswith(begin):
+            return "", words
+    if head.startswith(HDF5_MAGIC):
+        return "hdf5", "an HDF5 file (Keras: .h5)"
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(path)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "torch", "a pickle (PyTorch: .pth)"
+    if head.startswith(b"\x93NUMPY"):
+        return "", "a single .npy array without a name: put it into a .npz"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= size - 8:
+        return "safetensors", "a safetensors file (.safetensors)"
+    return None
+
+
+def _zip(path: Path) -> tuple[str, str] | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged archive may raise anything; its own reader says what is wrong
+        return None
+    if "model.weights.h5" in names:
+        return "keras", "an archive of Keras 3 (.keras)"
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch", "a zip archive of PyTorch (.pth)"
+    if any(name.endswith(".npy") for name in names):
+        return "numpy", "a zip of NumPy arrays (.npz or .zip)"
+    return None

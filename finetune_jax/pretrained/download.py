@@ -1,0 +1,134 @@
+"""Files from an address, kept only if their SHA-256 is the one that was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune_jax.errors import UserError
+
+_CHUNK = 2**20
+_TIMEOUT = 60  # seconds without a byte
+_PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$FINETUNE_JAX_CACHE``, or ``~/.cache/finetune_jax/weights``."""
+    named = os.environ.get("FINETUNE_JAX_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "finetune_jax" / "weights"
+
+
+def download(address: str) -> Path:
+    """Fetches ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``, unless it is in the cache.
+
+    The cached file is verified each time; one that is damaged is fetched again. A download that is
+    broken off or has another checksum leaves nothing behind.
+
+    Raises:
+      UserError: no checksum in the address, another checksum, or the file is not to be had.
+    """
+    url, _, fragment = address.partition("#")
+    name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    pin = _PIN.fullmatch(fragment)
+    if pin is None:
+        found = f"found '#{fragment}'" if fragment else "found none"
+        raise UserError(
+            f"{address}: expected the checksum of the file behind its address, {found}. Append "
+            f"#sha256= and the 64 digits that 'sha256sum {name or 'FILE'}' prints for the file "
+            f"you trust: {url}#sha256=<64 hexadecimal digits>"
+        )
+    if not name or name in (".", "..") or len(name) > 200 or re.search(r"[/\\\0]", name):
+        raise UserError(f"{address}: its path does not end in the name of a file")
+    wanted = pin[1].lower()
+    path = cache_folder() / wanted / name
+    try:
+        if path.is_file() and _sha256(path) == wanted:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{name}.{os.getpid()}.unfinished")
+        try:
+            found = _fetch(url, unfinished)
+            if found != wanted:
+                raise UserError(
+                    f"{url}: SHA-256 is {found}, expected {wanted}; nothing is kept. The file was "
+                    "changed or damaged on its way, or the checksum belongs to another one"
+                )
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+            _remove_if_empty(path.parent)
+    except (OSError, ValueError) as error:  # ValueError: an address that urllib cannot read
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{url}: cannot be fetched into {path.parent}: {error}") from error
+    return path
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(url: str, path: Path) -> str:
+    """Writes what an address holds to a file; returns its SHA-256."""
+    from finetune_jax.reporting.progress import Progress, say
+
+    digest = hashlib.sha256()
+    with _open(url) as (stream, total), path.open("wb") as file:
+        say(f"fetching {url}" + (f", {total / _CHUNK:.0f} MiB" if total else ""))
+        bar = Progress(max(1, -(-(total or 0) // _CHUNK)), 0, 1)
+        try:
+            written = 0
+            while chunk := stream.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                written += len(chunk)
+                bar.update(written // _CHUNK)
+        finally:
+            bar.close()
+        if total is not None and written != total:
+            raise UserError(f"{url}: broke off after {written} of {total} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _open(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """(stream, bytes if known) of an address."""
+    if not url.startswith("gs://"):
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+            length = response.headers.get("Content-Length")
+            yield response, int(length) if length and length.isdecimal() else None
+        return
+    try:
+        import fsspec
+
+        file_system, place = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(
+            f"{url}: reading gs:// needs fsspec and gcsfs ({error}); pip install fsspec gcsfs"
+        ) from error
+    try:
+        size = file_system.size(place)
+        with file_system.open(place, "rb") as stream:
+            yield stream, size
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # gcsfs raises errors of several libraries
+        raise UserError(
+            f"{url}: cannot be fetched: {type(error).__name__}: {error}; for a private bucket, "
+            "run 'gcloud auth application-default login'"
+        ) from error

@@ -1,0 +1,133 @@
+"""Files of Hugging Face repositories, through the cache of huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.limits import blame
+from finetune_jax.pretrained.sharded import shard_names
+
+# What a folder of a repository is opened by: the first that is there.
+REPOSITORY_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "flax_model.msgpack",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_SOURCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+))?")
+_WEIGHTS = re.compile(r".*\.(safetensors|msgpack|bin|npz|h5|keras|pth|pt)(\.index\.json)?")
+
+
+def resolve_hub(source: str) -> Path:
+    """The file that ``owner/name[@revision][/file]`` means.
+
+    What is in the cache is taken from there without asking the network. Without a file: the first
+    of `REPOSITORY_FILES`, else the only ``.npz``. The shards of an index come with it.
+
+    Raises:
+      UserError: malformed, huggingface_hub is missing, no such file or several to choose from, or
+        it is neither in the cache nor to be had; with the remedy.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source.split("/"):
+        raise UserError(f"hf:{source}: expected hf:owner/name[@revision][/file]")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"hf:{source}: needs huggingface_hub; pip install huggingface_hub"
+        ) from None
+    repository = _Repository(huggingface_hub, source, match[1], match[2])
+    name = match[3] or repository.choose()
+    path = repository.fetch(name)
+    if name.endswith(".index.json"):
+        with blame(path, "index of shards"):
+            shards = sorted(set(shard_names(path.read_bytes()).values()))
+        folder = name.rpartition("/")[0]
+        for shard in shards:
+            repository.fetch(f"{folder}/{shard}" if folder else shard)
+    return path
+
+
+class _Repository:
+    """One revision of a repository, cached or on the hub."""
+
+    def __init__(self, library: Any, source: str, name: str, revision: str | None) -> None:
+        self._library, self._source, self._name, self._revision = library, source, name, revision
+        self._cache = Path(library.constants.HF_HUB_CACHE)
+
+    def choose(self) -> str:
+        """The file to open, when the source names none."""
+        return self._choice(self._cached_names()) or self._choice(
+            self._ask(lambda: self._library.list_repo_files(self._name, revision=self._revision)),
+            demanded=True,
+        )
+
+    def _choice(self, names: Sequence[str], demanded: bool = False) -> str:
+        for name in REPOSITORY_FILES:
+            if name in names:
+                return name
+        archives = sorted(name for name in names if name.endswith(".npz"))
+        if len(archives) == 1:
+            return archives[0]
+        weights = sorted(name for name in names if _WEIGHTS.fullmatch(name))
+        if archives or demanded:
+            choices = ", ".join(weights[:20]) or "none"
+            raise UserError(
+                f"hf:{self._source}: expected one of {', '.join(REPOSITORY_FILES)} or one .npz; "
+                f"name the file behind a '/'. Weight files there: {choices}"
+            )
+        return ""
+
+    def _cached_names(self) -> list[str]:
+        # The layout of the cache is documented; the library lists it only as a whole.
+        folder = self._cache / f"models--{self._name.replace('/', '--')}"
+        revision = self._revision or "main"
+        try:
+            reference = folder / "refs" / revision
+            commit = reference.read_text().strip() if reference.is_file() else revision
+            snapshot = folder / "snapshots" / commit
+            if ".." in (commit, revision) or not snapshot.is_dir():
+                return []
+            return [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
+        except (OSError, ValueError):
+            return []
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file in the cache, fetched if it is not there."""
+        try:
+            cached = self._library.try_to_load_from_cache(
+                self._name, name, cache_dir=self._cache, revision=self._revision
+            )
+        except ValueError as error:
+            raise UserError(f"hf:{self._source}: {error}") from error
+        if isinstance(cached, str):
+            return Path(cached)
+        return Path(
+            self._ask(
+                lambda: self._library.hf_hub_download(
+                    self._name, name, cache_dir=self._cache, revision=self._revision
+                ),
+                name,
+            )
+        )
+
+    def _ask(self, ask: Callable[[], Any], name: str = "") -> Any:
+        """An answer of the hub; UserError with the remedy if there is none."""
+        try:
+            return ask()
+        except Exception as error:  # of several libraries, down to the sockets
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            revision = f" --revision {self._revision}" if self._revision else ""
+            near = nearest(name, self._cached_names()) if name else ""
+            raise UserError(
+                f"hf:{self._source}: {name or 'the list of files'} is not in the cache "
+                f"{self._cache} and the hub gives no answer ({type(error).__name__}: {first:.200})."
+                f"{near if near.startswith(' Did') else ''} Where there is a network, run: "
+                f"hf download {self._name}{' ' + name if name else ''}{revision}"
+            ) from error

@@ -1,0 +1,128 @@
+"""What a weight file holds, and which model families, name maps and models it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from finetune_jax import tree
+from finetune_jax.models import MODELS, build, initial_variables
+from finetune_jax.pretrained.layout import LayoutError
+from finetune_jax.pretrained.maps import NAME_MAPS
+from finetune_jax.pretrained.names import NameMap
+from finetune_jax.pretrained.surgery import KINDS, misfit
+from finetune_jax.pretrained.weights import Weights
+from finetune_jax.reporting.tables import count, size, table
+
+
+# Maps that are shown when none fits.
+_CLOSEST = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How well one name map reads a file.
+
+    Attributes:
+      name_map: tried.
+      unknown: tensor names that it does not know.
+      models: registry names whose leaves all get a tensor of their shape; the head may differ and
+        position embeddings may be resized.
+    """
+
+    name_map: NameMap
+    unknown: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+def fits(weights: Weights) -> list[Fit]:
+    """The name maps that know at least one name of the file, best first.
+
+    Models are sought for the maps that know every name.
+    """
+    found = []
+    for name_map in NAME_MAPS:
+        # Any name is a leaf path to our own maps; only their models tell them apart.
+        unknown = tuple(
+            n for n in weights.names() if not name_map.targets(n) and not name_map.ignored(n)
+        )
+        if len(unknown) == len(weights.names()):
+            continue
+        models = () if unknown else tuple(_models(weights, name_map))
+        if models or unknown or name_map.origin != "native":
+            found.append(Fit(name_map, unknown, models))
+    return sorted(found, key=lambda fit: (len(fit.unknown), not fit.models))
+
+
+def _models(weights: Weights, name_map: NameMap) -> list[str]:
+    targets = {t.leaf: (n, t) for n in weights.names() for t in name_map.targets(n)}
+    allowed = dict.fromkeys(KINDS, True)
+    fitting = []
+    for name, entry in MODELS.items():
+        if entry.family != name_map.family:
+            continue
+        model = build(name, max(entry.classes, 1))
+        abstract = tree.flatten(initial_variables(model, entry.image_size, stages=()))
+        resizable = {f"params/{p}": r for p, r in model.resizable.items()}
+
+        def reads(leaf: str, wanted: jax.ShapeDtypeStruct, resizable: dict = resizable) -> bool:
+            if leaf.split("/")[1] == "head":
+                return True
+            if leaf not in targets:
+                return name_map.constant(leaf) is not None
+            source, target = targets[leaf]
+            try:
+                found = target.shape(weights.spec(source)[0])
+            except LayoutError:
+                return False
+            if found == tuple(wanted.shape):
+                return True
+            # Another image size is the same model; another patch size is not.
+            return (
+                leaf in resizable
+                and resizable[leaf].kind == "position"
+                and not misfit(found, tuple(wanted.shape), resizable[leaf], allowed)
+            )
+
+        strangers = [leaf for leaf in targets if leaf not in abstract and "/head/" not in leaf]
+        if not strangers and all(reads(leaf, wanted) for leaf, wanted in abstract.items()):
+            fitting.append(name)
+    return fitting
+
+
+def report(weights: Weights, *, limit: int = 0) -> str:
+    """The text of ``inspect``: tensors, what lies beside them, and what fits.
+
+    Args:
+      weights: an open file.
+      limit: tensors to list; 0 lists all.
+    """
+    specs = [(name, *weights.spec(name)) for name in weights.names()]
+    rows = [[name, str(dtype), str(list(shape))] for name, shape, dtype in specs]
+    shown = rows if not limit else rows[:limit]
+    lines = [table(["tensor", "dtype", "shape"], shown, left=3)]
+    if len(shown) < len(rows):
+        lines.append(f"… and {len(rows) - len(shown)} more (--tensors=0 lists all)")
+    scalars = sum(math.prod(shape) for _, shape, _ in specs)
+    total = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in specs)
+    lines.append(f"\n{len(rows)} tensors, {count(scalars)} values, {size(total)}")
+    if weights.beside:
+        lines.append(f"beside the weights, not read: {', '.join(weights.beside)}")
+    for key, value in weights.metadata.items():
+        lines.append(f"metadata {key}: {value if len(value) < 200 else value[:200] + '…'}")
+    found = fits(weights)
+    if not found:
+        lines.append("\nno model family knows any of these names")
+    whole = [fit for fit in found if not fit.unknown]
+    for fit in whole or found[:_CLOSEST]:
+        name = f"{fit.name_map.family}, names of {fit.name_map.origin}"
+        if fit.unknown:
+            sample = ", ".join(map(repr, fit.unknown[:3])) + (", …" if len(fit.unknown) > 3 else "")
+            lines.append(f"does not fit: {name}: {len(fit.unknown)} unknown names: {sample}")
+        elif fit.models:
+            lines.append(f"fits: {name}: model.name={' or '.join(fit.models)}")
+        else:
+            lines.append(f"fits by name alone: {name}: no registered model has these shapes")
+    return "\n".join(lines)

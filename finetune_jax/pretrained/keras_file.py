@@ -1,0 +1,205 @@
+"""Keras files: ``.h5`` of Keras 1 to 3, ``.weights.h5`` and ``.keras`` of Keras 3.
+
+All three give the same names, see `keras_names`. The model's JSON is read for layer names and
+classes, and never made into layers: it may hold code (Lambda).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained import hdf5_file
+from finetune_jax.pretrained.hdf5_file import Hdf5File
+from finetune_jax.pretrained.keras_names import (
+    LayerInfo,
+    layers_of,
+    named_path,
+    variable_names,
+)
+from finetune_jax.pretrained.limits import blame, parse_json
+from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.zip_archive import ZipArchive
+
+_WEIGHTS = "model.weights.h5"
+# Groups of a Keras 3 file that hold no weights of the model.
+_BESIDE = {"optimizer", "metrics", "_metrics", "loss_tracker", "_loss_tracker"}
+_CONTAINERS = {"layers", "_layer_checkpoint_dependencies"}  # the latter: Keras 2.12 and 2.13
+_NUMBERED = re.compile(r"(?:(.*)/)?vars/(\d+)")
+_KIND = "HDF5 file of Keras"
+
+
+def open_keras_h5(path: Path) -> Weights:
+    """Opens a ``.h5`` or ``.weights.h5`` file of any Keras.
+
+    Another HDF5 file opens too; its tensors have the paths of their datasets.
+
+    Raises:
+      UserError: damaged; or with links, compressed, virtual or external datasets, or other dtypes
+        than numbers.
+    """
+    _need_h5py(path)
+    with blame(path, _KIND):
+        file = hdf5_file.open_path(path)
+        try:
+            named, beside = _names(file, None)
+        except BaseException:
+            file.close()
+            raise
+    return _weights(path, file, named, beside, file.close)
+
+
+def open_keras(path: Path) -> Weights:
+    """Opens a ``.keras`` archive.
+
+    Raises:
+      UserError: damaged, or its weights are not in the archive as ``model.weights.h5``; and as for
+        `open_keras_h5`.
+    """
+    _need_h5py(path)
+    kind = ".keras archive"
+    with blame(path, kind):
+        archive = ZipArchive(path)
+        try:
+            if _WEIGHTS not in archive.names():
+                raise UserError(
+                    f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])}"
+                )
+            model = parse_json(archive.read("config.json"))
+            metadata = {
+                key: str(value) for key, value in parse_json(archive.read("metadata.json")).items()
+            }
+            region = archive.region(_WEIGHTS)
+            # Python would let an error in a callback of HDF5 pass; the whole is in bounds here.
+            file = Hdf5File(region, archive.length(_WEIGHTS))
+            try:
+                named, beside = _names(file, model)
+            except BaseException:
+                file.close()
+                raise
+        except BaseException:
+            archive.close()
+            raise
+
+    def close() -> None:
+        file.close()
+        archive.close()
+
+    return _weights(path, file, named, beside, close, metadata)
+
+
+def _need_h5py(path: Path) -> None:
+    try:
+        import h5py  # noqa: F401
+    except ImportError:
+        raise UserError(f"{path}: reading it needs h5py; pip install h5py") from None
+
+
+def _weights(
+    path: Path,
+    file: Hdf5File,
+    named: Mapping[str, str],
+    beside: tuple[str, ...],
+    close: Callable[[], None],
+    metadata: Mapping[str, str] | None = None,
+) -> Weights:
+    def read(name: str) -> np.ndarray:
+        with blame(path, f"{_KIND}, tensor {name!r}"):
+            return file.read(named[name])
+
+    specs = {name: file.specs[place] for name, place in named.items()}
+    return Weights(path, specs, read, close, beside, metadata)
+
+
+def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(path of the dataset by name, names beside)."""
+    top = "model_weights" if "model_weights" in file.groups else ""
+    if any(file.has_attribute(top, name) for name in ("layer_names", "layer_names0")):
+        named, beside = _legacy_names(file, top)
+    elif any(_NUMBERED.fullmatch(place) for place in file.specs):
+        named, beside = _numbered_names(file, layers_of(model))
+    else:
+        named, beside = [(place, place) for place in file.specs], []
+    counts = Counter(name for name, _ in named)
+    # Layers made by a user's class may share a name; their paths in the file differ.
+    unique = {place if counts[name] > 1 else name: place for name, place in named}
+    if len(unique) != len(named):
+        raise UserError("two of its tensors have the same name")
+    return unique, tuple(beside)
+
+
+def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list[str]]:
+    config = file.text_attribute("", "model_config")
+    kinds: dict[str, str] = {}
+    if config is not None:
+        infos = layers_of(parse_json(config.encode("utf-8", "surrogatepass")))
+        kinds = {info.names: info.kind for info in infos.values()}
+    named, beside = [], []
+    prefix = f"{top}/" if top else ""
+    for place in file.specs:
+        layer, _, path = place.removeprefix(prefix).partition("/")
+        if not place.startswith(prefix) or layer == "optimizer_weights" or not path:
+            beside.append(place)
+            continue
+        name = named_path(layer, path)
+        # Keras 3 calls it `kernel` here, and so do no other two files.
+        owner, _, variable = name.rpartition("/")
+        if variable == "kernel" and kinds.get(owner, "").startswith("depthwise_conv"):
+            name = f"{owner}/depthwise_kernel"
+        named.append((name, place))
+    return named, beside
+
+
+def _numbered_names(
+    file: Hdf5File, layers: Mapping[str, LayerInfo]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    owners: dict[str, list[str]] = {}
+    beside = []
+    for place in file.specs:
+        match = _NUMBERED.fullmatch(place)
+        parts = place.split("/")
+        if match is None or parts[0] in _BESIDE or "seed_generator" in parts:
+            beside.append(place)
+        else:
+            owners.setdefault(match[1] or "", []).append(place)
+    named = []
+    for owner, places in owners.items():
+        key = owner.replace("_layer_checkpoint_dependencies", "layers")
+        info = layers.get(key)
+        kind = re.sub(r"_\d+$", "", owner.rpartition("/")[2])
+        # A Python cell or wrapped layer is kept under the attribute's name.
+        kind, config = (info.kind, info.config) if info else (kind, None)
+        variables = variable_names(kind, len(places), config)
+        names = _layer_names(file, owner, layers)
+        numbers = sorted(int(place.rpartition("/")[2]) for place in places)
+        if numbers != list(range(len(places))):
+            variables = tuple(place.rpartition("/")[2] for place in places)
+        named += [
+            ("/".join([*names, variable]), place)
+            for variable, place in zip(variables, places, strict=True)
+        ]
+    return named, beside
+
+
+def _layer_names(file: Hdf5File, owner: str, layers: Mapping[str, LayerInfo]) -> list[str]:
+    """The names of a layer and of the layers it lies in, from the outermost on."""
+    names = []
+    parts = owner.split("/") if owner else []
+    for end in range(1, len(parts) + 1):
+        group = "/".join(parts[:end])
+        key = group.replace("_layer_checkpoint_dependencies", "layers")
+        name = None
+        if f"{group}/vars" in file.groups:
+            name = file.text_attribute(f"{group}/vars", "name")
+        if name is None and key in layers:
+            name = layers[key].name
+        if name is None and parts[end - 1] in _CONTAINERS:
+            continue
+        names.append(name or parts[end - 1])
+    return names

@@ -1,0 +1,21 @@
+"""Rules of Keras' layers, whose layouts are ours; for the tables of families that Keras has."""
+
+from finetune_jax.pretrained.names import Rule
+
+
+def keras_layer(source: str, leaf: str) -> tuple[Rule, ...]:
+    """Rules of a layer with kernel and bias, from templates of its name and of our module."""
+    return (
+        Rule(f"{source}/kernel", f"params/{leaf}/kernel"),
+        Rule(f"{source}/bias", f"params/{leaf}/bias"),
+    )
+
+
+def keras_batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
+    """Rules of a BatchNormalization, from templates of its name and of our module."""
+    return (
+        Rule(f"{source}/gamma", f"params/{leaf}/scale"),
+        Rule(f"{source}/beta", f"params/{leaf}/bias"),
+        Rule(f"{source}/moving_mean", f"batch_stats/{leaf}/mean"),
+        Rule(f"{source}/moving_variance", f"batch_stats/{leaf}/var"),
+    )

@@ -1,0 +1,95 @@
+"""NumPy archives: ``.npz``, a zip of ``.npy`` members, and a folder of ``.npy`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained.limits import blame, is_optimizer
+from finetune_jax.pretrained.npy_header import NpyHeader, arrange, read_npy_header
+from finetune_jax.pretrained.weights import Spec, Weights
+from finetune_jax.pretrained.zip_archive import ZipArchive
+
+
+def open_npz(path: Path) -> Weights:
+    """Opens a ``.npz`` as big_vision, AugReg and BiT write it, or a zip of ``.npy`` members.
+
+    A tensor's name is its member's without ``.npy``. Beside the tensors: an optimizer's entries
+    (``opt/…``), texts, and members of another format.
+
+    Raises:
+      UserError: damaged, or an array of Python objects.
+    """
+    with blame(path, "NumPy archive"):
+        archive = ZipArchive(path)
+        headers: dict[str, NpyHeader] = {}
+        beside: list[str] = []
+        try:
+            for member in archive.names():
+                name = member.removesuffix(".npy")
+                if name == member or is_optimizer(name):
+                    beside.append(name)
+                    continue
+                with archive.open(member) as stream:
+                    header = read_npy_header(name, stream, archive.length(member))
+                if header.dtype.kind in "US":
+                    beside.append(name)
+                else:
+                    headers[name] = header
+        except BaseException:
+            archive.close()
+            raise
+
+    def read(name: str) -> np.ndarray:
+        header, member = headers[name], f"{name}.npy"
+        with blame(path, "NumPy archive"), archive.open(member) as stream:
+            stream.read(header.begin)
+            data = bytearray(archive.length(member) - header.begin)
+            archive.read_into(stream, member, memoryview(data))
+            return arrange(data, header)
+
+    return Weights(path, _specs(headers), read, archive.close, tuple(beside))
+
+
+def open_npy_folder(folder: Path) -> Weights:
+    """Opens a folder of ``.npy`` files, each a tensor of the file's name; subfolders are not read.
+
+    Raises:
+      UserError: a file is damaged, an array of Python objects, or a link out of the folder.
+    """
+    headers: dict[str, NpyHeader] = {}
+    beside: list[str] = []
+    files: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".npy":
+            beside.append(path.name)
+            continue
+        with blame(path, "NumPy array"):
+            if path.resolve().parent != folder.resolve() or not path.is_file():
+                raise UserError("it is no file of this folder, or a link that leads out of it")
+            with path.open("rb") as stream:
+                header = read_npy_header(path.stem, stream, path.stat().st_size)
+        if header.dtype.kind in "US":
+            beside.append(path.stem)
+        else:
+            headers[path.stem] = header
+            files.append(path)
+
+    def read(name: str) -> np.ndarray:
+        path, header = folder / f"{name}.npy", headers[name]
+        with blame(path, "NumPy array"), path.open("rb") as stream:
+            length = path.stat().st_size
+            if read_npy_header(name, stream, length) != header:
+                raise UserError("it has changed since it was opened")
+            data = bytearray(length - header.begin)
+            if stream.readinto(data) != len(data):
+                raise UserError("it is truncated")
+            return arrange(data, header)
+
+    return Weights(folder, _specs(headers), read, lambda: None, tuple(beside), files=tuple(files))
+
+
+def _specs(headers: dict[str, NpyHeader]) -> dict[str, Spec]:
+    return {name: (header.shape, header.dtype) for name, header in headers.items()}

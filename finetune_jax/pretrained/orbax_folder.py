@@ -1,0 +1,152 @@
+"""Orbax checkpoint folders: the tree is read from ``_METADATA``, each leaf by TensorStore.
+
+Every leaf is a zarr array, in a folder of its own or in an OCDBT database, under its keys joined
+by '.'; so one leaf can be read without the others, without a target tree and without sharding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained.limits import (
+    DTYPES,
+    MAX_DEPTH,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    blame,
+    check_fits,
+    inflated,
+    is_optimizer,
+    parse_json,
+)
+from finetune_jax.pretrained.weights import Spec, Weights
+
+TREE = "_METADATA"
+STEP = "_CHECKPOINT_METADATA"
+_KIND = "Orbax checkpoint"
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether a folder is an Orbax checkpoint, a step of items, or a manager's folder of steps."""
+    return any((folder / name).is_file() for name in (TREE, STEP)) or bool(_steps(folder))
+
+
+def open_orbax(folder: Path) -> Weights:
+    """Opens what StandardCheckpointer, PyTreeCheckpointer or a CheckpointManager has saved.
+
+    Args:
+      folder: of the tree, or of a step with one tree among its items.
+
+    Raises:
+      UserError: damaged, not finished, several trees or steps to choose from, which are listed, or
+        a leaf of a dtype that is no number.
+    """
+    tree = _find_tree(folder)
+    with blame(tree, _KIND):
+        specs_by_param, beside, opener = _read_tree(tree)
+    opened: dict[str, Any] = {}
+    specs: dict[str, Spec] = {}
+    files = sorted(path for path in tree.rglob("*") if path.is_file())
+    room = inflated(sum(path.stat().st_size for path in files))
+    for name, parameter in specs_by_param.items():
+        with blame(tree, f"{_KIND}, tensor {name!r:.200}"):
+            store = opener(parameter)
+            kind = store.dtype.numpy_dtype.name
+            if kind not in DTYPES:
+                raise UserError(f"it has dtype {kind}; expected a number or bool")
+            shape = tuple(int(size) for size in store.shape)
+            check_fits(name, shape, DTYPES[kind], room)
+            chunk = tuple(int(size) for size in store.chunk_layout.read_chunk.shape or ())
+            check_fits(name, chunk, DTYPES[kind], room)
+            specs[name], opened[name] = (shape, DTYPES[kind]), store
+
+    def read(name: str) -> np.ndarray:
+        with blame(tree, f"{_KIND}, tensor {name!r:.200}"):
+            return np.asarray(opened[name].read().result(), order="C")
+
+    return Weights(tree, specs, read, opened.clear, beside, files=tuple(files))
+
+
+def _find_tree(folder: Path) -> Path:
+    if (folder / TREE).is_file():
+        return folder
+    if steps := _steps(folder):
+        raise UserError(
+            f"{folder}: expected one checkpoint, found the steps {', '.join(steps[:20])}; name "
+            f"one of them: {folder / steps[-1]}"
+        )
+    items = sorted(p.name for p in folder.iterdir() if (p / TREE).is_file())
+    if len(items) == 1:
+        return folder / items[0]
+    found = f"the items {', '.join(items)}; name one of them" if items else "none"
+    raise UserError(
+        f"{folder}: expected an Orbax checkpoint with one tree of arrays, found {found}"
+    )
+
+
+def _steps(folder: Path) -> list[str]:
+    steps = (p.name for p in folder.iterdir() if p.is_dir() and (p / STEP).is_file())
+    return sorted(steps, key=lambda name: (len(name), name))
+
+
+def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
+    """(parameter by name, names beside, function that opens a parameter)."""
+    file = folder / TREE
+    if file.stat().st_size > MAX_HEADER_BYTES:
+        raise UserError(f"its {TREE} is larger than {MAX_HEADER_BYTES} bytes")
+    content = parse_json(file.read_bytes())
+    entries = content.get("tree_metadata")
+    if not isinstance(entries, dict) or len(entries) > MAX_TENSORS:
+        raise UserError(f"its {TREE} has no 'tree_metadata' of at most {MAX_TENSORS} leaves")
+    parameters: dict[str, str] = {}
+    beside: dict[str, None] = {}
+    for entry, value in entries.items():
+        keys, kind = _entry(entry, value)
+        name = "/".join(keys)
+        if name in parameters or name in beside:
+            raise UserError(f"two leaves have the name {name!r:.200}")
+        if kind in ("jax.Array", "np.ndarray", "scalar") and not is_optimizer(name):
+            parameters[name] = ".".join(keys)
+        else:
+            beside[name] = None
+    driver = "zarr3" if content.get("use_zarr3") is True else "zarr"
+    # Older checkpoints do not say so.
+    database = content.get("use_ocdbt", (folder / "manifest.ocdbt").is_file()) is True
+
+    def open_parameter(parameter: str) -> Any:
+        import tensorstore
+
+        if ".." in parameter.replace("\\", "/").split("/") or parameter.startswith("/"):
+            raise UserError("its keys name a place outside of the folder")
+        base = folder.resolve()
+        if database:
+            store = {
+                "driver": "ocdbt",
+                "base": {"driver": "file", "path": f"{base}/"},
+                "path": f"{parameter}/",
+            }
+        else:
+            if not (base / parameter).resolve().is_relative_to(base):
+                raise UserError("its folder is a link that leads out of the checkpoint")
+            store = {"driver": "file", "path": f"{base / parameter}/"}
+        spec = {"driver": driver, "kvstore": store}
+        return tensorstore.open(spec, open=True, read=True).result()
+
+    return parameters, tuple(beside), open_parameter
+
+
+def _entry(entry: str, value: Any) -> tuple[list[str], str]:
+    """(keys, type of the value) of one leaf of the tree's metadata."""
+    keys = value.get("key_metadata") if isinstance(value, dict) else None
+    metadata = value.get("value_metadata") if isinstance(value, dict) else None
+    if not isinstance(keys, list) or not isinstance(metadata, dict) or len(keys) > MAX_DEPTH:
+        raise UserError(f"its {TREE} has a leaf {entry!r:.200} without keys or a type")
+    names = [str(key.get("key")) if isinstance(key, dict) else "" for key in keys]
+    if not names or not all(names):
+        raise UserError(f"its {TREE} has a leaf {entry!r:.200} with an empty key")
+    skipped = metadata.get("skip_deserialize") is True
+    return names, "" if skipped else str(metadata.get("value_type"))

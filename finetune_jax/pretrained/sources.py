@@ -1,0 +1,83 @@
+"""Where weights come from: a path, a Hugging Face repository, an address, or Keras' cache.
+
+runs/base/model.safetensors
+hf:google/vit-base-patch16-224@main
+hf:google/vit-base-patch16-224/model.safetensors
+https://host/name.npz#sha256=…      gs://bucket/name.npz#sha256=…
+keras:vgg16_notop
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.pretrained.download import download
+from finetune_jax.pretrained.hub import resolve_hub
+
+_KERNELS = "_weights_tf_dim_ordering_tf_kernels"
+# File names as keras.applications asks `get_file` for them, with and without the classifier.
+_KERAS_FILES: dict[str, tuple[str, str]] = {
+    **{
+        name: (f"{name}{_KERNELS}.h5", f"{name}{_KERNELS}_notop.h5")
+        for name in (
+            "vgg16 vgg19 resnet50 resnet101 resnet152 resnet50v2 resnet101v2 resnet152v2 "
+            "inception_v3 xception densenet121 densenet169 densenet201"
+        ).split()
+    },
+    "mobilenet": ("mobilenet_1_0_224_tf.h5", "mobilenet_1_0_224_tf_no_top.h5"),
+    "mobilenet_v2": (
+        f"mobilenet_v2{_KERNELS}_1.0_224.h5",
+        f"mobilenet_v2{_KERNELS}_1.0_224_no_top.h5",
+    ),
+}
+_NO_TOP = "_notop"
+
+
+def resolve(source: str) -> Path:
+    """The file or folder that a source names, fetched into a cache if it is not here.
+
+    Args:
+      source: a path; ``hf:owner/name[@revision][/file]``; ``http(s)://…#sha256=HEX`` or
+        ``gs://…#sha256=HEX``; ``keras:name`` or ``keras:name_notop``, looked up in Keras' own cache
+        and never fetched.
+
+    Returns:
+      A path for `open_weights`. A plain path is not looked at.
+
+    Raises:
+      UserError: malformed, not to be had, or not what its checksum says; with the remedy.
+    """
+    scheme, colon, rest = source.partition(":")
+    if not source.strip():
+        raise UserError("expected a source of weights, found an empty text")
+    if colon and scheme == "hf":
+        return resolve_hub(rest)
+    if colon and scheme == "keras":
+        return _keras(rest)
+    if "://" in source:
+        if scheme not in ("http", "https", "gs"):
+            raise UserError(
+                f"{source}: unknown kind of address {scheme!r}; expected a path, hf:, keras:, "
+                f"http://, https:// or gs://.{nearest(scheme, ('http', 'https', 'gs'))}"
+            )
+        return download(source)
+    return Path(source).expanduser()
+
+
+def _keras(name: str) -> Path:
+    base = name.removesuffix(_NO_TOP)
+    if base not in _KERAS_FILES:
+        valid = [f"{known}{end}" for known in _KERAS_FILES for end in ("", _NO_TOP)]
+        raise UserError(f"keras:{name}: no such weights.{nearest(name, valid)}")
+    home = os.environ.get("KERAS_HOME")
+    folder = (Path(home) if home else Path.home() / ".keras") / "models"
+    path = folder / _KERAS_FILES[base][name.endswith(_NO_TOP)]
+    if not path.is_file():
+        raise UserError(
+            f"keras:{name}: {path} is not there. Put the file there, or let Keras fetch it where "
+            f"there is a network (keras.applications with weights='imagenet'); $KERAS_HOME names "
+            f"another folder than ~/.keras"
+        )
+    return path

@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.artifact.folder import Artifact
-from finetune_jax.deltas import Adapted, merge
+from finetune_jax.deltas import Adapted, merge, unmergeable
 from finetune_jax.errors import UserError
 
 Variables = dict[str, Any]
@@ -113,7 +113,7 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
                 raise UserError(
                     f"{name} cannot be averaged with {names[0]}: its {what} is {theirs}, not {ours}"
                 )
-    if all(d.mergeable for a in artifacts for d in a.model.deltas):
+    if not any(unmergeable(a.model.model, a.model.deltas) for a in artifacts):
         return [_merged(artifact) for artifact in artifacts]
     for artifact, name in zip(artifacts[1:], names[1:], strict=True):
         if artifact.model.deltas != first.model.deltas:

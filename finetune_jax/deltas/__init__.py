@@ -1,6 +1,6 @@
 """Parameters beside a frozen model: low rank, scale and shift, adapters, prompts, sparse masks."""
 
-from finetune_jax.deltas.adapted import Adapted, from_json, merge
+from finetune_jax.deltas.adapted import Adapted, from_json, merge, unmergeable
 from finetune_jax.deltas.adapters import AdaptFormer, Bottleneck
 from finetune_jax.deltas.base import Delta, DeltaLeaf, leaf_key
 from finetune_jax.deltas.lora import LoRA
@@ -22,4 +22,5 @@ __all__ = [
     "from_json",
     "leaf_key",
     "merge",
+    "unmergeable",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -118,6 +119,17 @@ def from_json(values: dict[str, Any]) -> Delta:
         raise UserError(f"delta {kind!r}: {error}") from None
 
 
+def unmergeable(model: StagedModel, deltas: Iterable[Delta]) -> list[Delta]:
+    """The deltas that no kernel of the model can express."""
+    return [
+        delta
+        for delta in deltas
+        if not delta.mergeable
+        # What is part of the leaf itself is standardised with it.
+        or (model.standardised(delta.module) and not isinstance(delta, Sparse))
+    ]
+
+
 def merge(
     adapted: Adapted, variables: dict[str, Any], images: Any = None
 ) -> tuple[dict[str, Any], float]:
@@ -134,6 +146,12 @@ def merge(
     Raises:
       UserError: a delta that no kernel can express, or logits that differ by more than rounding.
     """
+    for delta in unmergeable(adapted.model, adapted.deltas):
+        if delta.mergeable:
+            raise UserError(
+                f"{delta.kind} at {delta.module!r} cannot be merged into the base: that convolution "
+                f"standardises its kernel, and what is beside it is not standardised"
+            )
     leaves = {p: jnp.asarray(x) for p, x in tree.flatten(variables["params"]).items()}
     own: set[str] = set()
     for delta in adapted.nested:

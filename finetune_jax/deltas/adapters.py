@@ -84,8 +84,8 @@ class Bottleneck(Delta):
 class AdaptFormer(Bottleneck):
     """A branch parallel to the feed-forward: reads what enters it, adds to its output.
 
-    The module is where it reads: the norm before the feed-forward, or in a post-norm block the first
-    dense layer.
+    The module is where it reads: the norm before the feed-forward, or in a post-norm block the
+    first dense layer.
 
     Attributes:
       adds_to: path of the last dense layer of the feed-forward.

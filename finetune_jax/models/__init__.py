@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import resnet, resnet_cifar, text_encoder, vgg, vit
+from finetune_jax.models import (
+    bit,
+    convnext,
+    mobilenet_v2,
+    resnet,
+    resnet_cifar,
+    text_encoder,
+    vgg,
+    vit,
+)
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 
@@ -22,6 +31,9 @@ __all__ = [
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 MODELS: dict[str, Entry] = {
+    **bit.ENTRIES,
+    **convnext.ENTRIES,
+    **mobilenet_v2.ENTRIES,
     **resnet.ENTRIES,
     **resnet_cifar.ENTRIES,
     **text_encoder.ENTRIES,

@@ -78,6 +78,11 @@ class StagedModel(nn.Module):
         """Lengths of axes that our leaves join and other projects keep apart, such as heads."""
         return {}
 
+    def standardised(self, module: str) -> bool:
+        """Whether a module standardises its kernel before use: no delta beside it can be merged."""
+        del module
+        return False
+
     def example(self, size: int) -> Any:
         """The least input that shapes all parameters: one image of `size` pixels squared.
 

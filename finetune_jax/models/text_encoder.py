@@ -1,8 +1,8 @@
 """Text encoders: BERT (arXiv 1810.04805), RoBERTa (arXiv 1907.11692), MiniLM (arXiv 2002.10957).
 
 Post-norm transformers with learned positions and exact (erf) GELU. Stages: ``stem`` (embeddings of
-words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler`` where the model has one,
-``head``. What goes from stage to stage is the pair (tokens f[b, n, width], mask bool[b, n]).
+words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler`` where the model has
+one, ``head``. What goes from stage to stage is the pair (tokens f[b, n, width], mask bool[b, n]).
 """
 
 from __future__ import annotations

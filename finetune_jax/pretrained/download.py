@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +36,10 @@ def download(address: str) -> Path:
       UserError: no checksum in the address, another checksum, or the file is not to be had.
     """
     url, _, fragment = address.partition("#")
-    name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    try:
+        name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    except ValueError as error:
+        raise UserError(f"{address}: cannot be fetched: {error}") from error
     pin = _PIN.fullmatch(fragment)
     if pin is None:
         found = f"found '#{fragment}'" if fragment else "found none"
@@ -64,9 +68,9 @@ def download(address: str) -> Path:
         finally:
             unfinished.unlink(missing_ok=True)
             _remove_if_empty(path.parent)
-    except (OSError, ValueError) as error:  # ValueError: an address that urllib cannot read
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # the last: no address for urllib
         raise UserError(f"{url}: cannot be fetched into {path.parent}: {error}") from error
     return path
 
@@ -83,26 +87,27 @@ def _sha256(path: Path) -> str:
 
 def _fetch(url: str, path: Path) -> str:
     """Writes what an address holds to a file; returns its SHA-256."""
-    from finetune_jax.reporting.progress import Progress, say
-
-    digest = hashlib.sha256()
+    digest, written = hashlib.sha256(), 0
     with _open(url) as (stream, total), path.open("wb") as file:
-        say(f"fetching {url}" + (f", {total / _CHUNK:.0f} MiB" if total else ""))
-        bar = Progress(max(1, -(-(total or 0) // _CHUNK)), 0, 1)
-        try:
-            written = 0
-            while chunk := stream.read(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                written += len(chunk)
-                bar.update(written // _CHUNK)
-        finally:
-            bar.close()
+        for chunk in _chunks(stream, total, url):
+            file.write(chunk)
+            digest.update(chunk)
+            written += len(chunk)
         if total is not None and written != total:
             raise UserError(f"{url}: broke off after {written} of {total} bytes")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _chunks(stream: BinaryIO, total: int | None, url: str) -> Iterator[bytes]:
+    from finetune_jax.reporting.progress import each, say
+
+    say(f"fetching {url}" + (f", {total / _CHUNK:.1f} MiB" if total is not None else ""))
+    for _ in each(range(-(-(total or 0) // _CHUNK)), "MiB"):
+        yield stream.read(_CHUNK)
+    while chunk := stream.read(_CHUNK):
+        yield chunk
 
 
 @contextmanager

@@ -38,11 +38,12 @@ def resolve_hub(source: str) -> Path:
         raise UserError(f"hf:{source}: expected hf:owner/name[@revision][/file]")
     try:
         import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
         raise UserError(
             f"hf:{source}: needs huggingface_hub; pip install huggingface_hub"
         ) from None
-    repository = _Repository(huggingface_hub, source, match[1], match[2])
+    repository = _Repository(huggingface_hub, Path(HF_HUB_CACHE), source, match[1], match[2])
     name = match[3] or repository.choose()
     path = repository.fetch(name)
     if name.endswith(".index.json"):
@@ -57,9 +58,11 @@ def resolve_hub(source: str) -> Path:
 class _Repository:
     """One revision of a repository, cached or on the hub."""
 
-    def __init__(self, library: Any, source: str, name: str, revision: str | None) -> None:
-        self._library, self._source, self._name, self._revision = library, source, name, revision
-        self._cache = Path(library.constants.HF_HUB_CACHE)
+    def __init__(
+        self, library: Any, cache: Path, source: str, name: str, revision: str | None
+    ) -> None:
+        self._library, self._cache = library, cache
+        self._source, self._name, self._revision = source, name, revision
 
     def choose(self) -> str:
         """The file to open, when the source names none."""

@@ -30,6 +30,8 @@ _DTYPES = {
     "U16": DTYPES["uint16"],
     "U8": DTYPES["uint8"],
     "BOOL": DTYPES["bool"],
+    "F8_E4M3": DTYPES["float8_e4m3fn"],
+    "F8_E5M2": DTYPES["float8_e5m2"],
 }
 
 

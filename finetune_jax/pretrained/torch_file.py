@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import MAX_DIMENSIONS, blame
+from finetune_jax.pretrained.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, blame
 from finetune_jax.pretrained.torch_pickle import Storage, TensorRecord, load_pickle, shown
 from finetune_jax.pretrained.weights import Spec, Weights
 from finetune_jax.pretrained.zip_archive import ZipArchive
@@ -47,7 +48,10 @@ def open_torch(path: Path) -> Weights:
             stack.callback(archive.close)
             content, read_storage = _read_zip(archive)
         else:
-            content, read_storage = _read_old(file)
+            # A file allocates all that a pickle asks it to read; a map ends where the file does.
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            stack.callback(whole.close)
+            content, read_storage = _read_old(whole)
         records, beside = _state_dict(content)
         specs = {name: _check(name, record) for name, record in records.items()}
         close = stack.pop_all().close
@@ -97,10 +101,13 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
     for key, value in chosen.items():
         if not isinstance(value, TensorRecord):
             beside.append(_entry(place, key))
-        elif isinstance(key, str):
+        elif isinstance(key, str) and len(key) <= MAX_NAME_LENGTH:
             records[key] = value
         else:
-            raise UserError(f"expected a tensor's name, found {shown(key)}")
+            raise UserError(
+                f"expected a tensor's name of at most {MAX_NAME_LENGTH} characters, found "
+                f"{shown(key)}"
+            )
     return records, tuple(beside)
 
 
@@ -195,9 +202,8 @@ def _read_zip(archive: ZipArchive) -> tuple[Any, _ReadStorage]:
     return load_pickle(io.BytesIO(archive.read(pickles[0]))), read_storage
 
 
-def _read_old(file: BinaryIO) -> tuple[Any, _ReadStorage]:
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
+def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
+    size = len(file)
     if load_pickle(file) != _MAGIC_NUMBER:
         raise UserError("it starts with a pickle that is not torch's magic number")
     version = load_pickle(file)

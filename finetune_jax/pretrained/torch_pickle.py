@@ -9,9 +9,10 @@ files so under ``weights_only=True``.
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import pickletools
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -166,8 +167,11 @@ class _Unpickler(pickle.Unpickler):
         return Storage(storage_type.dtype, key, count, start)
 
 
-def load_pickle(stream: BinaryIO) -> Any:
+def load_pickle(stream: io.BytesIO | mmap.mmap) -> Any:
     """Reads one pickle from the stream, which is left just behind it.
+
+    Args:
+      stream: one that never allocates more than it has, as a file does.
 
     Returns:
       Plain Python data with `TensorRecord` in place of every tensor.

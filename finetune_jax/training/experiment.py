@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -15,11 +15,12 @@ from finetune_jax import config as config_lib
 from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source, open_source
+from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Classification
-from finetune_jax.training.mesh import make_mesh, use_cpu_devices
+from finetune_jax.training.mesh import make_mesh, state_sharding, use_cpu_devices
 from finetune_jax.training.schedules import parse_schedule
 
 
@@ -125,7 +126,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             if schedule:
                 parse_schedule(schedule, 1)
     if config.artifact.merge:
-        stuck = sorted({d.kind for d in phases[-1].plan.deltas if not d.mergeable})
+        stuck = sorted({d.kind for d in unmergeable(model, phases[-1].plan.deltas)})
         if stuck:
             raise UserError(
                 f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set it to "
@@ -153,6 +154,9 @@ def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
 def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (variables, manifest JSON): the pretrained file's leaves, or random ones.
 
+    On a mesh of several devices a large leaf of the file lies cut over ``fsdp`` from the start, and
+    is never whole on any of them.
+
     Raises:
       UserError: the file does not fit the model, or a leaf that had to be re-initialised is frozen.
     """
@@ -178,6 +182,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         fresh=experiment.model.fresh_stages,
         absent=experiment.model.absent_stages,
         copy_rows=rows,
+        place=_placer(experiment.mesh),
     )
     fresh = [
         row.leaf.removeprefix("params/")
@@ -193,6 +198,13 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
             f"{', '.join(stuck)}; add ' + {term}' to train them"
         )
     return variables, manifest.to_json()
+
+
+def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:
+    """Puts each leaf on its devices as soon as it is read, where there are several."""
+    if mesh.size == 1:
+        return None
+    return lambda leaf, array: jax.device_put(array, state_sharding(mesh, array))
 
 
 def _start_head(head: dict[str, Any], how: str, experiment: Experiment) -> dict[str, Any]:

@@ -28,7 +28,11 @@ def _transformers(kind: str, sizes: tuple[int, ...]):
     import transformers
 
     config = transformers.ResNetConfig(
-        embedding_size=16, hidden_sizes=list(sizes), depths=[1, 2, 1, 1], layer_type=kind, num_labels=7
+        embedding_size=16,
+        hidden_sizes=list(sizes),
+        depths=[1, 2, 1, 1],
+        layer_type=kind,
+        num_labels=7,
     )
     return randomise(transformers.ResNetForImageClassification(config))
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from harness import Case, randomise, save_safetensors
+from harness import Case, randomise
 
 from finetune_jax.models.text_encoder import TextEncoder
 

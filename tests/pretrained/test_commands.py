@@ -25,7 +25,7 @@ def test_inspect_names_the_model_that_a_file_holds(tmp_path):
         assert (best.name_map.origin, best.models) == ("akamaster", ("resnet20_cifar",))
         text = report(weights, limit=3)
     assert "fits: resnet_cifar, names of akamaster: model.name=resnet20_cifar" in text
-    assert f"and {97 + 19 - 3} more" in text and "module.conv1.weight" in text
+    assert f"and {97 + 19 - 3} more" in text and "module.bn1.bias  " in text
     assert "metadata trained_on: digits" in text
 
 

@@ -27,6 +27,10 @@ ARRAYS = {
     "brain": np.linspace(-3, 3, 6).astype(ml_dtypes.bfloat16).reshape(2, 3),
     "double": np.array(0.1, np.float64),
     "count": np.array([2**40, -1]),
+    "int": np.array([2**20, -1], np.int32),
+    "short": np.array([2**10, -1], np.int16),
+    "byte": np.array([255, 0], np.uint8),
+    "char": np.array([-128, 127], np.int8),
     "mask": np.array([True, False]),
     "nothing": np.zeros((0, 3), np.float32),
 }
@@ -125,6 +129,44 @@ def test_the_state_dict_is_found_and_what_is_beside_it_listed(tmp_path, kind, ke
     with open_weights(path) as weights:
         assert weights.names() == ("w",)
         assert weights.beside == ("'epoch'", "'rng'", f"{key}['version']")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_state_dicts_in_deeper_containers_are_reached(tmp_path, kind):
+    path = tmp_path / kind
+    inner = {"w": tensor("0", np.ones(2, np.float32))}
+    WRITERS[kind](
+        path, {"model": {"model_state": inner, "step": 3}, "ema": {"w": tensor("1", np.ones(3))}}
+    )
+    with open_weights(path) as weights:
+        assert weights.names() == ("w",)
+        assert weights.beside == ("'ema'", "model['step']")
+    WRITERS[kind](path, {"teacher": inner, "epoch": 3})
+    with open_weights(path) as weights:
+        assert weights.names() == ("w",)
+        assert weights.beside == ("'epoch'",)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_integers_of_thousands_of_digits_are_refused_like_others(tmp_path, kind):
+    huge = 10**5000
+    storage = Storage("s", np.zeros(4, np.float32))
+    for content in (
+        {"bad": Tensor(storage, 0, (huge,), (1,))},
+        {"bad": Tensor(storage, huge, (1,), (1,))},
+        {huge: tensor("0", np.ones(2))},
+    ):
+        WRITERS[kind](tmp_path / kind, content)
+        with pytest.raises(UserError, match=str(tmp_path / kind)):
+            open_weights(tmp_path / kind)
+
+
+def test_a_torchscript_program_is_named_as_such(tmp_path):
+    path = write(tmp_path, "zip.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"")
+    with pytest.raises(UserError, match="TorchScript program; save its state_dict"):
+        open_weights(path)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -249,8 +291,8 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match=r"'.npz'; expected one of .safetensors, .th, .pt"):
-        open_weights(tmp_path / "weights.npz")
+    with pytest.raises(UserError, match=r"'.onnx'; expected one of .safetensors, .th, .pt"):
+        open_weights(tmp_path / "weights.onnx")
 
 
 @pytest.mark.parametrize("kind", KINDS)

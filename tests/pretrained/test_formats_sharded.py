@@ -25,7 +25,7 @@ def rewrite(index, change) -> None:
 def test_an_index_that_differs_from_its_shards_is_refused(tmp_path, suffix):
     index = write_sharded(tmp_path / "a", suffix)
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    message = "index differs from its shards"
+    message = "the index differs from its shards"
 
     def lacks(weight_map):
         del weight_map["count"]

@@ -22,7 +22,12 @@ _STORAGES = {
     np.dtype(np.float16): "HalfStorage",
     np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
     np.dtype(np.int64): "LongStorage",
+    np.dtype(np.int32): "IntStorage",
+    np.dtype(np.int16): "ShortStorage",
+    np.dtype(np.int8): "CharStorage",
+    np.dtype(np.uint8): "ByteStorage",
     np.dtype(np.bool_): "BoolStorage",
+    np.dtype(np.complex64): "ComplexFloatStorage",
 }
 
 
@@ -119,7 +124,8 @@ def write_zip(path: Path, content: Any, byteorder: str = "little") -> None:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/byteorder", byteorder)
         for key, values in storages.items():
-            raw = values.view(f"u{values.itemsize}")
+            width = values.itemsize // 2 if values.dtype.kind == "c" else values.itemsize
+            raw = values.view(f"u{width}")
             raw = raw.byteswap() if byteorder == "big" else raw
             archive.writestr(f"archive/data/{key}", raw.tobytes())
         archive.writestr("archive/version", "3\n")

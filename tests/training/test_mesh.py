@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.training.experiment import prepare
+from finetune_jax.pretrained import save_native
+from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.mesh import put_batch
 from finetune_jax.training.phase import PhaseRun
 
@@ -60,6 +61,17 @@ def train(data, fsdp):
         state, metrics = step(state, base, put_batch(batch, run.experiment.mesh))
         result["losses"].append(float(metrics["loss"]))
     return {**result, "after": placement(state)}
+
+
+def load_cut(path):
+    """Loads a file straight onto the mesh; where its params lie, and their fingerprint."""
+    run = phase_run("full", 2, 4)
+    run.experiment.config.pretrained.path = path
+    params = load_variables(run.experiment)[0]["params"]
+    shards = {
+        p: [x.nbytes, x.addressable_shards[0].data.nbytes] for p, x in tree.flatten(params).items()
+    }
+    return {"shards": shards, "fingerprint": tree.fingerprint(params)}
 
 
 def placement(state):
@@ -141,6 +153,16 @@ def test_fsdp_gives_the_losses_of_one_device(sharded):
     assert len(sharded["losses"]) == STEPS
     assert one["losses"][0] != one["losses"][-1]
     np.testing.assert_allclose(sharded["losses"], one["losses"], rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_loaded_straight_into_their_shards(tmp_path):
+    run = phase_run("full", -1, 1)
+    variables = run.experiment.initial_variables()
+    save_native(tmp_path / "w.safetensors", variables, {})
+    found = on_eight_devices(f"load_cut({str(tmp_path / 'w.safetensors')!r})")
+    assert found["fingerprint"] == tree.fingerprint(variables["params"])
+    whole, part = (sum(row[i] for row in found["shards"].values()) for i in (0, 1))
+    assert part < 0.55 * whole
 
 
 def test_a_probe_exchanges_the_gradient_of_its_head_and_no_more():

@@ -1,0 +1,228 @@
+"""ConvNeXt of Liu et al. 2022 (arXiv 2201.03545) and V2 of Woo et al. 2023 (arXiv 2301.00808).
+
+Stages: ``stem``, ``stage0_block0`` …, ``norm`` (which takes the mean over positions first),
+``head``. The downsampling before a layer of blocks is part of its first block. GELU is the exact
+(erf) form and LayerNorm's epsilon 1e-6.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD, Entry, Inputs
+from finetune_jax.models.staged import StagedModel
+
+# Blocks and channels of the four layers.
+SIZES = {
+    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
+    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
+    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
+    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "huge": ((3, 3, 27, 3), (352, 704, 1408, 2816)),
+}
+
+_KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+
+def _norm(dtype: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype)
+
+
+def _conv(width: int, window: int, dtype: Any) -> nn.Conv:
+    """A convolution whose windows lie side by side."""
+    size = (window, window)
+    return nn.Conv(width, size, size, padding="VALID", dtype=dtype, kernel_init=_KERNEL_INIT)
+
+
+class Stem(nn.Module):
+    """Patches of 4 pixels: [b, h, w, 3] to [b, h/4, w/4, width]."""
+
+    width: int
+    patch: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.conv = _conv(self.width, self.patch, self.dtype)
+        self.norm = _norm(self.dtype)
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del batch_statistics, dropout
+        return self.norm(self.conv(x))
+
+
+class Downsample(nn.Module):
+    """LayerNorm, then 2x2 convolution at stride 2: [b, h, w, c] to [b, h/2, w/2, width]."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.norm = _norm(self.dtype)
+        self.conv = _conv(self.width, 2, self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(self.norm(x))
+
+
+class LayerScale(nn.Module):
+    """A factor per channel (Touvron et al. 2021, arXiv 2103.17239), 1e-6 at the start."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.constant(1e-6), (x.shape[-1],))
+        return x * scale.astype(x.dtype)
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation: channels compete by their length over positions.
+
+    x + gamma x n + beta, n being a channel's length over the mean length. Neither gamma nor beta is
+    the scale or the bias of what leaves this layer, so they are not called so.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        gamma = self.param("gamma", nn.initializers.zeros, (width,))
+        beta = self.param("beta", nn.initializers.zeros, (width,))
+        length = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True))
+        share = length / (jnp.mean(length, axis=-1, keepdims=True) + 1e-6)
+        return x + beta.astype(x.dtype) + gamma.astype(x.dtype) * x * share.astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, LayerNorm, dense to four times the width, GELU, dense back; residual.
+
+    Attributes:
+      width: channels.
+      downsample: halve the sides first, from any number of channels.
+      version: 1 scales the branch by channel, 2 normalises responses inside it.
+      dtype: compute dtype.
+    """
+
+    width: int
+    downsample_first: bool
+    version: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if self.downsample_first:
+            self.downsample = Downsample(self.width, self.dtype)
+        self.depthwise = nn.Conv(
+            self.width, (7, 7), padding=3, feature_group_count=self.width, dtype=self.dtype,
+            kernel_init=_KERNEL_INIT,
+        )  # fmt: skip
+        self.norm = _norm(self.dtype)
+        self.mlp_in = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=_KERNEL_INIT)
+        self.mlp_out = nn.Dense(self.width, dtype=self.dtype, kernel_init=_KERNEL_INIT)
+        if self.version == 1:
+            self.layer_scale = LayerScale()
+        else:
+            self.response = ResponseNorm()
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del batch_statistics, dropout
+        if self.downsample_first:
+            x = self.downsample(x)
+        y = nn.gelu(self.mlp_in(self.norm(self.depthwise(x))), approximate=False)
+        if self.version == 1:
+            return x + self.layer_scale(self.mlp_out(y))
+        return x + self.mlp_out(self.response(y))
+
+
+class PooledNorm(nn.LayerNorm):
+    """Mean over positions, then LayerNorm: [b, h, w, c] to [b, c]."""
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del batch_statistics, dropout
+        return super().__call__(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+
+
+class ConvNeXt(StagedModel):
+    """ConvNeXt for images whose sides are at least 32 pixels.
+
+    Attributes:
+      depths: blocks per layer.
+      widths: channels per layer.
+      num_classes: rows of the head.
+      version: 1 or 2, see `Block`.
+      patch: side of the stem's patches in pixels.
+      dtype: compute dtype; parameters stay f32.
+      remat: recompute each block's activations in the backward pass.
+      dropout: refused unless 0: the networks have none.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    num_classes: int
+    version: int = 1
+    patch: int = 4
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        blocks = (f"stage{i}_block{j}" for i, n in enumerate(self.depths) for j in range(n))
+        return ("stem", *blocks, "norm", "head")
+
+    def setup(self) -> None:
+        if self.version not in (1, 2):
+            raise ValueError(f"version: expected 1 or 2, found {self.version}")
+        if self.dropout:
+            raise ValueError("ConvNeXt has no dropout; set model.dropout to 0")
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
+        self.stem = Stem(self.widths[0], self.patch, self.dtype)
+        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            for j in range(depth):
+                first = i > 0 and j == 0
+                setattr(self, f"stage{i}_block{j}", block(width, first, self.version, self.dtype))
+        self.norm = PooledNorm(epsilon=1e-6, dtype=self.dtype)
+        # Logits in f32 whatever the compute dtype: the loss needs them.
+        self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=_KERNEL_INIT)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32)
+
+
+# timm's names of weights trained on ImageNet-1k alone, by V1 size.
+_TIMM = {"atto": "d2", "femto": "d1", "pico": "d1"}
+
+
+def _entry(version: int, size: str) -> Entry:
+    depths, widths = SIZES[size]
+    name = f"convnext{'v2' * (version == 2)}"
+    recipe = "fcmae_ft" if version == 2 else _TIMM.get(size, "fb")
+    weights = [f"hf:timm/{name}_{size}.{recipe}_in1k"]
+    if recipe in ("fb", "fcmae_ft"):
+        weights.append(f"hf:facebook/{name}-{size}{'-1k' * (version == 2)}-224")
+    # timm keeps the dense layers of its small sizes as 1x1 convolutions.
+    form = "_1x1" if size in ("atto", "femto", "pico", "nano") else ""
+    return Entry(
+        f"{name}{form}",
+        functools.partial(ConvNeXt, depths, widths, version=version),
+        inputs=Inputs(224, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875),
+        weights=tuple(weights),
+        licence="CC-BY-NC-4.0" if version == 2 else "Apache-2.0",
+    )
+
+
+ENTRIES = {
+    **{
+        f"convnext_{size}": _entry(1, size)
+        for size in ("atto", "femto", "pico", "tiny", "small", "base", "large")
+    },
+    **{
+        f"convnextv2_{size}": _entry(2, size)
+        for size in ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
+    },
+}

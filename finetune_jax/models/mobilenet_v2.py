@@ -1,0 +1,222 @@
+"""MobileNetV2 of Sandler et al. 2018 (arXiv 1801.04381): inverted residuals, linear bottlenecks.
+
+Stages: ``stem``, ``block_0`` … ``block_16``, ``top`` (1x1 convolution, pooling), ``head``. The
+released weights disagree in three ways, which are fields here: padding (PyTorch's symmetric, or
+TensorFlow's), BatchNorm's constants, and whether the first block, whose expansion is 1, has an
+expanding convolution at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.models.registry import HALF, Entry, Inputs
+from finetune_jax.models.staged import StagedModel
+
+# Expansion, channels, blocks and the first block's stride: table 2 of the paper.
+LAYOUT = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)  # fmt: skip
+
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def channels(count: float) -> int:
+    """The nearest multiple of 8 that is not more than a tenth below `count`, at least 8."""
+    rounded = max(8, int(count + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * count else rounded + 8
+
+
+class Constants(nn.Module):
+    """What the convolutions and norms of one model share; see `MobileNetV2`.
+
+    Attributes:
+      same: TensorFlow's padding instead of PyTorch's.
+      epsilon, momentum: of BatchNorm.
+      dtype: compute dtype.
+    """
+
+    same: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    def conv(self, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv:
+        """A convolution without bias."""
+        return nn.Conv(
+            width, (size, size), stride, "SAME" if self.same else size // 2, use_bias=False,
+            feature_group_count=groups, dtype=self.dtype, kernel_init=_KERNEL_INIT,
+        )  # fmt: skip
+
+    def norm(self) -> nn.BatchNorm:
+        """The BatchNorm after it."""
+        return nn.BatchNorm(momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+
+
+class Stem(Constants):
+    """3x3 convolution of stride 2, BatchNorm, ReLU6: [b, h, w, 3] to [b, h/2, w/2, width]."""
+
+    width: int = 32
+
+    def setup(self) -> None:
+        self.conv1 = self.conv(self.width, 3, 2)
+        self.norm1 = self.norm()
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        return nn.relu6(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
+
+
+class Block(Constants):
+    """Inverted residual: expand by 1x1, 3x3 by channel, project by 1x1 without activation.
+
+    [b, h, w, inputs] to [b, h/stride, w/stride, width]; `inner` is the expanded width.
+    """
+
+    inputs: int = 8
+    inner: int = 8
+    width: int = 8
+    stride: int = 1
+    expand: bool = True
+
+    def setup(self) -> None:
+        if self.expand:
+            self.conv1 = self.conv(self.inner, 1)
+            self.norm1 = self.norm()
+        self.depthwise = self.conv(self.inner, 3, self.stride, groups=self.inner)
+        self.norm2 = self.norm()
+        self.conv2 = self.conv(self.width, 1)
+        self.norm3 = self.norm()
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del dropout
+        running, y = not batch_statistics, x
+        if self.expand:
+            y = nn.relu6(self.norm1(self.conv1(y), use_running_average=running))
+        y = nn.relu6(self.norm2(self.depthwise(y), use_running_average=running))
+        y = self.norm3(self.conv2(y), use_running_average=running)
+        return x + y if self.stride == 1 and self.inputs == self.width else y
+
+
+class Top(Constants):
+    """1x1 convolution, BatchNorm, ReLU6, mean over the image, dropout: [b, h, w, c] to [b, width].
+
+    The pooling is part of the stage because the published dropout comes after it.
+    """
+
+    width: int = 1280
+    dropout: float = 0.0
+
+    def setup(self) -> None:
+        self.conv1 = self.conv(self.width, 1)
+        self.norm1 = self.norm()
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        x = nn.relu6(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
+        return self.drop(jnp.mean(x.astype(jnp.float32), axis=(1, 2)), deterministic=not dropout)
+
+
+class MobileNetV2(StagedModel):
+    """MobileNetV2; any image size.
+
+    Attributes:
+      num_classes: rows of the head.
+      multiplier: of all widths; the top's 1280 never shrinks.
+      layout: (expansion, channels, blocks, first stride) of each run of blocks.
+      same: TensorFlow's padding, which at stride 2 pads the far side alone.
+      expand_first: a block of expansion 1 has an expanding convolution too.
+      epsilon, momentum: of BatchNorm; the momentum is the share that the running value keeps.
+      dtype: compute dtype; parameters stay f32.
+      remat: recompute each block's activations in the backward pass.
+      dropout: rate before the head, in [0, 1).
+    """
+
+    num_classes: int
+    multiplier: float = 1.0
+    layout: tuple[tuple[int, int, int, int], ...] = LAYOUT
+    same: bool = False
+    expand_first: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        count = sum(blocks for _, _, blocks, _ in self.layout)
+        return ("stem", *(f"block_{i}" for i in range(count)), "top", "head")
+
+    def setup(self) -> None:
+        shared = (self.same, self.epsilon, self.momentum, self.dtype)
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
+        width = channels(32 * self.multiplier)
+        self.stem = Stem(*shared, width=width)
+        number = 0
+        for expansion, base, blocks, first in self.layout:
+            for i in range(blocks):
+                inputs, width = width, channels(base * self.multiplier)
+                stage = block(
+                    *shared, inputs=inputs, inner=inputs * expansion, width=width,
+                    stride=1 if i else first, expand=expansion != 1 or self.expand_first,
+                )  # fmt: skip
+                setattr(self, f"block_{number}", stage)
+                number += 1
+        top = channels(1280 * max(1.0, self.multiplier))
+        self.top = Top(*shared, width=top, dropout=self.dropout)
+        self.head = nn.Dense(
+            self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.normal(0.01)
+        )
+
+
+def _entry(inputs: Inputs, weights: tuple[str, ...], licence: str, **options: Any) -> Entry:
+    return Entry(
+        "mobilenet_v2",
+        functools.partial(MobileNetV2, **options),
+        inputs=inputs,
+        weights=weights,
+        licence=licence,
+        dropout=True,
+    )
+
+
+_TENSORFLOW = {"same": True, "epsilon": 1e-3}
+ENTRIES = {
+    **{
+        f"mobilenetv2_{percent:03d}": _entry(
+            Inputs(224, interpolation="bicubic"),
+            (f"hf:timm/mobilenetv2_{percent:03d}.{recipe}_in1k",),
+            "Apache-2.0",
+            multiplier=percent / 100,
+        )
+        for percent, recipe in ((50, "lamb"), (100, "ra"), (140, "ra"))
+    },
+    # tf.keras.applications: values in [-1, 1], the picture resized whole.
+    "mobilenetv2_100_keras": _entry(
+        Inputs(224, HALF, HALF, crop=0), (), "Apache-2.0", momentum=0.999, **_TENSORFLOW
+    ),
+    # The TensorFlow originals as transformers has them.
+    "mobilenetv2_100_tf": dataclasses.replace(
+        _entry(
+            Inputs(224, HALF, HALF),
+            ("hf:google/mobilenet_v2_1.0_224",),
+            "",
+            momentum=0.997,
+            **_TENSORFLOW,
+        ),
+        classes=1001,
+        labels="background, then ImageNet-1k in order of WordNet ID",
+    ),
+    # MXNet's Gluon: the trunk alone.
+    "mobilenetv2_100_gluon": dataclasses.replace(
+        _entry(Inputs(224), (), "Apache-2.0", expand_first=True), classes=0, labels=""
+    ),
+}

@@ -1,0 +1,247 @@
+"""Sources of weights: what is fetched is what was asked for, and what cannot be says the remedy."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from format_samples import write_npz, write_safetensors, write_sharded
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained import open_weights
+from finetune_jax.pretrained.sources import resolve
+
+ONE = {"w": np.ones(3, np.float32)}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; counts requests, and may break off in the middle."""
+
+    requests = 0
+    broken = False
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802 - the library's name
+        self.server.requests += 1
+        if self.server.broken:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"half")
+            return
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(Handler, directory=folder)
+    with Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        server.folder = folder
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+def left(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def pinned(server: Server, name: str = "a.npz") -> str:
+    path = write_npz(server.folder / name, ONE)
+    return f"{server.url}/{name}#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_a_path_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("runs/base.th") == Path("runs/base.th")
+    assert resolve("~/base.th") == tmp_path / "base.th"
+    assert resolve("odd:name.th") == Path("odd:name.th")
+
+
+def test_a_pinned_address_is_fetched_once_and_verified_each_time(server, cache):
+    source = pinned(server)
+    path = resolve(source)
+    assert path.is_relative_to(cache) and path.name == "a.npz"
+    with open_weights(path) as weights:
+        np.testing.assert_array_equal(weights.read("w"), ONE["w"])
+    assert resolve(source) == path
+    assert server.requests == 1
+    path.write_bytes(b"damaged on the disk")
+    assert resolve(source.replace("sha256=", "sha256=").lower()) == path
+    assert server.requests == 2
+    assert left(cache) == [path]
+
+
+def test_without_a_checksum_nothing_is_fetched_and_the_address_to_write_is_shown(server, cache):
+    source = pinned(server)
+    url = source.partition("#")[0]
+    for wrong in (url, f"{url}#sha256=1234", f"{url}#md5={'0' * 64}"):
+        with pytest.raises(UserError, match=rf"{url}#sha256=<64 hexadecimal digits>"):
+            resolve(wrong)
+    assert server.requests == 0 and not left(cache)
+
+
+def test_another_checksum_is_an_error_and_nothing_is_kept(server, cache):
+    url = pinned(server).partition("#")[0]
+    with pytest.raises(UserError, match=f"SHA-256 is [0-9a-f]{{64}}, expected {'0' * 64}; nothing"):
+        resolve(f"{url}#sha256={'0' * 64}")
+    assert not left(cache)
+
+
+def test_a_download_that_breaks_off_leaves_nothing(server, cache):
+    server.broken = True
+    with pytest.raises(UserError, match="broke off after 4 of 1000|IncompleteRead"):
+        resolve(pinned(server))
+    assert not left(cache)
+
+
+def test_what_is_not_there_is_an_error(server, cache):
+    pin = f"#sha256={'0' * 64}"
+    with pytest.raises(UserError, match=r"none\.npz: cannot be fetched.*404"):
+        resolve(f"{server.url}/none.npz{pin}")
+    with pytest.raises(UserError, match="cannot be fetched"):
+        resolve(f"http://127.0.0.1:1/a.npz{pin}")
+    with pytest.raises(UserError, match="cannot be fetched"):
+        resolve(f"http://[bad/a.npz{pin}")
+    assert not left(cache)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/a/", "/..", "/%2e%2e", "/a%2f..%2fb", "/a%00b", "/x%5cy"]
+)
+def test_an_address_cannot_name_a_place_outside_of_the_cache(cache, path):
+    with pytest.raises(UserError, match="does not end in the name of a file"):
+        resolve(f"http://127.0.0.1:1{path}#sha256={'0' * 64}")
+    assert not left(cache)
+
+
+def test_buckets_need_their_library(cache):
+    pytest.importorskip("fsspec")
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="pip install fsspec gcsfs"):
+            resolve(f"gs://bucket/a.npz#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    "source", ["", "  ", "ftp://host/a.npz", "file:///etc/passwd", "htps://a/b"]
+)
+def test_unknown_sources_are_refused(source):
+    with pytest.raises(UserError, match="expected"):
+        resolve(source)
+
+
+def test_keras_weights_are_looked_up_in_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    with pytest.raises(UserError, match=rf"{tmp_path}/.keras/models/{name} is not there"):
+        resolve("keras:vgg16_notop")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "other"))
+    (tmp_path / "other" / "models").mkdir(parents=True)
+    (tmp_path / "other" / "models" / name).write_bytes(b"x")
+    assert resolve("keras:vgg16_notop").name == name
+    with pytest.raises(UserError, match="Did you mean 'vgg16'"):
+        resolve("keras:vgg-16")
+
+
+class Cache:
+    """The folder of one repository, as huggingface_hub lays it out."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "models--owner--name"
+        self.snapshot = self.folder / "snapshots" / ("0" * 40)
+        for place in (self.snapshot, self.folder / "refs", self.folder / "blobs"):
+            place.mkdir(parents=True)
+        (self.folder / "refs" / "main").write_text("0" * 40)
+
+    def add(self, file: Path, name: str = "") -> None:
+        blob = self.folder / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        file.replace(blob)
+        (self.snapshot / (name or file.name)).symlink_to(f"../../blobs/{blob.name}")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Cache(tmp_path / "hub")
+
+
+def test_a_cached_file_of_the_hub_needs_no_network(hub, tmp_path):
+    hub.add(write_safetensors(tmp_path / "model.safetensors", ONE))
+    hub.add(write_npz(tmp_path / "other.npz", ONE))
+    for source in (
+        "hf:owner/name",
+        "hf:owner/name@main",
+        f"hf:owner/name@{'0' * 40}",
+        "hf:owner/name/model.safetensors",
+    ):
+        assert resolve(source) == hub.snapshot / "model.safetensors"
+    assert resolve("hf:owner/name@main/other.npz") == hub.snapshot / "other.npz"
+    with open_weights(resolve("hf:owner/name")) as weights:
+        assert weights.names() == ("w",)
+
+
+def test_an_index_of_the_hub_comes_with_its_shards(hub, tmp_path):
+    index = write_sharded(tmp_path / "sharded")
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for file in sorted(index.parent.iterdir()):
+        hub.add(file)
+    with open_weights(resolve("hf:owner/name")) as weights:
+        assert len(weights.names()) == 6
+    (hub.snapshot / shards[1]).unlink()
+    with pytest.raises(UserError, match=f"{shards[1]} is not in the cache.*hf download owner/name"):
+        resolve("hf:owner/name")
+
+
+def test_what_is_not_cached_says_how_to_get_it(hub, tmp_path):
+    with pytest.raises(UserError, match=r"the list of files is not in the cache .*hf download"):
+        resolve("hf:owner/name")
+    hub.add(write_safetensors(tmp_path / "model.safetensors", ONE))
+    with pytest.raises(UserError, match="Did you mean 'model.safetensors'.*hf download owner/name"):
+        resolve("hf:owner/name/modle.safetensors")
+    with pytest.raises(UserError, match="hf download owner/name model.safetensors --revision v9"):
+        resolve("hf:owner/name@v9/model.safetensors")
+
+
+def test_several_archives_are_listed_and_one_is_taken(hub, tmp_path):
+    hub.add(write_npz(tmp_path / "a.npz", ONE))
+    assert resolve("hf:owner/name").name == "a.npz"
+    hub.add(write_npz(tmp_path / "b.npz", {"w": np.zeros(2)}))
+    with pytest.raises(UserError, match=r"one .npz; name the file behind a '/'.*a.npz, b.npz"):
+        resolve("hf:owner/name")
+
+
+@pytest.mark.parametrize(
+    "source", ["hf:", "hf:name", "hf:owner/name/../../x", "hf:a/b@", "hf:a b/c"]
+)
+def test_a_malformed_repository_is_refused(source):
+    with pytest.raises(UserError, match=r"expected hf:owner/name\[@revision\]\[/file\]"):
+        resolve(source)

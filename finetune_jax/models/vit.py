@@ -1,7 +1,11 @@
-"""Vision Transformer of Dosovitskiy et al. 2020 (arXiv 2010.11929), pre-norm, class token or GAP.
+"""Vision Transformers: ViT (arXiv 2010.11929) and the models that vary it.
 
-Stages: ``stem`` (patch embedding, class token, position embedding), ``block_0`` …, ``norm``,
-``head``. GELU is the exact (erf) form and LayerNorm's epsilon 1e-6, as in the JAX originals.
+DeiT (2012.12877), DINOv2 (2304.07193) with and without registers (2309.16588), and the image towers
+of CLIP (2103.00020) and SigLIP (2303.15343). Stages: ``stem`` (patches, class token, registers,
+positions), ``block_0`` …, ``norm``, ``map_pool`` where a probe pools the tokens, ``head``.
+
+The AugReg weights (2106.10270) were trained in Flax with the tanh form of GELU; timm and
+transformers evaluate them with the exact (erf) form, and so do the ``vit_*`` models here.
 """
 
 from __future__ import annotations
@@ -13,87 +17,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.models.registry import HALF, Entry, Inputs
+from finetune_jax.errors import nearest
+from finetune_jax.models.registry import CLIP_MEAN, CLIP_STD, HALF, Entry, Inputs
 from finetune_jax.models.staged import Resizable, StagedModel
+from finetune_jax.models.vit_layers import (
+    ACTIVATIONS, POOLINGS, POSITIONS, SWIGLU, Block, FinalNorm, MapPool, Stem, pool_tokens,
+    positions_before,
+)  # fmt: skip
 
 # Width, depth and heads of the published sizes.
 SIZES = {
     "ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16),
-    "h": (1280, 32, 16),
+    "h": (1280, 32, 16), "so400m": (1152, 27, 16), "g": (1536, 40, 24),
 }  # fmt: skip
-
-
-class Stem(nn.Module):
-    """Images f32[b, h, w, 3] to tokens [b, 1 + h/patch * w/patch, width]."""
-
-    width: int
-    patch: int
-    class_token: bool
-    dropout: float
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
-        del batch_statistics
-        patch = (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="embedding")(
-            x
-        )
-        x = x.reshape(x.shape[0], -1, self.width)
-        if self.class_token:
-            token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([token, x], axis=1)
-        position = self.param(
-            "position_embedding", nn.initializers.normal(0.02), (1, x.shape[1], self.width)
-        )
-        return nn.Dropout(self.dropout)(x + position.astype(x.dtype), deterministic=not dropout)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over [b, tokens, width]; head size is width / heads."""
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        batch, tokens, width = x.shape
-
-        def project(name: str) -> jax.Array:
-            y = nn.Dense(width, dtype=self.dtype, name=name)(x)
-            return y.reshape(batch, tokens, self.heads, width // self.heads)
-
-        y = jax.nn.dot_product_attention(project("query"), project("key"), project("value"))
-        return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(x.shape))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block over [b, tokens, width]."""
-
-    heads: int
-    dropout: float
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
-        del batch_statistics
-        width = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=not dropout)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        x = x + drop(Attention(self.heads, dtype=self.dtype, name="attn")(y))
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        y = nn.Dense(4 * width, dtype=self.dtype, name="mlp_in")(y)
-        y = drop(nn.gelu(y, approximate=False))
-        return x + drop(nn.Dense(width, dtype=self.dtype, name="mlp_out")(y))
-
-
-class FinalNorm(nn.LayerNorm):
-    """The encoder's last LayerNorm, called like every other stage."""
-
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
-        del batch_statistics, dropout
-        return super().__call__(x)
 
 
 class ViT(StagedModel):
@@ -105,7 +41,19 @@ class ViT(StagedModel):
       heads: of attention; they divide the width.
       patch: side of a patch in pixels.
       num_classes: rows of the head.
-      pooling: ``token`` (class token) or ``gap`` (mean over patch tokens, no class token).
+      pooling: ``token`` (class token), ``gap`` (mean over patches), ``token_gap`` (both, in a row)
+        or ``map`` (attention by a learned probe, a stage of its own).
+      class_token: whether there is one; None: where the pooling reads it.
+      registers: learned tokens after the class token that no pooling reads.
+      positions: which tokens have a position embedding: ``all``, ``class`` (all but registers) or
+        ``patches``.
+      inner: width of the feed-forward; 0 for four times the width.
+      activation: ``gelu`` (erf), ``gelu_tanh``, ``gelu_quick`` (CLIP's) or ``swiglu``.
+      layer_scale: initial factor on what each block adds (CaiT, arXiv 2103.17239); 0 for none.
+      pre_norm: LayerNorm at the end of the stem, as in CLIP.
+      patch_bias: whether the patch embedding has a bias.
+      norm_pooled: the final norm comes after the pooling; not with ``map``.
+      epsilon: of every LayerNorm.
       dtype: compute dtype; parameters stay f32.
       remat: recompute each block's activations in the backward pass.
       dropout: rate after embedding, attention and MLP, in [0, 1).
@@ -117,41 +65,199 @@ class ViT(StagedModel):
     patch: int
     num_classes: int
     pooling: str = "token"
+    class_token: bool | None = None
+    registers: int = 0
+    positions: str = "all"
+    inner: int = 0
+    activation: str = "gelu"
+    layer_scale: float = 0.0
+    pre_norm: bool = False
+    patch_bias: bool = True
+    norm_pooled: bool = False
+    epsilon: float = 1e-6
     dtype: Any = jnp.float32
     remat: bool = False
     dropout: float = 0.0
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm", "head")
+        blocks = tuple(f"block_{i}" for i in range(self.depth))
+        return ("stem", *blocks, "norm", *["map_pool"] * (self.pooling == "map"), "head")
 
     @property
     def resizable(self) -> dict[str, Resizable]:
+        placed = positions_before(self.positions, self.has_class_token, self.registers)
         return {
-            "stem/position_embedding": Resizable("position", int(self.pooling == "token")),
+            "stem/position_embedding": Resizable("position", placed),
             "stem/embedding/kernel": Resizable("kernel"),
         }
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    @property
+    def has_class_token(self) -> bool:
+        """`class_token`, or what the pooling needs."""
+        return "token" in self.pooling if self.class_token is None else self.class_token
+
     def setup(self) -> None:
+        self._check()
+        inner = self.inner or 4 * self.width
+        prefix = self.has_class_token + self.registers
+        self.stem = Stem(
+            self.width, self.patch, self.has_class_token, self.registers, self.positions,
+            self.patch_bias, self.pre_norm, self.epsilon, self.dropout, self.dtype,
+        )  # fmt: skip
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
-        self.stem = Stem(self.width, self.patch, self.pooling == "token", self.dropout, self.dtype)
         for i in range(self.depth):
-            setattr(self, f"block_{i}", block(self.heads, self.dropout, self.dtype))
-        self.norm = FinalNorm(epsilon=1e-6, dtype=self.dtype)
+            stage = block(
+                self.heads, inner, self.activation, self.layer_scale, self.epsilon, self.dropout,
+                self.dtype,
+            )  # fmt: skip
+            setattr(self, f"block_{i}", stage)
+        self.norm = FinalNorm(
+            epsilon=self.epsilon, dtype=self.dtype, pooling=self.pooling * self.norm_pooled,
+            prefix=prefix,
+        )  # fmt: skip
+        if self.pooling == "map":
+            self.map_pool = MapPool(
+                self.heads, inner, self.activation, self.epsilon, self.dropout, self.dtype
+            )
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        return (x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)).astype(jnp.float32)
+        if self.pooling != "map" and not self.norm_pooled:
+            x = pool_tokens(x, self.pooling, self.has_class_token + self.registers)
+        return x.astype(jnp.float32)
+
+    def _check(self) -> None:
+        """Raises ValueError for fields that do not go together."""
+        for field, known in (
+            ("pooling", POOLINGS), ("positions", POSITIONS),
+            ("activation", (*ACTIVATIONS, SWIGLU)),
+        ):  # fmt: skip
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(
+                    f"{field}: expected one of {known}, found {value!r}.{nearest(value, known)}"
+                )
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        if "token" in self.pooling and not self.has_class_token:
+            raise ValueError(f"pooling {self.pooling!r} reads the class token, and there is none")
+        if self.norm_pooled and self.pooling == "map":
+            raise ValueError("norm_pooled: expected False with pooling 'map', found True")
+
+
+def _size(size: str) -> dict[str, int]:
+    return dict(zip(("width", "depth", "heads"), SIZES[size], strict=True))
+
+
+def _entry(size: str, patch: int, inputs: Inputs, options: dict[str, Any], **rest: Any) -> Entry:
+    return Entry(
+        "vit", functools.partial(ViT, **_size(size), patch=patch, **options), inputs=inputs,
+        patch=patch, dropout=True, **rest,
+    )  # fmt: skip
+
+
+def _pooled(head_kind: str, **options: Any) -> ViT:
+    """`model.head` of DINOv2 is what its head reads."""
+    return ViT(pooling=head_kind, **options)
+
+
+_AUGREG = {
+    "vit_ti16": "tiny_patch16", "vit_s16": "small_patch16", "vit_s32": "small_patch32",
+    "vit_b8": "base_patch8", "vit_b16": "base_patch16", "vit_b32": "base_patch32",
+    "vit_l16": "large_patch16",
+}  # fmt: skip
+_GOOGLE = {
+    "vit_b16": ("hf:google/vit-base-patch16-224",),
+    "vit_l16": ("hf:google/vit-large-patch16-224",),
+}
+
+
+def _vit(size: str, patch: int) -> Entry:
+    name = f"vit_{size}{patch}"
+    augreg = [f"hf:timm/vit_{_AUGREG[name]}_224.augreg_in21k_ft_in1k"] if name in _AUGREG else []
+    weights = (*augreg, *_GOOGLE.get(name, ()))
+    return _entry(
+        size, patch, Inputs(224, HALF, HALF, "bicubic", 0.9), {}, weights=weights,
+        licence="Apache-2.0" * bool(weights),
+    )  # fmt: skip
+
+
+_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
+
+
+def _deit(size: str, distilled: bool) -> Entry:
+    """The distilled ones have a second token, with a position, and a second head that is left out."""
+    kind, long = "distilled_" * distilled, _LONG[size]
+    weights = (
+        f"hf:timm/deit_{long}_{kind}patch16_224.fb_in1k",
+        f"hf:facebook/deit-{long}-{kind.replace('_', '-')}patch16-224",
+    )
+    return _entry(
+        size, 16, Inputs(224, interpolation="bicubic"), {"registers": int(distilled)},
+        weights=weights, licence="Apache-2.0",
+        **({"classes": 0, "labels": ""} if distilled else {}),
+    )  # fmt: skip
+
+
+def _dinov2(size: str, registers: int) -> Entry:
+    long = _LONG[size]
+    build = functools.partial(
+        _pooled, **_size(size), patch=14, registers=registers, positions="class", layer_scale=1e-5,
+        **({"inner": 4096, "activation": "swiglu"} if size == "g" else {}),
+    )  # fmt: skip
+    return Entry(
+        "vit", build, inputs=Inputs(518, interpolation="bicubic", crop=1.0), classes=0, labels="",
+        weights=(
+            f"hf:facebook/dinov2-{'with-registers-' * bool(registers)}{long}",
+            f"hf:timm/vit_{long}_patch14_{'reg4_' * bool(registers)}dinov2.lvd142m",
+        ),
+        licence="Apache-2.0", patch=14, dropout=True, heads=("token", "token_gap"),
+    )  # fmt: skip
+
+
+def _clip(size: str, patch: int, classes: int) -> Entry:
+    long = _LONG[size]
+    return _entry(
+        size, patch, Inputs(224, CLIP_MEAN, CLIP_STD, "bicubic", 1.0),
+        {"activation": "gelu_quick", "pre_norm": True, "patch_bias": False, "epsilon": 1e-5},
+        classes=classes, labels="axes of the space that images and texts share", licence="MIT",
+        weights=(
+            f"hf:openai/clip-vit-{long}-patch{patch}",
+            f"hf:timm/vit_{long}_patch{patch}_clip_224.openai",
+        ),
+    )  # fmt: skip
+
+
+def _siglip(size: str, patch: int, side: int, weights: tuple[str, ...]) -> Entry:
+    return _entry(
+        size, patch, Inputs(side, HALF, HALF, "bicubic", 0),
+        {"pooling": "map", "activation": "gelu_tanh", "inner": 4304 if size == "so400m" else 0},
+        classes=0, labels="", weights=weights, licence="Apache-2.0",
+    )  # fmt: skip
 
 
 ENTRIES = {
-    f"vit_{size}{patch}": Entry(
-        "vit",
-        functools.partial(ViT, width=width, depth=depth, heads=heads, patch=patch),
-        inputs=Inputs(224, HALF, HALF, "bicubic", 0.9),
-        patch=patch,
-        dropout=True,
-    )
-    for size, (width, depth, heads) in SIZES.items()
-    for patch in (8, 14, 16, 32)
-}
+    **{f"vit_{s}{p}": _vit(s, p) for s in ("ti", "s", "b", "l", "h") for p in (8, 14, 16, 32)},
+    **{
+        f"deit_{s}16{'_distilled' * d}": _deit(s, d)
+        for d in (False, True) for s in ("ti", "s", "b")
+    },
+    **{f"dinov2_{s}14{'_reg' * bool(r)}": _dinov2(s, r) for r in (0, 4) for s in ("s", "b", "l", "g")},
+    "clip_vit_b32": _clip("b", 32, 512),
+    "clip_vit_b16": _clip("b", 16, 512),
+    "clip_vit_l14": _clip("l", 14, 768),
+    "siglip_b16": _siglip("b", 16, 224, (
+        "hf:google/siglip-base-patch16-224", "hf:timm/vit_base_patch16_siglip_224.webli",
+    )),
+    "siglip_l16": _siglip("l", 16, 256, (
+        "hf:google/siglip-large-patch16-256", "hf:timm/vit_large_patch16_siglip_256.webli",
+    )),
+    "siglip_so400m14": _siglip("so400m", 14, 224, (
+        "hf:timm/vit_so400m_patch14_siglip_224.webli",
+    )),
+}  # fmt: skip

@@ -120,7 +120,7 @@ def blame(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: not a readable {kind}: {text:.300}") from error
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
+def parse_json(data: bytes | bytearray) -> dict[str, Any]:
     """A JSON object; raises UserError for anything else, and for a key that is given twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,15 +17,13 @@ from finetune_jax.pretrained.download import download
 from finetune_jax.pretrained.hub import resolve_hub
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
+_SAME_PATTERN = (
+    *("vgg16", "vgg19", "inception_v3", "xception", "densenet121", "densenet169", "densenet201"),
+    *("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
+)
 # File names as keras.applications asks `get_file` for them, with and without the classifier.
 _KERAS_FILES: dict[str, tuple[str, str]] = {
-    **{
-        name: (f"{name}{_KERNELS}.h5", f"{name}{_KERNELS}_notop.h5")
-        for name in (
-            "vgg16 vgg19 resnet50 resnet101 resnet152 resnet50v2 resnet101v2 resnet152v2 "
-            "inception_v3 xception densenet121 densenet169 densenet201"
-        ).split()
-    },
+    **{name: (f"{name}{_KERNELS}.h5", f"{name}{_KERNELS}_notop.h5") for name in _SAME_PATTERN},
     "mobilenet": ("mobilenet_1_0_224_tf.h5", "mobilenet_1_0_224_tf_no_top.h5"),
     "mobilenet_v2": (
         f"mobilenet_v2{_KERNELS}_1.0_224.h5",

@@ -31,8 +31,6 @@ _PROTOCOL_VERSION = 1001
 _STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
 _OTHER_KEYS = ("teacher", "student", "state_dict_ema", "model_ema", "ema")
 _MAX_NESTING = 3
-
-
 _KIND = "PyTorch file"
 
 
@@ -49,9 +47,9 @@ def open_torch(path: Path) -> Weights:
             content, read_storage = _read_zip(archive)
         else:
             # A file allocates all that a pickle asks it to read; a map ends where the file does.
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            stack.callback(whole.close)
-            content, read_storage = _read_old(whole)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            stack.callback(mapped.close)
+            content, read_storage = _read_old(mapped)
         records, beside = _state_dict(content)
         specs = {name: _check(name, record) for name, record in records.items()}
         close = stack.pop_all().close
@@ -63,6 +61,9 @@ def open_torch(path: Path) -> Weights:
                 elements = read_storage(record.storage)
             except UserError as error:
                 raise UserError(f"tensor {name!r}: {error}") from error
+            whole = record.offset == 0 and elements.size == math.prod(record.shape)
+            if whole and record.strides == _contiguous(record.shape):
+                return elements.reshape(record.shape)
             strides = [stride * elements.itemsize for stride in record.strides]
             tensor = np.lib.stride_tricks.as_strided(
                 elements[record.offset :], record.shape, strides, writeable=False
@@ -166,7 +167,14 @@ def _check(name: str, record: TensorRecord) -> Spec:
     return shape, storage.dtype
 
 
-def _elements(data: bytes, dtype: np.dtype, big_endian: bool) -> np.ndarray:
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a tensor that lies in C order."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _elements(
+    data: bytearray | memoryview | np.ndarray, dtype: np.dtype, big_endian: bool
+) -> np.ndarray:
     """The bytes as a flat array in this machine's byte order."""
     # Swapped as unsigned integers, since bfloat16 has no byte order in NumPy.
     width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
@@ -196,7 +204,7 @@ def _read_zip(archive: ZipArchive) -> tuple[Any, _ReadStorage]:
         end = (storage.start + storage.count) * storage.dtype.itemsize
         if len(data) < end:
             raise UserError(f"its storage {storage.key!r} has {len(data)} bytes; expected {end}")
-        elements = _elements(data[:end], storage.dtype, order == b"big")
+        elements = _elements(memoryview(data)[:end], storage.dtype, order == b"big")
         return elements[storage.start :]
 
     return load_pickle(io.BytesIO(archive.read(pickles[0]))), read_storage
@@ -243,11 +251,9 @@ def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
         begin, count = places[storage.key]
         if storage.start + storage.count > count:
             raise UserError(f"its storage {storage.key!r:.100} has only {count} elements")
-        file.seek(begin + storage.start * storage.dtype.itemsize)
-        data = file.read(storage.count * storage.dtype.itemsize)
-        if len(data) < storage.count * storage.dtype.itemsize:
-            raise UserError(f"its storage {storage.key!r:.100} is truncated")
-        return _elements(data, storage.dtype, big_endian)
+        begin += storage.start * storage.dtype.itemsize
+        data = np.frombuffer(file, np.uint8, storage.count * storage.dtype.itemsize, begin)
+        return _elements(data.copy(), storage.dtype, big_endian)  # the map can be closed
 
     return content, read_storage
 

@@ -114,12 +114,12 @@ class ZipArchive:
         except Exception as error:
             raise UserError(_damaged(name, error)) from error
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytearray:
         """A whole member."""
         with self.open(name) as stream:
             data = bytearray(self.length(name))
             self.read_into(stream, name, memoryview(data))
-        return bytes(data)
+        return data
 
     def region(self, name: str) -> io.BufferedReader | io.BytesIO:
         """A seekable file over a member, whose CRC is checked first.

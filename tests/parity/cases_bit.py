@@ -14,11 +14,25 @@ from finetune_jax.models.bit import BiT
 _DEPTHS, _WIDTHS, _GROUPS, _STEM = (2, 1, 1, 1), (32, 64, 96, 128), 4, 16
 
 
+def _draw(module: torch.nn.Module) -> torch.nn.Module:
+    """Random weights whose activations stay near 1.
+
+    Standardised kernels enlarge what they read by the root of their window, whatever is drawn for
+    them; what the norms scale is kept that much smaller.
+    """
+    randomise(module)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" in name:
+                parameter.mul_(0.2)
+    return module
+
+
 def _timm(epsilon: float):
     from timm.layers import GroupNormAct, StdConv2d
     from timm.models.resnetv2 import ResNetV2
 
-    return randomise(
+    return _draw(
         ResNetV2(
             list(_DEPTHS), _WIDTHS, 7, stem_chs=_STEM, stem_type="fixed",
             conv_layer=functools.partial(StdConv2d, eps=epsilon),
@@ -34,7 +48,7 @@ def _transformers():
         embedding_size=_STEM, hidden_sizes=list(_WIDTHS), depths=list(_DEPTHS),
         num_groups=_GROUPS, num_labels=7,
     )  # fmt: skip
-    return randomise(transformers.BitForImageClassification(config))
+    return _draw(transformers.BitForImageClassification(config))
 
 
 def npz_names(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -142,13 +142,14 @@ def mobilenet():
 
 
 def resnet():
-    module = keras().applications.resnet
+    keras()
+    import keras.src.applications.resnet as module  # the public module has no general ResNet
 
     def stack(x):
         return module.stack_residual_blocks_v1(x, 4, 2, stride1=1, name="conv2")
 
     return module.ResNet(
-        stack, False, True, "small", include_top=True, weights=None, input_shape=(32, 32, 3),
+        stack, False, True, include_top=True, weights=None, input_shape=(32, 32, 3),
         classes=3, name="small", weights_name=None,
     )  # fmt: skip
 

@@ -6,14 +6,19 @@ What is not in the repository is read from the folder that FINETUNE_JAX_DATA nam
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.pretrained import load
 
@@ -89,3 +94,88 @@ def test_minilm_scores_its_published_correlation():
     print(f"STS-B test, n = {len(fields)}: cosine Spearman {score:.4f}")
     # MTEB's result file of sentence-transformers/all-MiniLM-L6-v2.
     assert score == pytest.approx(82.0325, abs=0.005)
+
+
+def pictures(archive: Path, folder: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """(name, uint8[h, w, 3]) of the pictures of a zip, in order of name."""
+    with zipfile.ZipFile(archive) as files:
+        for name in sorted(files.namelist()):
+            if name.startswith(folder) and name.endswith((".jpg", ".png", ".webp")):
+                yield name, np.asarray(Image.open(io.BytesIO(files.read(name))).convert("RGB"))
+
+
+def run(name: str, model, variables, images: list[np.ndarray], stop: str | None = None):
+    """What the model makes of pictures, each prepared as the registry says, in batches of 50."""
+    preprocess = Preprocess(**vars(MODELS[name].inputs))
+    apply = jax.jit(lambda x: model.apply(variables, preprocess.device(x), stop=stop))
+    found = []
+    for start in range(0, len(images), 50):
+        batch = np.stack([preprocess.host(image) for image in images[start : start + 50]])
+        real = len(batch)
+        batch = np.pad(batch, ((0, 50 - real), (0, 0), (0, 0), (0, 0)))
+        found.append(np.asarray(apply(batch))[:real])
+    return np.concatenate(found)
+
+
+def test_mobilenet_v1_classifies_imagenet_photographs():
+    path = data("mobilenet_v1_025_imagenet", "mobilenet_v1_0.25_224.h5")
+    named = list(pictures(data("imagenet_samples", "imagenet_samples_A.zip")))
+    model, variables, manifest = published("mobilenetv1_025", path)
+    assert len(manifest.rows) == 137 and "dropped" not in manifest.counts()
+    labels = np.array([int(name.split("_")[0]) for name, _ in named])
+    logits = run("mobilenetv1_025", model, variables, [image for _, image in named])
+    ranked = np.argsort(-logits, axis=1)
+    first = 100 * np.mean(ranked[:, 0] == labels)
+    fifth = 100 * np.mean((ranked[:, :5] == labels[:, None]).any(1))
+    print(f"ImageNet samples, n = {len(labels)}: top-1 {first:.1f} %, top-5 {fifth:.1f} %")
+    assert len(labels) == 500
+    assert (round(first, 1), round(fifth, 1)) == (55.8, 78.6)
+
+
+def test_mlperf_resnet8_scores_its_measured_accuracy():
+    path = data("mlperf_tiny_resnet8", "pretrainedResnet.h5")
+    named = list(pictures(data("cifar10", "cifar10_test_webp.zip")))
+    model, variables, manifest = published("resnet8_mlperf", path)
+    assert "dropped" not in manifest.counts()
+    classes = sorted({name.split("/")[1] for name, _ in named})
+    labels = np.array([classes.index(name.split("/")[1]) for name, _ in named])
+    logits = run("resnet8_mlperf", model, variables, [image for _, image in named])
+    accuracy = 100 * np.mean(logits.argmax(1) == labels)
+    print(f"CIFAR-10 test, n = {len(labels)}: {accuracy:.2f} %")
+    assert len(labels) == 10_000
+    # The benchmark asks for 85 % or more (arXiv 2106.07597).
+    assert round(accuracy, 2) == 87.19
+
+
+def test_squeezenet_gives_its_golden_outputs():
+    folder = data("squeezenet1_0_imagenet")
+    model, variables, manifest = published("squeezenet1_0_tf", folder / "weights")
+    assert manifest.counts() == {"loaded": 26, "transformed": 26}
+    worst = 0.0
+    for i in range(3):
+        case = folder / "test_data_set" / str(i)
+        logits = model.apply(variables, np.load(case / "input_0.npy"))
+        difference = np.asarray(jax.nn.softmax(logits)) - np.load(case / "output_0.npy")
+        worst = max(worst, float(np.abs(difference).max()))
+    print(f"probabilities of 3 golden inputs: |Δ| {worst:.1e}")
+    assert worst < 1e-6
+
+
+def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
+    from sklearn.linear_model import LogisticRegression
+
+    path = data("mobilenetv2_imagenet_trunk", "mobilenetv2_trunk_npy.zip")
+    archive = data("hymenoptera224", "hymenoptera224.zip")
+    model, variables, manifest = published("mobilenetv2_100_gluon", path, headless=True)
+    assert manifest.counts() == {"loaded": 212, "transformed": 53, "reinitialised": 2}
+    features, labels = {}, {}
+    for split in ("train", "val"):
+        named = list(pictures(archive, f"{split}/"))
+        labels[split] = np.array([name.split("/")[1] for name, _ in named])
+        images = [image for _, image in named]
+        features[split] = run("mobilenetv2_100_gluon", model, variables, images, stop="head")
+    probe = LogisticRegression(C=1.0, max_iter=2000).fit(features["train"], labels["train"])
+    accuracy = 100 * probe.score(features["val"], labels["val"])
+    print(f"hymenoptera val, n = {len(labels['val'])}: logistic regression {accuracy:.2f} %")
+    assert len(labels["val"]) == 153
+    assert accuracy > 90

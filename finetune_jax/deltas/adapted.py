@@ -149,8 +149,8 @@ def merge(
     for delta in unmergeable(adapted.model, adapted.deltas):
         if delta.mergeable:
             raise UserError(
-                f"{delta.kind} at {delta.module!r} cannot be merged into the base: that convolution "
-                f"standardises its kernel, and what is beside it is not standardised"
+                f"{delta.kind} at {delta.module!r} cannot be merged into the base: that "
+                f"convolution standardises its kernel, and what is beside it is not standardised"
             )
     leaves = {p: jnp.asarray(x) for p, x in tree.flatten(variables["params"]).items()}
     own: set[str] = set()

@@ -1,4 +1,4 @@
-"""Visual prompt tuning: learned tokens after the class token (Jia et al. 2022, arXiv 2203.12119).
+"""Visual prompt tuning: learned tokens before the patches (Jia et al. 2022, arXiv 2203.12119).
 
 Shallow prompts enter before the first block and stay until the last; deep prompts are replaced at
 every block. Their start is random, so unlike every other delta they change the first logits.
@@ -26,7 +26,7 @@ class Prompt(Delta):
       tokens: how many.
       patch_inputs: scalars of one patch, 3 * patch²: the draw is uniform in
         ±sqrt(6 / (patch_inputs + width)), as in the paper.
-      offset: tokens before the prompts: 1 for a class token.
+      offset: tokens before the prompts: a class token and registers.
       until: the stage whose output is freed of them.
     """
 

@@ -46,7 +46,7 @@ class StdConv(nn.Conv):
 
 
 def _conv(width: int, window: int, stride: int, epsilon: float, dtype: Any) -> StdConv:
-    # Explicit padding: "SAME" at stride 2 would pad on the other side than the released weights.
+    # "SAME" at stride 2 would pad on the other side than the released weights want.
     return StdConv(
         width, (window, window), stride, padding=window // 2, use_bias=False, dtype=dtype,
         kernel_init=_KERNEL_INIT, variance_epsilon=epsilon,

@@ -44,7 +44,7 @@ def _conv(width: int, window: int, dtype: Any) -> nn.Conv:
 
 
 class Stem(nn.Module):
-    """Patches of 4 pixels: [b, h, w, 3] to [b, h/4, w/4, width]."""
+    """Patches and LayerNorm: [b, h, w, 3] to [b, h/patch, w/patch, width]."""
 
     width: int
     patch: int
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     Attributes:
       width: channels.
-      downsample: halve the sides first, from any number of channels.
+      downsample_first: halve the sides before, from any number of channels.
       version: 1 scales the branch by channel, 2 normalises responses inside it.
       dtype: compute dtype.
     """

@@ -1,9 +1,9 @@
 """MobileNetV2 of Sandler et al. 2018 (arXiv 1801.04381): inverted residuals, linear bottlenecks.
 
 Stages: ``stem``, ``block_0`` … ``block_16``, ``top`` (1x1 convolution, pooling), ``head``. The
-released weights disagree in three ways, which are fields here: padding (PyTorch's symmetric, or
-TensorFlow's), BatchNorm's constants, and whether the first block, whose expansion is 1, has an
-expanding convolution at all.
+released weights disagree in four ways, which are fields here: padding (PyTorch's symmetric, or
+TensorFlow's), BatchNorm's constants, whether activations are capped at 6, and whether the first
+block, whose expansion is 1, has an expanding convolution at all.
 """
 
 from __future__ import annotations
@@ -39,14 +39,20 @@ class Constants(nn.Module):
 
     Attributes:
       same: TensorFlow's padding instead of PyTorch's.
+      capped: ReLU6 instead of ReLU.
       epsilon, momentum: of BatchNorm.
       dtype: compute dtype.
     """
 
     same: bool = False
+    capped: bool = True
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: Any = jnp.float32
+
+    def act(self, x: jax.Array) -> jax.Array:
+        """The activation after every norm but a block's last."""
+        return nn.relu6(x) if self.capped else nn.relu(x)
 
     def conv(self, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv:
         """A convolution without bias."""
@@ -71,7 +77,7 @@ class Stem(Constants):
 
     def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
         del dropout
-        return nn.relu6(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
+        return self.act(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
 
 
 class Block(Constants):
@@ -99,8 +105,8 @@ class Block(Constants):
         del dropout
         running, y = not batch_statistics, x
         if self.expand:
-            y = nn.relu6(self.norm1(self.conv1(y), use_running_average=running))
-        y = nn.relu6(self.norm2(self.depthwise(y), use_running_average=running))
+            y = self.act(self.norm1(self.conv1(y), use_running_average=running))
+        y = self.act(self.norm2(self.depthwise(y), use_running_average=running))
         y = self.norm3(self.conv2(y), use_running_average=running)
         return x + y if self.stride == 1 and self.inputs == self.width else y
 
@@ -120,7 +126,7 @@ class Top(Constants):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
-        x = nn.relu6(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
+        x = self.act(self.norm1(self.conv1(x), use_running_average=not batch_statistics))
         return self.drop(jnp.mean(x.astype(jnp.float32), axis=(1, 2)), deterministic=not dropout)
 
 
@@ -132,6 +138,7 @@ class MobileNetV2(StagedModel):
       multiplier: of all widths; the top's 1280 never shrinks.
       layout: (expansion, channels, blocks, first stride) of each run of blocks.
       same: TensorFlow's padding, which at stride 2 pads the far side alone.
+      capped: activations end at 6, as in the paper.
       expand_first: a block of expansion 1 has an expanding convolution too.
       epsilon, momentum: of BatchNorm; the momentum is the share that the running value keeps.
       dtype: compute dtype; parameters stay f32.
@@ -143,6 +150,7 @@ class MobileNetV2(StagedModel):
     multiplier: float = 1.0
     layout: tuple[tuple[int, int, int, int], ...] = LAYOUT
     same: bool = False
+    capped: bool = True
     expand_first: bool = False
     epsilon: float = 1e-5
     momentum: float = 0.9
@@ -156,7 +164,7 @@ class MobileNetV2(StagedModel):
         return ("stem", *(f"block_{i}" for i in range(count)), "top", "head")
 
     def setup(self) -> None:
-        shared = (self.same, self.epsilon, self.momentum, self.dtype)
+        shared = (self.same, self.capped, self.epsilon, self.momentum, self.dtype)
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
         width = channels(32 * self.multiplier)
         self.stem = Stem(*shared, width=width)
@@ -201,7 +209,8 @@ ENTRIES = {
     },
     # tf.keras.applications: values in [-1, 1], the picture resized whole.
     "mobilenetv2_100_keras": _entry(
-        Inputs(224, HALF, HALF, crop=0), (), "Apache-2.0", momentum=0.999, **_TENSORFLOW
+        Inputs(224, HALF, HALF, crop=0), ("keras:mobilenet_v2",), "Apache-2.0", momentum=0.999,
+        **_TENSORFLOW,
     ),
     # The TensorFlow originals as transformers has them.
     "mobilenetv2_100_tf": dataclasses.replace(
@@ -215,8 +224,9 @@ ENTRIES = {
         classes=1001,
         labels="background, then ImageNet-1k in order of WordNet ID",
     ),
-    # MXNet's Gluon: the trunk alone.
+    # MXNet's Gluon: the trunk alone. The variances that it keeps are those of plain ReLU: from
+    # block 13 on, where values pass 6, ReLU6 gives smaller ones on ImageNet photographs.
     "mobilenetv2_100_gluon": dataclasses.replace(
-        _entry(Inputs(224), (), "Apache-2.0", expand_first=True), classes=0, labels=""
+        _entry(Inputs(224), (), "Apache-2.0", expand_first=True, capped=False), classes=0, labels=""
     ),
 }

@@ -33,8 +33,8 @@ class Inputs:
     channels: str = "rgb"
 
 
-# keras.applications' "caffe" mode: the means of its training pictures are taken off in BGR order, and
-# 0 to 255 is not scaled. Keras' own loader of image files squeezes them, by the nearest pixel.
+# keras.applications' "caffe" mode: the means of its training pictures are taken off in BGR order,
+# and 0 to 255 is not scaled. Keras' own loader of image files squeezes them, by the nearest pixel.
 CAFFE = Inputs(
     224,
     mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),

@@ -48,7 +48,7 @@ class Layers:
 
     def conv(self, width: int, window: int, stride: int = 1) -> nn.Conv:
         """A square convolution padded by half its window."""
-        # Explicit padding: "SAME" at stride 2 would pad on the other side than the released weights.
+        # "SAME" at stride 2 would pad on the other side than the released weights want.
         return nn.Conv(
             width, (window, window), stride, padding=window // 2, use_bias=self.bias,
             dtype=self.dtype, kernel_init=_KERNEL_INIT,
@@ -207,7 +207,7 @@ def _keras_entry(depth: int) -> Entry:
         ResNet, depths=DEPTHS[depth][0], bottleneck=True, stride_first=True, conv_bias=True,
         epsilon=1.001e-5, momentum=0.99,
     )  # fmt: skip
-    return Entry("resnet", build, inputs=CAFFE, licence="MIT")
+    return Entry("resnet", build, inputs=CAFFE, weights=(f"keras:resnet{depth}",), licence="MIT")
 
 
 ENTRIES = {

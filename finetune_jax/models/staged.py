@@ -65,7 +65,7 @@ class StagedModel(nn.Module):
 
     @property
     def fresh_stages(self) -> dict[str, str]:
-        """Stages that never take the tensors of a weight file, and why; a chosen head has some."""
+        """Stages, of a chosen head, that take no tensors of other projects' files, and why."""
         return {}
 
     @property

@@ -222,7 +222,15 @@ def _entry(depth: int, batch_norm: bool) -> Entry:
 def _keras_entry(depth: int) -> Entry:
     # Keras flattens the grid as it comes, so its `fc1` fits one image size.
     build = functools.partial(VGG, DEPTHS[depth], grid=0)
-    return Entry(f"vgg{depth}", build, inputs=CAFFE, licence="CC-BY-4.0", dropout=True, heads=HEADS)
+    return Entry(
+        f"vgg{depth}",
+        build,
+        inputs=CAFFE,
+        weights=(f"keras:vgg{depth}",),
+        licence="CC-BY-4.0",
+        dropout=True,
+        heads=HEADS,
+    )
 
 
 ENTRIES = {

@@ -21,9 +21,17 @@ from finetune_jax.errors import nearest
 from finetune_jax.models.registry import CLIP_MEAN, CLIP_STD, HALF, Entry, Inputs
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.models.vit_layers import (
-    ACTIVATIONS, POOLINGS, POSITIONS, SWIGLU, Block, FinalNorm, MapPool, Stem, pool_tokens,
+    ACTIVATIONS,
+    POOLINGS,
+    POSITIONS,
+    SWIGLU,
+    Block,
+    FinalNorm,
+    MapPool,
+    Stem,
+    pool_tokens,
     positions_before,
-)  # fmt: skip
+)
 
 # Width, depth and heads of the published sizes.
 SIZES = {
@@ -191,7 +199,7 @@ _LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
 def _deit(size: str, distilled: bool) -> Entry:
-    """The distilled ones have a second token, with a position, and a second head that is left out."""
+    """The distilled ones have a second token; of their two heads we have neither."""
     kind, long = "distilled_" * distilled, _LONG[size]
     weights = (
         f"hf:timm/deit_{long}_{kind}patch16_224.fb_in1k",
@@ -247,7 +255,10 @@ ENTRIES = {
         f"deit_{s}16{'_distilled' * d}": _deit(s, d)
         for d in (False, True) for s in ("ti", "s", "b")
     },
-    **{f"dinov2_{s}14{'_reg' * bool(r)}": _dinov2(s, r) for r in (0, 4) for s in ("s", "b", "l", "g")},
+    **{
+        f"dinov2_{s}14{'_reg' * bool(r)}": _dinov2(s, r)
+        for r in (0, 4) for s in ("s", "b", "l", "g")
+    },
     "clip_vit_b32": _clip("b", 32, 512),
     "clip_vit_b16": _clip("b", 16, 512),
     "clip_vit_l14": _clip("l", 14, 768),

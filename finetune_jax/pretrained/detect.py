@@ -5,8 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from finetune_jax.pretrained.hdf5_file import MAGIC as HDF5_MAGIC
-
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _NO_WEIGHTS = (
     (b"version https://git-lfs", "a Git LFS pointer: run 'git lfs pull' to get the file itself"),
     (b"<!doctype html", "a web page: the download went to a page instead of the file"),
@@ -34,13 +33,14 @@ def detect(path: Path) -> tuple[str, str] | None:
         return "hdf5", "an HDF5 file (Keras: .h5)"
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
+    # Before pickles: a header's length may begin with the same bytes.
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= size - 8:
+        return "safetensors", "a safetensors file (.safetensors)"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "torch", "a pickle (PyTorch: .pth)"
     if head.startswith(b"\x93NUMPY"):
         return "", "a single .npy array without a name: put it into a .npz"
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 2 <= length <= size - 8:
-        return "safetensors", "a safetensors file (.safetensors)"
     return None
 
 

@@ -1,147 +1,142 @@
-"""HDF5 files, walked with care: links, storage and sizes are checked before a value is read."""
+"""HDF5 files: the C library looks at them in a process of its own; here only bytes are read.
+
+On a damaged file the library can hang (one changed bit in a heap is enough) or crash. So another
+process lists what lies where, under a limit of time, and the values are read without the library.
+"""
 
 from __future__ import annotations
 
-import os
+import base64
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import DTYPES, MAX_DEPTH, MAX_TENSORS, check_fits
+from finetune_jax.pretrained import hdf5_catalog
+from finetune_jax.pretrained.limits import (
+    DTYPES,
+    MAX_DEPTH,
+    MAX_TENSORS,
+    check_fits,
+    parse_json,
+    size_of,
+)
 from finetune_jax.pretrained.weights import Spec
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
-_MAX_ATTRIBUTE_BYTES = 2**26
+_SECONDS = 60
 
 
-def natural(name: str) -> list[Any]:
+def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key that puts ``vars/2`` before ``vars/10``."""
-    return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]{1,9})", name)
+    return [(0, int(p)) if i % 2 else (1, p) for i, p in enumerate(parts)]
 
 
 class Hdf5File:
-    """The datasets of an HDF5 file by path, without their values.
+    """The datasets of an HDF5 file by path.
 
     Args:
-      source: a path, or a seekable binary file.
-      size: bytes of it.
+      path: the file, opened until `close`.
+      begin: where in it the HDF5 file begins.
+      size: bytes of it; by default all there are.
 
     Raises:
-      UserError: a link to elsewhere, a dataset that is virtual, compressed, kept in other files,
-        larger than the file, or of another dtype than numbers. Other exceptions of a damaged file
-        are h5py's own.
+      UserError: damaged; a link to elsewhere; a dataset that is virtual, in chunks, compressed,
+        kept in other files, beyond the end of the file, or of another dtype than numbers.
 
     Attributes:
       specs: (shape, dtype) by the path of every dataset, in natural order.
-      groups: paths of all groups.
+      attributes: names of the attributes of every group, by its path; '' is the root.
+      texts: the attributes ``name`` and ``model_config`` by group, where they are texts.
     """
 
-    def __init__(self, source: Path | BinaryIO, size: int) -> None:
-        import h5py
-
-        self._h5py = h5py
-        self._size = size
+    def __init__(self, path: Path, begin: int = 0, size: int | None = None) -> None:
+        self._begin = begin
+        self._size = path.stat().st_size - begin if size is None else size
+        answer = _ask(path, begin, self._size)
+        self.attributes: dict[str, list[str]] = answer["attributes"]
+        self.texts: dict[str, dict[str, str]] = answer["texts"]
         self.specs: dict[str, Spec] = {}
-        self.groups: set[str] = set()
-        # Locking needs a file system that can; the file is only read.
-        options = {"locking": False} if isinstance(source, Path) else {}
-        self._file = h5py.File(source, "r", **options)
-        try:
-            self._walk()
-        except BaseException:
-            self._file.close()
-            raise
-        self.specs = {name: self.specs[name] for name in sorted(self.specs, key=natural)}
+        self._places: dict[str, tuple[np.dtype, int | bytes]] = {}
+        for name in sorted(answer["datasets"], key=natural):
+            self._add(name, *answer["datasets"][name])
+        self._file = path.open("rb", buffering=0)
 
-    def _walk(self) -> None:
-        h5py = self._h5py
-        waiting: list[tuple[str, Any]] = [("", self._file)]
-        seen = {_address(self._file)}
-        while waiting:
-            prefix, group = waiting.pop()
-            for name in group:
-                path = f"{prefix}{name}"
-                if path.count("/") > MAX_DEPTH:
-                    raise UserError(f"{path!r:.200} lies deeper than {MAX_DEPTH} groups")
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise UserError(
-                        f"{path!r} is a link to another place or file, which is not followed"
-                    )
-                item = group[name]
-                if isinstance(item, h5py.Dataset):
-                    self.specs[path] = self._check(path, item)
-                elif isinstance(item, h5py.Group):
-                    if _address(item) in seen:
-                        raise UserError(f"group {path!r} is there under two names")
-                    seen.add(_address(item))
-                    self.groups.add(path)
-                    waiting.append((f"{path}/", item))
-                else:
-                    raise UserError(f"{path!r} is neither a group nor a dataset")
-                if len(self.specs) + len(self.groups) > MAX_TENSORS:
-                    raise UserError(f"it has more than {MAX_TENSORS} groups and datasets")
+    def _add(self, name: str, sizes: Any, kind: Any, offset: Any, values: Any) -> None:
+        shape, stored = tuple(sizes), np.dtype(kind)
+        if stored == np.dtype("V2"):  # as h5py writes bfloat16
+            stored = DTYPES["bfloat16"]
+        dtype = stored.newbyteorder("=")
+        if dtype.name not in DTYPES:
+            raise UserError(f"dataset {name!r} has dtype {stored}; expected numbers or bools")
+        check_fits(name, shape, dtype, self._size)
+        length = size_of(shape, dtype)
+        held: int | bytes = 0 if offset is None else offset
+        if values is not None:
+            held = base64.b64decode(values)
+        elif offset is None and length:
+            raise UserError(f"dataset {name!r} was made and its values never written")
+        end = len(held) if isinstance(held, bytes) else self._size - held
+        if end < length:
+            raise UserError(f"dataset {name!r} runs over the end of the file: truncated or damaged")
+        self.specs[name], self._places[name] = (shape, dtype), (stored, held)
 
-    def _check(self, path: str, item: Any) -> Spec:
-        layout = item.id.get_create_plist()
-        if layout.get_layout() == self._h5py.h5d.VIRTUAL:
-            raise UserError(f"dataset {path!r} is virtual: its values lie in other files")
-        if layout.get_layout() == self._h5py.h5d.CONTIGUOUS and layout.get_external_count():
-            raise UserError(f"dataset {path!r} keeps its values in other files")
-        if layout.get_nfilters():
-            raise UserError(
-                f"dataset {path!r} is compressed or filtered, which no Keras file is; rewrite the "
-                "file with h5repack -f NONE"
-            )
-        stored, shape = item.dtype, item.shape
-        if shape is None:
-            raise UserError(f"dataset {path!r} has no values")
-        dtype = DTYPES["bfloat16"] if stored == np.dtype("V2") else stored.newbyteorder("=")
-        if stored.hasobject or dtype.name not in DTYPES or stored.metadata:
-            raise UserError(f"dataset {path!r} has dtype {stored}; expected numbers or bools")
-        check_fits(path, shape, dtype, self._size)
-        if item.chunks:
-            check_fits(path, item.chunks, dtype, max(self._size, 2**20))
-        return shape, dtype
-
-    def read(self, path: str) -> np.ndarray:
+    def read(self, name: str) -> np.ndarray:
         """The values of a dataset, C-ordered, in this machine's byte order."""
-        shape, dtype = self.specs[path]
-        values = np.asarray(self._file[path][()])
-        if values.dtype.kind == "V":
-            values = values.view(dtype)
-        return np.asarray(values, dtype, order="C").reshape(shape)
-
-    def has_attribute(self, group: str, name: str) -> bool:
-        """Whether a group ('' for the root) has an attribute."""
-        return name in self._file[f"/{group}"].attrs
-
-    def text_attribute(self, group: str, name: str) -> str | None:
-        """An attribute of a group that is one text; None if it is not there or is no text."""
-        attributes = self._file[f"/{group}"].attrs
-        if name not in attributes:
-            return None
-        found = attributes.get_id(name)
-        if found.shape != () or found.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
-            return None
-        value = attributes[name]
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "backslashreplace")
-        return value if isinstance(value, str) else None
+        shape, dtype = self.specs[name]
+        stored, held = self._places[name]
+        if isinstance(held, bytes):
+            flat = np.frombuffer(bytearray(held), stored)
+        else:
+            self._file.seek(self._begin + held)
+            flat = np.fromfile(self._file, stored, size_of(shape, dtype) // dtype.itemsize)
+        if flat.nbytes != size_of(shape, dtype):
+            raise UserError("the file has become shorter since it was opened")
+        return flat.astype(dtype, copy=False).reshape(shape)
 
     def close(self) -> None:
         """Lets go of the file."""
         self._file.close()
 
 
-def open_path(path: Path) -> Hdf5File:
-    """Opens an HDF5 file on a disk."""
-    return Hdf5File(path, os.path.getsize(path))
+def _ask(path: Path, begin: int, size: int) -> dict[str, Any]:
+    """The catalog of a file; UserError if the library refuses it, hangs or crashes."""
+    arguments = {
+        "path": str(path),
+        "begin": begin,
+        "size": size,
+        "max_entries": 2 * MAX_TENSORS,
+        "max_depth": MAX_DEPTH,
+    }
+    code, output = launch(json.dumps(arguments))
+    if code is None:
+        raise UserError(f"the HDF5 library finds no end of it within {_SECONDS} s: damaged")
+    if code:
+        raise UserError(f"the HDF5 library breaks down over it (exit status {code}): damaged")
+    answer = parse_json(output)
+    if "error" in answer:
+        raise UserError(str(answer["error"]))
+    return answer
 
 
-def _address(group: Any) -> Any:
-    from h5py import h5o
-
-    return h5o.get_info(group.id).addr
+def launch(arguments: str) -> tuple[int | None, bytes]:
+    """(exit status, None if it was ended after its time; what it printed) of `hdf5_catalog`."""
+    # -P: the program's own folder, with modules named like Python's, is not searched.
+    command = [sys.executable, "-P", hdf5_catalog.__file__, arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, b""
+    return done.returncode, done.stdout

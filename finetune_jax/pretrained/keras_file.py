@@ -6,7 +6,9 @@ classes, and never made into layers: it may hold code (Lambda).
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import hdf5_file
 from finetune_jax.pretrained.hdf5_file import Hdf5File
 from finetune_jax.pretrained.keras_names import (
     LayerInfo,
@@ -46,7 +47,7 @@ def open_keras_h5(path: Path) -> Weights:
     """
     _need_h5py(path)
     with blame(path, _KIND):
-        file = hdf5_file.open_path(path)
+        file = Hdf5File(path)
         try:
             named, beside = _names(file, None)
         except BaseException:
@@ -75,9 +76,7 @@ def open_keras(path: Path) -> Weights:
             metadata = {
                 key: str(value) for key, value in parse_json(archive.read("metadata.json")).items()
             }
-            region = archive.region(_WEIGHTS)
-            # Python would let an error in a callback of HDF5 pass; the whole is in bounds here.
-            file = Hdf5File(region, archive.length(_WEIGHTS))
+            file = _inner(path, archive)
             try:
                 named, beside = _names(file, model)
             except BaseException:
@@ -94,11 +93,19 @@ def open_keras(path: Path) -> Weights:
     return _weights(path, file, named, beside, close, metadata)
 
 
+def _inner(path: Path, archive: ZipArchive) -> Hdf5File:
+    """The weights of an archive: read where they lie, or from a temporary file if deflated."""
+    if place := archive.place(_WEIGHTS):
+        return Hdf5File(path, *place)
+    with tempfile.NamedTemporaryFile(suffix=".h5") as file:
+        file.write(archive.read(_WEIGHTS))
+        file.flush()
+        return Hdf5File(Path(file.name))  # which keeps it open, nameless
+
+
 def _need_h5py(path: Path) -> None:
-    try:
-        import h5py  # noqa: F401
-    except ImportError:
-        raise UserError(f"{path}: reading it needs h5py; pip install h5py") from None
+    if importlib.util.find_spec("h5py") is None:
+        raise UserError(f"{path}: reading it needs h5py; pip install h5py")
 
 
 def _weights(
@@ -119,8 +126,8 @@ def _weights(
 
 def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """(path of the dataset by name, names beside)."""
-    top = "model_weights" if "model_weights" in file.groups else ""
-    if any(file.has_attribute(top, name) for name in ("layer_names", "layer_names0")):
+    top = "model_weights" if "model_weights" in file.attributes else ""
+    if {"layer_names", "layer_names0"} & set(file.attributes[top]):
         named, beside = _legacy_names(file, top)
     elif any(_NUMBERED.fullmatch(place) for place in file.specs):
         named, beside = _numbered_names(file, layers_of(model))
@@ -135,7 +142,7 @@ def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]
 
 
 def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list[str]]:
-    config = file.text_attribute("", "model_config")
+    config = file.texts.get("", {}).get("model_config")
     kinds: dict[str, str] = {}
     if config is not None:
         infos = layers_of(parse_json(config.encode("utf-8", "surrogatepass")))
@@ -194,9 +201,7 @@ def _layer_names(file: Hdf5File, owner: str, layers: Mapping[str, LayerInfo]) ->
     for end in range(1, len(parts) + 1):
         group = "/".join(parts[:end])
         key = group.replace("_layer_checkpoint_dependencies", "layers")
-        name = None
-        if f"{group}/vars" in file.groups:
-            name = file.text_attribute(f"{group}/vars", "name")
+        name = file.texts.get(f"{group}/vars", {}).get("name")
         if name is None and key in layers:
             name = layers[key].name
         if name is None and parts[end - 1] in _CONTAINERS:

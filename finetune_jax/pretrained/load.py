@@ -57,7 +57,8 @@ def load(
       resizable: `StagedModel.resizable` of the model.
       resize: which kinds of `surgery.KINDS` are allowed.
       sizes: `StagedModel.sizes` of the model.
-      fresh: `StagedModel.fresh_stages` of the model: stages that keep their initial values, and why.
+      fresh: `StagedModel.fresh_stages` of the model: stages that keep their initial values, and
+        why, unless the file has our own names and has them.
       absent: `StagedModel.absent_stages` of the model: stages whose tensors are dropped, and why.
       copy_rows: ``{our class: the file's}``, whose columns a head that starts afresh takes over.
       place: called with each leaf (``params/…``) and its values as soon as they are read; what it
@@ -152,6 +153,9 @@ class _Load:
             digest = pool.submit(fingerprint, self.weights.path)
             # 1. Which tensor goes to which leaves, by name alone.
             targets = self._match(names)
+            if self.map.origin == "native":  # our own file has such a stage as it was saved
+                saved = {t.leaf.split("/")[1] for found in targets.values() for t in found}
+                self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
             # 2. Which stages start afresh, by shape alone: before a value is read.
             fresh = self._fresh_stages(targets)
             # 3. The tensors, in the file's order; then the leaves that the file lacks.

@@ -40,7 +40,7 @@ class Target(NamedTuple):
     def shape(
         self, shape: tuple[int, ...], sizes: Mapping[str, int] | None = None
     ) -> tuple[int, ...]:
-        """The leaf's shape from the tensor's, see `Layout.shape`; LayoutError if it does not fit."""
+        """The leaf's shape from the tensor's; arguments and errors as for `Layout.shape`."""
         return self.layout.shape(self._cut(shape), sizes)
 
     def _cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -77,7 +77,9 @@ def misfit(
         if len(found) != 3 or len(wanted) != 3 or found[2] != wanted[2]:
             return "only the number of positions may differ"
         for shape in (found, wanted):
-            if math.isqrt(max(shape[1] - leaf.prefix, 0)) ** 2 != shape[1] - leaf.prefix:
+            if not _is_square(shape[1] - leaf.prefix):
+                if shape is found and _is_square(shape[1]):
+                    continue  # a model that gives the tokens before the grid no position
                 return f"{shape[1]} positions, {leaf.prefix} of them before the grid, are no square"
         return "" if allowed.get("position") else "pretrained.resize does not name 'position'"
     if len(found) != 4 or len(wanted) != 4 or found[3] != wanted[3]:
@@ -87,6 +89,10 @@ def misfit(
     if found[2] != wanted[2] and not allowed.get("channels"):
         return "pretrained.resize does not name 'channels'"
     return ""
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def fit(
@@ -112,7 +118,8 @@ def resize_positions(
     """f[1, prefix + n², width] to f[1, count, width]; the prefix stays as it is.
 
     Args:
-      embedding: positions of a square grid.
+      embedding: positions of a square grid; without those of the prefix, which has none in some
+        models, they are 0 here, and that is the same.
       count: of positions wanted, prefix included.
       prefix: positions before the grid.
       method: a key of `POSITION_METHODS`.
@@ -120,23 +127,28 @@ def resize_positions(
     Returns:
       (the resized embedding in the dtype of the given one, how it was done)
     """
+    added = ""
+    if not _is_square(embedding.shape[1] - prefix):
+        none = np.zeros((1, prefix, embedding.shape[2]), embedding.dtype)
+        embedding = np.concatenate([none, embedding], axis=1)
+        added = f"0 for {prefix} position{'s' * (prefix > 1)} before the grid"
+        if embedding.shape[1] == count:
+            return embedding, added
     head, grid = embedding[:, :prefix], embedding[:, prefix:]
     old, new = math.isqrt(grid.shape[1]), math.isqrt(count - prefix)
     weights = POSITION_METHODS[method](old, new)
     square = grid.reshape(old, old, -1).astype(np.float64)
     turned = np.einsum("ai,bj,ijw->abw", weights, weights, square, optimize=True)
     resized = turned.reshape(1, new * new, -1).astype(embedding.dtype)
-    return (
-        np.concatenate([head, resized], axis=1),
-        f"positions {old}x{old} to {new}x{new} by {method}",
-    )
+    how = f"positions {old}x{old} to {new}x{new} by {method}"
+    return np.concatenate([head, resized], axis=1), f"{added}; {how}" if added else how
 
 
 def resize_patch(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """f[h, w, in, out] to another patch size, by pseudo-inverse of the bilinear resize.
 
-    FlexiViT (Beyer et al. 2022, arXiv 2212.08013, section 3.4): patches enlarged with the image give
-    the same tokens as before.
+    FlexiViT (Beyer et al. 2022, arXiv 2212.08013, section 3.4): patches enlarged with the image
+    give the same tokens as before.
     """
     rows = linear_weights(kernel.shape[0], size[0], corners=False)
     columns = linear_weights(kernel.shape[1], size[1], corners=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from pathlib import Path
@@ -121,14 +120,11 @@ class ZipArchive:
             self.read_into(stream, name, memoryview(data))
         return data
 
-    def region(self, name: str) -> io.BufferedReader | io.BytesIO:
-        """A seekable file over a member, whose CRC is checked first.
-
-        A stored member is read where it lies, a deflated one is inflated into memory.
-        """
+    def place(self, name: str) -> tuple[int, int] | None:
+        """(where a stored member begins, its bytes), its CRC checked; None if it is deflated."""
         entry = self._members.get(name)
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            return io.BytesIO(self.read(name))
+            return None
         chunk = memoryview(bytearray(min(entry.file_size, 2**20)))
         with self.open(name) as stream:
             for start in range(0, entry.file_size, 2**20):
@@ -137,41 +133,12 @@ class ZipArchive:
         header = self._file.read(30)
         begin = entry.header_offset + 30
         begin += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return io.BufferedReader(_Region(self._file, begin, entry.file_size))
+        return begin, entry.file_size
 
     def close(self) -> None:
         """Lets go of the file."""
         self._zip.close()
         self._file.close()
-
-
-class _Region(io.RawIOBase):
-    """Part of a file, as a file."""
-
-    def __init__(self, file: BinaryIO, begin: int, size: int) -> None:
-        self._file, self._begin, self._size, self._at = file, begin, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = max(0, min(len(buffer), self._size - self._at))
-        self._file.seek(self._begin + self._at)
-        data = self._file.read(count)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def _damaged(name: str, error: Exception) -> str:

@@ -123,7 +123,8 @@ def vpt(outline: Outline, tokens: int = 5, deep: bool = False) -> Claim:
     blocks = _transformer_blocks(outline)
     patch = outline.leaves.get("stem/embedding/kernel")
     inputs = math.prod(patch.shape[:-1]) if patch is not None else blocks[0][1]
-    offset = int("stem/class_token" in outline.leaves)
+    prefix = ("stem/class_token", "stem/register_tokens")
+    offset = sum(outline.leaves[p].shape[1] for p in prefix if p in outline.leaves)
     last = blocks[-1][0]
     return Claim(
         deltas=[

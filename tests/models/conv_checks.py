@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
+from finetune_jax.deltas import Adapted
 from finetune_jax.models import MODELS, StagedModel, build, initialise
 from finetune_jax.pretrained import map_of
+from finetune_jax.schemes import resolve_phases
 
 
 def abstract(model: StagedModel, size: int = 32):
@@ -40,9 +42,12 @@ def check_parts(model: StagedModel, size: int = 32) -> None:
     run = jax.jit(model.apply, static_argnames=("start", "stop"))
     whole = np.asarray(run(variables, images))
     assert np.isfinite(whole).all() and np.ptp(whole) > 0
-    for stage in (model.stages[len(model.stages) // 2], "head"):
-        again = run(variables, run(variables, images, stop=stage), start=stage)
-        np.testing.assert_allclose(again, whole, atol=1e-5 * np.abs(whole).max())
+    stage = model.stages[len(model.stages) // 2]
+    again = run(variables, run(variables, images, stop=stage), start=stage)
+    np.testing.assert_allclose(again, whole, atol=1e-5 * np.abs(whole).max())
+    features, head = run(variables, images, stop="head"), variables["params"]["head"]
+    again = features @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(again, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def check_bfloat16(model: StagedModel, size: int = 32) -> None:
@@ -68,6 +73,26 @@ def check_names(family: str, origin: str, model: StagedModel, size: int = 32) ->
             assert names.constant(leaf), leaf
         else:
             assert leaf in [target.leaf for target in names.targets(source)], (leaf, source)
+
+
+def check_schemes(model: StagedModel, schemes: dict[str, set[str]], size: int = 32) -> None:
+    """Each scheme resolves, trains leaves of exactly these stages, and the model runs with it."""
+    variables = abstract(model, size)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    for scheme, stages in schemes.items():
+        (phase,) = resolve_phases(
+            scheme, model.stages, variables["params"], variables["batch_stats"]
+        )
+        assert {path.split("/")[0] for path in phase.plan.trainable} == stages, scheme
+        base = tree.flatten(variables["params"])
+        added = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for delta in phase.plan.deltas
+            for path, leaf in delta.leaves(base).items()
+        }
+        whole = {**variables, "params": tree.unflatten({**base, **added})}
+        adapted = Adapted(model, tuple(phase.plan.deltas))
+        assert jax.eval_shape(adapted.apply, whole, images).shape == (2, model.num_classes)
 
 
 def parameters(name: str) -> int:

@@ -1,5 +1,5 @@
 import pytest
-from conv_checks import check_bfloat16, check_names, check_parts, parameters
+from conv_checks import check_bfloat16, check_names, check_parts, check_schemes, parameters
 
 from finetune_jax.models.resnet import ResNet
 
@@ -34,3 +34,15 @@ def test_published_parameter_counts():
 def test_dropout_is_refused():
     with pytest.raises(ValueError, match="no dropout"):
         check_parts(SMALL.clone(dropout=0.1))
+
+
+def test_schemes():
+    check_schemes(
+        SMALL,
+        {
+            "last_k(1)": {"layer2_block1", "head"},
+            "norm_only": set(SMALL.stages),
+            "lora(rank=2) + head": set(SMALL.stages),
+            "ssf(on='norm.*') + head": set(SMALL.stages),
+        },
+    )

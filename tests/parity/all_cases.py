@@ -2,6 +2,7 @@
 
 import cases_bit
 import cases_convnext
+import cases_mixer
 import cases_mobilenet
 import cases_resnet
 import cases_text
@@ -11,6 +12,7 @@ import cases_vit
 CASES = [
     *cases_bit.CASES,
     *cases_convnext.CASES,
+    *cases_mixer.CASES,
     *cases_mobilenet.CASES,
     *cases_resnet.CASES,
     *cases_text.CASES,

@@ -1,14 +1,17 @@
-"""MobileNets against torchvision, timm, transformers and Keras."""
+"""MobileNets, SqueezeNet and ResNet-8 against torchvision, timm, transformers and Keras."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import torch  # noqa: F401 - timm needs it first
+import torch
 from harness import Case, randomise
 from keras_reference import KERAS, KerasReference, save_h5, save_keras
 
+from finetune_jax.models.mobilenet_v1 import MobileNetV1
 from finetune_jax.models.mobilenet_v2 import LAYOUT, MobileNetV2
+from finetune_jax.models.resnet8_mlperf import ResNet8
+from finetune_jax.models.squeezenet import SqueezeNet
 
 _TENSORFLOW = {"same": True, "epsilon": 1e-3}
 _PLACES = [(run, i) for run, (_, _, count, _) in enumerate(LAYOUT) for i in range(count)]
@@ -17,7 +20,24 @@ _PLACES = [(run, i) for run, (_, _, count, _) in enumerate(LAYOUT) for i in rang
 def _torchvision():
     import torchvision.models.mobilenetv2 as mobilenet
 
-    return randomise(mobilenet.MobileNetV2(num_classes=7, width_mult=0.35, dropout=0))
+    return randomise(mobilenet.MobileNetV2(num_classes=7, width_mult=0.35))
+
+
+# Through 17 blocks of random weights, normalising by the batch multiplies rounding by hundreds.
+_SHORT = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
+
+
+def _short():
+    import torchvision.models.mobilenetv2 as mobilenet
+
+    model = mobilenet.MobileNetV2(
+        7, 0.35, inverted_residual_setting=[list(run) for run in _SHORT], dropout=0
+    )
+    stem, *blocks, top = model.features
+    # The layer after the blocks keeps the number that it has in the published network.
+    idle = [torch.nn.Identity() for _ in range(17 - len(blocks))]
+    model.features = torch.nn.Sequential(stem, *blocks, *idle, top)
+    return randomise(model)
 
 
 def _timm():
@@ -46,6 +66,52 @@ def _keras(size: int):
     )  # fmt: skip
 
 
+def _keras_v1():
+    import keras
+
+    return KerasReference(
+        keras.applications.MobileNet(
+            input_shape=(64, 64, 3), alpha=0.25, weights=None, classes=7,
+            classifier_activation=None,
+        )
+    )  # fmt: skip
+
+
+def _keras_resnet8():
+    """The benchmark's own network, layer by layer under its names."""
+    from keras import Model, layers
+
+    def conv(number, width, size, stride, x):
+        name = f"conv2d_{number}" if number else "conv2d"
+        return layers.Conv2D(width, size, strides=stride, padding="same", name=name)(x)
+
+    def norm(number, x):
+        name = f"batch_normalization_{number}" if number else "batch_normalization"
+        return layers.BatchNormalization(name=name)(x)
+
+    inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU(name="act_stem")(norm(0, conv(0, 16, 3, 1, inputs)))
+    y = layers.ReLU()(norm(1, conv(1, 16, 3, 1, x)))
+    y = norm(2, conv(2, 16, 3, 1, y))
+    x = layers.ReLU(name="act_0")(layers.Add()([x, y]))
+    for block, width, first in ((1, 32, 3), (2, 64, 6)):
+        y = layers.ReLU()(norm(first - (block - 1), conv(first, width, 3, 2, x)))
+        y = norm(first + 1 - (block - 1), conv(first + 1, width, 3, 1, y))
+        shortcut = conv(first + 2, width, 1, 2, x)
+        x = layers.ReLU(name=f"act_{block}")(layers.Add()([shortcut, y]))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
+    return KerasReference(Model(inputs, layers.Dense(7, name="dense")(x)))
+
+
+def _squeezenet():
+    import torchvision
+
+    return randomise(torchvision.models.squeezenet1_0(num_classes=7))
+
+
+_FIRES = (3, 4, 5, 7, 8, 9, 10, 12)
+
+
 def _model(**options):
     return lambda: MobileNetV2(7, 0.35, **options)
 
@@ -64,7 +130,13 @@ CASES = [
     Case(
         "mobilenet_v2/torchvision", "mobilenet_v2", "torchvision", _torchvision, _model(),
         {"stem": "features.0", **{f"block_{i}": f"features.{i + 1}" for i in range(17)}},
-        image_size=64, gradients=True, training=True,
+        image_size=64, gradients=True,
+    ),
+    Case(
+        "mobilenet_v2/torchvision/training", "mobilenet_v2", "torchvision", _short,
+        _model(layout=_SHORT),
+        {"stem": "features.0", **{f"block_{i}": f"features.{i + 1}" for i in range(5)}},
+        image_size=64, training=True,
     ),
     Case(
         "mobilenet_v2/timm", "mobilenet_v2", "timm", _timm, _model(),
@@ -87,5 +159,20 @@ CASES = [
     dataclasses.replace(
         _KERAS_CASE, name="mobilenet_v2/keras/keras_odd", build=lambda: _keras(65),
         save=save_keras, image_size=65,
+    ),
+    Case(
+        "mobilenet_v1/keras/h5", "mobilenet_v1", "keras", _keras_v1, lambda: MobileNetV1(7, 0.25),
+        {"stem": "conv1_relu", **{f"block_{i}": f"conv_pw_{i + 1}_relu" for i in range(13)}},
+        save=save_h5, image_size=64, **KERAS,
+    ),
+    Case(
+        "resnet8_mlperf/keras/h5", "resnet8_mlperf", "keras", _keras_resnet8, lambda: ResNet8(7),
+        {"stem": "act_stem", "block_0": "act_0", "block_1": "act_1"}, save=save_h5, **KERAS,
+    ),
+    Case(
+        "squeezenet/torchvision", "squeezenet", "torchvision", _squeezenet, lambda: SqueezeNet(7),
+        {"stem": "features.2", **{f"block_{i}": f"features.{n}" for i, n in enumerate(_FIRES)}},
+        # 22 pixels before the second pooling: its last windows reach over the border.
+        image_size=96, gradients=True,
     ),
 ]  # fmt: skip

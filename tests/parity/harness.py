@@ -45,6 +45,8 @@ class Case:
       gradients: compare the gradient of a loss with respect to every leaf.
       training: compare outputs and statistics in training mode (BatchNorm).
       export: write ours under the origin's names; the reference must load it strictly, bit for bit.
+      restore: puts an exported file into the reference, strictly; default `load_state_dict`.
+      headless: the reference has no head of its own: its `logits` are the features ours reads.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Case:
     gradients: bool = False
     training: bool = False
     export: bool = True
+    restore: Callable[[Any, Path], None] | None = None
+    headless: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -184,12 +188,17 @@ def reference_outputs(case: Case, module: Any, x: Any) -> dict[str, np.ndarray]:
 
 
 def our_outputs(
-    model: StagedModel, variables: Any, x: Any, stages: Any, mode: Mode = EVAL
+    model: StagedModel,
+    variables: Any,
+    x: Any,
+    stages: Any,
+    mode: Mode = EVAL,
+    headless: bool = False,
 ) -> tuple[dict[str, np.ndarray], Any]:
     """The same of ours, run stage by stage, and the updated statistics."""
     found, stats = {}, dict(variables["batch_stats"])
-    names = model.stages
-    for name, following in zip(names, [*names[1:], None], strict=True):
+    steps = list(zip(model.stages, [*model.stages[1:], None], strict=True))
+    for name, following in steps[:-1] if headless else steps:
         x, changed = model.apply(
             {**variables, "batch_stats": stats},
             x, mode, start=name, stop=following, mutable=["batch_stats"],
@@ -211,7 +220,13 @@ def load_case(case: Case, module: Any, path: Path) -> tuple[StagedModel, Any, An
     model = case.model()
     x = case.inputs() if case.inputs else images(case)
     init = jax.eval_shape(lambda key: _initialise(model, x), jax.random.key(0))
-    variables, manifest = load(path, case.family, init, resizable=model.resizable, sizes=model.sizes)
+    if case.headless:
+        head = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), init["params"]["head"])
+        init = {**init, "params": {**init["params"], "head": head}}
+    variables, manifest = load(
+        path, case.family, init, resizable=model.resizable, sizes=model.sizes,
+        reinitialise_head=case.headless,
+    )  # fmt: skip
     assert manifest.origin == case.origin, manifest.origin
     return model, variables, manifest
 
@@ -231,16 +246,18 @@ def check(case: Case) -> list[Delta]:
         folder = Path(name)
         path = (case.save or save_safetensors)(module, folder)
         model, variables, manifest = load_case(case, module, path)
-        assert all(row.decision != "reinitialised" for row in manifest.rows)
+        fresh = {row.leaf for row in manifest.rows if row.decision == "reinitialised"}
+        assert fresh == ({"params/head/kernel", "params/head/bias"} if case.headless else set())
         theirs = reference_outputs(case, module, x)
-        ours, _ = our_outputs(model, variables, x, case.stages)
+        ours, _ = our_outputs(model, variables, x, case.stages, headless=case.headless)
         deltas = [delta(what, ours[what], theirs[what]) for what in theirs if what in ours]
+        # Before training mode, which moves the reference's statistics.
+        if case.export:
+            _export(case, module, model, variables, folder)
         if case.gradients:
             deltas += _gradients(case, module, model, variables, x, folder)
         if case.training:
             deltas += _training(case, module, model, variables, x, folder)
-        if case.export:
-            _export(case, module, model, variables, folder)
     return deltas
 
 
@@ -306,19 +323,29 @@ def _training(
 
 
 def _export(case: Case, module: Any, model: StagedModel, variables: Any, folder: Path) -> None:
-    """What we write under the reference's names is what the reference had, and it loads strictly."""
+    """What we write by the reference's names is what the reference had, and it loads strictly."""
     import torch
-    from safetensors.torch import load_file
 
     path = folder / "exported.safetensors"
+    if case.headless:
+        kept = {stage: v for stage, v in variables["params"].items() if stage != "head"}
+        variables = {**variables, "params": kept}
     save_as(path, variables, case.family, case.origin, model.sizes)
-    before = module.state_dict()
-    tensors = load_file(path)
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    (case.restore or _restore)(module, path)
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    for name in after:
+        assert torch.equal(before[name], after[name]), name
+
+
+def _restore(module: Any, path: Path) -> None:
+    from safetensors.torch import load_file
+
     # Buffers that training does not touch: torch counts batches, transformers numbers positions.
-    kept = {n for n in before if n.endswith(("num_batches_tracked", "position_ids"))}
-    module.load_state_dict({**{n: before[n] for n in kept}, **tensors}, strict=True)
-    for name in tensors:
-        assert torch.equal(before[name], tensors[name]), name
+    counters = ("num_batches_tracked", "position_ids")
+    kept = {n: t for n, t in module.state_dict().items() if n.endswith(counters)}
+    module.load_state_dict({**kept, **load_file(path)}, strict=True)
 
 
 def worst(deltas: list[Delta]) -> Delta:

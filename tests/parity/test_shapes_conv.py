@@ -11,7 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
 timm = pytest.importorskip("timm", reason="not run: needs requirements-reference.txt")
 torchvision = pytest.importorskip("torchvision", reason="not run: needs requirements-reference.txt")
-transformers = pytest.importorskip("transformers", reason="not run: needs requirements-reference.txt")
+transformers = pytest.importorskip(
+    "transformers", reason="not run: needs requirements-reference.txt"
+)
 
 from finetune_jax import tree  # noqa: E402
 from finetune_jax.models import MODELS, build, initialise  # noqa: E402
@@ -38,24 +40,55 @@ def _resnet(depth: int) -> Build:
     )
 
 
+def _bit(depth: int) -> Build:
+    from finetune_jax.models.bit import DEPTHS
+
+    # The classifier of transformers' class does not know the factor on widths: x1 only.
+    config = transformers.BitConfig(depths=list(DEPTHS[depth]), num_labels=1000)
+    return lambda: transformers.BitForImageClassification(config)
+
+
+def _convnext(kind: str, size: str) -> Build:
+    from finetune_jax.models.convnext import SIZES
+
+    depths, widths = SIZES[size]
+    config = getattr(transformers, f"{kind}Config")(
+        depths=list(depths), hidden_sizes=list(widths), num_labels=1000
+    )
+    return lambda: getattr(transformers, f"{kind}ForImageClassification")(config)
+
+
+_VGG = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+_BIT = ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
+_CONVNEXT = ("atto", "femto", "pico", "tiny", "small", "base", "large")
+_CONVNEXT_V2 = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
+
 CASES: list[tuple[str, str, Build]] = [
     *((f"resnet{d}", "torchvision", _torchvision(f"resnet{d}")) for d in (18, 34, 50, 101, 152)),
     *((f"resnet{d}", "torchvision", _timm(f"resnet{d}")) for d in (18, 34, 50, 101, 152)),
     *((f"resnet{d}", "transformers", _resnet(d)) for d in (18, 34, 50, 101, 152)),
+    *((name, "torchvision", _torchvision(name)) for name in _VGG),
+    *((name, "timm", _timm(name)) for name in _VGG),
+    *((f"bit_r{size}", "timm", _timm(f"resnetv2_{size}_bit")) for size in _BIT),
+    *((f"bit_r{d}x1", "transformers", _bit(d)) for d in (50, 101)),
+    *((f"convnext_{size}", "timm", _timm(f"convnext_{size}")) for size in _CONVNEXT),
+    *((f"convnextv2_{size}", "timm", _timm(f"convnextv2_{size}")) for size in _CONVNEXT_V2),
+    *((f"convnext_{s}", "transformers", _convnext("ConvNext", s)) for s in _CONVNEXT),
+    *((f"convnextv2_{s}", "transformers", _convnext("ConvNextV2", s)) for s in _CONVNEXT_V2),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "origin", "reference"), CASES, ids=[f"{n}-{o}-{i}" for i, (n, o, _) in enumerate(CASES)]
+    ("name", "origin", "reference"),
+    CASES,
+    ids=[f"{n}-{o}-{i}" for i, (n, o, _) in enumerate(CASES)],
 )
 def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, reference):
     with torch.device("meta"):
         state = {n: tuple(t.shape) for n, t in reference().state_dict().items()}
     entry = MODELS[name]
     model = build(name, entry.classes or 1000, image_size=entry.image_size)
-    ours = jax.eval_shape(
-        lambda key: initialise(model, entry.image_size, key), jax.random.key(0)
-    )
+    ours = jax.eval_shape(lambda key: initialise(model, entry.image_size, key), jax.random.key(0))
     expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
     names, unknown = closest_map(entry.family, state, expected)
     assert names.origin == origin
@@ -65,5 +98,5 @@ def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, refer
         if names.ignored(source) is None:
             for target in names.targets(source):
                 assert target.leaf not in found, source
-                found[target.leaf] = target.shape(shape)
+                found[target.leaf] = target.shape(shape, model.sizes)
     assert found == expected

@@ -260,7 +260,7 @@ def test_truncated_anywhere_is_a_user_error(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_flipped_bytes_give_a_user_error_or_arrays(tmp_path_factory, kind, data):
     folder = tmp_path_factory.getbasetemp()

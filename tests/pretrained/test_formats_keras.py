@@ -17,7 +17,7 @@ from format_samples import (
 )
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import open_weights
+from finetune_jax.pretrained import hdf5_catalog, hdf5_file, open_weights
 from finetune_jax.pretrained.keras_names import named_path, variable_names
 
 h5py = pytest.importorskip("h5py")
@@ -180,15 +180,16 @@ HOSTILE = {
     "record": "dtype",
     "compressed": "h5repack",
     "unallocated": "at most .* can be there",
-    "chunk": "at most .* can be there",
+    "chunk": "h5repack",
     "empty": "no values",
     "type": "neither a group nor a dataset",
     "deep": "deeper than",
 }
 
 
-@pytest.mark.parametrize("how", HOSTILE)
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize(
+    ("how", "suffix"), [*((how, ".h5") for how in HOSTILE), ("text", ".keras")]
+)
 def test_what_a_keras_file_never_has_is_refused_at_opening(tmp_path, how, suffix):
     path = tmp_path / f"a{suffix}"
     hostile(tmp_path / "a.h5", how)
@@ -268,3 +269,39 @@ def test_an_old_file_opens_without_its_names_attribute_in_one_piece(tmp_path):
         del file.attrs["layer_names"]
         file.attrs["layer_names0"] = [b"dense"]
     assert names(path) == {"dense/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import time; time.sleep(60)", "finds no end of it within 0.5 s"),
+        ("import os; os.abort()", "breaks down over it .exit status -6"),
+        ("raise SystemExit(3)", "breaks down over it .exit status 3"),
+        ("print('no JSON')", "JSON"),
+    ],
+)
+def test_a_library_that_hangs_or_crashes_is_a_user_error(tmp_path, monkeypatch, program, message):
+    path = write_weights_h5(tmp_path / "a.weights.h5")
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setattr(hdf5_catalog, "__file__", str(tmp_path / "program.py"))
+    monkeypatch.setattr(hdf5_file, "_SECONDS", 0.5 if "sleep" in program else 60)
+    with pytest.raises(UserError, match=f"{path}: .*{message}"):
+        open_weights(path)
+
+
+def test_values_in_the_header_and_none_at_all_are_told_apart(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        compact.set_layout(h5py.h5d.COMPACT)
+        space = h5py.h5s.create_simple((4,))
+        made = h5py.h5d.create(file.id, b"w", h5py.h5t.IEEE_F32BE, space, compact)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, VALUES)
+        file["empty"] = np.zeros((0, 3))
+    with open_weights(tmp_path / "a.h5") as weights:
+        np.testing.assert_array_equal(weights.read("w"), VALUES)
+        assert weights.read("empty").shape == (0, 3)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file.create_dataset("w", (4,), np.float32)
+        file["filler"] = np.zeros(100)
+    with pytest.raises(UserError, match="never written"):
+        open_weights(tmp_path / "b.h5")

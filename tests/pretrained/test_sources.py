@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def test_keras_weights_are_looked_up_in_its_cache(tmp_path, monkeypatch):
     assert resolve("keras:vgg16_notop").name == name
     with pytest.raises(UserError, match="Did you mean 'vgg16'"):
         resolve("keras:vgg-16")
+
+
+def test_the_hub_needs_its_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
+        resolve("hf:owner/name")
 
 
 class Cache:

@@ -11,9 +11,7 @@ def _npz() -> NameMap:
     unit, leaf = "resnet/block{i}/unit{j+1:02}", "layer{i}_block{j}"
     rules = [
         Rule("resnet/root_block/standardized_conv2d/kernel", "params/stem/conv/kernel"),
-        Rule(
-            f"{unit}/a/proj/standardized_conv2d/kernel", f"params/{leaf}/shortcut/conv/kernel"
-        ),
+        Rule(f"{unit}/a/proj/standardized_conv2d/kernel", f"params/{leaf}/shortcut/conv/kernel"),
         Rule("resnet/group_norm/gamma", "params/norm/scale"),
         Rule("resnet/group_norm/beta", "params/norm/bias"),
         Rule("resnet/head/conv2d/kernel", "params/head/kernel", "1 1 in out -> in out"),

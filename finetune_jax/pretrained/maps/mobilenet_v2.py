@@ -8,7 +8,7 @@ from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, la
 # Our convolutions of a block and the norms that follow them.
 _PARTS = (("conv1", "norm1"), ("depthwise", "norm2"), ("conv2", "norm3"))
 
-_DEPTHWISE = "h w channels multiplier -> h w multiplier channels"
+DEPTHWISE = "h w channels multiplier -> h w multiplier channels"
 
 
 def _conv(source: str, leaf: str) -> Rule:
@@ -97,10 +97,10 @@ def _keras_block(source: str, stage: str, *, expand: bool) -> tuple[Rule, ...]:
         *((Rule(f"{source}_expand/kernel", f"params/{stage}/conv1/kernel"),) * expand),
         *(keras_batch_norm(f"{source}_expand_BN", f"{stage}/norm1") * expand),
         Rule(
-            f"{depthwise}/depthwise_kernel", f"params/{stage}/depthwise/kernel", _DEPTHWISE
+            f"{depthwise}/depthwise_kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE
         ),
         # Keras 3 calls it so.
-        Rule(f"{depthwise}/kernel", f"params/{stage}/depthwise/kernel", _DEPTHWISE),
+        Rule(f"{depthwise}/kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE),
         *keras_batch_norm(f"{depthwise}_BN", f"{stage}/norm2"),
         Rule(f"{source}_project/kernel", f"params/{stage}/conv2/kernel"),
         *keras_batch_norm(f"{source}_project_BN", f"{stage}/norm3"),

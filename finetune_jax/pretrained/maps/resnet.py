@@ -4,6 +4,8 @@ from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.maps.keras_layers import keras_batch_norm, keras_layer
 from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, layer, native
 
+_DOWN = "layer{i}.{j}.downsample"
+
 # torchvision.models.resnet, and timm.models.resnet, which keeps its names.
 _TORCHVISION = NameMap(
     "resnet",
@@ -13,14 +15,15 @@ _TORCHVISION = NameMap(
         *batch_norm("bn1", "stem/norm"),
         Rule("layer{i}.{j}.conv{k}.weight", "params/layer{i}_block{j}/conv{k}/kernel", CONV),
         *batch_norm("layer{i}.{j}.bn{k}", "layer{i}_block{j}/norm{k}"),
-        Rule("layer{i}.{j}.downsample.0.weight", "params/layer{i}_block{j}/shortcut/conv/kernel", CONV),
-        *batch_norm("layer{i}.{j}.downsample.1", "layer{i}_block{j}/shortcut/norm"),
+        Rule(f"{_DOWN}.0.weight", "params/layer{i}_block{j}/shortcut/conv/kernel", CONV),
+        *batch_norm(f"{_DOWN}.1", "layer{i}_block{j}/shortcut/norm"),
         *layer("fc", "head", DENSE),
     ),
     ignore=(COUNTER,),
-)  # fmt: skip
+)
 
-_STAGE, _BLOCK = "resnet.encoder.stages.{i}.layers.{j}", "layer{i+1}_block{j}"
+_LAYER, _BLOCK = "resnet.encoder.stages.{i}.layers.{j}", "layer{i+1}_block{j}"
+_PARAMS = f"params/{_BLOCK}"
 
 # transformers.ResNetForImageClassification.
 _TRANSFORMERS = NameMap(
@@ -29,15 +32,15 @@ _TRANSFORMERS = NameMap(
     (
         Rule("resnet.embedder.embedder.convolution.weight", "params/stem/conv/kernel", CONV),
         *batch_norm("resnet.embedder.embedder.normalization", "stem/norm"),
-        Rule(f"{_STAGE}.layer.{{k}}.convolution.weight", f"params/{_BLOCK}/conv{{k+1}}/kernel", CONV),
-        *batch_norm(f"{_STAGE}.layer.{{k}}.normalization", f"{_BLOCK}/norm{{k+1}}"),
-        Rule(f"{_STAGE}.shortcut.convolution.weight", f"params/{_BLOCK}/shortcut/conv/kernel", CONV),
-        *batch_norm(f"{_STAGE}.shortcut.normalization", f"{_BLOCK}/shortcut/norm"),
+        Rule(f"{_LAYER}.layer.{{k}}.convolution.weight", f"{_PARAMS}/conv{{k+1}}/kernel", CONV),
+        *batch_norm(f"{_LAYER}.layer.{{k}}.normalization", f"{_BLOCK}/norm{{k+1}}"),
+        Rule(f"{_LAYER}.shortcut.convolution.weight", f"{_PARAMS}/shortcut/conv/kernel", CONV),
+        *batch_norm(f"{_LAYER}.shortcut.normalization", f"{_BLOCK}/shortcut/norm"),
         *layer("classifier.1", "head", DENSE),
     ),
     ignore=(COUNTER,),
     prefix="resnet.",
-)  # fmt: skip
+)
 
 _KERAS_BLOCK, _KERAS_LEAF = "conv{i+1}_block{j+1}", "layer{i}_block{j}"
 

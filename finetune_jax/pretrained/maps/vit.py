@@ -1,33 +1,345 @@
-"""Names of the Vision Transformers."""
+"""Names of the Vision Transformers.
+
+Each origin's table is put together from parts, because they share layers more often than names.
+"""
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
 
-_QKV = tuple(
-    rule
-    for i, name in enumerate(("query", "key", "value"))
-    for rule in (
-        Rule("blocks.{i}.attn.qkv.weight", f"params/block_{{i}}/attn/{name}/kernel", DENSE, (i, 3)),
-        Rule("blocks.{i}.attn.qkv.bias", f"params/block_{{i}}/attn/{name}/bias", "", (i, 3)),
-    )
-)
+# Of towers that keep these without an axis for the batch.
+_CLASS, _POSITIONS = "width -> 1 1 width", "n width -> 1 n width"
+_QKV = ("query", "key", "value")
+_TEXT_TOWER = "text tower"
+_MASK = "stands for masked patches, in pre-training only"
+_POOLER = "a dense layer and tanh that the classifier does not read"
+_NUMBERS = ("{path}.position_ids", "the numbers 0, 1, 2, …: a constant of the code")
+_NO_BIAS = (("params/head/bias", 0.0, "the projection has no bias"),)
 
-# timm.models.vision_transformer.
-_TIMM = NameMap(
-    "vit",
-    "timm",
-    (
+
+def _norm(source: str, leaf: str) -> tuple[Rule, ...]:
+    return layer(source, leaf, weight="scale")
+
+
+def _joint(weight: str, bias: str, leaf: str, names: tuple[str, ...] = _QKV) -> tuple[Rule, ...]:
+    """Rules of tensors that hold several projections, one after the other."""
+    count = len(names)
+    return tuple(
+        rule
+        for i, name in enumerate(names)
+        for rule in (
+            Rule(weight, f"params/{leaf}/{name}/kernel", DENSE, (i, count)),
+            Rule(bias, f"params/{leaf}/{name}/bias", "", (i, count)),
+        )
+    )
+
+
+def _dense(source: str, leaf: str, pairs: dict[str, str]) -> tuple[Rule, ...]:
+    """Rules of dense layers, ``{theirs: ours}`` below the two modules."""
+    return tuple(r for a, b in pairs.items() for r in layer(f"{source}.{a}", f"{leaf}/{b}", DENSE))
+
+
+# --- timm.models.vision_transformer, whose names facebookresearch/dinov2 shares for the most part.
+
+
+def _timm(
+    registers: str, final_norm: str = "norm", mlp_in: str = "fc1", mlp_out: str = "fc2"
+) -> tuple[Rule, ...]:
+    return (
         *layer("patch_embed.proj", "stem/embedding", CONV),
         Rule("cls_token", "params/stem/class_token"),
+        *([Rule(registers, "params/stem/register_tokens")] if registers else []),
         Rule("pos_embed", "params/stem/position_embedding"),
-        *layer("blocks.{i}.norm{j}", "block_{i}/norm{j}", weight="scale"),
-        *_QKV,
+        *_norm("norm_pre", "stem/norm"),
+        *_norm("blocks.{i}.norm{j}", "block_{i}/norm{j}"),
+        *_joint("blocks.{i}.attn.qkv.weight", "blocks.{i}.attn.qkv.bias", "block_{i}/attn"),
         *layer("blocks.{i}.attn.proj", "block_{i}/attn/out", DENSE),
-        *layer("blocks.{i}.mlp.fc1", "block_{i}/mlp_in", DENSE),
-        *layer("blocks.{i}.mlp.fc2", "block_{i}/mlp_out", DENSE),
-        *layer("norm", "norm", weight="scale"),
-        *layer("head", "head", DENSE),
-    ),
-)
+        Rule("blocks.{i}.ls{j}.gamma", "params/block_{i}/layer_scale{j}"),
+        *_dense("blocks.{i}.mlp", "block_{i}", {mlp_in: "mlp_in", mlp_out: "mlp_out"}),
+        *_norm(final_norm, "norm"),
+        Rule("attn_pool.latent", "params/map_pool/probe"),
+        *layer("attn_pool.q", "map_pool/attn/query", DENSE),
+        *_joint("attn_pool.kv.weight", "attn_pool.kv.bias", "map_pool/attn", ("key", "value")),
+        *layer("attn_pool.proj", "map_pool/attn/out", DENSE),
+        *_norm("attn_pool.norm", "map_pool/norm"),
+        *_dense("attn_pool.mlp", "map_pool", {"fc1": "mlp_in", "fc2": "mlp_out"}),
+    )  # fmt: skip
 
-MAPS = (native("vit"), _TIMM)
+
+_TIMM_HEAD = layer("head", "head", DENSE)
+_TWO_HEADS = "one of two heads, whose mean is the original's output"
+
+_TIMM_MAPS = (
+    NameMap("vit", "timm", (*_timm("reg_token"), *_TIMM_HEAD)),
+    # Models that pool before the final norm.
+    NameMap("vit", "timm_fc_norm", (*_timm("reg_token", "fc_norm"), *_TIMM_HEAD)),
+    NameMap(
+        "vit", "timm_distilled", _timm("dist_token"),
+        ignore=(("head.{path}", _TWO_HEADS), ("head_dist.{path}", _TWO_HEADS)),
+    ),
+    *(
+        NameMap(
+            "vit", f"facebook{with_registers}{giant}", _timm(registers, "norm", *inner),
+            ignore=(("mask_token", _MASK),), position=position,
+        )
+        for with_registers, registers, position in (
+            ("", "", "bicubic_torch"), ("_registers", "register_tokens", "bicubic_antialias")
+        )
+        for giant, inner in (("", ("fc1", "fc2")), ("_giant", ("w12", "w3")))
+    ),
+)  # fmt: skip
+
+
+# --- transformers. Files have the names of its version 4; those of version 5's modules, which a
+# torch.save of its state dict has, come after them and are read only.
+
+_HUB_ATTENTION = {
+    "attention.attention.query": "attn/query", "attention.attention.key": "attn/key",
+    "attention.attention.value": "attn/value", "attention.output.dense": "attn/out",
+}  # fmt: skip
+_NEW_ATTENTION = {
+    "attention.q_proj": "attn/query", "attention.k_proj": "attn/key",
+    "attention.v_proj": "attn/value", "attention.o_proj": "attn/out",
+}  # fmt: skip
+_MLP = {"mlp.fc1": "mlp_in", "mlp.fc2": "mlp_out"}
+
+
+def _embeddings(prefix: str, registers: str = "") -> tuple[Rule, ...]:
+    tokens = f"{prefix}embeddings.{registers}"
+    return (
+        *layer(f"{prefix}embeddings.patch_embeddings.projection", "stem/embedding", CONV),
+        Rule(f"{prefix}embeddings.cls_token", "params/stem/class_token"),
+        *([Rule(tokens, "params/stem/register_tokens")] if registers else []),
+        Rule(f"{prefix}embeddings.position_embeddings", "params/stem/position_embedding"),
+    )
+
+
+def _transformers(prefix: str) -> tuple[Rule, ...]:
+    """ViTModel and DeiTModel, whose second token is the one of distillation."""
+    old, new = f"{prefix}encoder.layer.{{i}}", f"{prefix}layers.{{i}}"
+    inner = {"intermediate.dense": "mlp_in", "output.dense": "mlp_out"}
+    return (
+        *_embeddings(prefix, "distillation_token"),
+        *_dense(old, "block_{i}", {**_HUB_ATTENTION, **inner}),
+        *_dense(new, "block_{i}", {**_NEW_ATTENTION, **_MLP}),
+        *(
+            rule
+            for block in (old, new)
+            for name, leaf in (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
+            for rule in _norm(f"{block}.{name}", f"block_{{i}}/{leaf}")
+        ),
+        *_norm(f"{prefix}layernorm", "norm"),
+    )
+
+
+def _dinov2(prefix: str, registers: str, inner: dict[str, str]) -> tuple[Rule, ...]:
+    """Dinov2Model and Dinov2WithRegistersModel."""
+    block = f"{prefix}encoder.layer.{{i}}"
+    return (
+        *_embeddings(prefix, registers),
+        *_dense(block, "block_{i}", {**_HUB_ATTENTION, **_NEW_ATTENTION, **inner}),
+        *_norm(f"{block}.norm{{j}}", "block_{i}/norm{j}"),
+        Rule(f"{block}.layer_scale{{j}}.lambda1", "params/block_{i}/layer_scale{j}"),
+        *_norm(f"{prefix}layernorm", "norm"),
+    )
+
+
+def _towers(stem: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """CLIPVisionModel and SiglipVisionModel, whose prefix is the same."""
+    names = {"self_attn.q_proj": "attn/query", "self_attn.k_proj": "attn/key"}
+    names |= {"self_attn.v_proj": "attn/value", "self_attn.out_proj": "attn/out"}
+    block = "vision_model.encoder.layers.{i}"
+    return (
+        *stem,
+        Rule("vision_model.embeddings.position_embedding.weight",
+             "params/stem/position_embedding", _POSITIONS),
+        *_dense(block, "block_{i}", names | _MLP),
+        *_norm(f"{block}.layer_norm{{j}}", "block_{i}/norm{j}"),
+        *_norm("vision_model.post_layernorm", "norm"),
+    )  # fmt: skip
+
+
+_PATCHES, _PROBE = "vision_model.embeddings.patch_embedding", "vision_model.head"
+_CLIP = (
+    *_towers((
+        Rule("vision_model.embeddings.class_embedding", "params/stem/class_token", _CLASS),
+        Rule(f"{_PATCHES}.weight", "params/stem/embedding/kernel", CONV),
+    )),
+    *_norm("vision_model.pre_layrnorm", "stem/norm"),
+    Rule("visual_projection.weight", "params/head/kernel", DENSE),
+)  # fmt: skip
+_SIGLIP = (
+    *_towers(layer(_PATCHES, "stem/embedding", CONV)),
+    Rule(f"{_PROBE}.probe", "params/map_pool/probe"),
+    *_joint(
+        f"{_PROBE}.attention.in_proj_weight", f"{_PROBE}.attention.in_proj_bias", "map_pool/attn"
+    ),
+    *layer(f"{_PROBE}.attention.out_proj", "map_pool/attn/out", DENSE),
+    *_norm(f"{_PROBE}.layernorm", "map_pool/norm"),
+    *_dense(_PROBE, "map_pool", _MLP),
+)
+_TEXT = (("text_model.{path}", _TEXT_TOWER), ("logit_scale", _TEXT_TOWER))
+_CLASSIFIER = layer("classifier", "head", DENSE)
+
+_TRANSFORMERS_MAPS = (
+    NameMap(
+        "vit", "transformers", (*_transformers("vit."), *_CLASSIFIER),
+        ignore=(("vit.pooler.{path}", _POOLER),), prefix="vit.", position="bicubic_torch",
+    ),
+    NameMap(
+        "vit", "transformers_deit", (*_transformers("deit."), *_CLASSIFIER),
+        ignore=(
+            ("deit.pooler.{path}", _POOLER), ("cls_classifier.{path}", _TWO_HEADS),
+            ("distillation_classifier.{path}", _TWO_HEADS),
+        ),
+        prefix="deit.", position="bicubic_torch",
+    ),
+    *(
+        NameMap(
+            "vit", f"transformers_{origin}{size}",
+            (*_dinov2(f"{origin}.", registers, inner), *_CLASSIFIER),
+            ignore=((f"{origin}.embeddings.mask_token", _MASK),), prefix=f"{origin}.",
+            position=position,
+        )
+        for origin, registers, position in (
+            ("dinov2", "", "bicubic_torch"),
+            ("dinov2_with_registers", "register_tokens", "bicubic_antialias"),
+        )
+        for size, inner in (
+            ("", _MLP), ("_giant", {"mlp.weights_in": "mlp_in", "mlp.weights_out": "mlp_out"}),
+        )
+    ),
+    NameMap(
+        "vit", "transformers_clip", _CLIP,
+        ignore=(*_TEXT, ("text_projection.weight", _TEXT_TOWER), _NUMBERS), prefix="vision_model.",
+        constants=_NO_BIAS, position="bicubic_torch",
+    ),
+    NameMap(
+        "vit", "transformers_siglip", _SIGLIP,
+        ignore=(
+            *_TEXT, ("logit_bias", _TEXT_TOWER), _NUMBERS,
+            ("classifier.{path}", "reads the mean of the tokens, and not what the probe pools"),
+        ),
+        prefix="vision_model.", position="bicubic_torch",
+    ),
+)  # fmt: skip
+
+
+# --- OpenAI's CLIP and open_clip: the image tower.
+
+_RESBLOCK = "visual.transformer.resblocks.{i}"
+
+_OPENAI = NameMap(
+    "vit",
+    "openai",
+    (
+        Rule("visual.conv1.weight", "params/stem/embedding/kernel", CONV),
+        Rule("visual.class_embedding", "params/stem/class_token", _CLASS),
+        Rule("visual.positional_embedding", "params/stem/position_embedding", _POSITIONS),
+        *_norm("visual.ln_pre", "stem/norm"),
+        *_norm(f"{_RESBLOCK}.ln_{{j}}", "block_{i}/norm{j}"),
+        *_joint(
+            f"{_RESBLOCK}.attn.in_proj_weight", f"{_RESBLOCK}.attn.in_proj_bias", "block_{i}/attn"
+        ),
+        *layer(f"{_RESBLOCK}.attn.out_proj", "block_{i}/attn/out", DENSE),
+        *_dense(f"{_RESBLOCK}.mlp", "block_{i}", {"c_fc": "mlp_in", "c_proj": "mlp_out"}),
+        *_norm("visual.ln_post", "norm"),
+        Rule("visual.proj", "params/head/kernel"),
+    ),
+    ignore=(
+        *((f"{n}.{{path}}", _TEXT_TOWER) for n in ("transformer", "token_embedding", "ln_final")),
+        *((n, _TEXT_TOWER) for n in ("positional_embedding", "text_projection", "logit_scale")),
+        *(
+            (name, "a number of the code, kept by TorchScript")
+            for name in ("input_resolution", "context_length", "vocab_size")
+        ),
+    ),
+    constants=_NO_BIAS,
+)  # fmt: skip
+
+
+# --- JAX: google-research/vision_transformer (AugReg) and google-research/big_vision, in npz files.
+
+
+def _flax(source: str, leaf: str, weight: str = "kernel") -> tuple[Rule, ...]:
+    return (
+        Rule(f"{source}/{weight}", f"params/{leaf}/{weight}"),
+        Rule(f"{source}/bias", f"params/{leaf}/bias"),
+    )
+
+
+def _flax_attention(source: str, leaf: str) -> tuple[Rule, ...]:
+    """Rules of MultiHeadDotProductAttention, which keeps the heads on an axis of their own."""
+    return (
+        *(
+            rule
+            for name in _QKV
+            for rule in (
+                Rule(f"{source}/{name}/kernel", f"params/{leaf}/{name}/kernel",
+                     "in heads size -> in (heads size)"),
+                Rule(f"{source}/{name}/bias", f"params/{leaf}/{name}/bias",
+                     "heads size -> (heads size)"),
+            )
+        ),
+        Rule(f"{source}/out/kernel", f"params/{leaf}/out/kernel",
+             "heads size out -> (heads size) out"),
+        Rule(f"{source}/out/bias", f"params/{leaf}/out/bias"),
+    )  # fmt: skip
+
+
+def _flax_block(source: str, leaf: str, attention: int, norm: int, mlp: int) -> tuple[Rule, ...]:
+    """Rules of an Encoder1DBlock; the numbers are those Flax gave its unnamed modules."""
+    return (
+        *_flax(f"{source}/LayerNorm_0", f"{leaf}/norm1", "scale"),
+        *_flax_attention(f"{source}/MultiHeadDotProductAttention_{attention}", f"{leaf}/attn"),
+        *_flax(f"{source}/LayerNorm_{norm}", f"{leaf}/norm2", "scale"),
+        *_flax(f"{source}/MlpBlock_{mlp}/Dense_0", f"{leaf}/mlp_in"),
+        *_flax(f"{source}/MlpBlock_{mlp}/Dense_1", f"{leaf}/mlp_out"),
+    )
+
+
+def _big_vision(prefix: str) -> tuple[Rule, ...]:
+    probe = f"{prefix}MAPHead_0"
+    return (
+        *_flax(f"{prefix}embedding", "stem/embedding"),
+        Rule(f"{prefix}cls", "params/stem/class_token"),
+        Rule(f"{prefix}pos_embedding", "params/stem/position_embedding"),
+        *_flax_block(f"{prefix}Transformer/encoderblock_{{i}}", "block_{i}", 0, 1, 0),
+        *_flax(f"{prefix}Transformer/encoder_norm", "norm", "scale"),
+        Rule(f"{probe}/probe", "params/map_pool/probe"),
+        *_flax_attention(f"{probe}/MultiHeadDotProductAttention_0", "map_pool/attn"),
+        *_flax(f"{probe}/LayerNorm_0", "map_pool/norm", "scale"),
+        *_flax(f"{probe}/MlpBlock_0/Dense_0", "map_pool/mlp_in"),
+        *_flax(f"{probe}/MlpBlock_0/Dense_1", "map_pool/mlp_out"),
+        *_flax(f"{prefix}head", "head"),
+    )
+
+
+_PRE_LOGITS = "a hidden layer of pre-training before the head"
+
+_JAX_MAPS = (
+    NameMap(
+        "vit",
+        "vit_jax",
+        (
+            *_flax("embedding", "stem/embedding"),
+            Rule("cls", "params/stem/class_token"),
+            Rule("Transformer/posembed_input/pos_embedding", "params/stem/position_embedding"),
+            *_flax_block("Transformer/encoderblock_{i}", "block_{i}", 1, 2, 3),
+            *_flax("Transformer/encoder_norm", "norm", "scale"),
+            *_flax("head", "head"),
+        ),
+        ignore=(("pre_logits/{path}", _PRE_LOGITS),),
+        position="linear_corners",
+    ),
+    NameMap(
+        "vit", "big_vision", _big_vision("params/"), prefix="params/", position="linear_corners"
+    ),
+    # A model of two towers.
+    NameMap(
+        "vit", "big_vision_two_towers", _big_vision("params/img/"),
+        ignore=tuple((f"params/{n}", _TEXT_TOWER) for n in ("txt/{path}", "t", "b")),
+        prefix="params/", position="linear_corners",
+    ),
+)  # fmt: skip
+
+MAPS = (native("vit"), *_TIMM_MAPS, *_TRANSFORMERS_MAPS, _OPENAI, *_JAX_MAPS)

@@ -1,0 +1,166 @@
+"""Lists what lies where in an HDF5 file, as JSON. A program of its own, see `hdf5_file`.
+
+The C library may hang or crash on a damaged file, so nothing else runs beside it: this file
+imports nothing of the project, and whoever starts it gives it a limit of time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import sys
+from typing import Any, BinaryIO
+
+_MEMORY = 2**32  # bytes of addresses
+_TEXTS = ("name", "model_config")  # the attributes whose text is asked for
+_MAX_TEXT = 2**26
+
+
+class Refused(Exception):
+    """What no weight file has; its text is for the user."""
+
+
+class _Region(io.RawIOBase):
+    """Part of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, size: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def catalog(path: str, begin: int, size: int, max_entries: int, max_depth: int) -> dict[str, Any]:
+    """Datasets, groups and attributes of the HDF5 file that lies at `begin` in another.
+
+    Returns:
+      ``datasets``: by path, ``[shape, dtype, offset from begin, base64 of the values]``, where one
+      of the last two is null; ``attributes``: by path of every group ('' is the root), names of
+      its attributes; ``texts``: by path of a group, the `_TEXTS` it has.
+
+    Raises:
+      Refused: a link to elsewhere, or a dataset that is virtual, in chunks, compressed, in other
+        files, or of another type than numbers.
+      Exception: whatever h5py raises for a damaged file.
+    """
+    import h5py
+
+    datasets: dict[str, Any] = {}
+    attributes: dict[str, list[str]] = {}
+    texts: dict[str, dict[str, str]] = {}
+    with open(path, "rb") as raw, h5py.File(_Region(raw, begin, size), "r") as file:
+        if file.userblock_size:
+            raise Refused("it begins with a block of another program")
+        waiting: list[tuple[str, Any]] = [("", file)]
+        seen: set[int] = set()
+        while waiting:
+            where, group = waiting.pop()
+            address = h5py.h5o.get_info(group.id).addr
+            if address in seen:
+                raise Refused(f"group {where!r} is there under two names")
+            seen.add(address)
+            attributes[where] = list(group.attrs)
+            if found := _texts(group):
+                texts[where] = found
+            for name in group:
+                place = f"{where}/{name}" if where else name
+                if place.count("/") > max_depth:
+                    raise Refused(f"{place!r:.200} lies deeper than {max_depth} groups")
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise Refused(f"{place!r} is a link to another place or file")
+                item = group[name]
+                if isinstance(item, h5py.Dataset):
+                    datasets[place] = _dataset(place, item, size)
+                elif isinstance(item, h5py.Group):
+                    waiting.append((place, item))
+                else:
+                    raise Refused(f"{place!r} is neither a group nor a dataset")
+                if len(datasets) + len(waiting) + len(seen) > max_entries:
+                    raise Refused(f"it has more than {max_entries} groups and datasets")
+    return {"datasets": datasets, "attributes": attributes, "texts": texts}
+
+
+def _texts(group: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in _TEXTS:
+        if name not in group.attrs:
+            continue
+        attribute = group.attrs.get_id(name)
+        if attribute.shape == () and attribute.get_storage_size() <= _MAX_TEXT:
+            value = group.attrs[name]
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "backslashreplace")
+            if isinstance(value, str):
+                found[name] = value
+    return found
+
+
+def _dataset(place: str, item: Any, size: int) -> list[Any]:
+    from h5py import h5d, h5t
+
+    layout = item.id.get_create_plist()
+    kind = layout.get_layout()
+    if kind == h5d.VIRTUAL:
+        raise Refused(f"dataset {place!r} is virtual: its values lie in other files")
+    if kind == h5d.CONTIGUOUS and layout.get_external_count():
+        raise Refused(f"dataset {place!r} keeps its values in other files")
+    if kind == h5d.CHUNKED:
+        raise Refused(
+            f"dataset {place!r} is in chunks or compressed, which no Keras file is; rewrite the "
+            "file with h5repack -l CONTI -f NONE"
+        )
+    if item.shape is None:
+        raise Refused(f"dataset {place!r} has no values")
+    dtype = item.dtype
+    # Values are read as they lie, so the type must be exactly NumPy's.
+    if dtype.hasobject or dtype.names or h5t.py_create(dtype, logical=True) != item.id.get_type():
+        raise Refused(f"dataset {place!r} has dtype {dtype}; expected numbers or bools")
+    values = None
+    if kind == h5d.COMPACT and item.size * dtype.itemsize <= min(size, 2**16):
+        values = base64.b64encode(item[()].tobytes()).decode()
+    return [list(item.shape), dtype.str, item.id.get_offset(), values]
+
+
+def answer(arguments: str) -> str:
+    """The catalog as JSON, or ``{"error": text}``, for the JSON object of `catalog`'s arguments."""
+    try:
+        found = catalog(**json.loads(arguments))
+    except Refused as error:
+        found = {"error": str(error)}
+    except Exception as error:  # h5py raises many kinds
+        found = {"error": f"{type(error).__name__}: {error}"[:500]}
+    return json.dumps(found)
+
+
+def main() -> None:
+    """Prints the answer to the arguments in argv[1]."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    print(answer(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,7 @@ from finetune_jax.schemes import Phase, Plan, resolve
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.step import make_train_step
 
 _OUTPUT = flags.DEFINE_string("output", "", "Markdown file to write.")
@@ -88,8 +89,8 @@ class Side:
             _TASK,
             self.plan,
             make_optimizer(self.config, self.rates),
-            lambda images: images.astype(jnp.float32) / 255,
-            lambda key, images: images,
+            lambda batch: batch["image"].astype(jnp.float32) / 255,
+            parse_augment(""),
         )
         state, base = jax.eval_shape(self.create, self.abstract)
         batch = jax.eval_shape(lambda: batch_of(size, batch_size))

@@ -65,7 +65,7 @@ def combine(
     from finetune_jax.artifact.average import average, comparable, differing, greedy, uniform
     from finetune_jax.data.batches import TrainBatches, cached
     from finetune_jax.data.sources import open_source
-    from finetune_jax.evaluation.scores import evaluate
+    from finetune_jax.evaluation.scores import evaluate, headline
     from finetune_jax.files import read_json, write_json
     from finetune_jax.reporting.progress import say
     from finetune_jax.training.batch_norm import reestimate
@@ -91,7 +91,7 @@ def combine(
         raise UserError("the members have no validation split to choose on")
     source = open_source(config.data.source, data_dir=config.data.data_dir)
     splits = {
-        name: cached(source.read(config.data[name]), first.preprocess, config.data.cache_bytes)
+        name: cached(source.read(config.data[name]), first.encode, config.data.cache_bytes)
         for name in ("train", "validation", "test")
         if config.data[name]
     }
@@ -100,17 +100,18 @@ def combine(
     images = []
     if statistics:
         batches = TrainBatches(
-            splits["train"], first.preprocess, config.train.batch_size, config.seed
+            splits["train"], first.encode, config.train.batch_size, config.seed
         )
-        images = [batches.batch(i)["image"] for i in range(statistics_batches)]
+        images = [batches.batch(i) for i in range(statistics_batches)]
     step = jax.jit(make_eval_step(first.model, first.task, first.preprocess.device))
 
     def score(variables: Any, split: str) -> dict[str, Any]:
         return evaluate(
+            first.task,
             step,
             variables,
             splits[split],
-            first.preprocess,
+            first.encode,
             batch_size=config.eval.batch_size,
             place=lambda batch: batch,
         )
@@ -121,6 +122,7 @@ def combine(
         new = reestimate(first.model, variables, images, first.preprocess.device, statistics)
         return {**variables, "batch_stats": jax.tree.map(np.asarray, new)}
 
+    metric, sign = first.task.metric, 1 if first.task.better == "max" else -1
     rows = []
     if method == "interpolate":
         tried = {}
@@ -129,27 +131,28 @@ def combine(
             # An end point is a member as it was, statistics included.
             tried[alpha] = mixed if alpha in (0, 1) else ready(mixed)
             rows.append({"alpha": alpha, **score(tried[alpha], "validation")})
-            say(f"alpha {alpha:g}  validation accuracy {rows[-1]['accuracy']:.4f}")
-        chosen = max(rows, key=lambda r: r["accuracy"])["alpha"]
+            say(f"alpha {alpha:g}  validation {headline(metric, rows[-1])}")
+        chosen = max(rows, key=lambda r: sign * r[metric])["alpha"]
         final, choice = tried[chosen], {"alpha": chosen}
     else:
         for name, variables in zip(names, weights, strict=True):
             rows.append({"member": name, **score(variables, "validation")})
-            say(f"{name}  validation accuracy {rows[-1]['accuracy']:.4f}")
+            say(f"{name}  validation {headline(metric, rows[-1])}")
         if method == "uniform":
             final, kept = ready(average(weights, uniform(len(weights)))), range(len(weights))
         else:
 
             def tested(variables: Any) -> tuple[float, Any]:
                 variables = ready(variables)
-                return score(variables, "validation")["accuracy"], variables
+                return sign * score(variables, "validation")[metric], variables
 
-            kept, final, _ = greedy(weights, [r["accuracy"] for r in rows], tested)
+            kept, final, _ = greedy(weights, [sign * r[metric] for r in rows], tested)
         choice = {"members": [names[i] for i in kept]}
     scores = {split: score(final, split) for split in ("validation", "test") if split in splits}
     report = {
         "method": method,
         "members": names,
+        "metric": metric,
         "chosen": choice,
         "rows": rows,
         "statistics": sorted(statistics),
@@ -174,7 +177,7 @@ def combine(
     if method == "interpolate":
         from finetune_jax.reporting.figures import interpolation
 
-        interpolation(rows, names, output / "average.png")
+        interpolation(rows, names, metric, output / "average.png")
     return report
 
 
@@ -187,15 +190,14 @@ def main(argv: Sequence[str]) -> None:
     except ValueError:
         raise UserError(f"--alphas: expected numbers, found {_ALPHAS.value}") from None
     members = [Path(m) for m in _MEMBERS.value]
+    from finetune_jax.evaluation.scores import headline
+
     report = combine(
         members, Path(_OUTPUT.value), _METHOD.value, alphas, _BATCHES.value, _BASE.value
     )
     print(f"chosen on validation: {report['chosen']}")
     for split, s in report["scores"].items():
-        print(
-            f"{split} accuracy {s['accuracy']:.4f} (95 % interval {s['accuracy_low']:.4f} to "
-            f"{s['accuracy_high']:.4f}, n={s['n_scored']})"
-        )
+        print(f"{split} {headline(report['metric'], s)}")
     print(f"artifact  {_OUTPUT.value}/artifact")
 
 

@@ -109,7 +109,7 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint.every_steps = 0  # 0: at every evaluation
     c.checkpoint.keep_last = 1
     c.checkpoint.keep_best = 1
-    c.checkpoint.metric = "accuracy"  # validation metric that names the best checkpoint
+    c.checkpoint.metric = ""  # validation score that names the best: the task's metric, or loss
 
     c.artifact = ml_collections.ConfigDict()
     c.artifact.contents = "all"  # all | delta: delta needs the base weight file to predict
@@ -173,9 +173,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.frozen_dtype": ("float32", "bfloat16"),
         "artifact.contents": ("all", "delta"),
         "artifact.select": ("last", "best"),
-        "checkpoint.metric": ("accuracy", "loss"),
         "pretrained.head_init": ("", "zero", "lecun", "copy"),
-        "task.name": ("classification",),
         "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
     }
     if config.pretrained.head_init == "probe":

@@ -3,7 +3,7 @@
   python -m finetune_jax.evaluate --workdir=DIR [--split=test]
   python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
 
-Prints one JSON object: accuracy with its 95 % Wilson interval, loss in nats, n_scored.
+Prints one JSON object: the task's scores, with the 95 % interval of its metric, and n_scored.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str
                 + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
             )
     return evaluate(
+        task,
         jax.jit(make_eval_step(model, task, preprocess.device)),
         variables,
         experiment.source.read(config.data[split]),
-        preprocess,
+        lambda example: {**preprocess.host(example), **task.host(example)},
         batch_size=config.eval.batch_size,
         place=lambda batch: put_batch(batch, experiment.mesh),
     )

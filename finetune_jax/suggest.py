@@ -61,7 +61,7 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
     examples = experiment.source.read(config.data.train)
     variables, manifest = load_variables(experiment)
     fresh = {r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"}
-    source = TrainBatches(examples, experiment.preprocess, config.train.batch_size, config.seed)
+    source = TrainBatches(examples, experiment.encode, config.train.batch_size, config.seed)
     if any(leaf.startswith("params/head/") for leaf in fresh):
         say("solving the new head on frozen features")
         variables = _with_solved_head(experiment, variables, source)
@@ -95,8 +95,8 @@ def _with_solved_head(experiment: Any, variables: Any, source: Any) -> Any:
     size = min(source.batch_size, count)
     features, labels = [], []
     for start in range(0, count - count % size, size):
-        batch = gather(source.examples, chosen[start : start + size], experiment.preprocess)
-        features.append(np.asarray(forward(variables, batch["image"])))
+        batch = gather(source.examples, chosen[start : start + size], experiment.encode)
+        features.append(np.asarray(forward(variables, batch)))
         labels.append(batch["label"])
     x, y = np.concatenate(features), np.concatenate(labels)
     cut = max(1, 3 * len(x) // 4)

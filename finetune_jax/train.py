@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.reporting.progress import say
 
     say(f"finetune_jax.train in {_WORKDIR.value}")
+    from finetune_jax.evaluation.scores import headline
     from finetune_jax.training.experiment import prepare
     from finetune_jax.training.loop import run
 
@@ -41,11 +42,7 @@ def main(argv: Sequence[str]) -> None:
     )
     for split in ("validation", "test"):
         if split in result:
-            s = result[split]
-            say(
-                f"{split} accuracy {s['accuracy']:.4f} (95 % interval {s['accuracy_low']:.4f} to "
-                f"{s['accuracy_high']:.4f}, n={s['n_scored']})"
-            )
+            say(f"{split} {headline(experiment.task.metric, result[split])}")
 
 
 if __name__ == "__main__":

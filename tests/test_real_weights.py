@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.images import resize
 from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.pretrained import load
 
@@ -106,11 +106,15 @@ def pictures(archive: Path, folder: str = "") -> Iterator[tuple[str, np.ndarray]
 
 def run(name: str, model, variables, images: list[np.ndarray], stop: str | None = None):
     """What the model makes of pictures, each prepared as the registry says, in batches of 50."""
-    preprocess = Preprocess(**vars(MODELS[name].inputs))
-    apply = jax.jit(lambda x: model.apply(variables, preprocess.device(x), stop=stop))
+    inputs = MODELS[name].inputs
+    mean, std = np.float32(inputs.mean), np.float32(inputs.std)
+    apply = jax.jit(lambda x: model.apply(variables, (x / np.float32(255) - mean) / std, stop=stop))
     found = []
     for start in range(0, len(images), 50):
-        batch = np.stack([preprocess.host(image) for image in images[start : start + 50]])
+        some = images[start : start + 50]
+        batch = np.stack(
+            [resize(image, inputs.size, inputs.interpolation, inputs.crop) for image in some]
+        )
         real = len(batch)
         batch = np.pad(batch, ((0, 50 - real), (0, 0), (0, 0), (0, 0)))
         found.append(np.asarray(apply(batch))[:real])

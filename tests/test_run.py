@@ -220,7 +220,7 @@ def test_predict_needs_nothing_but_the_moved_artifact(finished, tmp_path):
     assert process.returncode == 0, process.stderr
     (answer,) = json.loads(process.stdout)
     artifact = load_artifact(moved)
-    logits = artifact.logits(artifact.preprocess.host(example["image"])[None])
+    logits = artifact.outputs({"image": artifact.preprocess.host(example)["image"][None]})
     assert answer["label"] == artifact.task.class_names[int(np.argmax(logits))]
     assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
 

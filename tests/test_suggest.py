@@ -43,7 +43,7 @@ def test_the_statistics_are_their_formulas(measured):
     model, prepare_images = run.experiment.model, run.experiment.preprocess.device
 
     def loss(params, batch):
-        logits = model.apply({**variables, "params": params}, prepare_images(batch["image"]))
+        logits = model.apply({**variables, "params": params}, prepare_images(batch))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     grads = [tree.flatten(jax.jit(jax.grad(loss))(variables["params"], b)) for b in batches]

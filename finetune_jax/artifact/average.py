@@ -100,13 +100,13 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
       names: for messages.
 
     Raises:
-      UserError: another model, class names, preprocessing, or deltas.
+      UserError: another model, task, preprocessing, or deltas.
     """
     first = artifacts[0]
     for artifact, name in zip(artifacts[1:], names[1:], strict=True):
         for what, ours, theirs in (
             ("model", first.card["model"], artifact.card["model"]),
-            ("classes", first.task.class_names, artifact.task.class_names),
+            ("task", first.task, artifact.task),
             ("preprocessing", first.preprocess, artifact.preprocess),
         ):
             if ours != theirs:

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from finetune_jax import tree
-from finetune_jax.data.images import decode
+from finetune_jax import tasks, tree
+from finetune_jax.data import preprocess
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
@@ -24,7 +24,7 @@ from finetune_jax.files import read_json, write_json
 from finetune_jax.models import DTYPES, build, initial_variables
 from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.pretrained import load, open_weights, save_native
-from finetune_jax.tasks import Classification
+from finetune_jax.tasks import Task
 
 _VERSION = 1
 
@@ -43,24 +43,32 @@ class Artifact:
 
     model: Adapted
     variables: dict[str, Any]
-    task: Classification
+    task: Task
     preprocess: Preprocess
     card: dict[str, Any]
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits f32[n, classes] of images uint8[n, size, size, 3] (already preprocessed)."""
-        forward = jax.jit(lambda v, x: self.model.apply(v, self.preprocess.device(x)))
-        return np.asarray(forward(self.variables, images))
+    def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """A source's example as a batch has it: inputs and targets."""
+        return {**self.preprocess.host(example), **self.task.host(example)}
 
-    def predict(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-        """One dict per image file: ``image``, ``label``, ``probabilities`` (falling).
+    def outputs(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """The model's outputs of a batch of preprocessed inputs, such as ``image``."""
+        forward = jax.jit(lambda v, x: self.model.apply(v, self.preprocess.device(x)))
+        return np.asarray(forward(self.variables, batch))
+
+    def predict(self, items: Sequence[str | Path]) -> list[dict[str, Any]]:
+        """One dict per image file or text: ``image`` or ``text``, and how the task reads it.
 
         Raises:
           UserError: an image that cannot be decoded, before any is predicted.
         """
-        pixels = np.stack([self.preprocess.host(decode(path)) for path in paths])
-        readings = self.task.read(self.logits(pixels))
-        return [{"image": str(p), **r} for p, r in zip(paths, readings, strict=True)]
+        inputs = [self.preprocess.host(self.preprocess.read(str(text))) for text in items]
+        batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
+        readings = self.task.read(self.outputs(batch))
+        return [
+            {self.preprocess.kind: str(text), **reading}
+            for text, reading in zip(items, readings, strict=True)
+        ]
 
 
 def save_artifact(
@@ -69,7 +77,7 @@ def save_artifact(
     variables: dict[str, Any],
     model: dict[str, Any],
     deltas: Sequence[Delta],
-    task: Classification,
+    task: Task,
     preprocess: Preprocess,
     plan: dict[str, Any],
     base: dict[str, Any],
@@ -85,7 +93,7 @@ def save_artifact(
       model: arguments of `models.build` under ``name``, ``num_classes``, ``image_size``, ``dtype``,
         ``head``, and ``family``.
       deltas: in place in the model.
-      task: class names.
+      task: what the outputs are.
       preprocess: deterministic part.
       plan: the plan's JSON.
       base: ``file`` and ``sha256`` of the weights it started from.
@@ -103,8 +111,8 @@ def save_artifact(
         "version": _VERSION,
         "model": model,
         "deltas": [delta.to_json() for delta in deltas],
-        "task": {"name": "classification", "class_names": list(task.class_names)},
-        "preprocess": preprocess.to_json(),
+        "task": task.to_json(),
+        "preprocess": preprocess.to_json(folder),
         "contents": contents,
         # How the base's leaves are stored, where not as a weight file is loaded.
         "base_dtypes": {
@@ -139,7 +147,8 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
         )
     settings = dict(card["model"])
     family = settings.pop("family")
-    model = build(**settings)
+    task = tasks.from_json(card["task"])
+    model = task.adapt(build(**settings))
     deltas = tuple(from_json(d) for d in card.get("deltas", ()))
     weights = folder / "model.safetensors"
     if not weights.is_file():
@@ -195,7 +204,7 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
     return Artifact(
         Adapted(model, deltas),
         variables,
-        Classification(tuple(card["task"]["class_names"])),
-        Preprocess.from_json(card["preprocess"]),
+        task,
+        preprocess.from_json(card["preprocess"], folder),
         card,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import parse
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+Augment = Callable[[jax.Array, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+"""(PRNG key, normalised images f32[b, h, w, c], batch) to the same, changed."""
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -42,7 +44,7 @@ AUGMENTATIONS: dict[str, Callable[..., jax.Array]] = {"flip": flip, "random_crop
 
 
 def parse_augment(text: str) -> Augment:
-    """Returns a function of (key, images f32[b, h, w, c]) that runs the terms left to right.
+    """Returns a function of (key, images, batch) that runs the terms left to right.
 
     Args:
       text: terms joined by ``+``; empty for none.
@@ -63,10 +65,10 @@ def parse_augment(text: str) -> Augment:
         except TypeError as error:
             raise UserError(f"data.augment: {term}: {error}") from None
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    def augment(key: jax.Array, images: Any, batch: dict[str, Any]) -> Any:
         for index, term in enumerate(terms):
             function = AUGMENTATIONS[term.name]
             images = function(jax.random.fold_in(key, index), images, **dict(term.kwargs))
-        return images
+        return images, batch
 
     return augment

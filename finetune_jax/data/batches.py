@@ -10,40 +10,43 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.data.sources import ActivationExamples, ArrayExamples, Examples
+from finetune_jax.data.sources import ActivationExamples, EncodedExamples, Examples
 
 Batch = dict[str, np.ndarray]
 
+Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
+"""A source's example to arrays of fixed shape: the inputs preprocessed, and the targets."""
 
-def cached(examples: Examples, preprocess: Preprocess, limit_bytes: int) -> Examples:
-    """Decodes and resizes once into memory if that fits, else returns `examples` as they are.
+
+def cached(examples: Examples, encode: Encode, limit_bytes: int) -> Examples:
+    """Decodes and preprocesses once into memory if that fits, else returns `examples`.
 
     Decoding a small PNG takes longer than a small network's share of a step on an accelerator.
     """
-    if len(examples) * preprocess.size**2 * 3 > limit_bytes:
+    first = encode(examples[0])
+    if len(examples) * sum(np.asarray(x).nbytes for x in first.values()) > limit_bytes:
         return examples
-    items = [examples[i] for i in range(len(examples))]
-    images = np.stack([preprocess.host(item["image"]) for item in items])
-    return ArrayExamples(images, np.array([item["label"] for item in items], np.int32))
+    return EncodedExamples(_stack([first, *(encode(examples[i]) for i in range(1, len(examples)))]))
 
 
-def gather(examples: Examples, indices: np.ndarray, preprocess: Preprocess) -> Batch:
-    """Reads examples: ``image`` uint8[n, size, size, 3] or ``activation``; ``label`` i32[n]."""
+def gather(examples: Examples, indices: np.ndarray, encode: Encode) -> Batch:
+    """Reads examples into arrays [n, …] by name; ``activation`` stands in for cached inputs."""
     if isinstance(examples, ActivationExamples):
         numbers = indices % len(examples)
-        return {"activation": examples.read(indices), "label": examples.labels[numbers]}
-    if isinstance(examples, ArrayExamples) and examples.images.shape[1] == preprocess.size:
-        return {"image": examples.images[indices], "label": examples.labels[indices]}
-    items = [examples[int(i)] for i in indices]
-    return {
-        "image": np.stack([preprocess.host(item["image"]) for item in items]),
-        "label": np.array([item["label"] for item in items], np.int32),
-    }
+        targets = {name: values[numbers] for name, values in examples.targets.items()}
+        return {"activation": examples.read(indices), **targets}
+    if isinstance(examples, EncodedExamples):
+        return {name: values[indices] for name, values in examples.arrays.items()}
+    return _stack([encode(examples[int(i)]) for i in indices])
+
+
+def _stack(items: list[dict[str, np.ndarray]]) -> Batch:
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
 @dataclasses.dataclass
@@ -52,7 +55,7 @@ class TrainBatches:
 
     Attributes:
       examples: random access.
-      preprocess: host part is applied here.
+      encode: applied to each.
       batch_size: of the global batch.
       seed: of the order.
       process_index: which contiguous slice of each global batch this process reads.
@@ -60,7 +63,7 @@ class TrainBatches:
     """
 
     examples: Examples
-    preprocess: Preprocess
+    encode: Encode
     batch_size: int
     seed: int
     process_index: int = 0
@@ -94,7 +97,7 @@ class TrainBatches:
         """This process' slice of global batch `step`."""
         share = self.batch_size // self.process_count
         mine = self.indices(step)[self.process_index * share : (self.process_index + 1) * share]
-        return gather(self.examples, mine, self.preprocess)
+        return gather(self.examples, mine, self.encode)
 
     def iterate(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded), read ahead by one background thread.
@@ -134,15 +137,15 @@ class TrainBatches:
             thread.join()
 
 
-def eval_batches(examples: Examples, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
+def eval_batches(examples: Examples, encode: Encode, batch_size: int) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded with zeros.
 
-    Yields ``image``, ``label``, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.
+    Yields what `gather` gives, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.
     """
     count = len(examples)
     for start in range(0, count, batch_size):
         indices = np.arange(start, min(start + batch_size, count))
-        batch = gather(examples, indices, preprocess)
+        batch = gather(examples, indices, encode)
         missing = batch_size - len(indices)
         batch = {
             key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])

@@ -3,38 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finetune_jax.data.images import resize
+from finetune_jax.data.images import decode, resize
+from finetune_jax.errors import UserError, nearest
 from finetune_jax.models import Inputs
+
+Batch = dict[str, Any]
+
+
+class Preprocess(Protocol):
+    """From a source's example to what the model is called with.
+
+    Attributes:
+      kind: its name in an artifact.
+      columns: of an example, which it reads.
+      size: of the model's input: side in pixels, or number of tokens.
+    """
+
+    kind: ClassVar[str]
+    columns: tuple[str, ...]
+    size: int
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """An example's inputs as arrays of fixed shape, by their name in a batch."""
+
+    def device(self, batch: Batch) -> Any:
+        """What the model is called with, from a batch of `host` on devices."""
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of `count`."""
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The example that a command's argument names: an image file, or the text itself."""
+
+    def to_json(self, folder: Path | None = None) -> dict[str, Any]:
+        """Plain JSON values; what is larger goes to files in `folder`, if it is given."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocess(Inputs):
+class ImagePreprocess(Inputs):
     """Resize, crop and order of colours on the host in uint8, normalise on the device in f32.
 
     The attributes are those of `finetune_jax.models.Inputs`, which a model brings with it.
     """
 
-    def host(self, image: np.ndarray) -> np.ndarray:
-        """uint8[height, width, 3] to uint8[size, size, 3]."""
-        square = resize(image, self.size, self.interpolation, self.crop)
-        return square[..., ::-1] if self.channels == "bgr" else square
+    kind: ClassVar[str] = "image"
+    columns: ClassVar[tuple[str, ...]] = ("image",)
 
-    def device(self, images: jax.Array) -> jax.Array:
-        """uint8[batch, size, size, 3] to f32 of the same shape: (x / 255 - mean) / std."""
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """``image`` uint8[height, width, 3] to uint8[size, size, 3]."""
+        square = resize(example["image"], self.size, self.interpolation, self.crop)
+        return {"image": square[..., ::-1] if self.channels == "bgr" else square}
+
+    def device(self, batch: Batch) -> jax.Array:
+        """``image`` uint8[b, size, size, 3] to f32 of the same shape: (x / 255 - mean) / std."""
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return (images.astype(jnp.float32) / 255 - mean) / std
+        return (batch["image"].astype(jnp.float32) / 255 - mean) / std
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"image": jax.ShapeDtypeStruct((count, self.size, self.size, 3), jnp.uint8)}
+
+    def read(self, text: str) -> dict[str, Any]:
+        return {"image": decode(text)}
+
+    def to_json(self, folder: Path | None = None) -> dict[str, Any]:
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {"kind": self.kind, **values}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Preprocess:
+    def from_json(cls, values: dict[str, Any], folder: Path | None = None) -> ImagePreprocess:
         """The inverse of `to_json`."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+KINDS: dict[str, Any] = {"image": ImagePreprocess}
+
+
+def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:
+    """Rebuilds a preprocessing from its `to_json`; UserError for an unknown kind."""
+    options = dict(values)
+    kind = options.pop("kind", None)
+    if kind not in KINDS:
+        raise UserError(f"unknown preprocessing {kind!r}.{nearest(str(kind), KINDS)}")
+    return KINDS[kind].from_json(options, folder)

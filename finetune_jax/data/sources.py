@@ -23,7 +23,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns ``{"image": uint8[height, width, 3], "label": int}``."""
+        """An example by column: ``image`` uint8[height, width, 3], ``label`` int, for instance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source:
 
     Attributes:
       name: as written in ``config.data.source``.
-      class_names: in label order.
+      class_names: in label order; empty where the targets are no classes.
       splits: number of examples per split.
       reader: split text, in TFDS syntax, to examples.
       origin: where the data lies and which version it is; two datasets of one name differ in it.
@@ -58,37 +58,42 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Examples in memory: images uint8[n, height, width, 3] and labels i32[n]."""
+    """Examples in memory as a source has them: arrays [n, …] by column."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    arrays: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        return {name: values[index] for name, values in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedExamples(ArrayExamples):
+    """Examples in memory as a batch has them, preprocessed and with their targets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ActivationExamples:
-    """Activations in place of images: what enters the first stage that trains.
+    """Activations in place of inputs: what enters the first stage that trains.
 
     Attributes:
       read: example numbers i64[n] to activations [n, …]; view v of example i is v * len(self) + i.
-      labels: i32[examples].
+      targets: arrays [examples, …] by their name in a batch.
       views: fixed views per example; epoch e of training reads view e modulo `views`.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
-    labels: np.ndarray
+    targets: dict[str, np.ndarray]
     views: int = 1
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.targets.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"activation": self.read(np.array([index]))[0], "label": int(self.labels[index])}
+        targets = {name: values[index] for name, values in self.targets.items()}
+        return {"activation": self.read(np.array([index]))[0], **targets}
 
 
 def open_source(name: str, *, data_dir: str = "") -> Source:
@@ -136,7 +141,7 @@ def _open_digits() -> Source:
         chosen = np.concatenate(
             [parts[part][start:stop] for part, start, stop in resolve_split(split, sizes)]
         )
-        return ArrayExamples(images[chosen], labels[chosen])
+        return ArrayExamples({"image": images[chosen], "label": labels[chosen]})
 
     return Source("digits", tuple("0123456789"), sizes, read)
 

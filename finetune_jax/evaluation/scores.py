@@ -2,69 +2,64 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from finetune_jax.data.batches import eval_batches
-from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.batches import Encode, eval_batches
 from finetune_jax.data.sources import Examples
+from finetune_jax.tasks import Task
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927), 95 % by default.
-
-    Args:
-      successes: from 0 to n.
-      n: at least 1.
-      z: normal quantile of the level.
-    """
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def evaluate(
-    eval_step: Any,
+def observe(
+    eval_step: Callable[..., Any],
     variables: Any,
     examples: Examples,
-    preprocess: Preprocess,
+    encode: Encode,
     *,
     batch_size: int,
-    place: Any,
-) -> dict[str, Any]:
-    """Scores a split.
+    place: Callable[[Any], Any],
+) -> dict[str, np.ndarray]:
+    """What the task observes of every example of a split, arrays [n, …] by name, in its order.
 
     Args:
-      eval_step: compiled (variables, batch) to ``logits``, ``loss`` and ``accuracy`` per example.
+      eval_step: compiled (variables, batch) to the task's observations.
       variables: whole variables.
       examples: the split.
-      preprocess: host part.
+      encode: makes batches of them.
       batch_size: of the compiled step.
       place: puts a host batch on devices.
 
-    Returns:
-      ``accuracy``, ``accuracy_low``, ``accuracy_high`` (95 % Wilson), ``loss``, ``n_scored``.
-
     Raises:
-      RuntimeError: if not every example was scored exactly once.
+      RuntimeError: if not every example was observed exactly once.
     """
-    losses, correct = [], []
-    for batch in eval_batches(examples, preprocess, batch_size):
+    parts = []
+    for batch in eval_batches(examples, encode, batch_size):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
-        losses.append(np.asarray(result["loss"])[real])
-        correct.append(np.asarray(result["accuracy"])[real])
-    scored = np.concatenate(correct)
-    if len(scored) != len(examples):
-        raise RuntimeError(f"scored {len(scored)} of {len(examples)} examples")
-    low, high = wilson(int(scored.sum()), len(scored))
-    return {
-        "accuracy": float(scored.mean(dtype=np.float64)),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "loss": float(np.concatenate(losses).mean(dtype=np.float64)),
-        "n_scored": len(scored),
-    }
+        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], result))
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    for name, values in whole.items():
+        if len(values) != len(examples):
+            raise RuntimeError(f"{name}: observed {len(values)} of {len(examples)} examples")
+    return whole
+
+
+def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
+    """Scores a split: ``task.scores`` of all that `observe`, whose arguments follow, gives.
+
+    Returns:
+      The task's scores, and ``n_scored``.
+    """
+    observed = observe(*args, **options)
+    return {**task.scores(observed), "n_scored": len(next(iter(observed.values())))}
+
+
+def headline(metric: str, scores: dict[str, Any]) -> str:
+    """``accuracy 0.9130 [0.9073, 0.9184] n=10000``: a score, its interval where it has one, n."""
+    text = f"{metric} {scores[metric]:.4f}"
+    if f"{metric}_low" in scores:
+        text += f" [{scores[f'{metric}_low']:.4f}, {scores[f'{metric}_high']:.4f}]"
+    return f"{text} n={scores['n_scored']}"

@@ -49,8 +49,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
       path: a file: ``.safetensors``; PyTorch (``.th``, ``.pt``, ``.pth``, ``.bin``); NumPy
         (``.npz``, or a ``.zip`` of ``.npy``); Flax (``.msgpack``); Keras (``.h5``, ``.hdf5``,
         ``.weights.h5``, ``.keras``); or the ``.index.json`` of a sharded one. Or a folder: an
-        artifact, an Orbax checkpoint, one with the files of a Hugging Face repository, or one of
-        ``.npy`` files.
+        artifact, an Orbax checkpoint, one with the files of a Hugging Face repository, one of
+        ``.npy`` files, or one with a single weight file.
 
     Raises:
       UserError: it is missing, empty, damaged, or of another format than its suffix says.
@@ -117,6 +117,8 @@ def _open_folder(folder: Path) -> Weights:
         with blame(folder, "folder of NumPy arrays"):
             return open_npy_folder(folder)
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
+    if len(files) == 1:
+        return _open_file(folder / files[0])
     held = f"name one of its weight files: {', '.join(files[:20])}" if files else "found none"
     raise UserError(
         f"{folder}: this folder is no artifact, no Orbax checkpoint and no repository of weights "

@@ -12,6 +12,7 @@ from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.maps import NAME_MAPS
 from finetune_jax.pretrained.names import NameMap
+from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
 from finetune_jax.pretrained.weights import Weights
 from finetune_jax.reporting.tables import count, size, table
@@ -44,13 +45,14 @@ def fits(weights: Weights) -> list[Fit]:
     """
     found = []
     for name_map in NAME_MAPS:
+        rows = unstack(weights, (name_map,))
         # Any name is a leaf path to our own maps; only their models tell them apart.
         unknown = tuple(
-            n for n in weights.names() if not name_map.targets(n) and not name_map.ignored(n)
+            n for n in rows.names() if not name_map.targets(n) and not name_map.ignored(n)
         )
-        if len(unknown) == len(weights.names()):
+        if len(unknown) == len(rows.names()):
             continue
-        models = () if unknown else tuple(_models(weights, name_map))
+        models = () if unknown else tuple(_models(rows, name_map))
         if models or unknown or name_map.origin != "native":
             found.append(Fit(name_map, unknown, models))
     return sorted(found, key=lambda fit: (len(fit.unknown), not fit.models))

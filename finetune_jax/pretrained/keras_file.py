@@ -6,11 +6,12 @@ classes, and never made into layers: it may hold code (Lambda).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_keras_h5(path: Path) -> Weights:
         except BaseException:
             file.close()
             raise
-    return _weights(path, file, named, beside, file.close)
+    return _weights(path, file, named, beside)
 
 
 def open_keras(path: Path) -> Weights:
@@ -64,33 +65,21 @@ def open_keras(path: Path) -> Weights:
         `open_keras_h5`.
     """
     _need_h5py(path)
-    kind = ".keras archive"
-    with blame(path, kind):
-        archive = ZipArchive(path)
+    with blame(path, ".keras archive"), contextlib.closing(ZipArchive(path)) as archive:
+        if _WEIGHTS not in archive.names():
+            raise UserError(
+                f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])}"
+            )
+        model = parse_json(archive.read("config.json"))
+        about = parse_json(archive.read("metadata.json"))
+        file = _inner(path, archive)
         try:
-            if _WEIGHTS not in archive.names():
-                raise UserError(
-                    f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])}"
-                )
-            model = parse_json(archive.read("config.json"))
-            metadata = {
-                key: str(value) for key, value in parse_json(archive.read("metadata.json")).items()
-            }
-            file = _inner(path, archive)
-            try:
-                named, beside = _names(file, model)
-            except BaseException:
-                file.close()
-                raise
+            named, beside = _names(file, model)
         except BaseException:
-            archive.close()
+            file.close()
             raise
-
-    def close() -> None:
-        file.close()
-        archive.close()
-
-    return _weights(path, file, named, beside, close, metadata)
+    metadata = {key: str(value) for key, value in about.items()}
+    return _weights(path, file, named, beside, metadata)
 
 
 def _inner(path: Path, archive: ZipArchive) -> Hdf5File:
@@ -113,7 +102,6 @@ def _weights(
     file: Hdf5File,
     named: Mapping[str, str],
     beside: tuple[str, ...],
-    close: Callable[[], None],
     metadata: Mapping[str, str] | None = None,
 ) -> Weights:
     def read(name: str) -> np.ndarray:
@@ -121,7 +109,7 @@ def _weights(
             return file.read(named[name])
 
     specs = {name: file.specs[place] for name, place in named.items()}
-    return Weights(path, specs, read, close, beside, metadata)
+    return Weights(path, specs, read, file.close, beside, metadata)
 
 
 def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -19,6 +19,7 @@ from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, Row, fingerprint
 from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
 from finetune_jax.pretrained.save import COLLECTIONS
+from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
 from finetune_jax.pretrained.weights import Weights
 
@@ -76,7 +77,7 @@ def load(
     for kind in resize:
         if kind not in KINDS:
             raise UserError(f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}")
-    with open_weights(path) as weights:
+    with unstack(open_weights(path), maps_of(family)) as weights:
         return _Load(
             weights=weights,
             family=family,

@@ -7,6 +7,7 @@ values lie is written down, so opening costs no memory and no length in the file
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -80,8 +81,8 @@ def open_msgpack(path: Path) -> Weights:
         raise
 
     def one(array: _Array) -> np.ndarray:
-        raw = data[array.begin : array.begin + size_of(array.shape, array.dtype)]
-        return np.frombuffer(bytearray(raw), array.dtype).reshape(array.shape)
+        flat = np.frombuffer(data, array.dtype, math.prod(array.shape), array.begin)
+        return flat.copy().reshape(array.shape)  # a view would keep the map from closing
 
     def read(name: str) -> np.ndarray:
         found = arrays[name]

@@ -40,12 +40,15 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
     pyplot.close(figure)
 
 
-def interpolation(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Validation accuracy with its interval between two models.
+def interpolation(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], metric: str, path: Path
+) -> None:
+    """A validation score between two models, with its interval where it has one.
 
     Args:
-      rows: ``alpha``, ``accuracy``, ``accuracy_low``, ``accuracy_high``.
+      rows: ``alpha``, the metric, and its ``_low`` and ``_high``.
       names: of the models at 0 and 1.
+      metric: such as ``accuracy``.
       path: of the PNG.
     """
     import matplotlib
@@ -56,11 +59,12 @@ def interpolation(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Pa
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
     rows = sorted(rows, key=lambda r: r["alpha"])
     alphas = [r["alpha"] for r in rows]
-    low, high = ([100 * r[f"accuracy_{end}"] for r in rows] for end in ("low", "high"))
-    axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
-    axes.plot(alphas, [100 * r["accuracy"] for r in rows], marker="o")
+    if f"{metric}_low" in rows[0]:
+        low, high = ([r[f"{metric}_{end}"] for r in rows] for end in ("low", "high"))
+        axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
+    axes.plot(alphas, [r[metric] for r in rows], marker="o")
     axes.set_xlabel(f"share of {names[1]}, the rest {names[0]}")
-    axes.set_ylabel("validation accuracy, % (95 % interval)")
+    axes.set_ylabel(f"validation {metric} (95 % interval)")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

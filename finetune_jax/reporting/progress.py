@@ -32,7 +32,7 @@ class Progress:
     Args:
       total: steps of the run.
       start: steps already done, after a resume.
-      batch_size: images per step, for the throughput.
+      batch_size: examples per step, for the throughput.
     """
 
     def __init__(self, total: int, start: int, batch_size: int) -> None:
@@ -50,13 +50,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             if metrics:
-                self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate:.0f} img/s")
+                self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate:.0f}/s")
         elif metrics:
             left = (self._total - step) * self._batch_size / max(rate, 1e-9)
-            say(
-                f"step {step}/{self._total}  loss {metrics['loss']:.4f}  accuracy "
-                f"{metrics['accuracy']:.4f}  {rate:.0f} img/s  {_clock(left)} left"
-            )
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "grad_norm")
+            say(f"step {step}/{self._total}  {shown}  {rate:.0f}/s  {_clock(left)} left")
 
     def close(self) -> None:
         """Removes the bar."""

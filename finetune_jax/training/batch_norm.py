@@ -11,15 +11,12 @@ import jax.numpy as jnp
 from finetune_jax.deltas import Adapted
 from finetune_jax.models import Mode, StagedModel
 
-# Of all models here: a running statistic keeps this share of its old value per batch.
-_MOMENTUM = 0.9
-
 
 def reestimate(
     model: StagedModel | Adapted,
     variables: dict[str, Any],
-    images: Sequence[jax.Array],
-    prepare: Callable[[jax.Array], jax.Array],
+    batches: Sequence[dict[str, Any]],
+    prepare: Callable[[dict[str, Any]], Any],
     stages: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Statistics replaced by their mean over some batches (Schneider et al. 2020, 2006.16971).
@@ -27,8 +24,8 @@ def reestimate(
     Args:
       model: whose stages they are.
       variables: read, not changed.
-      images: batches uint8[b, h, w, 3].
-      prepare: to normalised f32, on device.
+      batches: of inputs.
+      prepare: a batch to what the model is called with, on device.
       stages: whose statistics; None means all. The others use theirs and keep them.
 
     Returns:
@@ -37,19 +34,23 @@ def reestimate(
     old = variables["batch_stats"]
     chosen = [s for s in old if stages is None or s in stages]
     mode = Mode(frozenset(chosen))
-    # A running update from 0 is (1 - momentum) times the batch's statistic: undo the factor.
-    start = {s: jax.tree.map(jnp.zeros_like, x) if s in chosen else x for s, x in old.items()}
+    # A running update from 0 is (1 - momentum) times the batch's statistic; from 1 it is momentum
+    # more than that, which tells the momentum of each layer.
+    zeros = {s: jax.tree.map(jnp.zeros_like, x) if s in chosen else x for s, x in old.items()}
+    ones = {s: jax.tree.map(jnp.ones_like, x) if s in chosen else x for s, x in old.items()}
 
     # Weights are arguments: as constants they would be compiled into the program.
     @jax.jit
-    def forward(params: Any, stats: Any, batch: jax.Array) -> Any:
+    def forward(params: Any, stats: Any, batch: Any) -> Any:
         _, updates = model.apply(
             {"params": params, "batch_stats": stats}, prepare(batch), mode, mutable=["batch_stats"]
         )
         return {s: updates["batch_stats"][s] for s in chosen}
 
-    total: Any = {s: start[s] for s in chosen}
-    for batch in images:
-        total = jax.tree.map(jnp.add, total, forward(variables["params"], start, batch))
-    factor = 1 / ((1.0 - _MOMENTUM) * len(images))
-    return {**old, **jax.tree.map(lambda x: x * factor, total)}
+    total: Any = {s: zeros[s] for s in chosen}
+    for batch in batches:
+        total = jax.tree.map(jnp.add, total, forward(variables["params"], zeros, batch))
+    first = forward(variables["params"], zeros, batches[0])
+    raised = forward(variables["params"], ones, batches[0])
+    share = jax.tree.map(lambda a, b: 1 - jnp.mean(b - a), first, raised)
+    return {**old, **jax.tree.map(lambda x, s: x / (s * len(batches)), total, share)}

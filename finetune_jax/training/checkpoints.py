@@ -27,7 +27,8 @@ class Checkpoints:
       plans: of the phases, saved beside the state; other plans refuse to restore.
       keep_last: number of latest checkpoints to keep.
       keep_best: number of best checkpoints to keep.
-      metric: validation metric that orders them, higher is better (``loss``: lower is).
+      metric: validation metric that orders them.
+      better: ``max`` or ``min`` of it.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class Checkpoints:
         keep_last: int = 1,
         keep_best: int = 1,
         metric: str = "accuracy",
+        better: str = "max",
     ) -> None:
         self._plans = tuple(plans)
         # A checkpoint taken between two evaluations has no score and never counts as best.
-        sign = -1.0 if metric == "loss" else 1.0
+        sign = -1.0 if better == "min" else 1.0
         best = keep.BestN(
             get_metric_fn=lambda metrics: sign * metrics[metric],
             n=keep_best,

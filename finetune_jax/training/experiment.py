@@ -9,17 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
+from finetune_jax import tasks
 from finetune_jax.data.augment import parse_augment
-from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
-from finetune_jax.tasks import Classification
+from finetune_jax.tasks import Task
 from finetune_jax.training.mesh import make_mesh, state_sharding, use_cpu_devices
 from finetune_jax.training.schedules import parse_schedule
 
@@ -41,12 +43,16 @@ class Experiment:
 
     config: ml_collections.ConfigDict
     source: Source
-    task: Classification
+    task: Task
     preprocess: Preprocess
     model: StagedModel
     abstract: dict[str, Any]
     phases: tuple[Phase, ...]
     mesh: Mesh
+
+    def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """A source's example as a batch has it: inputs and targets."""
+        return {**self.preprocess.host(example), **self.task.host(example)}
 
     @property
     def scheme(self) -> str:
@@ -92,12 +98,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
     source = open_source(config.data.source, data_dir=config.data.data_dir)
-    if config.task.num_classes not in (0, len(source.class_names)):
-        raise UserError(
-            f"task.num_classes: the head would have {config.task.num_classes} classes, but "
-            f"{source.name!r} has {len(source.class_names)}: {', '.join(source.class_names[:12])}"
-        )
-    task = Classification(source.class_names)
+    task = tasks.create(config.task, source)
     preprocess = _preprocess(config)
     parse_augment(config.data.augment)
     model = build(
@@ -109,6 +110,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
         dropout=config.model.dropout,
         head=config.model.head,
     )
+    model = task.adapt(model)
     abstract = initial_variables(model, preprocess.size, stages=())
     parse_schedule(config.optimizer.schedule, 1)
     phases = resolve_phases(
@@ -141,7 +143,7 @@ def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
     if entry.tokens:
         raise UserError(f"model.name: {config.model.name} reads text, and the data are images")
     own, data = entry.inputs, config.data
-    return Preprocess(
+    return ImagePreprocess(
         size=data.image_size or own.size,
         mean=tuple(data.mean) or own.mean,
         std=tuple(data.std) or own.std,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import Base, State
 from finetune_jax.training.step import make_loss
@@ -25,7 +26,7 @@ def make_gradient(run: PhaseRun) -> Any:
     """
     experiment = run.experiment
     loss = make_loss(
-        run.model, experiment.task, run.plan, experiment.preprocess.device, lambda key, x: x
+        run.model, experiment.task, run.plan, experiment.preprocess.device, parse_augment("")
     )
 
     def gradient(state: State, base: Base, batch: Any) -> Any:

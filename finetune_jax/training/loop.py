@@ -82,7 +82,7 @@ def steps(
             ("split", name),
             lambda name=name: cached(
                 experiment.source.read(config.data[name]),
-                experiment.preprocess,
+                experiment.encode,
                 config.data.cache_bytes,
             ),
         )
@@ -105,11 +105,11 @@ def steps(
     settled: set[str] = set()
     if experiment.plan.batch_norm == "reestimate":
         batches = TrainBatches(
-            splits["train"], experiment.preprocess, config.train.batch_size, config.seed
+            splits["train"], experiment.encode, config.train.batch_size, config.seed
         )
         count = min(_REESTIMATE_BATCHES, math.ceil(len(splits["train"]) / config.train.batch_size))
-        images = [put_batch(batches.batch(i), experiment.mesh)["image"] for i in range(count)]
-        new = reestimate(experiment.model, variables, images, experiment.preprocess.device)
+        some = [put_batch(batches.batch(i), experiment.mesh) for i in range(count)]
+        new = reestimate(experiment.model, variables, some, experiment.preprocess.device)
         variables = {**variables, "batch_stats": new}
         settled |= {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
 
@@ -119,7 +119,8 @@ def steps(
         [phase.plan for phase in phases],
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        metric=config.checkpoint.metric,
+        metric=config.checkpoint.metric or experiment.task.metric,
+        better="min" if config.checkpoint.metric == "loss" else experiment.task.better,
     )
     resumed = checkpoints.latest_step
     meta = checkpoints.read_meta() if resumed is not None else None
@@ -248,9 +249,9 @@ def _merged(current: Run, variables: dict[str, Any]) -> tuple[dict[str, Any], fl
     experiment = current.experiment
     examples = current.splits.get("validation", current.splits["train"])
     some = np.arange(min(_COMPARED_IMAGES, len(examples)))
-    images = gather(examples, some, experiment.preprocess)["image"]
+    batch = gather(examples, some, experiment.encode)
     adapted = Adapted(experiment.model, experiment.plan.deltas)
-    merged, difference = merge(adapted, variables, experiment.preprocess.device(images))
+    merged, difference = merge(adapted, variables, experiment.preprocess.device(batch))
     before = tree.flatten(variables["params"])
     current.settled |= {
         f"params/{path}"

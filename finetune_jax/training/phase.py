@@ -210,7 +210,7 @@ class PhaseRun:
 
         Args:
           anchor: shapes of the base's anchor.
-          cached: the batch holds activations after the plan's prefix instead of images.
+          cached: the batch holds activations after the plan's prefix instead of inputs.
         """
         state, base = self.abstract_state(anchor)
         mesh, size = self.experiment.mesh, self.experiment.config.train.batch_size
@@ -232,12 +232,12 @@ class PhaseRun:
     def compile_eval_step(
         self, batch_size: int, variables: Any = None, *, cached: bool = False
     ) -> Any:
-        """Compiles (variables, batch) to logits and per-example values.
+        """Compiles (variables, batch) to what the task observes of each example.
 
         Args:
-          batch_size: images.
+          batch_size: examples.
           variables: whose shapes and dtypes are meant; `abstract` if None.
-          cached: the batch holds activations after the plan's prefix instead of images.
+          cached: the batch holds activations after the plan's prefix instead of inputs.
         """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -256,23 +256,22 @@ class PhaseRun:
 
     def abstract_batch(self, batch_size: int, *, cached: bool = False) -> dict[str, Any]:
         """Shapes of a batch on device."""
-        label_shape = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        targets = self.experiment.task.abstract(batch_size)
         if cached:
             one = self.activation
             whole = jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
-            return {"activation": whole, "label": label_shape}
-        side = self.experiment.preprocess.size
-        image = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
-        return {"image": image, "label": label_shape}
+            return {"activation": whole, **targets}
+        return {**self.experiment.preprocess.abstract(batch_size), **targets}
 
     @functools.cached_property
     def activation(self) -> jax.ShapeDtypeStruct:
         """Shape of one example's activation after the prefix."""
-        side = self.experiment.preprocess.size
+        preprocess = self.experiment.preprocess
+        stop = self.plan.stages[len(self.plan.prefix)]
         out = jax.eval_shape(
-            lambda v, x: self.model.apply(v, x, stop=self.plan.stages[len(self.plan.prefix)]),
+            lambda v, batch: self.model.apply(v, preprocess.device(batch), stop=stop),
             self.abstract,
-            jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+            preprocess.abstract(1),
         )
         return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
 

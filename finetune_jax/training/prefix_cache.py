@@ -42,7 +42,7 @@ def cache_prefix(
     *,
     training: bool,
 ) -> Examples:
-    """Returns examples that hold activations instead of images, or `examples` as they are.
+    """Returns examples that hold activations instead of inputs, or `examples` as they are.
 
     Not cached: a plan without a prefix, augmented training images without fixed views, and what
     exceeds the limits of ``config.prefix_cache``.
@@ -50,7 +50,7 @@ def cache_prefix(
     Args:
       run: phase whose prefix is meant.
       variables: whole variables at the start of the phase.
-      examples: images of the split.
+      examples: of the split.
       split: its text, part of the key.
       place: puts a host batch on devices.
       once: gives what another arm already computed, see `Shared.once`.
@@ -94,39 +94,49 @@ def _fill(
     if folder and (folder / "meta.json").is_file():
         os.utime(folder / "meta.json")
         say(f"prefix of {where}, found in {folder}")
-        labels = np.array(read_json(folder / "meta.json")["labels"], np.int32)[: len(examples)]
-        return ActivationExamples(_reader(folder, run), labels, views)
-    compute = _batches(run, variables, examples, place, augment, views)
-    labels = np.empty(len(examples), np.int32)
+        return ActivationExamples(_reader(folder, run), dict(np.load(folder / _TARGETS)), views)
+    targets = _empty_targets(run, len(examples))
+    compute = _batches(run, variables, examples, place, augment, views, targets)
     if folder is None:
         shape = (len(examples) * views, *run.activation.shape)
         store = np.empty(shape, run.activation.dtype)
-        for start, values, some in compute:
+        for start, values in compute:
             store[start : start + len(values)] = values
-            if start < len(examples):
-                labels[start : start + len(values)] = some
         say(f"prefix of {where}")
-        return ActivationExamples(lambda indices: store[indices], labels, views)
+        return ActivationExamples(lambda indices: store[indices], targets, views)
     _make_room(Path(settings.dir), settings.dir_bytes - total)
-    labels[:] = _write(folder, compute, {"stages": list(prefix), "split": split, "bytes": total})[
-        : len(examples)
-    ]
+    meta = {"stages": list(prefix), "split": split, "bytes": total}
+    _write(folder, compute, targets, meta)
     say(f"prefix of {where}, written to {folder}")
-    return ActivationExamples(_reader(folder, run), labels, views)
+    return ActivationExamples(_reader(folder, run), targets, views)
+
+
+_TARGETS = "targets.npz"
+
+
+def _empty_targets(run: PhaseRun, count: int) -> dict[str, np.ndarray]:
+    shapes = run.experiment.task.abstract(count)
+    return {name: np.empty(s.shape, s.dtype) for name, s in shapes.items()}
 
 
 def _batches(
-    run: PhaseRun, variables: Any, examples: Examples, place: Any, augment: str, views: int
+    run: PhaseRun,
+    variables: Any,
+    examples: Examples,
+    place: Any,
+    augment: str,
+    views: int,
+    targets: dict[str, np.ndarray],
 ) -> Any:
-    """Yields (number of the first activation, activations, labels) in order."""
+    """Yields (number of the first activation, activations) in order, and fills `targets`."""
     experiment = run.experiment
     stop = run.plan.stages[len(run.plan.prefix)]
     change = parse_augment(augment)
     # The train step's batch size, so that the same kernels run as without a cache.
     batch_size = experiment.config.train.batch_size
 
-    def forward(variables: Any, images: Any, key: Any) -> Any:
-        x = change(key, experiment.preprocess.device(images))
+    def forward(variables: Any, batch: Any, key: Any) -> Any:
+        x, _ = change(key, experiment.preprocess.device(batch), batch)
         return run.model.apply(variables, x, stop=stop)
 
     placed = state_sharding(experiment.mesh, variables)
@@ -134,11 +144,13 @@ def _batches(
     for view in range(views):
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
         done = view * len(examples)
-        for number, batch in enumerate(eval_batches(examples, experiment.preprocess, batch_size)):
-            real = int(batch["mask"].sum())
-            image = place({"image": batch["image"]})["image"]
-            out = step(variables, image, jax.random.fold_in(key, number))
-            yield done, np.asarray(out)[:real], batch["label"][:real]
+        for number, batch in enumerate(eval_batches(examples, experiment.encode, batch_size)):
+            real = int(batch.pop("mask").sum())
+            for name, values in targets.items() if not view else ():
+                values[done : done + real] = batch[name][:real]
+            inputs = {name: x for name, x in batch.items() if name not in targets}
+            out = step(variables, place(inputs), jax.random.fold_in(key, number))
+            yield done, np.asarray(out)[:real]
             done += real
 
 
@@ -158,32 +170,33 @@ def _key(
         "deltas": [d.to_json() for d in run.plan.deltas if d.module.split("/")[0] in prefix],
         "stages": run.plan.prefix,
         "preprocess": run.experiment.preprocess.to_json(),
+        "task": run.experiment.task.to_json(),
         "data": [run.experiment.source.name, run.experiment.source.origin, split, count],
         "augment": [augment, views, config.seed, config.train.batch_size] if augment else [],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _write(folder: Path, batches: Any, meta: dict[str, Any]) -> list[int]:
+def _write(
+    folder: Path, batches: Any, targets: dict[str, np.ndarray], meta: dict[str, Any]
+) -> None:
     from array_record.python import array_record_module
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=".half-", dir=folder.parent))
     try:
         writer = array_record_module.ArrayRecordWriter(str(half / "activations"), "group_size:1")
-        labels: list[int] = []
-        for _, values, some in batches:
-            labels += [int(x) for x in some]
+        for _, values in batches:
             for value in values:
                 writer.write(np.ascontiguousarray(value).tobytes())
         writer.close()
-        write_json(half / "meta.json", {**meta, "labels": labels})
+        np.savez(half / _TARGETS, **targets)
+        write_json(half / "meta.json", meta)
         try:
             half.rename(folder)
         except OSError:  # another run was faster
             if not (folder / "meta.json").is_file():
                 raise
-        return labels
     finally:
         shutil.rmtree(half, ignore_errors=True)
 

@@ -91,7 +91,7 @@ class Run:
         config = self.experiment.config
         return TrainBatches(
             examples,
-            self.experiment.preprocess,
+            self.experiment.encode,
             config.train.batch_size,
             config.seed,
             jax.process_index(),
@@ -118,5 +118,7 @@ class Run:
             ("evaluate", run.index, cached),
             lambda: run.compile_eval_step(size, variables, cached=cached),
         )
-        preprocess = self.experiment.preprocess
-        return evaluate(step, variables, examples, preprocess, batch_size=size, place=self.place)
+        task, encode = self.experiment.task, self.experiment.encode
+        return evaluate(
+            task, step, variables, examples, encode, batch_size=size, place=self.place
+        )

@@ -20,6 +20,11 @@ def solve_phase(current: Run, index: int) -> None:
       UserError: no validation split to choose the strength on.
     """
     phase = current.experiment.phases[index]
+    if current.experiment.task.name != "classification":
+        raise UserError(
+            f"phase(solve=…) solves heads of single-label classification, not of "
+            f"{current.experiment.task.name}"
+        )
     if "validation" not in current.splits:
         raise UserError("phase(solve=…) chooses on validation: set data.validation")
     before = audit_lib.snapshot(current.variables)
@@ -53,9 +58,9 @@ def _features(current: Run, index: int, split: str) -> tuple[np.ndarray, np.ndar
     )
     rows, labels = [], []
     size = experiment.config.eval.batch_size
-    for batch in eval_batches(current.splits[split], experiment.preprocess, size):
+    for batch in eval_batches(current.splits[split], experiment.encode, size):
         real = batch.pop("mask") > 0
         placed = current.place(batch)
-        rows.append(np.asarray(forward(current.variables, placed["image"]))[real])
+        rows.append(np.asarray(forward(current.variables, placed))[real])
         labels.append(batch["label"][real])
     return np.concatenate(rows), np.concatenate(labels)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from finetune_jax import tree
+from finetune_jax.data.augment import Augment
 from finetune_jax.deltas import Adapted
 from finetune_jax.models import StagedModel
 from finetune_jax.schemes import Plan
-from finetune_jax.tasks import Classification
+from finetune_jax.tasks import Task
 from finetune_jax.training.state import Base, State
 
 Batch = dict[str, jax.Array]
@@ -21,10 +22,10 @@ Batch = dict[str, jax.Array]
 
 def make_loss(
     model: Adapted,
-    task: Classification,
+    task: Task,
     plan: Plan,
-    prepare: Callable[[jax.Array], jax.Array],
-    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    prepare: Callable[[Batch], Any],
+    augment: Augment,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
     """Returns the loss of the trainable half; arguments as for `make_train_step`.
 
@@ -40,8 +41,8 @@ def make_loss(
         if "activation" in batch:
             x, start = batch["activation"], after_prefix
         else:
-            x, start = augment(augment_key, prepare(batch["image"])), None
-        logits, updates = model.apply(
+            (x, batch), start = augment(augment_key, prepare(batch), batch), None
+        outputs, updates = model.apply(
             {
                 "params": tree.merge(params, base.params),
                 "batch_stats": tree.merge(stats, base.stats),
@@ -52,7 +53,7 @@ def make_loss(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        values = task.per_example(logits, batch, hyper["label_smoothing"])
+        values = task.per_example(outputs, batch, hyper)
         metrics = jax.tree.map(jnp.mean, values)
         new_stats, _ = plan.split_statistics(_complete(updates.get("batch_stats", {}), stats))
         return metrics["loss"], (new_stats, metrics)
@@ -62,11 +63,11 @@ def make_loss(
 
 def make_train_step(
     model: Adapted,
-    task: Classification,
+    task: Task,
     plan: Plan,
     optimizer: optax.GradientTransformationExtraArgs,
-    prepare: Callable[[jax.Array], jax.Array],
-    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    prepare: Callable[[Batch], Any],
+    augment: Augment,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -85,8 +86,8 @@ def make_train_step(
       task: gives the loss.
       plan: halves, and the mode the stages run in.
       optimizer: over the trainable half.
-      prepare: uint8[b, h, w, 3] to normalised f32, on device.
-      augment: (key, normalised images) to images of the same shape.
+      prepare: the batch to what the model is called with, on device.
+      augment: changes that at random, and the batch's targets with it.
       accumulate: micro-batches whose gradients are averaged; BatchNorm sees each by itself.
       ema_decay: 0 for none.
       sam_rho: radius of sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412): the
@@ -96,10 +97,10 @@ def make_train_step(
       l2_sp_head: beta of beta/2 |w|² over trainable leaves without an anchor.
 
     Returns:
-      A function of (state, base, batch) to (state, metrics). The batch has ``label`` i32[b] and
-      ``image`` uint8[b, h, w, 3] or ``activation``, the output of the plan's prefix for those
-      images. Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty,
-      ``accuracy``, and ``grad_norm`` over the trainable half.
+      A function of (state, base, batch) to (state, metrics). The batch has the task's targets and
+      the preprocessing's inputs or ``activation``, the output of the plan's prefix for those.
+      Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty, what else the task
+      gives per example, and ``grad_norm`` over the trainable half.
     """
     slope = jax.grad(make_loss(model, task, plan, prepare, augment), has_aux=True)
 
@@ -142,11 +143,10 @@ def make_train_step(
                     jax.tree.map(jnp.add, sums, metrics),
                 ), None
 
-            start = (
-                jax.tree.map(jnp.zeros_like, state.params),
-                state.stats,
-                {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
-            )
+            first = jax.tree.map(lambda x: x[0], micro)
+            shapes = jax.eval_shape(gradient, state.params, state.stats, *fixed, first, key)
+            sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1][1])
+            start = (jax.tree.map(jnp.zeros_like, state.params), state.stats, sums)
             (grads, stats, metrics), _ = jax.lax.scan(body, start, (micro, jnp.arange(accumulate)))
             grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
         metrics["grad_norm"] = optax.global_norm(grads)
@@ -174,19 +174,18 @@ def _complete(updated: Any, stats: Any) -> Any:
 
 def make_eval_step(
     model: Adapted | StagedModel,
-    task: Classification,
-    prepare: Callable[[jax.Array], jax.Array],
+    task: Task,
+    prepare: Callable[[Batch], Any],
     start: str | None = None,
 ) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
-    """Returns (variables, batch) to ``logits`` f32[b, classes] and the task's per-example values.
+    """Returns (variables, batch) to what the task observes of each example.
 
     Every stage runs in inference mode. Padding is left to the caller, who has the mask. With
-    `start`, the batch holds ``activation``, what enters that stage, instead of ``image``.
+    `start`, the batch holds ``activation``, what enters that stage, instead of inputs.
     """
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        x = batch["activation"] if start else prepare(batch["image"])
-        logits = model.apply(variables, x, start=start)
-        return {"logits": logits, **task.per_example(logits, batch)}
+        x = batch["activation"] if start else prepare(batch)
+        return task.observe(model.apply(variables, x, start=start), batch)
 
     return eval_step

@@ -14,6 +14,7 @@ from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.sources import ActivationExamples
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.scores import headline
 from finetune_jax.reporting.progress import Progress, say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
@@ -119,16 +120,14 @@ def train_phase(
         if validation is not None and (step % eval_every == 0 or step == stop):
             scores = current.score(run, state_lib.variables(state, base), validation)
             current.writer.write(step, "validation", scores)
-            say(
-                f"step {step}  validation accuracy {scores['accuracy']:.4f} "
-                f"[{scores['accuracy_low']:.4f}, {scores['accuracy_high']:.4f}] "
-                f"n={scores['n_scored']}  loss {scores['loss']:.4f}"
-            )
+            line = headline(experiment.task.metric, scores)
+            say(f"step {step}  validation {line}  loss {scores['loss']:.4f}")
         # The end of a phase is the start of the next, whose first checkpoint comes later.
         if scores or step % save_every == 0 or step == stop:
             # Only the last phase's weights can be kept as the best.
             ranked = scores and index == len(experiment.phases) - 1
-            numbers = {k: scores[k] for k in ("accuracy", "loss")} if ranked else None
+            metric = config.checkpoint.metric or experiment.task.metric
+            numbers = {metric: scores[metric]} if ranked else None
             about = {
                 "phase": index,
                 "next_step": step,

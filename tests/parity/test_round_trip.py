@@ -48,10 +48,10 @@ def test_a_fine_tuned_model_goes_back_where_it_came_from(tmp_path, ours, theirs,
     assert sum(not torch.equal(before[n], after[n]) for n in body) > len(body) // 2
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    images = np.asarray(artifact.preprocess.device(pixels))
+    images = np.asarray(artifact.preprocess.device({"image": pixels}))
     with torch.no_grad():
         expected = reference.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    difference = np.abs(np.asarray(artifact.logits(pixels)) - expected).max()
+    difference = np.abs(np.asarray(artifact.outputs({"image": pixels})) - expected).max()
     assert difference <= 1e-5 * np.abs(expected).max()
 
 

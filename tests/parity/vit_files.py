@@ -178,13 +178,24 @@ def _jax_vit(module: Any, prefix: str, big_vision: bool) -> Arrays:
     return written
 
 
-def npz(prefix: str = "", big_vision: bool = False, **beside: np.ndarray):
+def _scanned(written: Arrays) -> Arrays:
+    """With one tensor for all layers, as `nn.scan` keeps them."""
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    for name in [n for n in written if "/encoderblock_" in n]:
+        before, after = name.split("/encoderblock_")
+        number, rest = after.split("/", 1)
+        stacks.setdefault(f"{before}/encoderblock/{rest}", {})[int(number)] = written.pop(name)
+    return written | {n: np.stack([s[i] for i in range(len(s))]) for n, s in stacks.items()}
+
+
+def npz(prefix: str = "", big_vision: bool = False, scanned: bool = False, **beside: np.ndarray):
     """A writer of one kind of npz; `beside` are arrays of another tower."""
 
     def save(module: Any, folder: Path) -> Path:
         path = folder / "weights.npz"
         others = {name.replace("__", "/"): array for name, array in beside.items()}
-        np.savez(path, **_jax_vit(module, prefix, big_vision), **others)
+        written = _jax_vit(module, prefix, big_vision)
+        np.savez(path, **(_scanned(written) if scanned else written), **others)
         before = {n: t.clone() for n, t in module.state_dict().items()}
         with torch.no_grad():
             for parameter in module.parameters():

@@ -23,6 +23,7 @@ ARRAYS: Arrays = {
     "params/scalar": np.array(0.1, np.float64),
     "count": np.array([2**40, -1]),
     "mask": np.array([True, False]),
+    "nothing": np.zeros((0, 3), np.float32),
 }
 
 

@@ -100,6 +100,10 @@ def test_a_folder_opens_by_what_it_holds(tmp_path):
     flax.mkdir()
     shutil.move(SAMPLES["flax.msgpack"][0](tmp_path), flax / "flax_model.msgpack")
     same(flax, ARRAYS)
+    single = tmp_path / "single"
+    single.mkdir()
+    write_npz(single / "any.npz")
+    same(single, ARRAYS)
     several = tmp_path / "several"
     several.mkdir()
     for name in ("a.npz", "b.npz"):

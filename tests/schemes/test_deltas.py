@@ -9,6 +9,7 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.config import default
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.deltas import IA3, Adapted, Bottleneck, from_json, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initial_variables
@@ -88,6 +89,10 @@ def images(n=4):
     return jax.random.normal(jax.random.key(3), (n, SIZE, SIZE, 3))
 
 
+def scaled(batch):
+    return batch["image"].astype(jnp.float32) / 255
+
+
 def train(plan, model, variables, steps=3, learning_rate=0.05):
     config = default().optimizer
     config.learning_rate = learning_rate
@@ -95,7 +100,7 @@ def train(plan, model, variables, steps=3, learning_rate=0.05):
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = jax.jit(
         make_train_step(
-            model, TASK, plan, tx, lambda x: x.astype(jnp.float32) / 255, lambda key, x: x
+            model, TASK, plan, tx, scaled, parse_augment("")
         )
     )
     state, frozen = state_lib.create(
@@ -211,7 +216,7 @@ def test_lora_forms_no_full_size_gradient(base):
         config = default().optimizer
         tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
         step = make_train_step(
-            with_deltas, TASK, plan, tx, lambda x: x.astype(jnp.float32), lambda key, x: x
+            with_deltas, TASK, plan, tx, scaled, parse_augment("")
         )
         state, frozen = jax.eval_shape(
             lambda v: state_lib.create(

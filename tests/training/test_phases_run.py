@@ -308,4 +308,4 @@ def test_artifact_of_deltas_predicts_like_the_run(weights, tmp_path):
     run(prepare(config_of(weights, "lora(rank=2) + head")), tmp_path / "run")
     artifact = load_artifact(tmp_path / "run")
     assert any("lora_a" in p for p in tree.flatten(artifact.variables))
-    assert artifact.logits(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 10)
+    assert artifact.outputs({"image": np.zeros((2, 16, 16, 3), np.uint8)}).shape == (2, 10)

@@ -11,6 +11,7 @@ from test_step import TASK, batch_of, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.batches import gather
 from finetune_jax.errors import UserError
 from finetune_jax.models import initialise
@@ -26,8 +27,8 @@ from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, ma
 from finetune_jax.training.step import make_train_step
 
 
-def scaled(images):
-    return images.astype(jnp.float32) / 255
+def scaled(batch):
+    return batch["image"].astype(jnp.float32) / 255
 
 
 def drawn(abstract):
@@ -61,7 +62,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
     config = default().optimizer
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = jax.jit(
-        make_train_step(plan.adapt(model), TASK, plan, tx, scaled, lambda key, images: images)
+        make_train_step(plan.adapt(model), TASK, plan, tx, scaled, parse_augment(""))
     )
     found = []
     for seed in (0, 1):
@@ -72,7 +73,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
     assert (found[0][0] != found[1][0]) == active
     assert (not np.array_equal(found[0][1], found[1][1])) == active
     # Without active dropout the features are those of inference, not merely constant.
-    logits = model.apply(variables, scaled(batch_of(32)["image"]))
+    logits = model.apply(variables, scaled(batch_of(32)))
     loss = TASK.per_example(logits, batch_of(32))["loss"].mean()
     assert np.isclose(found[0][0], float(loss), rtol=1e-5) != active
 
@@ -81,7 +82,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
 def test_dropout_of_trained_stages_is_active_whatever_the_policy(vit, policy, active):
     model, variables = vit
     plan = plan_of(vit, "last_k(1)", policy)
-    images = scaled(batch_of(32)["image"])
+    images = scaled(batch_of(32))
 
     @jax.jit
     def features(key):
@@ -122,10 +123,10 @@ def stem_output(variables, images):
 
 def test_reestimated_statistics_are_those_of_the_images(resnet):
     model, variables = resnet
-    batches = [batch_of(32, n=16, seed=seed)["image"] for seed in (0, 1, 2)]
+    batches = [batch_of(32, n=16, seed=seed) for seed in (0, 1, 2)]
     for images in (batches[:1], batches):
         new = reestimate(model, variables, images, scaled)["stem"]["norm"]
-        outputs = [stem_output(variables, x) for x in images]
+        outputs = [stem_output(variables, x["image"]) for x in images]
         mean = np.mean([x.mean((0, 1, 2)) for x in outputs], axis=0)
         var = np.mean([x.var((0, 1, 2)) for x in outputs], axis=0)
         np.testing.assert_allclose(new["mean"], mean, rtol=1e-4, atol=1e-6)
@@ -134,7 +135,7 @@ def test_reestimated_statistics_are_those_of_the_images(resnet):
 
 def test_reestimation_leaves_the_stages_it_is_not_given(resnet):
     model, variables = resnet
-    images = [batch_of(32, n=16)["image"]]
+    images = [batch_of(32, n=16)]
     chosen = ("stem", "layer2_block0")
     new = reestimate(model, variables, images, scaled, chosen)
     everywhere = reestimate(model, variables, images, scaled)
@@ -160,8 +161,8 @@ def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weight
         assert (not np.array_equal(value, after[name])) == free, name
     # Batches of equal size that cover the split once: their mean is the split's.
     examples = experiment.source.read(config.data.train)
-    images = gather(examples, np.arange(len(examples)), experiment.preprocess)["image"]
-    normal = np.asarray(experiment.preprocess.device(jnp.asarray(images)))
+    images = gather(examples, np.arange(len(examples)), experiment.encode)
+    normal = np.asarray(experiment.preprocess.device(images))
     variables = tree.unflatten(base)
     mean = stem_output(variables, normal * 255).mean((0, 1, 2))
     np.testing.assert_allclose(after["batch_stats/stem/norm/mean"], mean, rtol=1e-4, atol=1e-5)
@@ -200,8 +201,8 @@ def steps_in(folder):
         ({"keep_last": 1, "keep_best": 1}, 2, {2, 6}),
         ({"keep_last": 3, "keep_best": 1}, 2, {2, 4, 5, 6}),
         ({"keep_last": 1, "keep_best": 2}, 2, {2, 4, 6}),
-        ({"keep_last": 1, "keep_best": 1, "metric": "loss"}, 3, {3, 6}),
-        ({"keep_last": 2, "keep_best": 2, "metric": "loss"}, 3, {1, 3, 5, 6}),
+        ({"keep_last": 1, "keep_best": 1, "metric": "loss", "better": "min"}, 3, {3, 6}),
+        ({"keep_last": 2, "keep_best": 2, "metric": "loss", "better": "min"}, 3, {1, 3, 5, 6}),
     ],
 )
 def test_the_last_and_the_best_are_kept(saved, tmp_path, options, best, kept):

@@ -13,6 +13,7 @@ from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
 from finetune_jax.training.schedules import parse_schedule
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.step import make_eval_step, make_train_step
 
 TASK = Classification(tuple("abcde"))
@@ -32,8 +33,8 @@ def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **opti
         TASK,
         plan,
         tx,
-        lambda x: x.astype(jnp.float32) / 255,
-        lambda key, x: x,
+        lambda batch: batch["image"].astype(jnp.float32) / 255,
+        parse_augment(""),
         accumulate=accumulate,
         ema_decay=config.ema_decay,
     )
@@ -63,7 +64,7 @@ def step_flops(name, size, scheme, **options):
 def forward_flops(name, size):
     model = build(name, TASK.head_size, image_size=size)
     abstract = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
-    step = make_eval_step(model, TASK, lambda x: x.astype(jnp.float32) / 255)
+    step = make_eval_step(model, TASK, lambda batch: batch["image"].astype(jnp.float32) / 255)
     return jax.jit(step).lower(abstract, batch_of(size)).compile().cost_analysis()["flops"]
 
 

@@ -14,6 +14,7 @@ from finetune_jax.models import build, initialise
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.step import make_train_step
 
 
@@ -145,8 +146,8 @@ def stepped(**options):
     config.update({"name": "sgd", "momentum": 0.0, "learning_rate": 0.1, "schedule": "constant"})
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = make_train_step(
-        plan.adapt(model), TASK, plan, tx, lambda x: x.astype(jnp.float32) / 255,
-        lambda key, x: x, **options,
+        plan.adapt(model), TASK, plan, tx, lambda batch: batch["image"].astype(jnp.float32) / 255,
+        parse_augment(""), **options,
     )  # fmt: skip
     # Away from the start, so that a pull back to it has a length.
     start = variables["params"]["head"]

@@ -3,6 +3,8 @@
 Each origin's table is put together from parts, because they share layers more often than names.
 """
 
+import dataclasses
+
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
 
@@ -298,12 +300,15 @@ def _flax_block(source: str, leaf: str, attention: int, norm: int, mlp: int) -> 
 
 
 def _big_vision(prefix: str) -> tuple[Rule, ...]:
-    probe = f"{prefix}MAPHead_0"
+    """Layers one by one, or all of them in one tensor, after a scan; written one by one."""
+    probe, layers = f"{prefix}MAPHead_0", f"{prefix}Transformer/encoderblock"
+    scanned = _flax_block(layers, "block_{i}", 0, 1, 0)
     return (
         *_flax(f"{prefix}embedding", "stem/embedding"),
         Rule(f"{prefix}cls", "params/stem/class_token"),
         Rule(f"{prefix}pos_embedding", "params/stem/position_embedding"),
-        *_flax_block(f"{prefix}Transformer/encoderblock_{{i}}", "block_{i}", 0, 1, 0),
+        *_flax_block(f"{layers}_{{i}}", "block_{i}", 0, 1, 0),
+        *(dataclasses.replace(rule, source=f"{rule.source}[{{i}}]") for rule in scanned),
         *_flax(f"{prefix}Transformer/encoder_norm", "norm", "scale"),
         Rule(f"{probe}/probe", "params/map_pool/probe"),
         *_flax_attention(f"{probe}/MultiHeadDotProductAttention_0", "map_pool/attn"),

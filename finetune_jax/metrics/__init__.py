@@ -1,0 +1,1 @@
+"""Numbers about predictions, from arrays alone: metrics and their intervals."""

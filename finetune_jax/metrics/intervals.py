@@ -1,0 +1,53 @@
+"""Intervals of scores: Wilson for shares, bootstrap for everything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+_Z95 = 1.959963984540054
+
+
+def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Args:
+      successes: from 0 to n.
+      n: at least 1.
+      z: normal quantile of the level.
+    """
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval over resampled examples (Efron 1979).
+
+    Args:
+      statistic: of example numbers i64[n], drawn with replacement.
+      n: examples, at least 1.
+      resamples: how often.
+      level: of the interval, in (0, 1).
+      seed: of the draws; the same examples always give the same interval.
+
+    Returns:
+      (low, high); nan where the statistic is undefined on every resample.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    values = np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

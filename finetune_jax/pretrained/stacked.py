@@ -1,0 +1,59 @@
+"""Tensors that hold a layer per row, as `nn.scan` over a model's layers leaves them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+
+from finetune_jax.pretrained.names import NameMap
+from finetune_jax.pretrained.weights import Spec, Weights
+
+
+def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
+    """The same file with the rows of such tensors as tensors of their own.
+
+    Args:
+      weights: an open file, which the result closes with itself.
+      name_maps: a tensor ``a/b`` is taken apart if one of them does not know it and has a rule for
+        ``a/b[0]``, its first row.
+
+    Returns:
+      The file with ``a/b[0]``, ``a/b[1]``, … in the place of ``a/b``; `weights` itself if no tensor
+      is of that kind.
+    """
+    sliced = [m for m in name_maps if any(rule.source.endswith("]") for rule in m.rules)]
+
+    def is_stack(name: str) -> bool:
+        if not weights.spec(name)[0]:
+            return False
+        return any(
+            not m.targets(name) and m.ignored(name) is None and m.targets(f"{name}[0]")
+            for m in sliced
+        )
+
+    rows: dict[str, tuple[str, int]] = {}
+    specs: dict[str, Spec] = {}
+    for name in weights.names():
+        shape, dtype = weights.spec(name)
+        if not is_stack(name):
+            specs[name] = (shape, dtype)
+            continue
+        for i in range(shape[0]):
+            rows[f"{name}[{i}]"] = (name, i)
+            specs[f"{name}[{i}]"] = (shape[1:], dtype)
+    if not rows:
+        return weights
+    # Rows are asked for one after the other, and a compressed tensor is read as a whole.
+    whole = functools.lru_cache(maxsize=1)(weights.read)
+
+    def read(name: str) -> np.ndarray:
+        if name not in rows:
+            return weights.read(name)
+        stack, i = rows[name]
+        return whole(stack)[i]
+
+    return Weights(
+        weights.path, specs, read, weights.close, weights.beside, weights.metadata, weights.files
+    )

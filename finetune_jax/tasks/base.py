@@ -1,0 +1,104 @@
+"""What a task is: targets, loss, metrics, and how a prediction reads. One file per task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from finetune_jax.data.sources import Source
+from finetune_jax.models import StagedModel
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task value; a subclass is a frozen dataclass whose fields go into the artifact.
+
+    Attributes:
+      name: as in ``config.task.name``.
+      metric: the score that names the best checkpoint and is printed first.
+      better: whether more of it is better: ``max`` or ``min``.
+      views: inputs per example, in a row: a batch of b examples is b * views inputs to the model.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    better: ClassVar[str] = "max"
+    views: ClassVar[int] = 1
+
+    @classmethod
+    def create(cls, settings: Any, source: Source) -> Task:
+        """The task of a config and its source.
+
+        Args:
+          settings: ``config.task``.
+          source: opened.
+
+        Raises:
+          UserError: the source has no targets of this kind, or a setting is wrong.
+        """
+        raise NotImplementedError
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the head."""
+        raise NotImplementedError
+
+    def adapt(self, model: StagedModel) -> StagedModel:
+        """The model as this task calls it; most tasks call it as it is."""
+        return model
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """An example's targets as arrays of fixed shape, by their name in a batch."""
+        raise NotImplementedError
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the targets of a batch."""
+        raise NotImplementedError
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """Loss and progress of each example.
+
+        Args:
+          outputs: of the model, f32[batch * views, head_size].
+          batch: with the targets.
+          hyper: means of training, such as ``label_smoothing``; a score is taken without them.
+
+        Returns:
+          ``loss`` f32[batch], and what the progress line shows beside it.
+        """
+        raise NotImplementedError
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """What `scores` needs of each example, arrays [batch, …] by name, on device."""
+        raise NotImplementedError
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Scores of a split from `observe` of all its examples.
+
+        Returns:
+          ``loss``, the task's metrics, and ``<metric>_low`` and ``<metric>_high``: the 95 %
+          interval of those that have one.
+        """
+        raise NotImplementedError
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """What a person is told of each prediction: plain JSON values."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and fields as plain JSON values."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {"name": self.name, **values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Task:
+        """The inverse of `to_json`, without the name."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

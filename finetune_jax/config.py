@@ -46,7 +46,10 @@ def default() -> ml_collections.ConfigDict:
     c.pretrained.resize = ("position",)
 
     c.task = ml_collections.ConfigDict()
+    # classification | multilabel | ordinal | regression | segmentation | similarity
     c.task.name = "classification"
+    c.task.loss = ""  # of training, such as focal(gamma=2); empty: the task's first, see tasks/
+    c.task.neck = 0  # segmentation: width of a convolution before the head; 0: a linear head
     c.task.num_classes = 0  # 0: as many as the data source has; any other number must agree
     c.task.label_smoothing = 0.0  # in [0, 1)
 
@@ -62,6 +65,10 @@ def default() -> ml_collections.ConfigDict:
     c.data.mean = ()  # per channel, of values in [0, 1]
     c.data.std = ()
     c.data.crop = -1.0  # share of the short side that the central square keeps; 0 squeezes instead
+    # Texts: the model's tokenizer.json; empty looks beside the weight file.
+    c.data.tokenizer = ""
+    c.data.max_tokens = 0  # per input; 0: the model's own
+    c.data.text_columns = ("text",)  # of an example: one text, or two
     c.data.augment = ""  # such as "random_crop(pad=4) + flip", on device, in training only
     c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
 

@@ -73,6 +73,8 @@ def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str
         model, task, preprocess = experiment.model, experiment.task, experiment.preprocess
         variables, manifest = load_variables(experiment)
         fresh = [r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"]
+        if task.start_head(variables["params"]["head"]) is not None:
+            fresh = [leaf for leaf in fresh if not leaf.startswith("params/head/")]
         if fresh or not config.pretrained.path:
             raise UserError(
                 "there are no trained weights to score: "
@@ -86,6 +88,7 @@ def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str
         lambda example: {**preprocess.host(example), **task.host(example)},
         batch_size=config.eval.batch_size,
         place=lambda batch: put_batch(batch, experiment.mesh),
+        report=True,
     )
 
 

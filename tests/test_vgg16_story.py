@@ -169,11 +169,12 @@ def test_what_is_new_must_train(tmp_path):
 
 
 def test_pixels_reach_the_network_as_keras_feeds_them():
-    from finetune_jax.data.preprocess import Preprocess
+    from finetune_jax.data.preprocess import ImagePreprocess
 
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    preprocess = Preprocess(**{**vars(CAFFE), "size": 32})
-    found = np.asarray(preprocess.device(preprocess.host(image)[None]))[0]
+    preprocess = ImagePreprocess(**{**vars(CAFFE), "size": 32})
+    batch = {name: array[None] for name, array in preprocess.host({"image": image}).items()}
+    found = np.asarray(preprocess.device(batch))[0]
     small = Image.fromarray(image).resize((32, 32), Image.Resampling.NEAREST)
     expected = np.asarray(small, np.float32)[..., ::-1] - (103.939, 116.779, 123.68)
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from finetune_jax.data.sources import ActivationExamples, EncodedExamples, Examples
@@ -146,11 +147,17 @@ def eval_batches(examples: Examples, encode: Encode, batch_size: int) -> Iterato
     for start in range(0, count, batch_size):
         indices = np.arange(start, min(start + batch_size, count))
         batch = gather(examples, indices, encode)
-        missing = batch_size - len(indices)
-        batch = {
-            key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
-            for key, value in batch.items()
-        }
+        batch = jax.tree.map(
+            # Several inputs per example come in a row.
+            lambda x, n=len(indices): _padded(x, batch_size * (len(x) // n)),
+            batch,
+        )
         mask = np.zeros(batch_size, np.float32)
         mask[: len(indices)] = 1
         yield {**batch, "mask": mask}
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    """Zeros behind, up to a length."""
+    missing = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
+    return np.concatenate([values, missing])

@@ -2,46 +2,98 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-def decode(path: str | Path) -> np.ndarray:
+SUFFIXES = frozenset(
+    ".bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+"""Of the files that are taken for images, in lower case."""
+
+
+class BadImage(UserError):
+    """An image that cannot be decoded; the text begins with its path."""
+
+
+def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
     """Returns an image file as uint8[height, width, 3], upright by its EXIF orientation.
 
-    Grayscale, palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is put on white.
+    Grayscale, palette and CMYK pictures become RGB without a colour profile; of 16 bits the high 8
+    are kept (gray is rounded); transparency is put on white; an animation is its first frame.
+
+    Args:
+      source: path, or content of a file.
+      name: what messages call a content.
 
     Raises:
-      UserError: no such file, an empty, truncated or damaged one, or not an image.
+      BadImage: no such file, an empty, truncated or damaged one, not an image, or pixels without
+        a known range (32-bit integers beyond 16 bits, floats).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such image file")
-    if not path.stat().st_size:
-        raise UserError(f"{path}: the file is empty (0 bytes); expected an image")
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+        size = len(source)
+        name = name or "image"
+    else:
+        file, name = Path(source), str(source)
+        if not file.is_file():
+            raise BadImage(f"{name}: no such image file")
+        size = file.stat().st_size
+    if not size:
+        raise BadImage(f"{name}: the file is empty (0 bytes); expected an image")
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                # Pillow clips 16-bit values at 255 instead of scaling them.
-                pixels = (np.asarray(image).astype(np.float64) / 257).round()
-                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-                image = Image.alpha_composite(white, image)
-            return np.array(image.convert("RGB"))
+        with Image.open(file) as image:
+            return _pixels(image)
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image in a format Pillow reads") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged image: {error}") from None
+        raise BadImage(f"{name}: not an image in a format Pillow reads") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: refused: {error}") from None
+        raise BadImage(f"{name}: refused: {error}") from None
+    except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+        raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
+    upside_down = image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
+    image = ImageOps.exif_transpose(image)
+    if upside_down:
+        image = image.point(lambda value: 255 - value)
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, whose range is unknown; expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _sixteen_bits(np.asarray(image), image.info.get("transparency"))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:
+    """Gray of 16 bits to 8 bits by scaling, where Pillow clips at 255."""
+    gray = gray.astype(np.int64)
+    if gray.size and not 0 <= gray.min() <= gray.max() <= 65535:
+        raise BadImage(
+            f"integer pixels of {gray.min()} to {gray.max()}, whose range is unknown; expected "
+            f"0 to 65535"
+        )
+    scaled = (gray / 257).round().astype(np.uint8)
+    if transparent is not None:
+        scaled[gray == transparent] = 255
+    return np.repeat(scaled[..., None], 3, axis=-1)
 
 
 def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.data.images import decode, resize
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models import Inputs
 
@@ -82,7 +83,7 @@ class ImagePreprocess(Inputs):
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-KINDS: dict[str, Any] = {"image": ImagePreprocess}
+KINDS: dict[str, Any] = {"image": ImagePreprocess, "text": TextPreprocess}
 
 
 def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:

@@ -1,4 +1,4 @@
-"""Where examples come from: ``digits`` (embedded) and ``tfds:NAME``; a registry by prefix.
+"""Where examples come from: a registry by prefix, one file ``source_*.py`` for each.
 
 An opened source knows its classes and split sizes without reading an image; `read` gives random
 access to examples.
@@ -7,14 +7,48 @@ access to examples.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
+from finetune_jax.data.skip import without_bad
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.errors import UserError, nearest
+
+# Prefix to the module whose `open_` opens it, and how its name is written.
+SOURCES = {
+    "digits": ("source_digits", "digits"),
+    "tfds": ("source_tfds", "tfds:NAME[/CONFIG][:VERSION]"),
+    "folder": ("source_folder", "folder:PATH"),
+    "csv": ("source_csv", "csv:PATH"),
+    "hf": ("source_hf", "hf:OWNER/NAME[:CONFIG] or hf:PATH"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a source is read; each is the key of ``config.data`` of the same name, said there.
+
+    A source leaves out what it has no use for.
+    """
+
+    data_dir: str = ""
+    prepare: bool = False
+    image_column: str = "image"
+    label_column: str = "label"
+    mask_column: str = "mask"
+    label_kind: str = ""
+    label_sep: str = "|"
+    label_until: str = ""
+    split_seed: int = 0
+    on_bad_image: str = "error"
+    sep: str = ""
+    header: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    quoting: bool = True
+    extra: str = "error"
 
 
 class Examples(Protocol):
@@ -36,6 +70,9 @@ class Source:
       splits: number of examples per split.
       reader: split text, in TFDS syntax, to examples.
       origin: where the data lies and which version it is; two datasets of one name differ in it.
+      columns: of an example; empty where a source does not say.
+      on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once and leaves
+        out, by name, those that fail.
     """
 
     name: str
@@ -43,17 +80,22 @@ class Source:
     splits: dict[str, int]
     reader: Callable[[str], Examples]
     origin: str = ""
+    columns: tuple[str, ...] = ()
+    on_bad_image: str = "error"
 
     def read(self, split: str) -> Examples:
         """Random access to a split in TFDS syntax, such as ``train[:90%]``.
 
         Raises:
-          UserError: a split the source does not have, or an empty one.
+          UserError: a split the source does not have, an empty one, or no good image in it.
         """
         ranges = resolve_split(split, self.splits)
         if not sum(stop - start for _, start, stop in ranges):
             raise UserError(f"data source {self.name!r}: the split {split!r} is empty")
-        return self.reader(split)
+        examples = self.reader(split)
+        if self.on_bad_image == "skip" and "image" in self.columns:
+            examples = without_bad(examples, f"{self.name}, {split}")
+        return examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +121,13 @@ class ActivationExamples:
     """Activations in place of inputs: what enters the first stage that trains.
 
     Attributes:
-      read: example numbers i64[n] to activations [n, …]; view v of example i is v * len(self) + i.
+      read: example numbers i64[n] to activations, a tree of arrays [n * inputs, …]; view v of
+        example i is number v * len(self) + i.
       targets: arrays [examples, …] by their name in a batch.
       views: fixed views per example; epoch e of training reads view e modulo `views`.
     """
 
-    read: Callable[[np.ndarray], np.ndarray]
+    read: Callable[[np.ndarray], Any]
     targets: dict[str, np.ndarray]
     views: int = 1
 
@@ -92,136 +135,39 @@ class ActivationExamples:
         return len(next(iter(self.targets.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        targets = {name: values[index] for name, values in self.targets.items()}
-        return {"activation": self.read(np.array([index]))[0], **targets}
+        raise TypeError("activations are read by `gather`, many at a time")
 
 
-def open_source(name: str, *, data_dir: str = "") -> Source:
-    """Opens a data source by name; reads metadata only, never downloads.
+def open_source(name: str, options: Options | None = None, *, data_dir: str = "") -> Source:
+    """Opens a data source by name; reads metadata only, and downloads only with ``prepare``.
 
     Args:
-      name: ``digits``, or ``tfds:NAME`` with an optional ``/CONFIG`` and ``:VERSION``.
-      data_dir: TFDS folder of prepared datasets; empty takes TFDS's default.
+      name: as in `SOURCES`.
+      options: how it is read.
+      data_dir: of the options, for short.
 
     Raises:
-      UserError: an unknown source, or one that is not prepared.
+      UserError: an unknown source, one that is not prepared, or options that do not fit it.
     """
+    options = options or Options(data_dir=data_dir)
     prefix, _, rest = name.partition(":")
-    if prefix == "tfds" and rest:
-        return _open_tfds(name, rest, data_dir)
-    if name in _EMBEDDED:
-        return _EMBEDDED[name]()
-    valid = [*_EMBEDDED, "tfds:cifar10"]
-    raise UserError(f"data.source: unknown source {name!r}.{nearest(name, valid)}")
-
-
-def _open_digits() -> Source:
-    """UCI handwritten digits (1,797 images of 8x8, values 0 to 16) that scikit-learn ships.
-
-    The stratified 60/20/20 split is fixed for ever: its seed is not the run's.
-    """
-    sizes = {"train": 1077, "validation": 360, "test": 360}
-
-    def read(split: str) -> Examples:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        data = load_digits()
-        gray = np.round(data.images * (255 / 16)).astype(np.uint8)
-        images = np.repeat(gray[..., None], 3, axis=-1)
-        labels = data.target.astype(np.int32)
-        indices = np.arange(len(labels))
-        rest, test = train_test_split(
-            indices, test_size=sizes["test"], stratify=labels, random_state=0
-        )
-        train, validation = train_test_split(
-            rest, test_size=sizes["validation"], stratify=labels[rest], random_state=0
-        )
-        parts = {"train": train, "validation": validation, "test": test}
-        chosen = np.concatenate(
-            [parts[part][start:stop] for part, start, stop in resolve_split(split, sizes)]
-        )
-        return ArrayExamples({"image": images[chosen], "label": labels[chosen]})
-
-    return Source("digits", tuple("0123456789"), sizes, read)
-
-
-_EMBEDDED: dict[str, Callable[[], Source]] = {"digits": _open_digits}
-
-
-@dataclasses.dataclass(frozen=True)
-class _TfdsExamples:
-    source: Sequence[dict[str, Any]]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.source[int(index)]
-        image = np.asarray(example["image"])
-        if image.shape[-1] == 1:
-            image = np.repeat(image, 3, axis=-1)
-        return {"image": image, "label": int(example["label"])}
-
-
-def _open_tfds(name: str, dataset: str, data_dir: str) -> Source:
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(dataset, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError:
-        known = tfds.core.registered.list_imported_builders()
-        known += tfds.core.visibility and _tfds_package_names()
-        base = dataset.split("/")[0].split(":")[0]
-        raise UserError(
-            f"data.source: TFDS knows no dataset {dataset!r}, and none is prepared under "
-            f"{data_dir or 'its default data_dir'!r}.{nearest(base, known)}"
-        ) from None
-    except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"data.source: {name!r}: {error}") from None
-    info = builder.info
-    if not info.splits:
-        raise UserError(
-            f"data.source: {name!r} is not prepared in {builder.data_dir}; set data.data_dir to "
-            f"where it is, or prepare it with "
-            f"tfds.builder({dataset!r}).download_and_prepare(file_format='array_record')"
-        )
-    for feature in ("image", "label"):
-        if feature not in info.features:
-            raise UserError(
-                f"data.source: {name!r} has no feature {feature!r}."
-                f"{nearest(feature, info.features)}"
-            )
-    file_format = getattr(info.file_format, "value", str(info.file_format))
-    if file_format not in ("array_record", "parquet"):
-        raise UserError(
-            f"data.source: {name!r} is prepared as {file_format!r}, which has no random access; "
-            f"convert it once with: tfds convert_format --dataset_dir={builder.data_dir} "
-            f"--out_file_format=array_record"
-        )
-    return Source(
-        name,
-        tuple(info.features["label"].names),
-        {split: s.num_examples for split, s in info.splits.items()},
-        lambda split: _TfdsExamples(builder.as_data_source(split=split)),
-        _tfds_origin(builder),
+    if prefix in SOURCES and (rest or prefix == name == "digits"):
+        module, _ = SOURCES[prefix]
+        return importlib.import_module(f"finetune_jax.data.{module}").open_(name, rest, options)
+    written = [text for _, text in SOURCES.values()]
+    hint = nearest(name if prefix == name else prefix, SOURCES)
+    raise UserError(
+        f"data.source: unknown source {name!r}.{hint} Expected one of: {', '.join(written)}"
     )
 
 
-def _tfds_origin(builder: Any) -> str:
-    """Folder, which ends in the version, and a hash of what the builder wrote about it."""
-    description = (builder.data_path / "dataset_info.json").read_bytes()
-    return f"{builder.data_path} {hashlib.sha256(description).hexdigest()}"
+def options_of(data: Any) -> Options:
+    """The options that a config's ``data`` gives."""
+    given = {**data, **data.csv}
+    names = [field.name for field in dataclasses.fields(Options)]
+    return Options(**{name: given[name] for name in names} | {"header": tuple(data.csv.header)})
 
 
-def _tfds_package_names() -> list[str]:
-    """Names of the dataset builders TFDS ships, read from its package index without TensorFlow."""
-    import tensorflow_datasets as tfds
-    from etils import epath
-
-    names = []
-    for folder in ("image", "image_classification", "dataset_builders", "datasets"):
-        root = epath.resource_path(tfds) / folder
-        if root.exists():
-            names += [p.stem for p in root.iterdir() if not p.name.startswith(("_", "."))]
-    return names
+def open_configured(data: Any) -> Source:
+    """The source of a config's ``data``; `open_source`'s errors."""
+    return open_source(data.source, options_of(data))

@@ -59,6 +59,11 @@ class StagedModel(nn.Module):
         raise NotImplementedError
 
     @property
+    def pools_before(self) -> str:
+        """The stage that reads what `pool` returns."""
+        return "head"
+
+    @property
     def resizable(self) -> dict[str, Resizable]:
         """Leaf paths whose shape follows the input: position embeddings, patch kernels."""
         return {}
@@ -94,6 +99,15 @@ class StagedModel(nn.Module):
         """Features from the output of the last stage before the head."""
         return x
 
+    def grid(self, x: Any) -> jax.Array:
+        """The output of the last stage before pooling as f[batch, rows, columns, width].
+
+        Raises ValueError where there is no such grid.
+        """
+        if getattr(x, "ndim", 0) != 4:
+            raise ValueError("its last stage before the head has no rows and columns")
+        return x
+
     def __call__(
         self,
         x: Any,
@@ -126,6 +140,6 @@ class StagedModel(nn.Module):
                 x = stage(x)
             else:
                 x = stage(x, name in mode.batch_statistics, name in mode.dropout)
-                if name == names[-2]:
+                if names[names.index(name) + 1] == self.pools_before:
                     x = self.pool(x)
         return x

@@ -11,6 +11,7 @@ transformers evaluate them with the exact (erf) form, and so do the ``vit_*`` mo
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -138,6 +139,13 @@ class ViT(StagedModel):
         if self.pooling != "map" and not self.norm_pooled:
             x = pool_tokens(x, self.pooling, self.has_class_token + self.registers)
         return x.astype(jnp.float32)
+
+    def grid(self, x: jax.Array) -> jax.Array:
+        if self.pooling == "map" or self.norm_pooled:
+            raise ValueError("its tokens are pooled before the head's stage")
+        tokens = x[:, self.has_class_token + self.registers :]
+        side = math.isqrt(tokens.shape[1])
+        return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])
 
     def _check(self) -> None:
         """Raises ValueError for fields that do not go together."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
 from finetune_jax import tree
-from finetune_jax.models import MODELS, build, initial_variables
+from finetune_jax.models import MODELS, StagedModel, build
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.maps import NAME_MAPS
 from finetune_jax.pretrained.names import NameMap
@@ -16,7 +17,6 @@ from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
 from finetune_jax.pretrained.weights import Weights
 from finetune_jax.reporting.tables import count, size, table
-
 
 # Maps that are shown when none fits.
 _CLOSEST = 3
@@ -60,38 +60,53 @@ def fits(weights: Weights) -> list[Fit]:
 
 def _models(weights: Weights, name_map: NameMap) -> list[str]:
     targets = {t.leaf: (n, t) for n in weights.names() for t in name_map.targets(n)}
-    allowed = dict.fromkeys(KINDS, True)
+    stages = {leaf.split("/")[1] for leaf in targets} - {"head"}
     fitting = []
     for name, entry in MODELS.items():
         if entry.family != name_map.family:
             continue
         model = build(name, max(entry.classes, 1))
-        abstract = tree.flatten(initial_variables(model, entry.image_size, stages=()))
-        resizable = {f"params/{p}": r for p, r in model.resizable.items()}
+        # Tracing a whole model takes a second. Its stages are known before, and the repeated ones
+        # all have parameters; and its first stage alone tells most models apart.
+        repeated = {stage for stage in model.stages if stage[-1].isdigit()}
+        if not repeated <= stages <= {*model.stages}:
+            continue
 
-        def reads(leaf: str, wanted: jax.ShapeDtypeStruct, resizable: dict = resizable) -> bool:
+        def reads(leaf: str, wanted: jax.ShapeDtypeStruct, model: StagedModel = model) -> bool:
             if leaf.split("/")[1] == "head":
                 return True
             if leaf not in targets:
                 return name_map.constant(leaf) is not None
             source, target = targets[leaf]
             try:
-                found = target.shape(weights.spec(source)[0])
+                found = target.shape(weights.spec(source)[0], model.sizes)
             except LayoutError:
                 return False
             if found == tuple(wanted.shape):
                 return True
             # Another image size is the same model; another patch size is not.
+            resizable = model.resizable.get(leaf.removeprefix("params/"))
             return (
-                leaf in resizable
-                and resizable[leaf].kind == "position"
-                and not misfit(found, tuple(wanted.shape), resizable[leaf], allowed)
+                resizable is not None
+                and resizable.kind == "position"
+                and not misfit(found, tuple(wanted.shape), resizable, dict.fromkeys(KINDS, True))
             )
 
-        strangers = [leaf for leaf in targets if leaf not in abstract and "/head/" not in leaf]
-        if not strangers and all(reads(leaf, wanted) for leaf, wanted in abstract.items()):
+        opening = _leaves(model, entry.image_size, model.stages[1])
+        if not all(reads(leaf, wanted) for leaf, wanted in opening.items()):
+            continue
+        whole = _leaves(model, entry.image_size)
+        strangers = [leaf for leaf in targets if leaf not in whole and "/head/" not in leaf]
+        if not strangers and all(reads(leaf, wanted) for leaf, wanted in whole.items()):
             fitting.append(name)
     return fitting
+
+
+def _leaves(model: StagedModel, size: int, stop: str | None = None) -> dict[str, Any]:
+    """Shapes of the leaves of a model, or of its stages before `stop`."""
+    return tree.flatten(
+        jax.eval_shape(lambda k: model.init(k, model.example(size), stop=stop), jax.random.key(0))
+    )
 
 
 def report(weights: Weights, *, limit: int = 0) -> str:

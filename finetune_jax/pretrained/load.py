@@ -77,7 +77,8 @@ def load(
     for kind in resize:
         if kind not in KINDS:
             raise UserError(f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}")
-    with unstack(open_weights(path), maps_of(family)) as weights:
+    name_maps = maps_of(family)
+    with unstack(open_weights(path), name_maps) as weights:
         return _Load(
             weights=weights,
             family=family,

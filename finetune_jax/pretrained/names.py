@@ -3,9 +3,9 @@
 A map belongs to a model family and an origin (who wrote the file); the tables are in
 `finetune_jax.pretrained.maps`, one file per family. Their rules are pairs of name templates read in
 both directions: ``layer{i}.{j}.conv{k}.weight`` and ``params/layer{i}_block{j}/conv{k}/kernel``.
-``{path}`` stands for any text, every other field for digits; ``name[{i}]`` is row i of a tensor whose
-first axis counts the layers. Where two sides count from different
+``{path}`` stands for any text, every other field for digits. Where two sides count from different
 numbers, ``{i+1}`` is one more than ``{i}`` of the other side; ``{i:02}`` has at least two digits.
+A source ``name[{i}]`` is row i of a tensor whose first axis counts the layers.
 """
 
 from __future__ import annotations

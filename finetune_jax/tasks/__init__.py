@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.tasks.base import Task
 from finetune_jax.tasks.classification import Classification
+from finetune_jax.tasks.multilabel import MultiLabel
+from finetune_jax.tasks.ordinal import Ordinal
+from finetune_jax.tasks.regression import Regression
+from finetune_jax.tasks.segmentation import Segmentation
+from finetune_jax.tasks.similarity import Similarity
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (Classification, MultiLabel, Ordinal, Regression, Segmentation, Similarity)
+}
 
-__all__ = ["TASKS", "Classification", "Task", "create", "from_json"]
+__all__ = ["TASKS", "Classification", "Task", "create", "from_json", "kind_of"]
 
 
-def create(settings: Any, source: Source) -> Task:
+def kind_of(name: str) -> type[Task]:
+    """The class of a task; UserError with the nearest name if there is none."""
+    if name not in TASKS:
+        raise UserError(f"task.name: unknown task {name!r}.{nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def create(settings: Any, source: Source, preprocess: Preprocess) -> Task:
     """The task that ``config.task`` names, for a source; UserError if they do not go together."""
-    if settings.name not in TASKS:
-        raise UserError(f"task.name: unknown task {settings.name!r}.{nearest(settings.name, TASKS)}")
-    return TASKS[settings.name].create(settings, source)
+    return kind_of(settings.name).create(settings, source, preprocess)
 
 
 def from_json(values: dict[str, Any]) -> Task:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.models import StagedModel
 
@@ -32,12 +33,13 @@ class Task:
     views: ClassVar[int] = 1
 
     @classmethod
-    def create(cls, settings: Any, source: Source) -> Task:
+    def create(cls, settings: Any, source: Source, preprocess: Preprocess) -> Task:
         """The task of a config and its source.
 
         Args:
           settings: ``config.task``.
           source: opened.
+          preprocess: of the inputs.
 
         Raises:
           UserError: the source has no targets of this kind, or a setting is wrong.
@@ -45,9 +47,29 @@ class Task:
         raise NotImplementedError
 
     @property
+    def needs_fit(self) -> bool:
+        """Whether `fit` takes something from the training targets."""
+        return False
+
+    def fit(self, targets: dict[str, np.ndarray]) -> Task:
+        """The task with the constants that it takes from all training targets, such as counts."""
+        del targets
+        return self
+
+    @property
     def head_size(self) -> int:
         """Rows of the head."""
         raise NotImplementedError
+
+    def for_features(self, width: int) -> Task:
+        """The task for a model whose features have a width, where `head_size` depends on it."""
+        del width
+        return self
+
+    def start_head(self, head: dict[str, Any]) -> dict[str, Any] | None:
+        """A head that this task starts with whatever the weight file holds; None for most tasks."""
+        del head
+        return None
 
     def adapt(self, model: StagedModel) -> StagedModel:
         """The model as this task calls it; most tasks call it as it is."""
@@ -69,7 +91,7 @@ class Task:
         Args:
           outputs: of the model, f32[batch * views, head_size].
           batch: with the targets.
-          hyper: means of training, such as ``label_smoothing``; a score is taken without them.
+          hyper: means of training, such as ``label_smoothing``; None scores, without any.
 
         Returns:
           ``loss`` f32[batch], and what the progress line shows beside it.
@@ -88,6 +110,10 @@ class Task:
           interval of those that have one.
         """
         raise NotImplementedError
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` and whatever takes longer: more metrics, bootstrap intervals."""
+        return self.scores(observed)
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """What a person is told of each prediction: plain JSON values."""

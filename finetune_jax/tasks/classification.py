@@ -13,8 +13,24 @@ import optax
 
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
+from finetune_jax.metrics import calibration
+from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.objectives import SINGLE, parse_loss
+
+
+def require_classes(source: Source, settings: Any) -> tuple[str, ...]:
+    """The source's class names, as many as ``task.num_classes`` says if it says a number."""
+    names = source.class_names
+    if not names:
+        raise UserError(f"task.name: {source.name!r} has no classes to tell apart")
+    if settings.num_classes not in (0, len(names)):
+        raise UserError(
+            f"task.num_classes: the head would have {settings.num_classes} classes, but "
+            f"{source.name!r} has {len(names)}: {', '.join(names[:12])}"
+        )
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,24 +39,29 @@ class Classification(Task):
 
     Attributes:
       class_names: in label order.
+      loss: of training, one of `objectives.SINGLE` as text; empty for cross-entropy.
+      counts: training examples per class, where the loss weighs classes by them.
     """
 
     class_names: tuple[str, ...]
+    loss: str = ""
+    counts: tuple[int, ...] = ()
 
     name = "classification"
     metric = "accuracy"
 
     @classmethod
-    def create(cls, settings: Any, source: Source) -> Classification:
-        names = source.class_names
-        if not names:
-            raise UserError(f"task.name: {source.name!r} has no classes to tell apart")
-        if settings.num_classes not in (0, len(names)):
-            raise UserError(
-                f"task.num_classes: the head would have {settings.num_classes} classes, but "
-                f"{source.name!r} has {len(names)}: {', '.join(names[:12])}"
-            )
-        return cls(names)
+    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Classification:
+        parse_loss(settings.loss, SINGLE)
+        return cls(require_classes(source, settings), settings.loss)
+
+    @property
+    def needs_fit(self) -> bool:
+        return self.loss.startswith("class_balanced")
+
+    def fit(self, targets: dict[str, np.ndarray]) -> Classification:
+        counts = np.bincount(targets["label"], minlength=self.head_size)
+        return dataclasses.replace(self, counts=tuple(counts.tolist()))
 
     @property
     def head_size(self) -> int:
@@ -57,21 +78,30 @@ class Classification(Task):
     ) -> dict[str, jax.Array]:
         """Loss and correctness of each example.
 
+        A score is the plain cross-entropy; the objective and its means are training's.
+
         Args:
           outputs: logits f32[batch, classes].
-          batch: ``label`` i32[batch].
+          batch: ``label`` i32[batch]; mixed images bring ``label2`` i32[batch], the class of what
+            was mixed in, and ``mix`` f32[batch], the share of the first.
           hyper: ``label_smoothing``: share of the target spread evenly over all classes, in [0, 1).
+            None scores.
 
         Returns:
           ``loss`` f32[batch] in nats, without label smoothing's constant removed; ``accuracy``
           f32[batch], 0 or 1.
         """
-        one_hot = jax.nn.one_hot(batch["label"], self.head_size)
-        targets = optax.smooth_labels(one_hot, (hyper or {}).get("label_smoothing", 0.0))
-        return {
-            "loss": optax.softmax_cross_entropy(outputs, targets),
-            "accuracy": (jnp.argmax(outputs, -1) == batch["label"]).astype(jnp.float32),
-        }
+        targets = jax.nn.one_hot(batch["label"], self.head_size)
+        correct = (jnp.argmax(outputs, -1) == batch["label"]).astype(jnp.float32)
+        if hyper is None:
+            return {"loss": optax.softmax_cross_entropy(outputs, targets), "accuracy": correct}
+        if "mix" in batch:
+            other = jax.nn.one_hot(batch["label2"], self.head_size)
+            targets = batch["mix"][:, None] * targets + (1 - batch["mix"][:, None]) * other
+        targets = optax.smooth_labels(targets, hyper["label_smoothing"])
+        loss = parse_loss(self.loss, SINGLE)
+        counts = self.counts or (1,) * self.head_size
+        return {"loss": loss(outputs, targets, counts), "accuracy": correct}
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         return {"logits": outputs, "label": batch["label"], **self.per_example(outputs, batch)}
@@ -87,12 +117,37 @@ class Classification(Task):
             "loss": float(observed["loss"].mean(dtype=np.float64)),
         }
 
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores`, and what else is known: top-5, balanced accuracy, F1, MCC, AUROC, calibration.
+
+        ``auroc`` and ``average_precision`` are means over classes, one against the rest, of the
+        classes for which they are defined.
+        """
+        logits, labels = observed["logits"], observed["label"]
+        predicted = logits.argmax(-1)
+        table = metrics.confusion(predicted, labels, self.head_size)
+        ones = np.eye(self.head_size, dtype=bool)[labels]
+        found = {**self.scores(observed)}
+        if self.head_size > 5:
+            right = metrics.top_k(logits, labels, 5)
+            low, high = wilson(int(right.sum()), len(right))
+            found |= {"top5": float(right.mean()), "top5_low": low, "top5_high": high}
+        probabilities = np.exp(calibration.log_softmax(logits))
+        found |= {
+            "balanced_accuracy": metrics.balanced_accuracy(table),
+            "macro_f1": metrics.macro_f1(table),
+            "matthews": metrics.matthews(table),
+            "auroc": _mean(metrics.auroc, probabilities, ones),
+            "average_precision": _mean(metrics.average_precision, probabilities, ones),
+            "ece": calibration.ece(logits, labels),
+            "aurc": calibration.area_under_risk(logits, labels),
+        }
+        return found
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """One dict per row of logits f32[n, classes]: class names by falling probability."""
-        shifted = np.asarray(outputs, np.float64) - np.max(outputs, axis=-1, keepdims=True)
-        probabilities = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
         results = []
-        for row in probabilities:
+        for row in np.exp(calibration.log_softmax(outputs)):
             order = np.argsort(-row, kind="stable")
             results.append(
                 {
@@ -101,3 +156,9 @@ class Classification(Task):
                 }
             )
         return results
+
+
+def _mean(score: Any, values: np.ndarray, ones: np.ndarray) -> float:
+    each = [score(values[:, i], ones[:, i]) for i in range(values.shape[1])]
+    defined = [x for x in each if np.isfinite(x)]
+    return float(np.mean(defined)) if defined else float("nan")

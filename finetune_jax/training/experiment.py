@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError
@@ -98,19 +100,13 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
     source = open_source(config.data.source, data_dir=config.data.data_dir)
-    task = tasks.create(config.task, source)
     preprocess = _preprocess(config)
+    task = tasks.create(config.task, source, preprocess)
     parse_augment(config.data.augment)
-    model = build(
-        config.model.name,
-        task.head_size,
-        image_size=preprocess.size,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        dropout=config.model.dropout,
-        head=config.model.head,
-    )
-    model = task.adapt(model)
+    options = _model_options(config, preprocess)
+    if not task.head_size:
+        task = task.for_features(_features(build(config.model.name, 1, **options), preprocess))
+    model = task.adapt(build(config.model.name, task.head_size, **options))
     abstract = initial_variables(model, preprocess.size, stages=())
     parse_schedule(config.optimizer.schedule, 1)
     phases = resolve_phases(
@@ -139,10 +135,13 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
 
 def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
     """The model's own constants, where the config does not set others."""
-    entry = entry_of(config.model.name)
+    entry, data = entry_of(config.model.name), config.data
     if entry.tokens:
-        raise UserError(f"model.name: {config.model.name} reads text, and the data are images")
-    own, data = entry.inputs, config.data
+        apart = tasks.kind_of(config.task.name).views == 2
+        path = data.tokenizer or str(Path(config.pretrained.path).parent / "tokenizer.json")
+        size, columns = data.max_tokens or entry.inputs.size, tuple(data.text_columns)
+        return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
+    own = entry.inputs
     return ImagePreprocess(
         size=data.image_size or own.size,
         mean=tuple(data.mean) or own.mean,
@@ -151,6 +150,28 @@ def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
         crop=own.crop if data.crop < 0 else data.crop,
         channels=own.channels,
     )
+
+
+def _model_options(config: ml_collections.ConfigDict, preprocess: Preprocess) -> dict[str, Any]:
+    model = config.model
+    return {
+        "image_size": preprocess.size,
+        "dtype": model.dtype,
+        "remat": model.remat,
+        "dropout": model.dropout,
+        "head": model.head,
+    }
+
+
+def _features(model: StagedModel, preprocess: Preprocess) -> int:
+    """Width of what the head reads."""
+    variables = initial_variables(model, preprocess.size, stages=())
+    out = jax.eval_shape(
+        lambda v, batch: model.apply(v, preprocess.device(batch), stop="head"),
+        variables,
+        preprocess.abstract(1),
+    )
+    return out.shape[-1]
 
 
 def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -172,12 +193,15 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     if settings.head_init == "copy":
         rows = shared_rows(experiment.task.class_names, read_class_names(settings.class_names))
     init = experiment.initial_variables(stages=("head", *experiment.model.fresh_stages))
-    init["params"]["head"] = _start_head(init["params"]["head"], settings.head_init, experiment)
+    own_head = experiment.task.start_head(init["params"]["head"])
+    init["params"]["head"] = own_head or _start_head(
+        init["params"]["head"], settings.head_init, experiment
+    )
     variables, manifest = load(
         settings.path,
         MODELS[experiment.config.model.name].family,
         init,
-        reinitialise_head=settings.new_head,
+        reinitialise_head=settings.new_head or own_head is not None,
         resizable=experiment.model.resizable,
         resize=settings.resize,
         sizes=experiment.model.sizes,
@@ -191,7 +215,11 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         for row in manifest.rows
         if row.decision == "reinitialised" and row.leaf.startswith("params/")
     ]
-    stuck = [path for path in fresh if path not in experiment.trainable]
+    stuck = [
+        path
+        for path in fresh
+        if path not in experiment.trainable and not (own_head and path.startswith("head/"))
+    ]
     if stuck:
         stages = dict.fromkeys(path.split("/")[0] for path in stuck)
         term = "head" if [*stages] == ["head"] else f"stages({', '.join(map(repr, stages))})"

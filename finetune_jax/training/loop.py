@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import TrainBatches, cached, gather
+from finetune_jax.data.sources import EncodedExamples, Examples
 from finetune_jax.deltas import Adapted, merge
 from finetune_jax.files import write_json
 from finetune_jax.models import MODELS
@@ -89,6 +91,9 @@ def steps(
         for name in ("train", "validation", "test")
         if config.data[name]
     }
+    if experiment.task.needs_fit:
+        fitted = experiment.task.fit(_targets(experiment, splits["train"]))
+        experiment = dataclasses.replace(experiment, task=fitted)
     lengths = experiment.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
@@ -211,6 +216,15 @@ def steps(
     )
     write_json(workdir / "result.json", result)
     return result
+
+
+def _targets(experiment: Experiment, examples: Examples) -> dict[str, np.ndarray]:
+    """Targets of all examples of a split."""
+    names = experiment.task.abstract(1)
+    if isinstance(examples, EncodedExamples):
+        return {name: examples.arrays[name] for name in names}
+    items = [experiment.task.host(examples[i]) for i in range(len(examples))]
+    return {name: np.stack([item[name] for item in items]) for name in names}
 
 
 def _origin(experiment: Experiment, manifest: dict[str, Any]) -> str:

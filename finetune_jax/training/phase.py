@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -258,14 +259,16 @@ class PhaseRun:
         """Shapes of a batch on device."""
         targets = self.experiment.task.abstract(batch_size)
         if cached:
-            one = self.activation
-            whole = jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+            whole = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((batch_size * self.inputs, *x.shape), x.dtype),
+                self.activation,
+            )
             return {"activation": whole, **targets}
         return {**self.experiment.preprocess.abstract(batch_size), **targets}
 
     @functools.cached_property
-    def activation(self) -> jax.ShapeDtypeStruct:
-        """Shape of one example's activation after the prefix."""
+    def activation(self) -> Any:
+        """Shape of one input's activation after the prefix; texts have a tree of several arrays."""
         preprocess = self.experiment.preprocess
         stop = self.plan.stages[len(self.plan.prefix)]
         out = jax.eval_shape(
@@ -273,9 +276,16 @@ class PhaseRun:
             self.abstract,
             preprocess.abstract(1),
         )
-        return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), out)
+
+    @property
+    def inputs(self) -> int:
+        """Inputs to the model per example."""
+        return self.experiment.task.views
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of one example's activation after the prefix."""
-        return int(np.prod(self.activation.shape)) * np.dtype(self.activation.dtype).itemsize
+        """Bytes of one example's activations after the prefix."""
+        leaves = jax.tree.leaves(self.activation)
+        sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
+        return self.inputs * sum(sizes)

@@ -98,12 +98,17 @@ def _fill(
     targets = _empty_targets(run, len(examples))
     compute = _batches(run, variables, examples, place, augment, views, targets)
     if folder is None:
-        shape = (len(examples) * views, *run.activation.shape)
-        store = np.empty(shape, run.activation.dtype)
+        store = jax.tree.map(
+            lambda x: np.empty((len(examples) * views, run.inputs, *x.shape), x.dtype),
+            run.activation,
+        )
         for start, values in compute:
-            store[start : start + len(values)] = values
+            for kept, value in zip(jax.tree.leaves(store), jax.tree.leaves(values), strict=True):
+                kept[start : start + len(value)] = value
         say(f"prefix of {where}")
-        return ActivationExamples(lambda indices: store[indices], targets, views)
+        return ActivationExamples(
+            lambda indices: jax.tree.map(lambda x: _rows(x[indices]), store), targets, views
+        )
     _make_room(Path(settings.dir), settings.dir_bytes - total)
     meta = {"stages": list(prefix), "split": split, "bytes": total}
     _write(folder, compute, targets, meta)
@@ -112,6 +117,11 @@ def _fill(
 
 
 _TARGETS = "targets.npz"
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """[examples, inputs, …] as the model has it: [examples * inputs, …]."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def _empty_targets(run: PhaseRun, count: int) -> dict[str, np.ndarray]:
@@ -128,7 +138,10 @@ def _batches(
     views: int,
     targets: dict[str, np.ndarray],
 ) -> Any:
-    """Yields (number of the first activation, activations) in order, and fills `targets`."""
+    """Yields (number of the first example, activations) in order, and fills `targets`.
+
+    Activations are a tree of arrays [examples, inputs, …].
+    """
     experiment = run.experiment
     stop = run.plan.stages[len(run.plan.prefix)]
     change = parse_augment(augment)
@@ -150,7 +163,9 @@ def _batches(
                 values[done : done + real] = batch[name][:real]
             inputs = {name: x for name, x in batch.items() if name not in targets}
             out = step(variables, place(inputs), jax.random.fold_in(key, number))
-            yield done, np.asarray(out)[:real]
+            yield done, jax.tree.map(
+                lambda x, n=real: np.asarray(x).reshape(-1, run.inputs, *x.shape[1:])[:n], out
+            )
             done += real
 
 
@@ -187,8 +202,10 @@ def _write(
     try:
         writer = array_record_module.ArrayRecordWriter(str(half / "activations"), "group_size:1")
         for _, values in batches:
-            for value in values:
-                writer.write(np.ascontiguousarray(value).tobytes())
+            leaves = jax.tree.leaves(values)
+            for number in range(len(leaves[0])):
+                parts = (np.ascontiguousarray(x[number]).tobytes() for x in leaves)
+                writer.write(b"".join(parts))
         writer.close()
         np.savez(half / _TARGETS, **targets)
         write_json(half / "meta.json", meta)
@@ -205,12 +222,18 @@ def _reader(folder: Path, run: PhaseRun) -> Callable[[np.ndarray], np.ndarray]:
     from array_record.python import array_record_data_source
 
     source = array_record_data_source.ArrayRecordDataSource(str(folder / "activations"))
-    shape, dtype = run.activation.shape, run.activation.dtype
+    leaves, structure = jax.tree.flatten(run.activation)
+    sizes = [run.inputs * math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves]
+    starts = np.cumsum([0, *sizes])
 
-    def read(indices: np.ndarray) -> np.ndarray:
+    def read(indices: np.ndarray) -> Any:
         records = source.__getitems__([int(i) for i in indices])
-        flat = np.frombuffer(b"".join(records), dtype)
-        return flat.reshape(math.prod(indices.shape), *shape)
+        parts = [
+            np.frombuffer(b"".join(r[begin : begin + n] for r in records), x.dtype)
+            for begin, n, x in zip(starts, sizes, leaves, strict=False)
+        ]
+        shaped = [p.reshape(-1, *x.shape) for p, x in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, shaped)
 
     return read
 

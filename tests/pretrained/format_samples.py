@@ -185,7 +185,11 @@ def write_keras(path: Path, named: bool = True, config: Any = KERAS_CONFIG) -> P
     return path
 
 
-def write_orbax(folder: Path, arrays: Arrays = ARRAYS, **options: Any) -> Path:
+# Orbax does not save arrays without values.
+ORBAX_ARRAYS: Arrays = {name: array for name, array in ARRAYS.items() if array.size}
+
+
+def write_orbax(folder: Path, arrays: Arrays = ORBAX_ARRAYS, **options: Any) -> Path:
     """An Orbax checkpoint; the only sample that its own project writes."""
     import orbax.checkpoint as ocp
 

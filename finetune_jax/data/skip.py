@@ -1,0 +1,71 @@
+"""Bad images found in a first pass over a split, said by name, and left out."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune_jax.data.images import BadImage
+from finetune_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune_jax.data.sources import Examples
+
+_SHOWN = 20
+
+
+class Chosen:
+    """Some examples of others, by number.
+
+    Attributes:
+      examples: all.
+      indices: i64[n] of those that are meant.
+      left_out: why the others are not, one line each.
+    """
+
+    def __init__(
+        self, examples: Examples, indices: np.ndarray, left_out: tuple[str, ...] = ()
+    ) -> None:
+        self.examples, self.indices, self.left_out = examples, indices, left_out
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.examples[int(self.indices[index])]
+
+
+def without_bad(examples: Examples, where: str) -> Examples:
+    """Decodes everything once, in threads; what cannot be decoded is printed and left out.
+
+    Args:
+      examples: of a split.
+      where: what they are, for the message.
+
+    Raises:
+      UserError: not one image is good.
+    """
+
+    def problem(index: int) -> str | None:
+        try:
+            examples[index]
+        except BadImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = list(pool.map(problem, range(len(examples))))
+    bad = tuple(p for p in problems if p)
+    if not bad:
+        return examples
+    if len(bad) == len(examples):
+        raise UserError(f"{where}: none of {len(bad)} images can be read; the first: {bad[0]}")
+    lines = [f"{where}: {len(bad)} of {len(examples)} images left out (data.on_bad_image='skip')"]
+    lines += [f"  {line}" for line in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"  … and {len(bad) - _SHOWN} more")
+    print("\n".join(lines), flush=True)
+    return Chosen(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)

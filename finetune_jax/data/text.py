@@ -1,0 +1,138 @@
+"""Texts to token numbers, with the model's own tokenizer file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax.errors import UserError, nearest
+
+_FILE = "tokenizer.json"
+PAIRS = ("joined", "apart")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPreprocess:
+    """Tokenizes one text, or two, to a fixed number of tokens; longer texts are cut.
+
+    Attributes:
+      tokenizer: content of a ``tokenizer.json`` of the tokenizers library.
+      size: tokens per input, special tokens included.
+      columns: of the example: one text, or two.
+      pairs: two texts are ``joined`` into one input, or go ``apart`` as two views.
+    """
+
+    tokenizer: str
+    size: int
+    columns: tuple[str, ...] = ("text",)
+    pairs: str = "joined"
+
+    kind: ClassVar[str] = "text"
+
+    @classmethod
+    def open(cls, path: Path, size: int, columns: tuple[str, ...], pairs: str) -> TextPreprocess:
+        """Reads a tokenizer; raises UserError if there is none, or a value is wrong."""
+        if pairs not in PAIRS:
+            raise UserError(f"unknown treatment of pairs {pairs!r}.{nearest(pairs, PAIRS)}")
+        if not path.is_file():
+            raise UserError(f"data.tokenizer: {path} is not there; expected the model's {_FILE}")
+        made = cls(path.read_text(encoding="utf-8"), size, columns, pairs)
+        made._tokenizer  # noqa: B018  so that a damaged file is refused now
+        return made
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise UserError("texts need the tokenizers library: pip install tokenizers") from None
+        try:
+            tokenizer = Tokenizer.from_str(self.tokenizer)
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"data.tokenizer: not a tokenizer's JSON: {error}") from None
+        padding = tokenizer.padding or {}
+        tokenizer.enable_truncation(self.size)
+        tokenizer.enable_padding(
+            length=self.size,
+            pad_id=padding.get("pad_id", _pad_id(tokenizer)),
+            pad_token=padding.get("pad_token", "[PAD]"),
+        )
+        return tokenizer
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """``input_ids``, ``attention_mask``, ``token_type_ids`` i32[size], or [2, size] apart."""
+        texts = [_text(example[column]) for column in self.columns]
+        if self.pairs == "apart" and len(texts) == 2:
+            encodings = self._tokenizer.encode_batch(texts)
+        else:
+            encodings = [self._tokenizer.encode(*texts)]
+        arrays = {
+            "input_ids": np.array([e.ids for e in encodings], np.int32),
+            "attention_mask": np.array([e.attention_mask for e in encodings], np.int32),
+            "token_type_ids": np.array([e.type_ids for e in encodings], np.int32),
+        }
+        return arrays if self._views == 2 else {name: x[0] for name, x in arrays.items()}
+
+    @property
+    def _views(self) -> int:
+        return 2 if self.pairs == "apart" and len(self.columns) == 2 else 1
+
+    def device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """The same arrays i32[b * views, size]."""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: batch[name].reshape(-1, self.size) for name in names}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of `count`."""
+        shape = (count, self.size) if self._views == 1 else (count, 2, self.size)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+
+    def read(self, text: str) -> dict[str, Any]:
+        """A text, or two separated by a tab, by column; UserError for another number of texts."""
+        parts = text.split("\t")
+        if len(parts) != len(self.columns):
+            raise UserError(
+                f"expected {len(self.columns)} texts separated by tabs, found {len(parts)}: {text!r}"
+            )
+        return dict(zip(self.columns, parts, strict=True))
+
+    def to_json(self, folder: Path | None = None) -> dict[str, Any]:
+        """Plain JSON values; the tokenizer goes into a file of `folder`, if it is given."""
+        values = {
+            "kind": self.kind, "size": self.size, "columns": list(self.columns),
+            "pairs": self.pairs,
+        }  # fmt: skip
+        if folder is None:
+            return {**values, "tokenizer": self.tokenizer}
+        (folder / _FILE).write_text(self.tokenizer, encoding="utf-8")
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], folder: Path | None = None) -> TextPreprocess:
+        """The inverse of `to_json`."""
+        options = {**values, "columns": tuple(values["columns"])}
+        if "tokenizer" not in options:
+            path = (folder or Path()) / _FILE
+            if not path.is_file():
+                raise UserError(f"{path}: missing")
+            options["tokenizer"] = path.read_text(encoding="utf-8")
+        return cls(**options)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for token in ("[PAD]", "<pad>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return found
+    raise UserError("data.tokenizer: the tokenizer names no padding token")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

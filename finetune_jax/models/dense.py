@@ -1,0 +1,85 @@
+"""Models that answer per place instead of per image: the head reads a grid, not its average."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.errors import UserError
+from finetune_jax.models.staged import StagedModel
+
+
+class Neck(nn.Module):
+    """3x3 convolution and ReLU over a grid, [b, h, w, c] to [b, h, w, width]."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+        del batch_statistics, dropout
+        return nn.relu(nn.Conv(self.width, (3, 3), padding=1, dtype=self.dtype, name="conv")(x))
+
+
+def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
+    """The same model whose head answers at every place of the last stage's grid.
+
+    Args:
+      model: whose stages keep a grid up to the head: convolutions, or patch tokens.
+      size: side of its images in pixels.
+      neck: width of a convolution before the head, a stage of its own; 0 for a linear head.
+
+    Returns:
+      A model of the same parameters (and the neck's) with outputs f32[batch, rows, columns, classes].
+
+    Raises:
+      UserError: the model averages before its last stages.
+    """
+    made = _class_of(type(model), neck)(**{f: getattr(model, f) for f in _fields(model)})
+    try:
+        shape = jax.eval_shape(
+            lambda key: made.init_with_output(key, made.example(size))[0], jax.random.key(0)
+        ).shape
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{type(model).__name__} has no grid of features at its end: {error}") from None
+    if len(shape) != 4:
+        raise UserError(f"{type(model).__name__} has no grid of features at its end")
+    return made
+
+
+def _fields(model: StagedModel) -> list[str]:
+    return [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
+
+
+# One class per model class and neck, so that equal models stay equal.
+@functools.cache
+def _class_of(base: type[StagedModel], neck: int) -> type[StagedModel]:
+    class PerPlace(base):
+        @property
+        def stages(self) -> tuple[str, ...]:
+            names = super().stages
+            return (*names[:-1], "neck", "head") if neck else names
+
+        @property
+        def pools_before(self) -> str:
+            return "neck" if neck else "head"
+
+        @property
+        def fresh_stages(self) -> dict[str, str]:
+            new = {"neck": "this head has a convolution of its own"} if neck else {}
+            return {**super().fresh_stages, **new}
+
+        def setup(self) -> None:
+            super().setup()
+            if neck:
+                self.neck = Neck(neck, self.dtype)
+
+        def pool(self, x: jax.Array) -> jax.Array:
+            return self.grid(x).astype(jnp.float32)
+
+    PerPlace.__name__ = PerPlace.__qualname__ = f"{base.__name__}PerPlace"
+    return PerPlace

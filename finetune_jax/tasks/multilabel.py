@@ -1,0 +1,127 @@
+"""Multi-label classification: each label is there or not, whatever the others are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.metrics import classification as metrics
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.classification import require_classes
+from finetune_jax.tasks.objectives import MULTI, parse_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiLabel(Task):
+    """Any number of several labels.
+
+    An example's ``label`` is a number, a name, several of either, or a 0/1 vector as long as
+    there are labels.
+
+    Attributes:
+      class_names: of the labels, in order.
+      loss: of training, one of `objectives.MULTI` as text; empty for sigmoid cross-entropy.
+    """
+
+    class_names: tuple[str, ...]
+    loss: str = ""
+
+    name = "multilabel"
+    metric = "average_precision"
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> MultiLabel:
+        parse_loss(settings.loss, MULTI)
+        return cls(require_classes(source, settings), settings.loss)
+
+    @property
+    def head_size(self) -> int:
+        return len(self.class_names)
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        label, hot = example["label"], np.zeros(self.head_size, np.float32)
+        if isinstance(label, np.ndarray) and label.shape == hot.shape and label.max() <= 1:
+            return {"label": label.astype(np.float32)}
+        for item in [label] if isinstance(label, str) else np.atleast_1d(label).tolist():
+            if isinstance(item, str) and item not in self.class_names:
+                raise UserError(f"unknown label {item!r}.{nearest(item, self.class_names)}")
+            hot[self.class_names.index(item) if isinstance(item, str) else item] = 1
+        return {"label": hot}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((count, self.head_size), jnp.float32)}
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` f32[batch], mean over labels; ``exact`` f32[batch]: all labels right at 1/2.
+
+        Args:
+          outputs: logits f32[batch, labels].
+          batch: ``label`` f32[batch, labels], 0 or 1.
+          hyper: None scores, by plain sigmoid cross-entropy.
+        """
+        loss = parse_loss(self.loss if hyper is not None else "", MULTI)
+        exact = jnp.all((outputs > 0) == (batch["label"] > 0.5), axis=-1)
+        return {
+            "loss": loss(outputs, batch["label"], None),
+            "exact": exact.astype(jnp.float32),
+        }
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"logits": outputs, "label": batch["label"], **self.per_example(outputs, batch)}
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``average_precision``: mean over the labels that occur (mAP); ``exact``; ``loss``."""
+        return {
+            "average_precision": _macro(metrics.average_precision, observed),
+            "exact": float(observed["exact"].mean(dtype=np.float64)),
+            "loss": float(observed["loss"].mean(dtype=np.float64)),
+        }
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with a bootstrap interval, ``auroc`` and ``micro_f1`` at probability 1/2."""
+        n = len(observed["loss"])
+
+        def resampled(rows: np.ndarray) -> float:
+            part = {k: observed[k][rows] for k in ("logits", "label")}
+            return _macro(metrics.average_precision, part)
+
+        low, high = bootstrap(resampled, n, resamples=200)
+        predicted, true = observed["logits"] > 0, observed["label"] > 0.5
+        hits = int((predicted & true).sum())
+        return {
+            **self.scores(observed),
+            "average_precision_low": low,
+            "average_precision_high": high,
+            "auroc": _macro(metrics.auroc, observed),
+            "micro_f1": 2 * hits / max(int(predicted.sum() + true.sum()), 1),
+        }
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """One dict per row: the labels above 1/2, and every label's probability, falling."""
+        results = []
+        for row in 1 / (1 + np.exp(-np.asarray(outputs, np.float64))):
+            order = np.argsort(-row, kind="stable")
+            results.append(
+                {
+                    "labels": [self.class_names[i] for i in order if row[i] > 0.5],
+                    "probabilities": {self.class_names[i]: float(row[i]) for i in order},
+                }
+            )
+        return results
+
+
+def _macro(score: Any, observed: dict[str, np.ndarray]) -> float:
+    logits, hot = observed["logits"], observed["label"] > 0.5
+    each = [score(logits[:, i], hot[:, i]) for i in range(hot.shape[1])]
+    defined = [x for x in each if np.isfinite(x)]
+    return float(np.mean(defined)) if defined else float("nan")

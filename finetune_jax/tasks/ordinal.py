@@ -1,0 +1,108 @@
+"""Ordinal regression: classes in an order, and a mistake is as large as its distance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from finetune_jax.data.sources import Source
+from finetune_jax.metrics.classification import confusion
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.metrics.ordinal import weighted_kappa
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.classification import require_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Ordinal(Task):
+    """One class of several in an order, by the thresholds it exceeds.
+
+    Output k says whether the class is above k; the prediction is how many are (Niu et al. 2016,
+    Ordinal regression with multiple output CNN).
+
+    Attributes:
+      class_names: in order.
+    """
+
+    class_names: tuple[str, ...]
+
+    name = "ordinal"
+    metric = "kappa"
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Ordinal:
+        return cls(require_classes(source, settings))
+
+    @property
+    def head_size(self) -> int:
+        return len(self.class_names) - 1
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"label": np.asarray(example["label"], np.int32)}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` f32[batch]: sigmoid cross-entropy summed over thresholds; ``error``: distance.
+
+        Args:
+          outputs: logits f32[batch, classes - 1].
+          batch: ``label`` i32[batch].
+          hyper: unused.
+        """
+        del hyper
+        above = (batch["label"][:, None] > jnp.arange(self.head_size)).astype(jnp.float32)
+        predicted = jnp.sum(outputs > 0, axis=-1)
+        return {
+            "loss": optax.sigmoid_binary_cross_entropy(outputs, above).sum(-1),
+            "error": jnp.abs(predicted - batch["label"]).astype(jnp.float32),
+        }
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {
+            "predicted": jnp.sum(outputs > 0, axis=-1),
+            "label": batch["label"],
+            **self.per_example(outputs, batch),
+        }
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``kappa``: quadratically weighted (Cohen 1968); ``mae`` in classes; ``accuracy``."""
+        table = confusion(observed["predicted"], observed["label"], len(self.class_names))
+        return {
+            "kappa": weighted_kappa(table),
+            "mae": float(observed["error"].mean(dtype=np.float64)),
+            "accuracy": float((observed["error"] == 0).mean()),
+            "loss": float(observed["loss"].mean(dtype=np.float64)),
+        }
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with a bootstrap interval of ``kappa``."""
+        predicted, labels = observed["predicted"], observed["label"]
+        low, high = bootstrap(
+            lambda i: weighted_kappa(confusion(predicted[i], labels[i], len(self.class_names))),
+            len(labels),
+        )
+        return {**self.scores(observed), "kappa_low": low, "kappa_high": high}
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``label``, and the probability of exceeding each class but the last."""
+        results = []
+        for row in np.asarray(outputs, np.float64):
+            above = 1 / (1 + np.exp(-row))
+            names = self.class_names[:-1]
+            results.append(
+                {
+                    "label": self.class_names[int((row > 0).sum())],
+                    "above": dict(zip(names, above.tolist(), strict=True)),
+                }
+            )
+        return results

@@ -1,0 +1,111 @@
+"""Regression: real values, learned on their standardised scale."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax.data.sources import Source
+from finetune_jax.metrics import regression as metrics
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.objectives import REAL, parse_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Task):
+    """One real value per example.
+
+    The model answers (value - mean) / std of the training split, so that a learning rate means the
+    same whatever the unit.
+
+    Attributes:
+      loss: of training on that scale, one of `objectives.REAL` as text; empty for squared error.
+      mean, std: of the training targets.
+    """
+
+    loss: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+
+    name = "regression"
+    metric = "rmse"
+    better = "min"
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Regression:
+        parse_loss(settings.loss, REAL)
+        return cls(settings.loss)
+
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
+    def fit(self, targets: dict[str, np.ndarray]) -> Regression:
+        values = targets["label"].astype(np.float64)
+        return dataclasses.replace(self, mean=float(values.mean()), std=float(values.std()) or 1.0)
+
+    @property
+    def head_size(self) -> int:
+        return 1
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"label": np.asarray(example["label"], np.float32)}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((count,), jnp.float32)}
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` f32[batch] on the standardised scale, and ``error`` |value - prediction|.
+
+        Args:
+          outputs: f32[batch, 1].
+          batch: ``label`` f32[batch].
+          hyper: None scores, by squared error.
+        """
+        loss = parse_loss(self.loss if hyper is not None else "", REAL)
+        targets = (batch["label"] - self.mean) / self.std
+        return {
+            "loss": loss(outputs, targets[:, None], None),
+            "error": jnp.abs(outputs[:, 0] - targets) * self.std,
+        }
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {
+            "predicted": outputs[:, 0] * self.std + self.mean,
+            "label": batch["label"],
+            **self.per_example(outputs, batch),
+        }
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``rmse``, ``mae`` in the target's unit; ``pearson``, ``spearman``, ``r2``; ``loss``."""
+        predicted, targets = observed["predicted"], observed["label"]
+        return {
+            "rmse": metrics.rmse(predicted, targets),
+            "mae": metrics.mae(predicted, targets),
+            "pearson": metrics.pearson(predicted, targets),
+            "spearman": metrics.spearman(predicted, targets),
+            "r2": metrics.r2(predicted, targets),
+            "loss": float(observed["loss"].mean(dtype=np.float64)),
+        }
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with bootstrap intervals."""
+        predicted, targets = observed["predicted"], observed["label"]
+        found = self.scores(observed)
+        for name in ("rmse", "mae", "pearson", "spearman", "r2"):
+            score = getattr(metrics, name)
+            low, high = bootstrap(lambda i, s=score: s(predicted[i], targets[i]), len(targets))
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        return found
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``{"value": float}`` per row, in the target's unit."""
+        return [{"value": float(row[0]) * self.std + self.mean} for row in outputs]

@@ -1,0 +1,131 @@
+"""Semantic segmentation: a class for every pixel, from the model's last grid of features."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from finetune_jax.data.images import resize
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.metrics.segmentation import mean_iou
+from finetune_jax.models import StagedModel
+from finetune_jax.models.dense import per_place
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.classification import require_classes
+
+VOID = 255
+"""Label of pixels that count nowhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Task):
+    """One class per pixel; the head answers per place and is enlarged to the image.
+
+    An example's ``mask`` is uint8[height, width] of class numbers, 255 where it counts nowhere.
+
+    Attributes:
+      class_names: in label order.
+      size, crop: of the images, so that masks are cut the same way.
+      neck: width of a 3x3 convolution before the head; 0 for a linear head.
+    """
+
+    class_names: tuple[str, ...]
+    size: int
+    crop: float = 0.0
+    neck: int = 0
+
+    name = "segmentation"
+    metric = "mean_iou"
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any) -> Segmentation:
+        names = require_classes(source, settings)
+        if preprocess.kind != "image":
+            raise UserError(f"task.name: segmentation needs images, not {preprocess.kind}")
+        return cls(names, preprocess.size, preprocess.crop, settings.neck)
+
+    @property
+    def head_size(self) -> int:
+        return len(self.class_names)
+
+    def adapt(self, model: StagedModel) -> StagedModel:
+        return per_place(model, self.size, self.neck)
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        mask = np.asarray(example["mask"], np.uint8)
+        # As three equal channels, for what is made for pictures.
+        cut = resize(np.repeat(mask[..., None], 3, -1), self.size, "nearest", self.crop)
+        return {"mask": cut[..., 0]}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"mask": jax.ShapeDtypeStruct((count, self.size, self.size), jnp.uint8)}
+
+    def _enlarged(self, outputs: jax.Array) -> jax.Array:
+        shape = (outputs.shape[0], self.size, self.size, outputs.shape[-1])
+        return jax.image.resize(outputs, shape, "bilinear")
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` and ``accuracy`` f32[batch]: means over the pixels that count.
+
+        Args:
+          outputs: logits f32[batch, rows, columns, classes].
+          batch: ``mask`` uint8[batch, size, size].
+          hyper: unused.
+        """
+        del hyper
+        logits, mask = self._enlarged(outputs), batch["mask"]
+        real = (mask != VOID).astype(jnp.float32)
+        labels = jnp.where(mask == VOID, 0, mask).astype(jnp.int32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+        pixels = jnp.maximum(real.sum((1, 2)), 1.0)
+        return {
+            "loss": (losses * real).sum((1, 2)) / pixels,
+            "accuracy": (right * real).sum((1, 2)) / pixels,
+        }
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """``table`` i32[batch, classes, classes]: labels in rows, predictions in columns."""
+        predicted, mask = jnp.argmax(self._enlarged(outputs), -1), batch["mask"]
+        classes = self.head_size
+        cells = jnp.where(mask == VOID, classes**2, mask * classes + predicted)
+        count = jax.vmap(lambda x: jnp.bincount(x.ravel(), length=classes**2 + 1))
+        table = count(cells.astype(jnp.int32))[:, : classes**2]
+        return {
+            "table": table.reshape(-1, classes, classes),
+            **self.per_example(outputs, batch),
+        }
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``mean_iou`` of all pixels together, pixel ``accuracy``, ``loss``: mean over images."""
+        table = observed["table"].sum(0, dtype=np.int64)
+        return {
+            "mean_iou": mean_iou(table),
+            "accuracy": float(np.trace(table) / max(table.sum(), 1)),
+            "loss": float(observed["loss"].mean(dtype=np.float64)),
+        }
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with a bootstrap interval over images."""
+        table = observed["table"].astype(np.int64)
+        low, high = bootstrap(lambda i: mean_iou(table[i].sum(0)), len(table))
+        return {**self.scores(observed), "mean_iou_low": low, "mean_iou_high": high}
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``shares``: of the picture that each class covers, falling."""
+        results = []
+        for grid in np.asarray(outputs).argmax(-1):
+            shares = np.bincount(grid.ravel(), minlength=self.head_size) / grid.size
+            order = np.argsort(-shares, kind="stable")
+            results.append({"shares": {self.class_names[i]: float(shares[i]) for i in order}})
+        return results

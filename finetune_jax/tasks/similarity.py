@@ -1,0 +1,141 @@
+"""Similarity of pairs: two inputs, one embedding each, their cosine.
+
+The head is a projection of the features that starts as the identity, so that a pretrained encoder
+is scored as it is before any step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.grammar import parse
+from finetune_jax.metrics import regression as metrics
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.tasks.base import Batch, Task
+
+_LOSSES = ("cosine", "contrastive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity(Task):
+    """How alike two inputs are.
+
+    Attributes:
+      width: of the embedding: that of the model's features.
+      loss: ``cosine``: squared difference of the cosine and the label on the scale from 0 to 1
+        (Reimers and Gurevych 2019, arXiv 1908.10084), or ``contrastive(temperature=0.05)``: each
+        pair against all others of the batch, in both directions (InfoNCE, arXiv 1807.03748); its
+        labels only score.
+      low, high: of the training labels.
+    """
+
+    width: int = 0
+    loss: str = "cosine"
+    low: float = 0.0
+    high: float = 1.0
+
+    name = "similarity"
+    metric = "spearman"
+    views = 2
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any) -> Similarity:
+        text = settings.loss or "cosine"
+        terms = parse(text)
+        if len(terms) != 1 or terms[0].name not in _LOSSES:
+            raise UserError(f"task.loss: unknown loss {text!r}.{nearest(terms[0].name, _LOSSES)}")
+        unknown = [k for k, _ in terms[0].kwargs if k != "temperature"]
+        if terms[0].args or unknown or (terms[0].kwargs and terms[0].name == "cosine"):
+            raise UserError(f"task.loss: {terms[0]}: only contrastive takes a temperature")
+        return cls(loss=text)
+
+    def for_features(self, width: int) -> Similarity:
+        return dataclasses.replace(self, width=width)
+
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
+    def fit(self, targets: dict[str, np.ndarray]) -> Similarity:
+        low, high = float(targets["label"].min()), float(targets["label"].max())
+        return dataclasses.replace(self, low=low, high=high if high > low else low + 1)
+
+    @property
+    def head_size(self) -> int:
+        return self.width
+
+    def start_head(self, head: dict[str, Any]) -> dict[str, Any]:
+        kernel = head["kernel"]
+        start = {"kernel": jnp.eye(kernel.shape[0], kernel.shape[1], dtype=kernel.dtype)}
+        if "bias" in head:
+            start["bias"] = jnp.zeros(head["bias"].shape, head["bias"].dtype)
+        return start
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"label": np.asarray(example["label"], np.float32)}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((count,), jnp.float32)}
+
+    def _unit(self, outputs: jax.Array) -> jax.Array:
+        pairs = outputs.reshape(-1, 2, outputs.shape[-1])
+        return pairs / jnp.maximum(jnp.linalg.norm(pairs, axis=-1, keepdims=True), 1e-12)
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` and ``cosine`` f32[batch].
+
+        Args:
+          outputs: embeddings f32[batch * 2, width], the two of a pair next to each other.
+          batch: ``label`` f32[batch].
+          hyper: None scores, by the ``cosine`` loss.
+        """
+        unit = self._unit(outputs)
+        cosine = jnp.sum(unit[:, 0] * unit[:, 1], axis=-1)
+        (term,) = parse(self.loss)
+        if hyper is None or term.name == "cosine":
+            wanted = (batch["label"] - self.low) / (self.high - self.low)
+            return {"loss": (cosine - wanted) ** 2, "cosine": cosine}
+        table = unit[:, 0] @ unit[:, 1].T / dict(term.kwargs).get("temperature", 0.05)
+        own = jnp.arange(len(table))
+        forth, back = (
+            optax.softmax_cross_entropy_with_integer_labels(t, own) for t in (table, table.T)
+        )
+        return {"loss": (forth + back) / 2, "cosine": cosine}
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"label": batch["label"], **self.per_example(outputs, batch)}
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``spearman`` and ``pearson`` of cosine and label; ``loss``."""
+        cosine, labels = observed["cosine"], observed["label"]
+        return {
+            "spearman": metrics.spearman(cosine, labels),
+            "pearson": metrics.pearson(cosine, labels),
+            "loss": float(observed["loss"].mean(dtype=np.float64)),
+        }
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with bootstrap intervals."""
+        cosine, labels = observed["cosine"], observed["label"]
+        found = self.scores(observed)
+        for name in ("spearman", "pearson"):
+            score = getattr(metrics, name)
+            low, high = bootstrap(lambda i, s=score: s(cosine[i], labels[i]), len(labels))
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        return found
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``{"cosine": float}`` of each pair."""
+        unit = np.asarray(self._unit(jnp.asarray(outputs)), np.float64)
+        return [{"cosine": float(a @ b)} for a, b in unit]

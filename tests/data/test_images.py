@@ -1,0 +1,192 @@
+"""Pictures as they come from the world: right, or an error that names the file."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.data.images import BadImage, decode
+
+RED = np.zeros((6, 8, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (6, 8, 3), np.uint8)
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def png(path, width, height, colour_type, bits, rows, extra=b""):
+    """A PNG written by hand: Pillow writes no colour of 16 bits."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    raw = b"".join(b"\0" + row for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra
+        + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "ppm"])
+def test_lossless_colour_is_itself(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(Image.fromarray(NOISE), tmp_path / f"a.{suffix}", **options)
+    np.testing.assert_array_equal(decode(path), NOISE)
+    np.testing.assert_array_equal(decode(path.read_bytes(), "a"), NOISE)
+
+
+def test_gray_is_repeated_and_one_bit_is_black_and_white(tmp_path):
+    gray = NOISE[..., 0]
+    found = decode(save(Image.fromarray(gray), tmp_path / "g.png"))
+    np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, -1))
+    bits = gray > 127
+    found = decode(save(Image.fromarray(bits), tmp_path / "b.png"))
+    np.testing.assert_array_equal(found[..., 0], bits * 255)
+
+
+def test_transparency_is_put_on_white(tmp_path):
+    alpha = RNG.integers(0, 256, (6, 8), np.uint8)
+    weight = alpha[..., None] / 255
+    rgba = decode(save(Image.fromarray(np.dstack([NOISE, alpha])), tmp_path / "rgba.png"))
+    np.testing.assert_allclose(rgba, NOISE * weight + 255 * (1 - weight), atol=1)
+    la = Image.merge("LA", (Image.fromarray(NOISE[..., 0]), Image.fromarray(alpha)))
+    expected = NOISE[..., :1] * weight + 255 * (1 - weight)
+    np.testing.assert_allclose(
+        decode(save(la, tmp_path / "la.png")), expected.repeat(3, -1), atol=1
+    )
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path):
+    picture = Image.new("P", (8, 6), 0)
+    picture.putpalette([10, 20, 30, 200, 30, 40])
+    picture.paste(1, (0, 0, 4, 6))
+    opaque = decode(save(picture, tmp_path / "p.png"))
+    assert opaque[0, 0].tolist() == [200, 30, 40] and opaque[0, 7].tolist() == [10, 20, 30]
+    for suffix in ("png", "gif"):
+        found = decode(save(picture, tmp_path / f"t.{suffix}", transparency=0))
+        assert found[0, 0].tolist() == [200, 30, 40]
+        assert found[0, 7].tolist() == [255, 255, 255]
+
+
+def test_colours_that_are_transparent_without_an_alpha_channel(tmp_path):
+    gray = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
+    found = decode(save(gray, tmp_path / "g.png", transparency=100))
+    assert found[0, :, 0].tolist() == [0, 255, 255]
+    found = decode(save(Image.fromarray(RED), tmp_path / "c.png", transparency=(200, 30, 40)))
+    assert (found == 255).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    gray = np.array([[0, 257, 32896, 65535]], np.uint16)
+    path = save(Image.fromarray(gray), tmp_path / "g16.png")
+    assert decode(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+    path = save(Image.fromarray(gray), tmp_path / "g16.tif")
+    assert decode(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+    row = struct.pack(">6H", 0, 257, 32896, 65535, 4000, 40000)
+    found = decode(png(tmp_path / "c16.png", 2, 1, 2, 16, [row]))
+    np.testing.assert_array_equal(found[0], [[0, 1, 128], [255, 4000 >> 8, 40000 >> 8]])
+    row = struct.pack(">4H", 32896, 65535, 32896, 0)
+    found = decode(png(tmp_path / "la16.png", 2, 1, 4, 16, [row]))
+    assert found[0, :, 0].tolist() == [128, 255]
+    one_transparent = struct.pack(">I", 2) + b"tRNS" + struct.pack(">H", 257)
+    one_transparent += struct.pack(">I", zlib.crc32(one_transparent[4:]))
+    row = struct.pack(">2H", 257, 514)
+    found = decode(png(tmp_path / "t16.png", 2, 1, 0, 16, [row], one_transparent))
+    assert found[0, :, 0].tolist() == [255, 2]
+
+
+def test_cmyk_with_and_without_adobes_inversion(tmp_path):
+    picture = Image.fromarray(RED).convert("CMYK")
+    path = save(picture, tmp_path / "adobe.jpg", quality=100)
+    inverted = path.read_bytes()
+    at = inverted.index(b"\xff\xee")
+    assert inverted[at + 4 : at + 9] == b"Adobe"
+    np.testing.assert_allclose(decode(path), RED, atol=3)
+    # The same samples without Adobe's marker mean what they say.
+    length = int.from_bytes(inverted[at + 2 : at + 4], "big")
+    plain = tmp_path / "plain.jpg"
+    plain.write_bytes(inverted[:at] + inverted[at + 2 + length :])
+    negative = Image.eval(picture, lambda v: 255 - v).convert("RGB")
+    np.testing.assert_allclose(decode(plain), np.asarray(negative), atol=3)
+    path = save(picture, tmp_path / "c.tif")
+    np.testing.assert_allclose(decode(path), RED, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]), (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)), (7, lambda a: a[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)  # fmt: skip
+def test_pictures_are_turned_upright(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(NOISE), tmp_path / "r.png", exif=exif)
+    np.testing.assert_array_equal(decode(path), upright(NOISE))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_an_animation_is_its_first_frame(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = tmp_path / f"a.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode(path), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif"])
+def test_a_truncated_file_is_refused_by_name(tmp_path, suffix):
+    noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    path = save(noise, tmp_path / f"cut.{suffix}")
+    whole = path.read_bytes()
+    for keep in (0.1, 0.5, 0.9):
+        path.write_bytes(whole[: int(keep * len(whole))])
+        with pytest.raises(BadImage, match="cut"):
+            decode(path)
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    for path, message in (
+        (text, "text.jpg: not an image"),
+        (empty, "empty.png: the file is empty"),
+        (tmp_path / "none.png", "none.png: no such image file"),
+        (tmp_path, "no such image file"),
+    ):
+        with pytest.raises(BadImage, match=message):
+            decode(path)
+    for array in (np.ones((2, 2), np.float32), np.array([[-1, 2]], np.int32)):
+        with pytest.raises(BadImage, match="range is unknown"):
+            decode(save(Image.fromarray(array), tmp_path / "f.tif"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_bytes_never_raise_anything_else():
+    for suffix in ("JPEG", "PNG", "GIF", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(NOISE).save(file, suffix, exif=exif)
+        whole = bytearray(file.getvalue())
+        for _ in range(60):
+            broken = bytearray(whole)
+            for at in RNG.integers(0, len(broken), 4):
+                broken[at] = RNG.integers(0, 256)
+            try:
+                assert decode(bytes(broken)).shape[-1] == 3
+            except BadImage:
+                pass

@@ -182,4 +182,5 @@ def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     accuracy = 100 * probe.score(features["val"], labels["val"])
     print(f"hymenoptera val, n = {len(labels['val'])}: logistic regression {accuracy:.2f} %")
     assert len(labels["val"]) == 153
-    assert accuracy > 90
+    # A check against a wrong norm or activation, not a published figure.
+    assert accuracy > 85

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from finetune_jax import tree
@@ -25,6 +24,7 @@ from finetune_jax.training import loop
 from finetune_jax.training.experiment import load_variables, prepare
 
 WIDTHS, HIDDEN, CLASSES = (4, 4, 8, 8, 8), (16, 12), 9
+ROOT = Path(__file__).parent.parent
 PUBLISHED = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 
 

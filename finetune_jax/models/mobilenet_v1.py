@@ -114,7 +114,7 @@ ENTRIES = {
     f"mobilenetv1_{percent:03d}": Entry(
         "mobilenet_v1",
         functools.partial(MobileNetV1, multiplier=percent / 100),
-        inputs=Inputs(224, HALF, HALF, crop=0),
+        inputs=Inputs(224, HALF, HALF),
         weights=weights,
         licence="Apache-2.0",
     )

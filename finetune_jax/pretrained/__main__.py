@@ -29,13 +29,12 @@ _COMMANDS = ("inspect", "export")
 def inspect(sources: Sequence[str]) -> None:
     """Prints what weight files hold and what fits them."""
     from finetune_jax.pretrained import open_weights
-    from finetune_jax.pretrained.inspect import report
-    from finetune_jax.pretrained.sources import resolve
+    from finetune_jax.pretrained.inspection import report
 
     if not sources:
         raise UserError("give at least one weight file to inspect")
     for source in sources:
-        with open_weights(resolve(source)) as weights:
+        with open_weights(source) as weights:
             print(f"{source}\n")
             print(report(weights, limit=_TENSORS.value))
 

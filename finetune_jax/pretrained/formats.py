@@ -19,6 +19,7 @@ from finetune_jax.pretrained.orbax_folder import is_orbax, open_orbax
 from finetune_jax.pretrained.safetensors_file import open_safetensors
 from finetune_jax.pretrained.sharded import open_sharded
 from finetune_jax.pretrained.torch_file import open_torch
+from finetune_jax.pretrained.sources import resolve
 from finetune_jax.pretrained.weights import Weights
 
 # Suffix -> (format as `detect` names it, opener). The longest that fits counts.
@@ -50,12 +51,13 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         (``.npz``, or a ``.zip`` of ``.npy``); Flax (``.msgpack``); Keras (``.h5``, ``.hdf5``,
         ``.weights.h5``, ``.keras``); or the ``.index.json`` of a sharded one. Or a folder: an
         artifact, an Orbax checkpoint, one with the files of a Hugging Face repository, one of
-        ``.npy`` files, or one with a single weight file.
+        ``.npy`` files, or one with a single weight file. Or any other source that
+        `finetune_jax.pretrained.sources.resolve` knows, such as ``hf:owner/name``.
 
     Raises:
       UserError: it is missing, empty, damaged, or of another format than its suffix says.
     """
-    path = Path(path)
+    path = resolve(path) if isinstance(path, str) else Path(path)
     try:
         if path.is_dir():
             return _open_folder(path)

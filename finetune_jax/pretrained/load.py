@@ -16,7 +16,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.models.staged import Resizable
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.layout import LayoutError
-from finetune_jax.pretrained.manifest import Decision, Manifest, Row, fingerprint
+from finetune_jax.pretrained.manifest import Decision, Manifest, Row
 from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.stacked import unstack
@@ -152,7 +152,7 @@ class _Load:
         self.map = self._choose_map(names)
         # The digest of a large file takes as long as reading it, and needs no Python meanwhile.
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(fingerprint, self.weights.path)
+            digest = pool.submit(self.weights.sha256)
             # 1. Which tensor goes to which leaves, by name alone.
             targets = self._match(names)
             if self.map.origin == "native":  # our own file has such a stage as it was saved

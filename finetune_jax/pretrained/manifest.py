@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised", "dropped"]
@@ -43,7 +41,7 @@ class Manifest:
 
     Attributes:
       file: the file's name, without its folder.
-      sha256: of the whole file, in hex.
+      sha256: in hex, see `Weights.sha256`.
       family, origin: of the name map.
       beside: entries of the file that are not weights (an epoch, an optimizer) and were not read.
       rows: in the order of the file, then the leaves it lacks in the order of the model.
@@ -77,14 +75,3 @@ class Manifest:
         if self.beside:
             lines.append(f"  beside the weights, not read: {', '.join(self.beside)}")
         return "\n".join(lines)
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file in hex; of a folder, over the names and digests of all files in it."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {fingerprint(file)}\n".encode())
-    return digest.hexdigest()

@@ -174,7 +174,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
             decode(save(Image.fromarray(array), tmp_path / "f.tif"))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_damaged_bytes_never_raise_anything_else():
     for suffix in ("JPEG", "PNG", "GIF", "WEBP", "TIFF"):
         file = io.BytesIO()

@@ -15,7 +15,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.models.__main__ import describe
 from finetune_jax.pretrained import load, open_weights, save_as
-from finetune_jax.pretrained.inspect import fits, report
+from finetune_jax.pretrained.inspection import fits, report
 
 
 def test_inspect_names_the_model_that_a_file_holds(tmp_path):

@@ -1,0 +1,214 @@
+"""Tables in text files: ``csv:PATH``, with a header row or ``config.data.csv.header``.
+
+One file with a column ``split`` is split by it; another single file is split 80/10/10 by
+``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are a split each;
+where a file's name says which (``sts-train.csv``, ``dev.tsv``), ``train=`` can be left out. Every
+split is in a fixed random order, so that its slices, such as ``train[:90%]``, are random samples.
+
+An example has the row's columns as texts, by their names; ``label`` as `encode_labels` reads it, if
+``data.label_column`` is there; and ``image``, decoded, if ``data.image_column`` is there, which holds
+paths relative to the table's file.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+from finetune_jax.data.labels import encode_labels
+from finetune_jax.data.listing import TableExamples, fingerprint, pick
+from finetune_jax.data.sources import Examples, Options, Source
+from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.errors import UserError, nearest
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "space": " "}
+
+
+def open_(name: str, rest: str, options: Options) -> Source:
+    """Reads the tables, but no image.
+
+    Raises:
+      UserError: a file that is not there, that is not such a table, or whose labels are unclear.
+    """
+    files = _files(rest)
+    columns: dict[str, list[str]] = {}
+    splits: list[str] = []
+    folders: list[Path] = []
+    for split, path in files:
+        table = _read(path, options)
+        if columns and table.keys() != columns.keys():
+            raise UserError(
+                f"{path}: columns {', '.join(table)}, but {files[0][1]} has {', '.join(columns)}"
+            )
+        count = len(next(iter(table.values())))
+        splits += [split] * count
+        folders += [path.parent] * count
+        for column, values in table.items():
+            columns.setdefault(column, []).extend(values)
+    where = ", ".join(str(path) for _, path in files)
+    label = pick(options.label_column, "label", columns, "label_column", where)
+    image = pick(options.image_column, "image", columns, "image_column", where)
+    names: tuple[str, ...] = ()
+    values: dict[str, list[Any]] = dict(columns)
+    if label:
+        names, values["label"] = encode_labels(
+            columns[label], options, f"{where}, column {label!r}"
+        )
+    images = None
+    if image:
+        images = [str(f / v) for f, v in zip(folders, columns[image], strict=True)]
+        values.pop(image)
+        values["path"] = images
+    parts = _parts(splits, columns, values.get("label"), options, where)
+    sizes = {split: len(rows) for split, rows in parts.items()}
+
+    def read(split: str) -> Examples:
+        ranges = resolve_split(split, sizes)
+        rows = [row for part, start, stop in ranges for row in parts[part][start:stop]]
+        return TableExamples(
+            {column: [column_values[i] for i in rows] for column, column_values in values.items()},
+            [images[i] for i in rows] if images else None,
+        )
+
+    paths = [path for _, path in files]
+    everything = [*paths, *sorted(Path(p) for p in set(images or ()))]
+    return Source(
+        name,
+        names,
+        sizes,
+        read,
+        fingerprint(paths[0].parent, everything, options),
+        (*values, "image") if image else tuple(values),
+        options.on_bad_image,
+    )
+
+
+def _files(text: str) -> list[tuple[str, Path]]:
+    """(split, file) pairs; the split of a single file without one is ""."""
+    found: list[tuple[str, Path]] = []
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        split, equals, file = part.partition("=")
+        if not equals:
+            split, file = "", part
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UserError(f"data.source: {path}: no such file")
+        if equals and split not in _SPLITS.values():
+            raise UserError(
+                f"data.source: unknown split {split!r}.{nearest(split, set(_SPLITS.values()))}"
+            )
+        if not split and len(parts) > 1:
+            words = re.findall(r"[a-z]+", path.stem.lower())
+            said = {_SPLITS[word] for word in words if word in _SPLITS}
+            if len(said) != 1:
+                raise UserError(
+                    f"data.source: the name of {path.name} does not say which split it is; write "
+                    f"train={file}, validation={file} or test={file}"
+                )
+            split = said.pop()
+        if split in dict(found):
+            raise UserError(
+                f"data.source: {dict(found)[split]} and {path} are both the split {split!r}"
+            )
+        found.append((split, path))
+    if not found:
+        raise UserError("data.source: 'csv:' needs a file")
+    return found
+
+
+def _read(path: Path, options: Options) -> dict[str, list[str]]:
+    """Columns by name; a row of another number of fields than columns is told by its line."""
+    separator = _SEPARATORS.get(options.sep, options.sep)
+    separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    quoting = csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE
+    encoding = "utf-8-sig" if options.encoding.lower() in ("utf-8", "utf8") else options.encoding
+    columns: list[list[str]] = []
+    header = list(options.header)
+    # Texts of a megabyte are texts too; the module's own limit is 128 KiB.
+    csv.field_size_limit(2**30)
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=options.quoting)
+            for row in reader:
+                if not row:
+                    continue
+                if not columns:
+                    fresh = not header
+                    header = header or row
+                    columns = [[] for _ in header]
+                    if fresh:
+                        continue
+                row = _fit(row, len(header), separator, options, f"{path}, line {reader.line_num}")
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not {options.encoding} at byte {error.start}; set data.csv.encoding, for "
+            f"instance to 'latin-1'"
+        ) from None
+    except (LookupError, TypeError) as error:
+        raise UserError(f"data.csv: {error}") from None
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; if quotes mean nothing in it, set "
+            f"data.csv.quoting to False"
+        ) from None
+    if not columns or not columns[0]:
+        raise UserError(f"{path}: no rows")
+    if len(set(header)) < len(header):
+        twice = sorted({name for name in header if header.count(name) > 1})
+        raise UserError(f"{path}: more than one column is called {', '.join(map(repr, twice))}")
+    return dict(zip(header, columns, strict=True))
+
+
+def _fit(row: list[str], count: int, separator: str, options: Options, where: str) -> list[str]:
+    if len(row) > count and options.extra == "drop":
+        return row[:count]
+    if len(row) > count and options.extra == "join":
+        return [*row[: count - 1], separator.join(row[count - 1 :])]
+    if len(row) != count:
+        hint = "; data.csv.extra can 'drop' or 'join' what is too many" if len(row) > count else ""
+        raise UserError(f"{where}: expected {count} fields, found {len(row)}{hint}")
+    return row
+
+
+def _parts(
+    splits: list[str],
+    columns: dict[str, list[str]],
+    labels: list[Any] | None,
+    options: Options,
+    where: str,
+) -> dict[str, list[int]]:
+    """Row numbers by split."""
+    if splits[0] == "" and "split" in columns:
+        splits = columns["split"]
+        unknown = sorted({s for s in splits if s.strip().lower() not in _SPLITS})
+        if unknown:
+            raise UserError(
+                f"{where}: unknown split {unknown[0]!r} in the column 'split'."
+                f"{nearest(unknown[0], _SPLITS)}"
+            )
+        splits = [_SPLITS[s.strip().lower()] for s in splits]
+    if splits[0] == "":
+        strata = labels if labels and options.label_kind != "text" else [0] * len(splits)
+        chosen = hold_out(strata, options.split_seed)
+        return {split: indices.tolist() for split, indices in chosen.items()}
+    parts: dict[str, list[int]] = {}
+    for row, split in enumerate(splits):
+        parts.setdefault(split, []).append(row)
+    return {
+        split: [rows[i] for i in shuffled(len(rows), options.split_seed)]
+        for split, rows in parts.items()
+    }

@@ -1,0 +1,139 @@
+"""Folders of images by class: ``folder:PATH``.
+
+Either PATH holds ``train``, ``validation`` (or ``val``, ``valid``) and ``test``, as many of them as
+there are, each with one folder per class; or PATH holds the classes and is split 80/10/10. Files lie
+in any depth below their class. Each split is in a fixed random order, so that its slices, such as
+``train[:90%]``, are random samples.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from finetune_jax.data.images import SUFFIXES
+from finetune_jax.data.listing import TableExamples, fingerprint
+from finetune_jax.data.sources import Examples, Options, Source
+from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.errors import UserError
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def open_(name: str, rest: str, options: Options) -> Source:
+    """Lists the files; reads none.
+
+    Raises:
+      UserError: no such folder, no images, or a class that training does not have.
+    """
+    root = Path(rest).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.source: {name!r}: {root} is not a folder")
+    listed = _by_split(root) or {"": root}
+    ignored: list[str] = []
+    files = {split: _by_class(folder, ignored) for split, folder in listed.items()}
+    for split, classes in files.items():
+        if not any(classes.values()):
+            raise UserError(
+                f"data.source: {listed[split]} holds no images; expected one folder per class with "
+                f"{', '.join(sorted(SUFFIXES))}"
+            )
+    if ignored:
+        shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
+        print(f"{name}: {len(ignored)} files are no images by their names: {shown}", flush=True)
+    first = files.get("train", next(iter(files.values())))
+    names = tuple(sorted(label for label, paths in first.items() if paths))
+    for split, classes in files.items():
+        extra = sorted(label for label, paths in classes.items() if paths and label not in names)
+        if extra:
+            raise UserError(
+                f"data.source: {listed[split]} has classes that training has not: "
+                f"{', '.join(extra)}; classes of training: {', '.join(names[:12])}"
+            )
+    index = {label: i for i, label in enumerate(names)}
+    tables = {
+        split: [(str(path), index[label]) for label in names for path in classes.get(label, ())]
+        for split, classes in files.items()
+    }
+    if "" in tables:
+        rows = tables[""]
+        chosen = hold_out([label for _, label in rows], options.split_seed)
+        tables = {split: [rows[i] for i in indices] for split, indices in chosen.items()}
+    else:
+        tables = {
+            split: [rows[i] for i in shuffled(len(rows), options.split_seed)]
+            for split, rows in tables.items()
+        }
+    sizes = {split: len(rows) for split, rows in tables.items()}
+
+    def read(split: str) -> Examples:
+        ranges = resolve_split(split, sizes)
+        rows = [row for part, start, stop in ranges for row in tables[part][start:stop]]
+        images = [path for path, _ in rows]
+        return TableExamples({"label": [label for _, label in rows], "path": images}, images)
+
+    everything = sorted(Path(path) for rows in tables.values() for path, _ in rows)
+    return Source(
+        name,
+        names,
+        sizes,
+        read,
+        fingerprint(root, everything, options),
+        ("image", "label", "path"),
+        options.on_bad_image,
+    )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _by_split(root: Path) -> dict[str, Path]:
+    """Folders by split; none where the folders of `root` are classes."""
+    found: dict[str, Path] = {}
+    folders = _folders(root)
+    splits = [f for f in folders if f.name.lower() in _SPLITS]
+    # A class may be called "train"; its folder then holds files.
+    if not splits or not any(_folders(folder) for folder in splits):
+        return {}
+    others = [f.name for f in folders if f not in splits]
+    if others:
+        raise UserError(
+            f"data.source: {root} holds splits ({', '.join(f.name for f in splits)}) and other "
+            f"folders: {', '.join(others)}; expected either splits or classes"
+        )
+    for folder in splits:
+        split = _SPLITS[folder.name.lower()]
+        if split in found:
+            raise UserError(
+                f"data.source: {found[split]} and {folder} are both the split {split!r}"
+            )
+        found[split] = folder
+    return found
+
+
+def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:
+    """Image files by class, sorted; other files, but for hidden ones, are added to `ignored`."""
+    classes: dict[str, list[Path]] = {}
+    for label in _folders(folder):
+        found = classes.setdefault(label.name, [])
+        for where, _, files in os.walk(label):
+            for file in files:
+                if file.startswith("."):
+                    continue
+                path = Path(where) / file
+                if path.suffix.lower() in SUFFIXES:
+                    found.append(path)
+                else:
+                    ignored.append(str(path))
+        found.sort()
+    stray = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    ignored.extend(map(str, sorted(stray)))
+    return classes

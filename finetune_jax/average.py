@@ -64,7 +64,7 @@ def combine(
     from finetune_jax.artifact import load_artifact, save_artifact
     from finetune_jax.artifact.average import average, comparable, differing, greedy, uniform
     from finetune_jax.data.batches import TrainBatches, cached
-    from finetune_jax.data.sources import open_source
+    from finetune_jax.data.sources import open_configured
     from finetune_jax.evaluation.scores import evaluate, headline
     from finetune_jax.files import read_json, write_json
     from finetune_jax.reporting.progress import say
@@ -82,14 +82,15 @@ def combine(
     configs = [read_json(m / "config.json") for m in members]
     for config, name in zip(configs[1:], names[1:], strict=True):
         lines = config_lib.difference(configs[0]["data"], config["data"])
-        lines = [line for line in lines if line.split(":")[0] not in ("augment", "cache_bytes")]
+        apart = ("augment", "cache_bytes", "workers")
+        lines = [line for line in lines if line.split(":")[0] not in apart]
         if lines:
             raise UserError(f"{name} was trained on other data than {names[0]}: {lines[0]}")
     artifacts = comparable([load_artifact(m, base) for m in members], names)
     first, config = artifacts[0], config_lib.from_json(configs[0])
     if not config.data.validation:
         raise UserError("the members have no validation split to choose on")
-    source = open_source(config.data.source, data_dir=config.data.data_dir)
+    source = open_configured(config.data)
     splits = {
         name: cached(source.read(config.data[name]), first.encode, config.data.cache_bytes)
         for name in ("train", "validation", "test")
@@ -99,9 +100,7 @@ def combine(
     statistics = {p.split("/")[1] for p in differing(weights) if p.startswith("batch_stats/")}
     images = []
     if statistics:
-        batches = TrainBatches(
-            splits["train"], first.encode, config.train.batch_size, config.seed
-        )
+        batches = TrainBatches(splits["train"], first.encode, config.train.batch_size, config.seed)
         images = [batches.batch(i) for i in range(statistics_batches)]
     step = jax.jit(make_eval_step(first.model, first.task, first.preprocess.device))
 

@@ -54,8 +54,29 @@ def default() -> ml_collections.ConfigDict:
     c.task.label_smoothing = 0.0  # in [0, 1)
 
     c.data = ml_collections.ConfigDict()
-    c.data.source = "digits"  # digits | tfds:NAME
-    c.data.data_dir = ""  # TFDS data_dir; empty takes TFDS's own default
+    # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | hf:OWNER/NAME[:CONFIG]: see
+    # finetune_jax/data/source_*.py for what each reads and how it splits.
+    c.data.source = "digits"
+    c.data.data_dir = ""  # of TFDS or the hub's cache; empty takes the library's own default
+    c.data.prepare = False  # tfds and hf: download and prepare a dataset that is not there
+    # Columns of tfds, csv and hf that examples call image, label and mask; csv: paths of images.
+    c.data.image_column = "image"
+    c.data.label_column = "label"
+    c.data.mask_column = "mask"
+    # Labels of csv and hf: class | classes (several names joined by label_sep) | number | text;
+    # empty infers class or number. label_until cuts each before the first such string.
+    c.data.label_kind = ""
+    c.data.label_sep = "|"
+    c.data.label_until = ""
+    c.data.split_seed = 0  # of 80/10/10 splits and of the order within one; not the run's seed
+    c.data.csv = ml_collections.ConfigDict()
+    c.data.csv.sep = ""  # one character, or tab | comma | space; empty: tab for .tsv, else comma
+    c.data.csv.header = ()  # names of the columns of a file without a header row
+    c.data.csv.encoding = "utf-8"
+    c.data.csv.quoting = True  # whether quotes enclose fields
+    c.data.csv.extra = "error"  # fields beyond the columns: error | drop | join (to the last)
+    c.data.on_bad_image = "error"  # error | skip: decode all once, print and leave out the bad
+    c.data.workers = 0  # processes that read and decode; 0: a thread. The order is the same
     c.data.train = "train"  # TFDS split syntax, here and below
     c.data.validation = "validation"
     c.data.test = "test"
@@ -69,7 +90,9 @@ def default() -> ml_collections.ConfigDict:
     c.data.tokenizer = ""
     c.data.max_tokens = 0  # per input; 0: the model's own
     c.data.text_columns = ("text",)  # of an example: one text, or two
-    c.data.augment = ""  # such as "random_crop(pad=4) + flip", on device, in training only
+    # Text such as "random_crop(pad=4) + flip", or a list of such: on device, in training only, see
+    # finetune_jax/data/augment.
+    c.data.augment = config_dict.FieldReference("", field_type=Sequence)
     c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
 
     c.train = ml_collections.ConfigDict()
@@ -111,6 +134,8 @@ def default() -> ml_collections.ConfigDict:
     c.eval = ml_collections.ConfigDict()
     c.eval.every_epochs = 1.0
     c.eval.batch_size = 256
+    # Closed-form probes of the features at each evaluation, such as "knn(k=20) + few_shot(10)".
+    c.eval.probes = ""
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 0  # 0: at every evaluation
@@ -136,6 +161,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "train.accumulate": 1,
         "eval.batch_size": 1,
         "data.image_size": 0,
+        "data.workers": 0,
+        "data.split_seed": 0,
         "log.every_steps": 1,
         "checkpoint.keep_last": 1,
         "checkpoint.keep_best": 0,
@@ -182,6 +209,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "artifact.select": ("last", "best"),
         "pretrained.head_init": ("", "zero", "lecun", "copy"),
         "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
+        "data.on_bad_image": ("error", "skip"),
+        "data.label_kind": ("", "class", "classes", "number", "text"),
+        "data.csv.extra": ("error", "drop", "join"),
     }
     if config.pretrained.head_init == "probe":
         raise UserError(
@@ -191,6 +221,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key, valid in choices.items():
         if config[key] not in valid:
             raise UserError(f"{key}: unknown value {config[key]!r}.{nearest(config[key], valid)}")
+    sep = config.data.csv.sep
+    if len(sep) > 1 and sep not in ("tab", "comma", "space", "\\t"):
+        raise UserError(
+            f"data.csv.sep: expected one character, 'tab', 'comma' or 'space', found {sep!r}"
+        )
+    if not config.data.label_sep:
+        raise UserError("data.label_sep: expected a text between two names, found ''")
     for key in ("mean", "std"):
         if len(config.data[key]) not in (0, 3) or not all(x > 0 for x in config.data.std):
             raise UserError(

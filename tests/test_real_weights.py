@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -165,6 +166,34 @@ def test_squeezenet_gives_its_golden_outputs():
     assert worst < 1e-6
 
 
+def test_the_variances_of_the_gluon_mobilenet_v2_are_those_of_relu():
+    path = data("mobilenetv2_imagenet_trunk", "mobilenetv2_trunk_npy.zip")
+    archive = data("imagenet_samples", "imagenet_samples_A.zip")
+    images = [image for _, image in pictures(archive)][::16]
+    model, variables, _ = published("mobilenetv2_100_gluon", path, headless=True)
+    kept = variables["batch_stats"]["block_13"]["norm2"]["var"]
+
+    def distance(capped: bool) -> float:
+        """Mean |log| of the variances before one norm over those it keeps."""
+        found = []
+
+        def listen(call, args, kwargs, context):
+            if context.module.path == ("block_13", "norm2") and context.method_name == "__call__":
+                jax.debug.callback(found.append, args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(listen):
+            run("mobilenetv2_100_gluon", model.clone(capped=capped), variables, images, "block_14")
+        before = np.asarray(found[0])[: len(images)]
+        # Channels that these photographs leave dark count as no farther than the norm's epsilon.
+        ratio = (before.var((0, 1, 2)) + model.epsilon) / (kept + model.epsilon)
+        return float(np.abs(np.log(ratio)).mean())
+
+    relu, relu6 = distance(False), distance(True)
+    print(f"block_13/norm2, n = {len(images)}: mean |log ratio| {relu:.2f} ReLU, {relu6:.2f} ReLU6")
+    assert relu < relu6 - 0.1
+
+
 def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     from sklearn.linear_model import LogisticRegression
 
@@ -172,6 +201,7 @@ def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     archive = data("hymenoptera224", "hymenoptera224.zip")
     model, variables, manifest = published("mobilenetv2_100_gluon", path, headless=True)
     assert manifest.counts() == {"loaded": 212, "transformed": 53, "reinitialised": 2}
+    assert not manifest.beside
     features, labels = {}, {}
     for split in ("train", "val"):
         named = list(pictures(archive, f"{split}/"))

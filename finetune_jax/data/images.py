@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = frozenset(
-    ".bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
+    (
+        ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
+        ".tiff", ".webp",
+    )
+)  # fmt: skip
 """Of the files that are taken for images, in lower case."""
 
 

@@ -64,8 +64,25 @@ class ImagePreprocess(Inputs):
 
     def device(self, batch: Batch) -> jax.Array:
         """``image`` uint8[b, size, size, 3] to f32 of the same shape: (x / 255 - mean) / std."""
+        return self.normalise(self.pixels(batch))
+
+    def pixels(self, batch: Batch) -> jax.Array:
+        """The first half of `device`: f32[b, size, size, 3], RGB in [0, 1]."""
+        return self._ordered(batch["image"].astype(jnp.float32) / 255)
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """The second half of `device`."""
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return (batch["image"].astype(jnp.float32) / 255 - mean) / std
+        return (self._ordered(pixels) - mean) / std
+
+    @property
+    def fill(self) -> jax.Array:
+        """RGB f32[3] that normalises to zeros: what augmentations put outside of an image."""
+        return self._ordered(jnp.asarray(self.mean, jnp.float32))
+
+    def _ordered(self, x: jax.Array) -> jax.Array:
+        """RGB to the order of the model's channels, and back."""
+        return x[..., ::-1] if self.channels == "bgr" else x
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"image": jax.ShapeDtypeStruct((count, self.size, self.size, 3), jnp.uint8)}

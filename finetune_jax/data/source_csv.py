@@ -1,13 +1,13 @@
 """Tables in text files: ``csv:PATH``, with a header row or ``config.data.csv.header``.
 
 One file with a column ``split`` is split by it; another single file is split 80/10/10 by
-``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are a split each;
-where a file's name says which (``sts-train.csv``, ``dev.tsv``), ``train=`` can be left out. Every
-split is in a fixed random order, so that its slices, such as ``train[:90%]``, are random samples.
+``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are one split
+each; where a file's name says which (``sts-train.csv``, ``dev.tsv``), ``train=`` can be left out.
+Every split is in a fixed random order, so that its slices (``train[:90%]``) are random samples.
 
 An example has the row's columns as texts, by their names; ``label`` as `encode_labels` reads it, if
-``data.label_column`` is there; and ``image``, decoded, if ``data.image_column`` is there, which holds
-paths relative to the table's file.
+``data.label_column`` is there; and ``image``, decoded, if ``data.image_column`` is there, which
+holds paths relative to the table's file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Folders of images by class: ``folder:PATH``.
 
 Either PATH holds ``train``, ``validation`` (or ``val``, ``valid``) and ``test``, as many of them as
-there are, each with one folder per class; or PATH holds the classes and is split 80/10/10. Files lie
-in any depth below their class. Each split is in a fixed random order, so that its slices, such as
-``train[:90%]``, are random samples.
+there are, each with one folder per class; or PATH holds the classes and is split 80/10/10. Files
+lie at any depth below their class. Each split is in a fixed random order, so that its slices, such
+as ``train[:90%]``, are random samples.
 """
 
 from __future__ import annotations

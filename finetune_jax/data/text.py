@@ -40,6 +40,10 @@ class TextPreprocess:
         """Reads a tokenizer; raises UserError if there is none, or a value is wrong."""
         if pairs not in PAIRS:
             raise UserError(f"unknown treatment of pairs {pairs!r}.{nearest(pairs, PAIRS)}")
+        if len(columns) not in (1, 2):
+            raise UserError(
+                f"data.text_columns: expected one or two columns, found {', '.join(columns) or 'none'}"
+            )
         if not path.is_file():
             raise UserError(f"data.tokenizer: {path} is not there; expected the model's {_FILE}")
         made = cls(path.read_text(encoding="utf-8"), size, columns, pairs)
@@ -56,19 +60,34 @@ class TextPreprocess:
             tokenizer = Tokenizer.from_str(self.tokenizer)
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"data.tokenizer: not a tokenizer's JSON: {error}") from None
-        padding = tokenizer.padding or {}
+        padding = tokenizer.padding or _padding(tokenizer)
+        kept = ("direction", "pad_id", "pad_token", "pad_type_id")
+        least = tokenizer.num_special_tokens_to_add(is_pair=self._joined)
+        if self.size <= least:
+            raise UserError(
+                f"data.max_tokens: {self.size} tokens have no room for a text beside the "
+                f"tokenizer's own {least}"
+            )
         tokenizer.enable_truncation(self.size)
         tokenizer.enable_padding(
-            length=self.size,
-            pad_id=padding.get("pad_id", _pad_id(tokenizer)),
-            pad_token=padding.get("pad_token", "[PAD]"),
+            length=self.size, **{name: padding[name] for name in kept if name in padding}
         )
         return tokenizer
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """``input_ids``, ``attention_mask``, ``token_type_ids`` i32[size], or [2, size] apart."""
+        """``input_ids``, ``attention_mask``, ``token_type_ids`` i32[size], or [2, size] apart.
+
+        Raises:
+          UserError: the example lacks one of the columns.
+        """
+        for column in self.columns:
+            if column not in example:
+                raise UserError(
+                    f"data.text_columns: an example has no column {column!r}."
+                    f"{nearest(column, example)}"
+                )
         texts = [_text(example[column]) for column in self.columns]
-        if self.pairs == "apart" and len(texts) == 2:
+        if self._views == 2:
             encodings = self._tokenizer.encode_batch(texts)
         else:
             encodings = [self._tokenizer.encode(*texts)]
@@ -82,6 +101,10 @@ class TextPreprocess:
     @property
     def _views(self) -> int:
         return 2 if self.pairs == "apart" and len(self.columns) == 2 else 1
+
+    @property
+    def _joined(self) -> bool:
+        return self.pairs == "joined" and len(self.columns) == 2
 
     def device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """The same arrays i32[b * views, size]."""
@@ -126,11 +149,11 @@ class TextPreprocess:
         return cls(**options)
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _padding(tokenizer: Any) -> dict[str, Any]:
     for token in ("[PAD]", "<pad>"):
         found = tokenizer.token_to_id(token)
         if found is not None:
-            return found
+            return {"pad_id": found, "pad_token": token}
     raise UserError("data.tokenizer: the tokenizer names no padding token")
 
 

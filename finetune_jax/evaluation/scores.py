@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from finetune_jax.data.batches import Encode, eval_batches
+from finetune_jax.data.batches import Encode, eval_batches, gather
 from finetune_jax.data.sources import Examples
 from finetune_jax.tasks import Task
 
@@ -45,6 +45,47 @@ def observe(
         if len(values) != len(examples):
             raise RuntimeError(f"{name}: observed {len(values)} of {len(examples)} examples")
     return whole
+
+
+def forward_all(
+    forward: Callable[[Any], Any],
+    examples: Examples,
+    encode: Encode,
+    *,
+    batch_size: int,
+    place: Callable[[Any], Any],
+    indices: np.ndarray | None = None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Outputs [n, …] of some examples, and what their batches hold beside the inputs.
+
+    Args:
+      forward: placed batch to outputs, a row per example.
+      examples: of a split.
+      encode: makes batches of them.
+      batch_size: of every call; the last batch is padded with its first example.
+      place: puts a host batch on devices.
+      indices: example numbers i64[n]; None for all.
+
+    Returns:
+      (outputs, targets): the batches' arrays of at most one value per example, such as ``label``.
+    """
+    indices = np.arange(len(examples)) if indices is None else indices
+    rows, targets = [], []
+    for start in range(0, len(indices), batch_size):
+        some = indices[start : start + batch_size]
+        padded = np.concatenate([some, np.repeat(some[:1], batch_size - len(some))])
+        batch = gather(examples, padded, encode)
+        rows.append(np.asarray(forward(place(batch)))[: len(some)])
+        targets.append(
+            {
+                k: v[: len(some)]
+                for k, v in batch.items()
+                if isinstance(v, np.ndarray) and v.ndim == 1
+            }
+        )
+    return np.concatenate(rows), {
+        name: np.concatenate([part[name] for part in targets]) for name in targets[0]
+    }
 
 
 def evaluate(task: Task, *args: Any, report: bool = False, **options: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 
@@ -11,7 +10,7 @@ import numpy as np
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether the label is among the k highest logits, bool[n].
 
-    Ties count against the label: a constant output is right by no more than its k places.
+    Equal logits are ordered by class number, as argmax does.
 
     Args:
       logits: f[n, classes].
@@ -28,6 +27,21 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     """Counts i64[classes, classes]: rows are the labels, columns the predictions."""
     cells = labels.astype(np.int64) * classes + predicted.astype(np.int64)
     return np.bincount(cells.ravel(), minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
+    """``precision``, ``recall`` and ``f1`` f64[classes], and ``count`` i64[classes] of the labels.
+
+    nan where a class is never predicted (precision), never occurs (recall), or neither (f1).
+    """
+    hits, rows, columns = np.diag(table), table.sum(1), table.sum(0)
+    with np.errstate(invalid="ignore"):
+        return {
+            "precision": hits / columns,
+            "recall": hits / rows,
+            "f1": 2 * hits / (rows + columns),
+            "count": rows,
+        }
 
 
 def balanced_accuracy(table: np.ndarray) -> float:
@@ -49,7 +63,10 @@ def macro_f1(table: np.ndarray) -> float:
 
 
 def matthews(table: np.ndarray) -> float:
-    """Matthews correlation of several classes (Gorodkin 2004); 0 where either side is constant."""
+    """Matthews correlation of several classes (Gorodkin 2004); 0 where either side is constant.
+
+    nan without examples.
+    """
     rows, columns = table.sum(1).astype(float), table.sum(0).astype(float)
     total = rows.sum()
     if not total:
@@ -77,11 +94,14 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Average precision of two classes; nan without a positive example."""
+    """Average precision of two classes, ties at one threshold; nan without a positive example.
+
+    Args:
+      scores: f[n], higher for the positive class.
+      labels: bool or 0/1 [n].
+    """
     from sklearn.metrics import average_precision_score
 
     if not labels.any():
         return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(average_precision_score(labels.astype(bool), scores))
+    return float(average_precision_score(labels.astype(bool), scores))

@@ -11,13 +11,15 @@ _Z95 = 1.959963984540054
 
 
 def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927), 95 % by default.
+    """Wilson score interval of a share (Wilson 1927), 95 % by default; (nan, nan) if n is 0.
 
     Args:
       successes: from 0 to n.
-      n: at least 1.
+      n: trials.
       z: normal quantile of the level.
     """
+    if not n:
+        return math.nan, math.nan
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -36,14 +38,16 @@ def bootstrap(
 
     Args:
       statistic: of example numbers i64[n], drawn with replacement.
-      n: examples, at least 1.
+      n: examples.
       resamples: how often.
       level: of the interval, in (0, 1).
       seed: of the draws; the same examples always give the same interval.
 
     Returns:
-      (low, high); nan where the statistic is undefined on every resample.
+      (low, high) over the resamples on which the statistic is defined; nan if there is none.
     """
+    if not n:
+        return math.nan, math.nan
     generator = np.random.Generator(np.random.Philox(seed))
     values = np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
     values = values[np.isfinite(values)]

@@ -8,7 +8,9 @@ import numpy as np
 
 
 def weighted_kappa(table: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights (1968); nan where chance alone would agree fully.
+    """Cohen's kappa with quadratic weights (1968), in [-1, 1].
+
+    nan without examples, and where labels and predictions are all of one same class.
 
     Args:
       table: `finetune_jax.metrics.classification.confusion`.

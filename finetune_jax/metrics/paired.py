@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 
 def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Exact two-sided p-value of McNemar's test (1947) that both are right equally often.
+
+    1 where they never differ.
 
     Args:
       ours: bool[n], whether each example was right.
@@ -40,10 +43,16 @@ def bootstrap_difference(
 
     Returns:
       The percentile interval, and the two-sided p-value of no difference: twice the share of
-      resamples on the other side of 0, at least 1 / resamples.
+      resamples on the other side of 0, at least 1 / resamples. Resamples on which the difference is
+      undefined are left out; all nan if there is no other.
     """
+    if not n:
+        return math.nan, math.nan, math.nan
     generator = np.random.Generator(np.random.Philox(seed))
     values = np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan, math.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     share = min((values <= 0).mean(), (values >= 0).mean())
     return float(low), float(high), float(min(1.0, max(2 * share, 1 / resamples)))

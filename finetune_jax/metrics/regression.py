@@ -16,13 +16,16 @@ def rmse(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 def mae(predicted: np.ndarray, targets: np.ndarray) -> float:
     """Mean absolute error; nan without examples."""
-    return float(np.mean(np.abs(predicted.astype(np.float64) - targets))) if len(targets) else math.nan
+    return (
+        float(np.mean(np.abs(predicted.astype(np.float64) - targets))) if len(targets) else math.nan
+    )
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of two f[n]; nan where either is constant or n < 2."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    if len(a) < 2:
+    # Asked before the mean is taken off: it may not be exactly a constant's value.
+    if len(a) < 2 or not np.ptp(a) > 0 or not np.ptp(b) > 0:
         return math.nan
     a, b = a - a.mean(), b - b.mean()
     # Scaled first: squares of tiny numbers would vanish.
@@ -41,9 +44,11 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def r2(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """Share of variance explained; nan for constant targets."""
+    """Share of variance explained; nan for constant targets or fewer than two."""
     targets = targets.astype(np.float64)
-    spread = ((targets - targets.mean()) ** 2).sum() if len(targets) else 0.0
+    if not len(targets) or not np.ptp(targets) > 0:
+        return math.nan
+    spread = ((targets - targets.mean()) ** 2).sum()
     if not spread > 0:
         return math.nan
     return float(1 - ((predicted - targets) ** 2).sum() / spread)

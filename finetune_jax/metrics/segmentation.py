@@ -10,6 +10,8 @@ import numpy as np
 def mean_iou(table: np.ndarray) -> float:
     """Mean intersection over union, of the classes that occur or are predicted.
 
+    nan without pixels.
+
     Args:
       table: `finetune_jax.metrics.classification.confusion` of all pixels.
     """

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune_jax.errors import UserError
+from finetune_jax.models.pretraining import fields_of
 from finetune_jax.models.staged import StagedModel
 
 
@@ -37,9 +38,11 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
       A model of the same parameters (and the neck's) with outputs f32[batch, rows, columns, classes].
 
     Raises:
-      UserError: the model averages before its last stages.
+      UserError: the model averages before its last stages, or has a stage called ``neck`` itself.
     """
-    made = _class_of(type(model), neck)(**{f: getattr(model, f) for f in _fields(model)})
+    if neck and "neck" in model.stages:
+        raise UserError(f"task.neck: {type(model).__name__} has a neck of its own; expected 0")
+    made = _class_of(type(model), neck)(**fields_of(model))
     try:
         shape = jax.eval_shape(
             lambda key: made.init_with_output(key, made.example(size))[0], jax.random.key(0)
@@ -49,10 +52,6 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
     if len(shape) != 4:
         raise UserError(f"{type(model).__name__} has no grid of features at its end")
     return made
-
-
-def _fields(model: StagedModel) -> list[str]:
-    return [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
 
 
 # One class per model class and neck, so that equal models stay equal.

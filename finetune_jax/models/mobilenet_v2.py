@@ -209,7 +209,10 @@ ENTRIES = {
     },
     # tf.keras.applications: values in [-1, 1], the picture resized whole.
     "mobilenetv2_100_keras": _entry(
-        Inputs(224, HALF, HALF, crop=0), ("keras:mobilenet_v2",), "Apache-2.0", momentum=0.999,
+        Inputs(224, HALF, HALF, crop=0),
+        ("keras:mobilenet_v2",),
+        "Apache-2.0",
+        momentum=0.999,
         **_TENSORFLOW,
     ),
     # The TensorFlow originals as transformers has them.

@@ -15,6 +15,13 @@ import jax
 import jax.numpy as jnp
 
 
+PRETRAINING = {
+    "projection": "it belongs to contrastive pre-training",
+    "decoder": "it belongs to masked pre-training",
+}
+"""Stages that a model has only while it is pre-trained, see `finetune_jax.models.pretraining`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mode:
     """Which stages behave as in training; hashable, so it is a static argument of the step.
@@ -75,8 +82,8 @@ class StagedModel(nn.Module):
 
     @property
     def absent_stages(self) -> dict[str, str]:
-        """Stages of the published models that this one goes without, and why."""
-        return {}
+        """Stages of the files of this family that this model goes without, and why."""
+        return dict(PRETRAINING)
 
     @property
     def sizes(self) -> dict[str, int]:

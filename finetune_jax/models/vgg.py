@@ -178,7 +178,8 @@ class VGG(StagedModel):
     @property
     def absent_stages(self) -> dict[str, str]:
         gone = {"fc1", "fc2"} - {*self.stages}
-        return dict.fromkeys(sorted(gone), f"model.head={self.head_kind} has others in its place")
+        reason = f"model.head={self.head_kind} has others in its place"
+        return {**super().absent_stages, **dict.fromkeys(sorted(gone), reason)}
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -79,7 +79,7 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
                 return name_map.constant(leaf) is not None
             source, target = targets[leaf]
             try:
-                found = target.shape(weights.spec(source)[0], model.sizes)
+                found = target.shape(weights.spec(source)[0], sizes)
             except LayoutError:
                 return False
             if found == tuple(wanted.shape):

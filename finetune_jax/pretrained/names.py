@@ -21,8 +21,9 @@ import numpy as np
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.layout import Layout, layout
 
-# What training wrappers put before every name: torch's DataParallel and compile.
-WRAPPERS = ("module.", "_orig_mod.")
+# What training wrappers put before every name: torch's DataParallel and compile, and the optimizers
+# of old Flax, which kept the model's parameters.
+WRAPPERS = ("module.", "_orig_mod.", "opt/target/")
 
 
 class Target(NamedTuple):

@@ -9,6 +9,8 @@ from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.tasks.base import Task
 from finetune_jax.tasks.classification import Classification
+from finetune_jax.tasks.contrastive import SimCLR, SupCon
+from finetune_jax.tasks.masked import MaskedPixels
 from finetune_jax.tasks.multilabel import MultiLabel
 from finetune_jax.tasks.ordinal import Ordinal
 from finetune_jax.tasks.regression import Regression
@@ -17,7 +19,17 @@ from finetune_jax.tasks.similarity import Similarity
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Classification, MultiLabel, Ordinal, Regression, Segmentation, Similarity)
+    for task in (
+        Classification,
+        MultiLabel,
+        Ordinal,
+        Regression,
+        Segmentation,
+        Similarity,
+        SimCLR,
+        SupCon,
+        MaskedPixels,
+    )
 }
 
 __all__ = ["TASKS", "Classification", "Task", "create", "from_json", "kind_of"]

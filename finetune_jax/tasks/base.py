@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
 from finetune_jax.models import StagedModel
 
 Batch = dict[str, Any]
@@ -25,12 +26,17 @@ class Task:
       metric: the score that names the best checkpoint and is printed first.
       better: whether more of it is better: ``max`` or ``min``.
       views: inputs per example, in a row: a batch of b examples is b * views inputs to the model.
+      random_inputs: whether `inputs` draws something in evaluation too; what it draws is then the
+        same in every evaluation. Nothing of such a task is cached.
+      needs_augment: whether it makes no sense without ``data.augment``.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     better: ClassVar[str] = "max"
     views: ClassVar[int] = 1
+    random_inputs: ClassVar[bool] = False
+    needs_augment: ClassVar[bool] = False
 
     @classmethod
     def create(cls, settings: Any, source: Source, preprocess: Preprocess) -> Task:
@@ -66,14 +72,45 @@ class Task:
         del width
         return self
 
-    def start_head(self, head: dict[str, Any]) -> dict[str, Any] | None:
-        """A head that this task starts with whatever the weight file holds; None for most tasks."""
-        del head
+    def start_head(
+        self, head: dict[str, Any], key: jax.Array | None = None
+    ) -> dict[str, Any] | None:
+        """A head that this task starts with whatever the weight file holds; None for most tasks.
+
+        Args:
+          head: as the model draws it.
+          key: for what is drawn.
+        """
+        del head, key
         return None
 
     def adapt(self, model: StagedModel) -> StagedModel:
         """The model as this task calls it; most tasks call it as it is."""
         return model
+
+    @property
+    def teacher(self) -> str:
+        """Folder of an artifact whose answers the loss of training reads; empty for none.
+
+        The batch then has ``teacher``, its logits, and ``teacher_features``.
+        """
+        return ""
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the batch should have ``features``, what enters the head, f32[b, width]."""
+        return False
+
+    def inputs(
+        self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
+    ) -> tuple[Any, Batch]:
+        """What the model is called with in training, on device.
+
+        Args:
+          key: PRNG key of this batch.
+          draw: augments it: key to (what a model is called with, batch with its targets).
+        """
+        return draw(key)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """An example's targets as arrays of fixed shape, by their name in a batch."""
@@ -115,6 +152,16 @@ class Task:
         """`scores` and whatever takes longer: more metrics, bootstrap intervals."""
         return self.scores(observed)
 
+    def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray | None:
+        """Whether each example was right, bool[n]; None where that is no question of yes or no."""
+        del observed
+        return None
+
+    def class_logits(self, observed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Logits f[n, classes] and labels i[n] of classes that exclude each other; else None."""
+        del observed
+        return None
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """What a person is told of each prediction: plain JSON values."""
         raise NotImplementedError
@@ -126,5 +173,8 @@ class Task:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Task:
-        """The inverse of `to_json`, without the name."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        """The inverse of `to_json`, without the name; UserError for fields of another version."""
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise UserError(f"task {cls.name!r}: {error}") from None

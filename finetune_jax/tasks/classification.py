@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 from finetune_jax.data.sources import Source
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.objectives import SINGLE, parse_loss
+from finetune_jax.tasks.objectives import SINGLE, Objective, mixed, parse_loss
 
 
 def require_classes(source: Source, settings: Any) -> tuple[str, ...]:
@@ -31,6 +31,22 @@ def require_classes(source: Source, settings: Any) -> tuple[str, ...]:
             f"{source.name!r} has {len(names)}: {', '.join(names[:12])}"
         )
     return names
+
+
+def class_number(label: Any, names: tuple[str, ...]) -> int:
+    """The number of a class given by number or name; UserError if there is no such class."""
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", "replace")
+    if isinstance(label, str):
+        if label not in names:
+            raise UserError(f"unknown label {label!r}.{nearest(label, names)}")
+        return names.index(label)
+    if np.ndim(label) or label != int(label) or not 0 <= label < len(names):
+        raise UserError(
+            f"label {label!r}: expected a class number from 0 to {len(names) - 1}; an unlabelled "
+            f"split cannot be trained on or scored"
+        )
+    return int(label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +72,20 @@ class Classification(Task):
         return cls(require_classes(source, settings), settings.loss)
 
     @property
+    def _objective(self) -> Objective:
+        return parse_loss(self.loss, SINGLE)
+
+    @property
     def needs_fit(self) -> bool:
-        return self.loss.startswith("class_balanced")
+        return self._objective.name == "class_balanced"
+
+    @property
+    def teacher(self) -> str:
+        return self._objective.options.get("teacher", "")
+
+    @property
+    def reads_features(self) -> bool:
+        return self._objective.name == "distill_features"
 
     def fit(self, targets: dict[str, np.ndarray]) -> Classification:
         counts = np.bincount(targets["label"], minlength=self.head_size)
@@ -68,7 +96,7 @@ class Classification(Task):
         return len(self.class_names)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.asarray(example["label"], np.int32)}
+        return {"label": np.int32(class_number(example["label"], self.class_names))}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}
@@ -82,8 +110,8 @@ class Classification(Task):
 
         Args:
           outputs: logits f32[batch, classes].
-          batch: ``label`` i32[batch]; mixed images bring ``label2`` i32[batch], the class of what
-            was mixed in, and ``mix`` f32[batch], the share of the first.
+          batch: ``label`` i32[batch], for mixed images what `objectives.mixed` reads, and what the
+            objective does.
           hyper: ``label_smoothing``: share of the target spread evenly over all classes, in [0, 1).
             None scores.
 
@@ -91,17 +119,17 @@ class Classification(Task):
           ``loss`` f32[batch] in nats, without label smoothing's constant removed; ``accuracy``
           f32[batch], 0 or 1.
         """
-        targets = jax.nn.one_hot(batch["label"], self.head_size)
         correct = (jnp.argmax(outputs, -1) == batch["label"]).astype(jnp.float32)
         if hyper is None:
-            return {"loss": optax.softmax_cross_entropy(outputs, targets), "accuracy": correct}
-        if "mix" in batch:
-            other = jax.nn.one_hot(batch["label2"], self.head_size)
-            targets = batch["mix"][:, None] * targets + (1 - batch["mix"][:, None]) * other
-        targets = optax.smooth_labels(targets, hyper["label_smoothing"])
-        loss = parse_loss(self.loss, SINGLE)
-        counts = self.counts or (1,) * self.head_size
-        return {"loss": loss(outputs, targets, counts), "accuracy": correct}
+            ones = jax.nn.one_hot(batch["label"], self.head_size)
+            return {"loss": optax.softmax_cross_entropy(outputs, ones), "accuracy": correct}
+        given = {"counts": self.counts or (1,) * self.head_size, **batch}
+
+        def loss(labels: jax.Array) -> jax.Array:
+            ones = jax.nn.one_hot(labels, self.head_size)
+            return self._objective(outputs, optax.smooth_labels(ones, hyper["label_smoothing"]), given)
+
+        return {"loss": mixed(loss, batch), "accuracy": correct}
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         return {"logits": outputs, "label": batch["label"], **self.per_example(outputs, batch)}
@@ -143,6 +171,12 @@ class Classification(Task):
             "aurc": calibration.area_under_risk(logits, labels),
         }
         return found
+
+    def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
+        return observed["accuracy"] > 0.5
+
+    def class_logits(self, observed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return observed["logits"], observed["label"]
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """One dict per row of logits f32[n, classes]: class names by falling probability."""

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.data.sources import Source
-from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.classification import require_classes
+from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.objectives import MULTI, parse_loss
 
 
@@ -23,8 +22,8 @@ from finetune_jax.tasks.objectives import MULTI, parse_loss
 class MultiLabel(Task):
     """Any number of several labels.
 
-    An example's ``label`` is a number, a name, several of either, or a 0/1 vector as long as
-    there are labels.
+    An example's ``label`` is a number, a name, or several of either; an array of zeros and ones as
+    long as there are labels says of each whether it is there.
 
     Attributes:
       class_names: of the labels, in order.
@@ -48,12 +47,12 @@ class MultiLabel(Task):
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         label, hot = example["label"], np.zeros(self.head_size, np.float32)
-        if isinstance(label, np.ndarray) and label.shape == hot.shape and label.max() <= 1:
-            return {"label": label.astype(np.float32)}
-        for item in [label] if isinstance(label, str) else np.atleast_1d(label).tolist():
-            if isinstance(item, str) and item not in self.class_names:
-                raise UserError(f"unknown label {item!r}.{nearest(item, self.class_names)}")
-            hot[self.class_names.index(item) if isinstance(item, str) else item] = 1
+        if isinstance(label, np.ndarray) and label.shape == hot.shape:
+            if np.isin(label, (0, 1)).all():
+                return {"label": label.astype(np.float32)}
+        several = isinstance(label, (list, tuple)) or np.ndim(label)
+        for item in label if several else [label]:
+            hot[class_number(item, self.class_names)] = 1
         return {"label": hot}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -72,7 +71,7 @@ class MultiLabel(Task):
         loss = parse_loss(self.loss if hyper is not None else "", MULTI)
         exact = jnp.all((outputs > 0) == (batch["label"] > 0.5), axis=-1)
         return {
-            "loss": loss(outputs, batch["label"], None),
+            "loss": loss(outputs, batch["label"]),
             "exact": exact.astype(jnp.float32),
         }
 
@@ -105,6 +104,9 @@ class MultiLabel(Task):
             "auroc": _macro(metrics.auroc, observed),
             "micro_f1": 2 * hits / max(int(predicted.sum() + true.sum()), 1),
         }
+
+    def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
+        return observed["exact"] > 0.5
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """One dict per row: the labels above 1/2, and every label's probability, falling."""

@@ -12,11 +12,13 @@ import numpy as np
 import optax
 
 from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
 from finetune_jax.metrics.classification import confusion
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.ordinal import weighted_kappa
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.classification import require_classes
+from finetune_jax.tasks.classification import class_number, require_classes
+from finetune_jax.tasks.objectives import mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,21 @@ class Ordinal(Task):
 
     @classmethod
     def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Ordinal:
-        return cls(require_classes(source, settings))
+        names = require_classes(source, settings)
+        if len(names) < 2:
+            raise UserError(f"task.name: {source.name!r} has one class, and an order needs two")
+        if settings.loss:
+            raise UserError(
+                f"task.loss: ordinal has one loss only; expected '', found {settings.loss!r}"
+            )
+        return cls(names)
 
     @property
     def head_size(self) -> int:
         return len(self.class_names) - 1
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.asarray(example["label"], np.int32)}
+        return {"label": np.int32(class_number(example["label"], self.class_names))}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}
@@ -56,14 +65,18 @@ class Ordinal(Task):
 
         Args:
           outputs: logits f32[batch, classes - 1].
-          batch: ``label`` i32[batch].
+          batch: ``label`` i32[batch], and what `objectives.mixed` reads.
           hyper: unused.
         """
         del hyper
-        above = (batch["label"][:, None] > jnp.arange(self.head_size)).astype(jnp.float32)
+
+        def loss(labels: jax.Array) -> jax.Array:
+            above = (labels[:, None] > jnp.arange(self.head_size)).astype(jnp.float32)
+            return optax.sigmoid_binary_cross_entropy(outputs, above).sum(-1)
+
         predicted = jnp.sum(outputs > 0, axis=-1)
         return {
-            "loss": optax.sigmoid_binary_cross_entropy(outputs, above).sum(-1),
+            "loss": mixed(loss, batch),
             "error": jnp.abs(predicted - batch["label"]).astype(jnp.float32),
         }
 
@@ -92,6 +105,9 @@ class Ordinal(Task):
             len(labels),
         )
         return {**self.scores(observed), "kappa_low": low, "kappa_high": high}
+
+    def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
+        return observed["error"] == 0
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``label``, and the probability of exceeding each class but the last."""

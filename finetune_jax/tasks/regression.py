@@ -11,10 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.objectives import REAL, parse_loss
+
+
+def real_value(label: Any) -> np.float32:
+    """A target as a number; UserError if it is none, or not finite."""
+    try:
+        value = np.float32(label)
+    except (TypeError, ValueError):
+        value = np.float32("nan")
+    if np.ndim(value) or not np.isfinite(value):
+        raise UserError(f"label {label!r}: expected a finite number")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Regression(Task):
 
     Attributes:
       loss: of training on that scale, one of `objectives.REAL` as text; empty for squared error.
-      mean, std: of the training targets.
+      mean, std: of the training targets; std is 1 where they are all equal.
     """
 
     loss: str = ""
@@ -48,14 +60,17 @@ class Regression(Task):
 
     def fit(self, targets: dict[str, np.ndarray]) -> Regression:
         values = targets["label"].astype(np.float64)
-        return dataclasses.replace(self, mean=float(values.mean()), std=float(values.std()) or 1.0)
+        std = float(values.std())
+        # Rounding leaves equal values a tiny spread.
+        constant = not std > 1e-7 * float(np.abs(values).max())
+        return dataclasses.replace(self, mean=float(values.mean()), std=1.0 if constant else std)
 
     @property
     def head_size(self) -> int:
         return 1
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.asarray(example["label"], np.float32)}
+        return {"label": real_value(example["label"])}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.float32)}
@@ -73,7 +88,7 @@ class Regression(Task):
         loss = parse_loss(self.loss if hyper is not None else "", REAL)
         targets = (batch["label"] - self.mean) / self.std
         return {
-            "loss": loss(outputs, targets[:, None], None),
+            "loss": loss(outputs, targets[:, None]),
             "error": jnp.abs(outputs[:, 0] - targets) * self.std,
         }
 

@@ -50,6 +50,12 @@ class Segmentation(Task):
         names = require_classes(source, settings)
         if preprocess.kind != "image":
             raise UserError(f"task.name: segmentation needs images, not {preprocess.kind}")
+        if settings.loss:
+            raise UserError(
+                f"task.loss: segmentation has one loss only; expected '', found {settings.loss!r}"
+            )
+        if len(names) > VOID:
+            raise UserError(f"task.name: masks hold {VOID} classes at most, not {len(names)}")
         return cls(names, preprocess.size, preprocess.crop, settings.neck)
 
     @property
@@ -60,7 +66,20 @@ class Segmentation(Task):
         return per_place(model, self.size, self.neck)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        mask = np.asarray(example["mask"], np.uint8)
+        mask = np.asarray(example["mask"])
+        mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
+        picture = np.shape(example.get("image", mask))[:2]
+        if mask.ndim != 2 or mask.shape != picture:
+            raise UserError(
+                f"mask of shape {mask.shape}: expected one number per pixel of {picture}"
+            )
+        wrong = np.setdiff1d(mask, [*range(self.head_size), VOID])
+        if len(wrong):
+            raise UserError(
+                f"mask: expected class numbers from 0 to {self.head_size - 1}, and {VOID} where "
+                f"nothing counts, found {wrong[:5].tolist()}"
+            )
+        mask = mask.astype(np.uint8)
         # As three equal channels, for what is made for pictures.
         cut = resize(np.repeat(mask[..., None], 3, -1), self.size, "nearest", self.crop)
         return {"mask": cut[..., 0]}
@@ -81,8 +100,13 @@ class Segmentation(Task):
           outputs: logits f32[batch, rows, columns, classes].
           batch: ``mask`` uint8[batch, size, size].
           hyper: unused.
+
+        Raises:
+          UserError: the images were mixed.
         """
         del hyper
+        if "mix" in batch:
+            raise UserError("data.augment: mixed images have no mask; take out mixup and cutmix")
         logits, mask = self._enlarged(outputs), batch["mask"]
         real = (mask != VOID).astype(jnp.float32)
         labels = jnp.where(mask == VOID, 0, mask).astype(jnp.int32)
@@ -96,11 +120,13 @@ class Segmentation(Task):
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """``table`` i32[batch, classes, classes]: labels in rows, predictions in columns."""
-        predicted, mask = jnp.argmax(self._enlarged(outputs), -1), batch["mask"]
+        predicted = jnp.argmax(self._enlarged(outputs), -1)
+        # As bytes, class numbers times their count would overflow.
+        mask = batch["mask"].astype(jnp.int32)
         classes = self.head_size
         cells = jnp.where(mask == VOID, classes**2, mask * classes + predicted)
         count = jax.vmap(lambda x: jnp.bincount(x.ravel(), length=classes**2 + 1))
-        table = count(cells.astype(jnp.int32))[:, : classes**2]
+        table = count(cells)[:, : classes**2]
         return {
             "table": table.reshape(-1, classes, classes),
             **self.per_example(outputs, batch),
@@ -124,7 +150,7 @@ class Segmentation(Task):
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``shares``: of the picture that each class covers, falling."""
         results = []
-        for grid in np.asarray(outputs).argmax(-1):
+        for grid in np.asarray(self._enlarged(jnp.asarray(outputs))).argmax(-1):
             shares = np.bincount(grid.ravel(), minlength=self.head_size) / grid.size
             order = np.argsort(-shares, kind="stable")
             results.append({"shares": {self.class_names[i]: float(shares[i]) for i in order}})

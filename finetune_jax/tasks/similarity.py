@@ -16,13 +16,34 @@ import numpy as np
 import optax
 
 from finetune_jax.data.sources import Source
-from finetune_jax.errors import UserError, nearest
-from finetune_jax.grammar import parse
+from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.objectives import Given, parse_loss
+from finetune_jax.tasks.regression import real_value
 
-_LOSSES = ("cosine", "contrastive")
+
+def cosine(unit: jax.Array, wanted: jax.Array, given: Given) -> jax.Array:
+    """Squared difference of cosine and label on the scale from 0 to 1 (arXiv 1908.10084)."""
+    del given
+    return (jnp.sum(unit[:, 0] * unit[:, 1], axis=-1) - wanted) ** 2
+
+
+def contrastive(
+    unit: jax.Array, wanted: jax.Array, given: Given, *, temperature: float = 0.05
+) -> jax.Array:
+    """Each pair against all others of the batch, in both directions (InfoNCE, arXiv 1807.03748)."""
+    del wanted, given
+    table = unit[:, 0] @ unit[:, 1].T / temperature
+    own = jnp.arange(len(table))
+    forth, back = (
+        optax.softmax_cross_entropy_with_integer_labels(t, own) for t in (table, table.T)
+    )
+    return (forth + back) / 2
+
+
+_LOSSES = (cosine, contrastive)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +52,13 @@ class Similarity(Task):
 
     Attributes:
       width: of the embedding: that of the model's features.
-      loss: ``cosine``: squared difference of the cosine and the label on the scale from 0 to 1
-        (Reimers and Gurevych 2019, arXiv 1908.10084), or ``contrastive(temperature=0.05)``: each
-        pair against all others of the batch, in both directions (InfoNCE, arXiv 1807.03748); its
-        labels only score.
-      low, high: of the training labels.
+      loss: of training, `cosine` or ``contrastive(temperature=0.05)``, whose labels only score;
+        empty for `cosine`.
+      low, high: of the training labels, which are 0 and 1 on the cosine's scale.
     """
 
     width: int = 0
-    loss: str = "cosine"
+    loss: str = ""
     low: float = 0.0
     high: float = 1.0
 
@@ -49,14 +68,13 @@ class Similarity(Task):
 
     @classmethod
     def create(cls, settings: Any, source: Source, preprocess: Any) -> Similarity:
-        text = settings.loss or "cosine"
-        terms = parse(text)
-        if len(terms) != 1 or terms[0].name not in _LOSSES:
-            raise UserError(f"task.loss: unknown loss {text!r}.{nearest(terms[0].name, _LOSSES)}")
-        unknown = [k for k, _ in terms[0].kwargs if k != "temperature"]
-        if terms[0].args or unknown or (terms[0].kwargs and terms[0].name == "cosine"):
-            raise UserError(f"task.loss: {terms[0]}: only contrastive takes a temperature")
-        return cls(loss=text)
+        parse_loss(settings.loss, _LOSSES)
+        if len(preprocess.columns) != 2:
+            raise UserError(
+                f"task.name: similarity compares two columns, and the input is "
+                f"{', '.join(preprocess.columns)}; set data.text_columns to two names"
+            )
+        return cls(loss=settings.loss)
 
     def for_features(self, width: int) -> Similarity:
         return dataclasses.replace(self, width=width)
@@ -73,7 +91,11 @@ class Similarity(Task):
     def head_size(self) -> int:
         return self.width
 
-    def start_head(self, head: dict[str, Any]) -> dict[str, Any]:
+    def start_head(
+        self, head: dict[str, Any], key: jax.Array | None = None
+    ) -> dict[str, Any] | None:
+        """The identity."""
+        del key
         kernel = head["kernel"]
         start = {"kernel": jnp.eye(kernel.shape[0], kernel.shape[1], dtype=kernel.dtype)}
         if "bias" in head:
@@ -81,14 +103,16 @@ class Similarity(Task):
         return start
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.asarray(example["label"], np.float32)}
+        return {"label": real_value(example["label"])}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.float32)}
 
     def _unit(self, outputs: jax.Array) -> jax.Array:
         pairs = outputs.reshape(-1, 2, outputs.shape[-1])
-        return pairs / jnp.maximum(jnp.linalg.norm(pairs, axis=-1, keepdims=True), 1e-12)
+        # The norm has no finite slope at 0.
+        square = jnp.sum(pairs * pairs, axis=-1, keepdims=True)
+        return pairs * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
@@ -101,17 +125,9 @@ class Similarity(Task):
           hyper: None scores, by the ``cosine`` loss.
         """
         unit = self._unit(outputs)
-        cosine = jnp.sum(unit[:, 0] * unit[:, 1], axis=-1)
-        (term,) = parse(self.loss)
-        if hyper is None or term.name == "cosine":
-            wanted = (batch["label"] - self.low) / (self.high - self.low)
-            return {"loss": (cosine - wanted) ** 2, "cosine": cosine}
-        table = unit[:, 0] @ unit[:, 1].T / dict(term.kwargs).get("temperature", 0.05)
-        own = jnp.arange(len(table))
-        forth, back = (
-            optax.softmax_cross_entropy_with_integer_labels(t, own) for t in (table, table.T)
-        )
-        return {"loss": (forth + back) / 2, "cosine": cosine}
+        loss = parse_loss(self.loss if hyper is not None else "", _LOSSES)
+        wanted = (batch["label"] - self.low) / (self.high - self.low)
+        return {"loss": loss(unit, wanted), "cosine": jnp.sum(unit[:, 0] * unit[:, 1], axis=-1)}
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         return {"label": batch["label"], **self.per_example(outputs, batch)}

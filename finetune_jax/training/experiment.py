@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,21 @@ from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
 from finetune_jax import tasks
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import augmented, canonical, check_targets
 from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.data.text import TextPreprocess
-from finetune_jax.data.sources import Source, open_source
+from finetune_jax.data.sources import Source, open_configured
 from finetune_jax.deltas import unmergeable
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.evaluation.probes import parse_probes, require_classification
 from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Task
 from finetune_jax.training.mesh import make_mesh, state_sharding, use_cpu_devices
 from finetune_jax.training.schedules import parse_schedule
+
+if TYPE_CHECKING:
+    from finetune_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Experiment:
       abstract: variables as shape structs, without deltas.
       phases: what `config.scheme` resolves to.
       mesh: devices.
+      teacher: what ``task.teacher`` names, once `loop.steps` has loaded it.
     """
 
     config: ml_collections.ConfigDict
@@ -51,6 +56,7 @@ class Experiment:
     abstract: dict[str, Any]
     phases: tuple[Phase, ...]
     mesh: Mesh
+    teacher: Teacher | None = None
 
     def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """A source's example as a batch has it: inputs and targets."""
@@ -99,10 +105,19 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             raise UserError(
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
-    source = open_source(config.data.source, data_dir=config.data.data_dir)
+    source = open_configured(config.data)
     preprocess = _preprocess(config)
     task = tasks.create(config.task, source, preprocess)
-    parse_augment(config.data.augment)
+    _check_columns(source, preprocess)
+    augmented(preprocess, config.data.augment)
+    check_targets(config.data.augment, task.abstract(1))
+    if task.needs_augment and not canonical(config.data.augment):
+        raise UserError(
+            f"data.augment: {task.name} tells apart views of an image, which are all the same "
+            f"without augmentation; expected such as 'random_crop(pad=4) + flip', found ''"
+        )
+    if parse_probes(config.eval.probes):
+        require_classification(task)
     options = _model_options(config, preprocess)
     if not task.head_size:
         task = task.for_features(_features(build(config.model.name, 1, **options), preprocess))
@@ -131,6 +146,16 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"False"
             )
     return Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
+
+
+def _check_columns(source: Source, preprocess: Preprocess) -> None:
+    """Raises UserError for a column that the model's inputs need and no example has."""
+    for column in preprocess.columns if source.columns else ():
+        if column not in source.columns:
+            raise UserError(
+                f"data.source: examples of {source.name!r} have no {column!r}, which the model "
+                f"reads.{nearest(column, source.columns)}"
+            )
 
 
 def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
@@ -185,7 +210,11 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     """
     settings = experiment.config.pretrained
     if not settings.path:
-        return experiment.initial_variables(), {"file": None, "rows": []}
+        variables = experiment.initial_variables()
+        own_head = experiment.task.start_head(variables["params"]["head"], _head_key(experiment))
+        if own_head:
+            variables["params"]["head"] = own_head
+        return variables, {"file": None, "rows": []}
     from finetune_jax.pretrained import load
     from finetune_jax.pretrained.class_names import read_class_names, shared_rows
 
@@ -193,7 +222,7 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     if settings.head_init == "copy":
         rows = shared_rows(experiment.task.class_names, read_class_names(settings.class_names))
     init = experiment.initial_variables(stages=("head", *experiment.model.fresh_stages))
-    own_head = experiment.task.start_head(init["params"]["head"])
+    own_head = experiment.task.start_head(init["params"]["head"], _head_key(experiment))
     init["params"]["head"] = own_head or _start_head(
         init["params"]["head"], settings.head_init, experiment
     )
@@ -242,7 +271,11 @@ def _start_head(head: dict[str, Any], how: str, experiment: Experiment) -> dict[
     if how == "zero":
         return jax.tree.map(jnp.zeros_like, head)
     if how == "lecun":
-        key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
-        draw = jax.nn.initializers.lecun_normal()(key, head["kernel"].shape, jnp.float32)
+        shape = head["kernel"].shape
+        draw = jax.nn.initializers.lecun_normal()(_head_key(experiment), shape, jnp.float32)
         return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
     return head
+
+
+def _head_key(experiment: Experiment) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(experiment.config.seed), 1)

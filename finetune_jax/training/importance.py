@@ -26,7 +26,12 @@ def make_gradient(run: PhaseRun) -> Any:
     """
     experiment = run.experiment
     loss = make_loss(
-        run.model, experiment.task, run.plan, experiment.preprocess.device, parse_augment("")
+        run.model,
+        experiment.task,
+        run.plan,
+        experiment.preprocess.device,
+        parse_augment(""),
+        experiment.teacher,
     )
 
     def gradient(state: State, base: Base, batch: Any) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import augmented
 from finetune_jax.deltas import Adapted
 from finetune_jax.models import DTYPES
 from finetune_jax.schemes import Phase, Plan
@@ -157,12 +157,18 @@ class PhaseRun:
             shapes = jax.eval_shape(self._create, *values)
             return jax.jit(self._create, out_shardings=state_sharding(self.experiment.mesh, shapes))
 
-        return once(("create", self.index), compile_create)(*values)
+        state, base = once(("create", self.index), compile_create)(*values)
+        teacher = self.experiment.teacher
+        return state, dataclasses.replace(base, teacher=teacher.variables if teacher else {})
 
     def abstract_state(self, anchor: Any = None) -> tuple[Any, Any]:
         """State and base as shape structs with shardings."""
         seed = self.experiment.config.seed
-        shapes = jax.eval_shape(self._create, self.abstract, anchor or {}, self.hyper(), seed)
+        state, base = jax.eval_shape(self._create, self.abstract, anchor or {}, self.hyper(), seed)
+        if self.experiment.teacher:
+            answers = jax.eval_shape(lambda v: v, self.experiment.teacher.variables)
+            base = dataclasses.replace(base, teacher=answers)
+        shapes = (state, base)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,
@@ -192,18 +198,20 @@ class PhaseRun:
     def train_step(self) -> Any:
         """The step, not yet compiled."""
         experiment, config = self.experiment, self.experiment.config
+        prepare, augment = augmented(experiment.preprocess, config.data.augment)
         return make_train_step(
             self.model,
             experiment.task,
             self.plan,
             self.optimizer,
-            experiment.preprocess.device,
-            parse_augment(config.data.augment),
+            prepare,
+            augment,
             accumulate=config.train.accumulate,
             ema_decay=config.optimizer.ema_decay,
             sam_rho=config.optimizer.sam_rho,
             l2_sp=config.optimizer.l2_sp,
             l2_sp_head=config.optimizer.l2_sp_head,
+            teacher=experiment.teacher,
         )
 
     def compile_train_step(self, anchor: Any = None, *, cached: bool = False) -> Any:
@@ -245,9 +253,11 @@ class PhaseRun:
             self.abstract if variables is None else variables,
         )
         start = self.plan.stages[len(self.plan.prefix)] if cached else None
-        step = make_eval_step(
-            self.model, self.experiment.task, self.experiment.preprocess.device, start
+        task, config = self.experiment.task, self.experiment.config
+        prepare, augment = augmented(
+            self.experiment.preprocess, config.data.augment if task.random_inputs else ""
         )
+        step = make_eval_step(self.model, task, prepare, start, augment)
         placed = state_sharding(self.experiment.mesh, like)
         return (
             jax.jit(step, in_shardings=(placed, batch_sharding(self.experiment.mesh)))

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import augmented, canonical, mixes
 from finetune_jax.data.batches import eval_batches
 from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.files import read_json, write_json
@@ -44,7 +44,8 @@ def cache_prefix(
 ) -> Examples:
     """Returns examples that hold activations instead of inputs, or `examples` as they are.
 
-    Not cached: a plan without a prefix, augmented training images without fixed views, and what
+    Not cached: a plan without a prefix, augmented training images without fixed views, or mixed
+    with others, those that a teacher sees as well, inputs that the task draws at random, and what
     exceeds the limits of ``config.prefix_cache``.
 
     Args:
@@ -60,9 +61,12 @@ def cache_prefix(
     settings, prefix = config.prefix_cache, run.plan.prefix
     if not (settings.enabled and prefix) or jax.process_count() > 1:
         return examples
-    augment = config.data.augment if training else ""
+    augment = canonical(config.data.augment) if training else ""
     views = settings.views if augment else 1
-    if augment and not views:
+    if augment and (not views or mixes(augment)):
+        return examples
+    task = run.experiment.task
+    if task.random_inputs or (training and task.teacher):
         return examples
     total = run.activation_bytes * len(examples) * views
     in_memory = total <= settings.bytes
@@ -144,12 +148,12 @@ def _batches(
     """
     experiment = run.experiment
     stop = run.plan.stages[len(run.plan.prefix)]
-    change = parse_augment(augment)
+    inputs_of, change = augmented(experiment.preprocess, augment)
     # The train step's batch size, so that the same kernels run as without a cache.
     batch_size = experiment.config.train.batch_size
 
     def forward(variables: Any, batch: Any, key: Any) -> Any:
-        x, _ = change(key, experiment.preprocess.device(batch), batch)
+        x, _ = change(key, inputs_of(batch), batch)
         return run.model.apply(variables, x, stop=stop)
 
     placed = state_sharding(experiment.mesh, variables)

@@ -12,7 +12,13 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.sources import ActivationExamples, Examples
-from finetune_jax.evaluation.scores import evaluate
+from finetune_jax.evaluation.probes import (
+    TRAINING_EXAMPLES,
+    parse_probes,
+    probe_scores,
+    sample,
+)
+from finetune_jax.evaluation.scores import evaluate, forward_all
 from finetune_jax.reporting.progress import MetricsWriter
 from finetune_jax.schemes import Plan
 from finetune_jax.training import state as state_lib
@@ -119,6 +125,34 @@ class Run:
             lambda: run.compile_eval_step(size, variables, cached=cached),
         )
         task, encode = self.experiment.task, self.experiment.encode
-        return evaluate(
-            task, step, variables, examples, encode, batch_size=size, place=self.place
-        )
+        return evaluate(task, step, variables, examples, encode, batch_size=size, place=self.place)
+
+    def probe(
+        self, run: PhaseRun, variables: dict[str, Any], train: Examples, validation: Examples
+    ) -> dict[str, float]:
+        """Validation accuracy of the probes of ``eval.probes``; examples as for `score`."""
+        experiment = self.experiment
+        probes = parse_probes(experiment.config.eval.probes)
+        if not probes:
+            return {}
+        behind = run.plan.stages[len(run.plan.prefix)]
+
+        def features(variables: dict[str, Any], batch: dict[str, Any]) -> jax.Array:
+            if "activation" in batch:
+                return run.model.apply(variables, batch["activation"], start=behind, stop="head")
+            return run.model.apply(variables, experiment.preprocess.device(batch), stop="head")
+
+        step = self.shared.once(("probe", run.index), lambda: jax.jit(features))
+
+        def of(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
+            found, targets = forward_all(
+                lambda batch: step(variables, batch),
+                examples,
+                experiment.encode,
+                batch_size=experiment.config.eval.batch_size,
+                place=self.place,
+                indices=sample(len(examples), limit),
+            )
+            return found, targets["label"]
+
+        return probe_scores(probes, of(train, TRAINING_EXAMPLES), of(validation))

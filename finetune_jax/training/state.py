@@ -45,11 +45,13 @@ class Base:
       params: frozen leaves.
       stats: kept BatchNorm statistics.
       anchor: pretrained values of trainable leaves that L2-SP pulls towards; empty without it.
+      teacher: variables of `finetune_jax.training.teacher.Teacher`; empty without one.
     """
 
     params: Any
     stats: Any
     anchor: Any
+    teacher: Any = flax.struct.field(default_factory=dict)
 
 
 def create(

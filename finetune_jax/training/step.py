@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from finetune_jax.schemes import Plan
 from finetune_jax.tasks import Task
 from finetune_jax.training.state import Base, State
 
+if TYPE_CHECKING:
+    from finetune_jax.training.teacher import Teacher
+
 Batch = dict[str, jax.Array]
 
 
@@ -26,6 +30,7 @@ def make_loss(
     plan: Plan,
     prepare: Callable[[Batch], Any],
     augment: Augment,
+    teacher: Teacher | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
     """Returns the loss of the trainable half; arguments as for `make_train_step`.
 
@@ -41,18 +46,26 @@ def make_loss(
         if "activation" in batch:
             x, start = batch["activation"], after_prefix
         else:
-            (x, batch), start = augment(augment_key, prepare(batch), batch), None
+            raw, start = batch, None
+            x, batch = task.inputs(augment_key, lambda key: augment(key, prepare(raw), raw))
+            if teacher:
+                batch = {**batch, **teacher.answer(base.teacher, x)}
+        variables = {
+            "params": tree.merge(params, base.params),
+            "batch_stats": tree.merge(stats, base.stats),
+        }
         outputs, updates = model.apply(
-            {
-                "params": tree.merge(params, base.params),
-                "batch_stats": tree.merge(stats, base.stats),
-            },
+            variables,
             x,
             plan.mode,
             start=start,
+            stop="head" if task.reads_features else None,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
+        if task.reads_features:
+            batch = {**batch, "features": outputs}
+            outputs = model.apply(variables, outputs, start="head")
         values = task.per_example(outputs, batch, hyper)
         metrics = jax.tree.map(jnp.mean, values)
         new_stats, _ = plan.split_statistics(_complete(updates.get("batch_stats", {}), stats))
@@ -74,6 +87,7 @@ def make_train_step(
     sam_rho: float = 0.0,
     l2_sp: float = 0.0,
     l2_sp_head: float = 0.0,
+    teacher: Teacher | None = None,
 ) -> Callable[[State, Base, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the step, ready for `jax.jit`.
 
@@ -95,6 +109,7 @@ def make_train_step(
         none. BatchNorm statistics come from the first of the two passes.
       l2_sp: alpha of alpha/2 |w - w0|² over ``base.anchor`` (Li et al. 2018, arXiv 1802.01483).
       l2_sp_head: beta of beta/2 |w|² over trainable leaves without an anchor.
+      teacher: whose answers the task reads; its variables are ``base.teacher``.
 
     Returns:
       A function of (state, base, batch) to (state, metrics). The batch has the task's targets and
@@ -102,7 +117,7 @@ def make_train_step(
       Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty, what else the task
       gives per example, and ``grad_norm`` over the trainable half.
     """
-    slope = jax.grad(make_loss(model, task, plan, prepare, augment), has_aux=True)
+    slope = jax.grad(make_loss(model, task, plan, prepare, augment, teacher), has_aux=True)
 
     def gradient(params: Any, stats: Any, *rest: Any) -> Any:
         grads, aux = slope(params, stats, *rest)
@@ -126,10 +141,18 @@ def make_train_step(
         if accumulate == 1:
             grads, (stats, metrics) = gradient(state.params, state.stats, *fixed, batch, key)
         else:
-            # Interleaved, so that every device keeps a share of every micro-batch.
-            micro = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-            )
+            # Interleaved, so that every device keeps a share of every micro-batch; activations of
+            # one example, which come in a row, stay together.
+            def split(x: jax.Array, inputs: int) -> jax.Array:
+                parts = x.reshape(-1, accumulate, inputs, *x.shape[1:]).swapaxes(0, 1)
+                return parts.reshape(accumulate, -1, *x.shape[1:])
+
+            micro = {
+                name: jax.tree.map(
+                    functools.partial(split, inputs=task.views if name == "activation" else 1), x
+                )
+                for name, x in batch.items()
+            }
 
             def body(carry: Any, item: Any) -> tuple[Any, None]:
                 total, stats, sums = carry
@@ -177,15 +200,28 @@ def make_eval_step(
     task: Task,
     prepare: Callable[[Batch], Any],
     start: str | None = None,
+    augment: Augment | None = None,
 ) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
     """Returns (variables, batch) to what the task observes of each example.
 
     Every stage runs in inference mode. Padding is left to the caller, who has the mask. With
-    `start`, the batch holds ``activation``, what enters that stage, instead of inputs.
+    `start`, the batch holds ``activation``, what enters that stage, instead of inputs. A task of
+    random inputs draws them by the same key for every batch, with `augment` between `prepare` and
+    the model; the others do without it.
     """
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        x = batch["activation"] if start else prepare(batch)
-        return task.observe(model.apply(variables, x, start=start), batch)
+        if task.random_inputs:
+            change = augment or (lambda key, inputs, batch: (inputs, batch))
+            raw = batch
+            x, batch = task.inputs(jax.random.key(0), lambda key: change(key, prepare(raw), raw))
+        else:
+            x = batch["activation"] if start else prepare(batch)
+        if task.reads_features:
+            x = model.apply(variables, x, start=start, stop="head")
+            batch, start_head = {**batch, "features": x}, "head"
+        else:
+            start_head = start
+        return task.observe(model.apply(variables, x, start=start_head), batch)
 
     return eval_step

@@ -118,7 +118,10 @@ def train_phase(
             progress.update(step)
         scores = None
         if validation is not None and (step % eval_every == 0 or step == stop):
-            scores = current.score(run, state_lib.variables(state, base), validation)
+            evaluated = state_lib.variables(state, base)
+            scores = current.score(run, evaluated, validation)
+            scores |= current.probe(run, evaluated, train, validation)
+            del evaluated
             current.writer.write(step, "validation", scores)
             line = headline(experiment.task.metric, scores)
             say(f"step {step}  validation {line}  loss {scores['loss']:.4f}")

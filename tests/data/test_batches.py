@@ -13,6 +13,7 @@ from finetune_jax.data.preprocess import ImagePreprocess, from_json
 from finetune_jax.data.sources import ArrayExamples, open_source
 from finetune_jax.data.splits import resolve_split
 
+
 def numbered(count):
     images = np.zeros((count, 4, 4, 3), np.uint8)
     return ArrayExamples({"image": images, "label": np.arange(count, dtype=np.int32)})
@@ -113,7 +114,9 @@ def test_device_preprocessing_is_the_formula():
     images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
     preprocess = ImagePreprocess(4, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "nearest", crop=0)
     expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.6, 0.7])
-    np.testing.assert_allclose(preprocess.device({"image": jnp.asarray(images)}), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        preprocess.device({"image": jnp.asarray(images)}), expected, atol=1e-6
+    )
     assert from_json(preprocess.to_json()) == preprocess
 
 

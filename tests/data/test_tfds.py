@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune_jax.config import default
-from finetune_jax.data.sources import open_source
+from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError
 from finetune_jax.training import prefix_cache
 from finetune_jax.training.experiment import prepare
@@ -84,3 +84,53 @@ def test_two_copies_of_one_name_never_share_cached_activations(builder, data_dir
 
     assert key(data_dir) == key(data_dir)
     assert key(data_dir) != key(prepared(builder, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    class TinyTexts(tfds.core.GeneratorBasedBuilder):
+        """Texts with a class under another name, and a number."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "text": tfds.features.Text(),
+                    "label-coarse": tfds.features.ClassLabel(names=["a", "b"]),
+                    "score": np.float32,
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(6):
+                yield str(i), {"text": f"grün {i}", "label-coarse": i % 2, "score": i / 2}
+
+    return str(tmp_path_factory.mktemp("texts"))
+
+
+def test_a_dataset_is_prepared_only_where_the_config_says_so(texts):
+    with pytest.raises(UserError, match="data.prepare=True"):
+        open_source("tfds:tiny_texts", data_dir=texts)
+    source = open_source("tfds:tiny_texts", Options(data_dir=texts, prepare=True))
+    assert source.splits == {"train": 6}
+
+
+def test_texts_read_by_feature_and_classes_by_the_column_named(texts):
+    plain = open_source("tfds:tiny_texts", Options(data_dir=texts, prepare=True))
+    assert plain.class_names == ()
+    assert set(plain.columns) == {"text", "label-coarse", "score"}
+    source = open_source("tfds:tiny_texts", Options(data_dir=texts, label_column="label-coarse"))
+    assert source.class_names == ("a", "b")
+    examples = source.read("train")
+    for i in range(6):
+        number = int(examples[i]["text"].removeprefix("grün "))
+        assert examples[i]["label"] == number % 2
+        assert examples[i]["score"] == number / 2
+    assert source.origin != plain.origin
+    with pytest.raises(UserError, match="Did you mean 'label-coarse'"):
+        open_source("tfds:tiny_texts", Options(data_dir=texts, label_column="label_coarse"))

@@ -95,7 +95,9 @@ def test_dropout_is_active_in_the_top_only():
     def run(stages, seed):
         rngs = {"dropout": jax.random.key(seed)}
         mode = Mode(dropout=frozenset(stages))
-        return np.asarray(model.apply(variables, entering, mode, start="top", stop="head", rngs=rngs))
+        return np.asarray(
+            model.apply(variables, entering, mode, start="top", stop="head", rngs=rngs)
+        )
 
     assert np.array_equal(run(("block_0",), 0), run((), 1))
     assert not np.array_equal(run(("top",), 0), run(("top",), 1))

@@ -7,7 +7,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import initialise
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import load, map_of, open_weights
-from finetune_jax.pretrained.inspect import report
+from finetune_jax.pretrained.inspection import report
 from finetune_jax.pretrained.names import maps_of
 from finetune_jax.pretrained.stacked import unstack
 

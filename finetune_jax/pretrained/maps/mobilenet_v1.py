@@ -10,9 +10,7 @@ _KERAS = NameMap(
     (
         Rule("conv1/kernel", "params/stem/conv1/kernel"),
         *keras_batch_norm("conv1_bn", "stem/norm1"),
-        Rule(
-            "conv_dw_{i+1}/depthwise_kernel", "params/block_{i}/depthwise/kernel", DEPTHWISE
-        ),
+        Rule("conv_dw_{i+1}/depthwise_kernel", "params/block_{i}/depthwise/kernel", DEPTHWISE),
         # Keras 3 calls it so.
         Rule("conv_dw_{i+1}/kernel", "params/block_{i}/depthwise/kernel", DEPTHWISE),
         *keras_batch_norm("conv_dw_{i+1}_bn", "block_{i}/norm1"),

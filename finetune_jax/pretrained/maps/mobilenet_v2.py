@@ -96,9 +96,7 @@ def _keras_block(source: str, stage: str, *, expand: bool) -> tuple[Rule, ...]:
     return (
         *((Rule(f"{source}_expand/kernel", f"params/{stage}/conv1/kernel"),) * expand),
         *(keras_batch_norm(f"{source}_expand_BN", f"{stage}/norm1") * expand),
-        Rule(
-            f"{depthwise}/depthwise_kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE
-        ),
+        Rule(f"{depthwise}/depthwise_kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE),
         # Keras 3 calls it so.
         Rule(f"{depthwise}/kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE),
         *keras_batch_norm(f"{depthwise}_BN", f"{stage}/norm2"),

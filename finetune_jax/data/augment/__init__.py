@@ -1,0 +1,155 @@
+"""Random augmentations on device, inside the jitted step: ``"random_crop(pad=4) + flip"``.
+
+They see pixels, RGB in [0, 1], before these are normalised. Every image is drawn for by itself,
+from the step's key alone: the same on any number of devices, and one program whatever is drawn.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.data.augment import colour, geometry, mix, rand_augment
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.grammar import Call, parse
+
+Augment = Callable[[jax.Array, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+"""(PRNG key, what the batch's inputs became, batch) to both, changed."""
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "flip": geometry.flip,
+    "random_crop": geometry.random_crop,
+    "random_resized_crop": geometry.random_resized_crop,
+    "random_erasing": geometry.random_erasing,
+    "colour_jitter": colour.colour_jitter,
+    "grayscale": colour.grayscale,
+    "rand_augment": rand_augment.rand_augment,
+}
+MIXES: dict[str, Callable[..., Any]] = {"mixup": mix.mixup, "cutmix": mix.cutmix}
+_COLOURS = ("colour_jitter", "grayscale")  # leave every pixel where it is
+
+
+def canonical(augment: str | Sequence[str]) -> str:
+    """``config.data.augment``, a text or several, as one text; empty for none."""
+    texts = [augment] if isinstance(augment, str) else list(augment)
+    return " + ".join(text.strip() for text in texts if text.strip())
+
+
+def mixes(augment: str | Sequence[str]) -> bool:
+    """Whether it mixes images of a batch, and so changes targets."""
+    return any(term.name in MIXES for term in _terms(augment))
+
+
+def parse_augment(augment: str | Sequence[str], fill: Any = 0.0) -> Augment:
+    """Returns a function of (key, pixels, batch) that runs the terms left to right.
+
+    The terms that mix (`MIXES`) come last; of several, one is drawn in each step. They add
+    ``label2`` and ``mix`` to the batch.
+
+    Args:
+      augment: terms joined by ``+``, or several such texts; empty for none.
+      fill: f32[channels], what is outside of an image.
+
+    Raises:
+      UserError: an unknown term or argument, a value out of range, or a mixing term not at the end.
+    """
+    terms = _terms(augment)
+    made = [_make(term) for term in terms]
+    last = [term.name in MIXES for term in terms]
+    if last != sorted(last):
+        raise UserError(
+            f"data.augment: what mixes images comes last, found {' + '.join(map(str, terms))}"
+        )
+    transforms, mixing = made[: last.count(False)], made[last.count(False) :]
+
+    def apply(key: jax.Array, pixels: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        for index, transform in enumerate(transforms):
+            pixels = transform(jax.random.fold_in(key, index), pixels, jnp.asarray(fill))
+        if mixing:
+            first, second = jax.random.split(jax.random.fold_in(key, len(transforms)))
+            which = jax.random.randint(first, (), 0, len(mixing))
+            pixels, own = jax.lax.switch(which, mixing, second, pixels)
+            batch = {**batch, "label2": jnp.roll(batch["label"], 1, axis=0), "mix": own}
+        return pixels, batch
+
+    return apply
+
+
+def augmented(
+    preprocess: Any, augment: str | Sequence[str]
+) -> tuple[Callable[[dict[str, Any]], Any], Augment]:
+    """The two halves of a preprocessing's `device` with augmentation between them.
+
+    Args:
+      preprocess: `Preprocess`.
+      augment: see `parse_augment`.
+
+    Returns:
+      A function of the batch, and what makes the model's input of its result.
+
+    Raises:
+      UserError: `parse_augment`'s, and inputs that are no images.
+    """
+    if not canonical(augment):
+        return preprocess.device, lambda key, inputs, batch: (inputs, batch)
+    if not hasattr(preprocess, "pixels"):
+        raise UserError(
+            f"data.augment: {canonical(augment)!r} is for images, and the model reads "
+            f"{preprocess.kind}; expected ''"
+        )
+    change = parse_augment(augment, preprocess.fill)
+
+    def apply(key: jax.Array, pixels: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        pixels, batch = change(key, pixels, batch)
+        return preprocess.normalise(pixels), batch
+
+    return preprocess.pixels, apply
+
+
+def check_targets(augment: str | Sequence[str], targets: Mapping[str, Any]) -> None:
+    """Raises UserError where targets would no longer be those of the changed images.
+
+    Args:
+      augment: see `parse_augment`.
+      targets: abstract arrays of a batch, from `Task.abstract`.
+    """
+    terms = _terms(augment)
+    if "mask" in targets:
+        moving = [term.name for term in terms if term.name not in _COLOURS]
+        if moving:
+            raise UserError(
+                f"data.augment: {moving[0]} moves pixels, but not those of the masks; for this "
+                f"task expected only {', '.join(_COLOURS)}"
+            )
+    label = targets.get("label")
+    if mixes(augment) and not (
+        label is not None and len(label.shape) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+    ):
+        raise UserError(
+            "data.augment: mixup and cutmix mix classes, and this task has not one class per image"
+        )
+
+
+def _terms(augment: str | Sequence[str]) -> Sequence[Call]:
+    text = canonical(augment)
+    return parse(text) if text else ()
+
+
+def _make(term: Call) -> Any:
+    known = {**TRANSFORMS, **MIXES}
+    if term.name not in known:
+        raise UserError(
+            f"data.augment: unknown augmentation {term.name!r}.{nearest(term.name, known)}"
+        )
+    try:
+        bound = inspect.signature(known[term.name]).bind(*term.args, **dict(term.kwargs))
+    except TypeError as error:
+        raise UserError(f"data.augment: {term}: {error}") from None
+    try:
+        return known[term.name](*bound.args, **bound.kwargs)
+    except UserError as error:
+        raise UserError(f"data.augment: {error}") from None

@@ -1,0 +1,207 @@
+"""Where pixels come from: mirror, shift, cut, zoom, turn, erase.
+
+Images are f32[b, h, w, channels]; each is drawn for by itself. `fill` f32[channels] is put where a
+transform needs pixels that the image does not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from finetune_jax.data.augment.base import Transform, interval, share
+from finetune_jax.errors import UserError
+
+_TRIES = 10  # boxes drawn per image, of which the first that fits is taken
+
+
+def flip() -> Transform:
+    """Mirrors each image left-right with probability 1/2."""
+
+    def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
+        chosen = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+        return jnp.where(chosen, images[:, :, ::-1], images)
+
+    return apply
+
+
+def random_crop(pad: int) -> Transform:
+    """Cuts a window of the original size, at an own offset, out of the image padded with `fill`.
+
+    Args:
+      pad: pixels on each side, as in He et al. 2015 (arXiv 1512.03385, section 4.2: 4 of 32).
+    """
+    if not isinstance(pad, int) or pad < 0:
+        raise UserError(f"random_crop: pad: expected a whole number >= 0, found {pad!r}")
+
+    def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
+        batch, height, width, channels = images.shape
+        sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+        inside = jnp.pad(jnp.ones((1, height, width, 1), bool), sides)
+        padded = jnp.where(inside, jnp.pad(images, sides), fill)
+        offsets = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)
+
+        def cut(image: jax.Array, offset: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(image, (*offset, 0), (height, width, channels))
+
+        return jax.vmap(cut)(padded, offsets)
+
+    return apply
+
+
+def random_resized_crop(
+    scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
+) -> Transform:
+    """Cuts a box of random area and proportions and stretches it to the image's size, bilinearly.
+
+    From Szegedy et al. 2014 (arXiv 1409.4842), with torchvision's way of drawing: of ten boxes the
+    first that fits, else the largest box in the middle with allowed proportions. The box is cut out
+    of the image as it was preprocessed, so what that cropped away never comes back.
+
+    Args:
+      scale: range of the box' share of the area, within (0, 1].
+      ratio: range of width / height, above 0; drawn evenly in its logarithm.
+    """
+    interval("random_resized_crop: scale", scale, 0.0, 1.0, open_low=True)
+    interval("random_resized_crop: ratio", ratio, 0.0, math.inf, open_low=True)
+
+    def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
+        batch, height, width, _ = images.shape
+        boxes = draw_boxes(key, batch, height, width, scale, ratio)
+
+        def cut(image: jax.Array, box: jax.Array) -> jax.Array:
+            top, left, tall, wide = box
+            rows = _stretch(top, tall, height)
+            columns = _stretch(left, wide, width)
+            # "highest": TensorFloat-32 would round pixels to 10 bits.
+            return jnp.einsum("yh,xw,hwc->yxc", rows, columns, image, precision="highest")
+
+        return jax.vmap(cut)(images, boxes)
+
+    return apply
+
+
+def draw_boxes(
+    key: jax.Array,
+    batch: int,
+    height: int,
+    width: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> jax.Array:
+    """Boxes f32[batch, 4]: top, left, height, width in whole pixels, as torchvision draws them."""
+    keys = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(
+        keys[0], (batch, _TRIES), minval=scale[0], maxval=scale[1]
+    )  # fmt: skip
+    logs = jax.random.uniform(
+        keys[1], (batch, _TRIES), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+    )
+    tall = jnp.round(jnp.sqrt(area / jnp.exp(logs)))
+    wide = jnp.round(jnp.sqrt(area * jnp.exp(logs)))
+    fits = (tall >= 1) & (tall <= height) & (wide >= 1) & (wide <= width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    tall = jnp.take_along_axis(tall, first, 1)[:, 0]
+    wide = jnp.take_along_axis(wide, first, 1)[:, 0]
+    top = jnp.floor(jax.random.uniform(keys[2], (batch,)) * (height - tall + 1))
+    left = jnp.floor(jax.random.uniform(keys[3], (batch,)) * (width - wide + 1))
+    # The largest box of allowed proportions, in the middle.
+    spare_h, spare_w = float(height), float(width)
+    if width / height < ratio[0]:
+        spare_h = float(round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        spare_w = float(round(height * ratio[1]))
+    spare = (height - spare_h) // 2, (width - spare_w) // 2, spare_h, spare_w
+    drawn = jnp.stack([top, left, tall, wide], -1)
+    return jnp.where(fits.any(1, keepdims=True), drawn, jnp.array(spare, jnp.float32))
+
+
+def _stretch(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
+    """Bilinear weights f32[size, size] that stretch `length` pixels from `start` to `size`."""
+    places = (jnp.arange(size) + 0.5) * length / size - 0.5
+    places = start + jnp.clip(places, 0, length - 1)
+    return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(size)))
+
+
+def random_erasing(
+    p: float = 0.5, area: Sequence[float] = (0.02, 0.4), ratio: Sequence[float] = (0.3, 3.3)
+) -> Transform:
+    """Fills a box of the image with its own noise, uniform in [0, 1] (Zhong et al. 2017).
+
+    arXiv 1708.04896, its "random erasing with random values", and its ranges.
+
+    Args:
+      p: probability, in [0, 1].
+      area: range of the box' share of the area, within (0, 1].
+      ratio: range of width / height, above 0.
+    """
+    share("random_erasing: p", p)
+    interval("random_erasing: area", area, 0.0, 1.0, open_low=True)
+    interval("random_erasing: ratio", ratio, 0.0, math.inf, open_low=True)
+
+    def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
+        batch, height, width, _ = images.shape
+        keys = jax.random.split(key, 3)
+        inside = box_mask(draw_boxes(keys[0], batch, height, width, area, ratio), height, width)
+        chosen = jax.random.bernoulli(keys[1], float(p), (batch, 1, 1, 1))
+        noise = jax.random.uniform(keys[2], images.shape, images.dtype)
+        return jnp.where(chosen & inside[..., None], noise, images)
+
+    return apply
+
+
+def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
+    """bool[b, height, width]: inside of boxes [b, 4] (top, left, height, width)."""
+    top, left, tall, wide = (boxes[:, i, None] for i in range(4))
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    in_rows = (rows >= top) & (rows < top + tall)
+    in_columns = (columns >= left) & (columns < left + wide)
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def warp(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
+    """Looks up pixel (x, y) of each result at M (x, y, 1), bilinearly; `fill` from outside.
+
+    Args:
+      images: f32[b, h, w, c].
+      matrices: f32[b, 2, 3], to pixel places of the image.
+      fill: f32[c].
+    """
+    _, height, width, channels = images.shape
+    ys, xs = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    grid = jnp.stack([xs, ys, jnp.ones_like(xs)], -1).astype(jnp.float32)
+
+    def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
+        places = jnp.einsum("ij,hwj->hwi", matrix, grid, precision="highest")
+        corner = jnp.floor(places)
+        right, below = (places - corner)[..., 0, None], (places - corner)[..., 1, None]
+        x, y = corner[..., 0].astype(jnp.int32), corner[..., 1].astype(jnp.int32)
+        flat = image.reshape(-1, channels)
+
+        def pixel(x: jax.Array, y: jax.Array) -> jax.Array:
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
+            return jnp.where(inside[..., None], flat[index], fill)
+
+        above = pixel(x, y) * (1 - right) + pixel(x + 1, y) * right
+        under = pixel(x, y + 1) * (1 - right) + pixel(x + 1, y + 1) * right
+        return above * (1 - below) + under * below
+
+    return jax.vmap(one)(images, matrices)
+
+
+def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:
+    """Matrices f32[b, 2, 3] for `warp` that turn images about their middle."""
+    angle = degrees * (math.pi / 180)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return jnp.stack(
+        [
+            jnp.stack([cos, -sin, x - cos * x + sin * y], -1),
+            jnp.stack([sin, cos, y - sin * x - cos * y], -1),
+        ],
+        -2,
+    )

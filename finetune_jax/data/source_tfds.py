@@ -1,0 +1,166 @@
+"""Prepared TFDS datasets, read at random without TensorFlow: ``tfds:NAME[/CONFIG][:VERSION]``.
+
+An example has the dataset's features by their names: an image as uint8[height, width, 3], a text as
+str, a class as its number, anything else as it is. The features that ``data.image_column``,
+``data.label_column`` and ``data.mask_column`` name are ``image``, ``label`` and ``mask``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_jax.data.listing import pick
+from finetune_jax.data.sources import Options, Source
+from finetune_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class _TfdsExamples:
+    """Attributes: source; by feature, its column and what makes the value."""
+
+    source: Sequence[dict[str, Any]]
+    features: dict[str, tuple[str, Callable[[Any], Any]]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[int(index)]
+        return {column: make(example[name]) for name, (column, make) in self.features.items()}
+
+
+def _rgb(image: Any) -> np.ndarray:
+    image = np.asarray(image)
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def _mask(mask: Any) -> np.ndarray:
+    mask = np.asarray(mask)
+    return mask[..., 0] if mask.ndim == 3 else mask
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def open_(name: str, dataset: str, options: Options) -> Source:
+    """Opens a prepared dataset, or prepares it first where ``data.prepare`` says so.
+
+    Raises:
+      UserError: an unknown dataset, one that is not prepared or not in a format with random
+        access, or columns that it does not have.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(dataset, data_dir=options.data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.core.registered.list_imported_builders()
+        known += tfds.core.visibility and _tfds_package_names()
+        base = dataset.split("/")[0].split(":")[0]
+        raise UserError(
+            f"data.source: TFDS knows no dataset {dataset!r}, and none is prepared under "
+            f"{options.data_dir or 'its default data_dir'!r}.{nearest(base, known)}"
+        ) from None
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"data.source: {name!r}: {error}") from None
+    if not builder.info.splits and options.prepare:
+        _prepare(name, builder)
+    info = builder.info
+    if not info.splits:
+        raise UserError(
+            f"data.source: {name!r} is not prepared in {builder.data_dir}; set data.data_dir to "
+            f"where it is, or prepare it with data.prepare=True, which is "
+            f"tfds.builder({dataset!r}).download_and_prepare(file_format='array_record')"
+        )
+    file_format = getattr(info.file_format, "value", str(info.file_format))
+    if file_format not in ("array_record", "parquet"):
+        raise UserError(
+            f"data.source: {name!r} is prepared as {file_format!r}, which has no random access; "
+            f"convert it once with: tfds convert_format --dataset_dir={builder.data_dir} "
+            f"--out_file_format=array_record"
+        )
+    features = dict(info.features.items())
+    columns = _columns(features, name, options)
+    label = next((f for f, (column, _) in columns.items() if column == "label"), "")
+    # Of a list of classes (several labels per example), the classes.
+    labels = getattr(features.get(label), "feature", features.get(label))
+    names = tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
+    return Source(
+        name,
+        names,
+        {split: s.num_examples for split, s in info.splits.items()},
+        lambda split: _TfdsExamples(builder.as_data_source(split=split), columns),
+        _origin(builder, options),
+        tuple(column for column, _ in columns.values()),
+    )
+
+
+def _columns(
+    features: dict[str, Any], name: str, options: Options
+) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """By feature: the column it becomes, and what makes its values."""
+    import tensorflow_datasets as tfds
+
+    renamed = {}
+    for key in ("image", "label", "mask"):
+        wanted = getattr(options, f"{key}_column")
+        found = pick(wanted, key, features, f"{key}_column", repr(name))
+        if found:
+            renamed[found] = key
+    columns: dict[str, tuple[str, Callable[[Any], Any]]] = {}
+    for feature, kind in features.items():
+        column = renamed.get(feature, feature)
+        if column in renamed.values() and feature not in renamed:
+            continue  # another feature takes its name
+        if column == "mask":
+            make: Callable[[Any], Any] = _mask
+        elif isinstance(kind, tfds.features.Image):
+            make = _rgb
+        elif isinstance(kind, tfds.features.Text):
+            make = _text
+        elif isinstance(kind, tfds.features.ClassLabel):
+            make = int
+        else:
+            make = _same
+        columns[feature] = (column, make)
+    return columns
+
+
+def _prepare(name: str, builder: Any) -> None:
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # whatever a builder's own code and its downloads raise
+        raise UserError(
+            f"data.prepare: {name!r} could not be prepared in {builder.data_dir}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _origin(builder: Any, options: Options) -> str:
+    """Folder, which ends in the version, and a hash of what the builder wrote about it."""
+    description = (builder.data_path / "dataset_info.json").read_bytes()
+    read = f"{options.image_column} {options.label_column} {options.mask_column}"
+    return f"{builder.data_path} {hashlib.sha256(description).hexdigest()} {read}"
+
+
+def _tfds_package_names() -> list[str]:
+    """Names of the dataset builders TFDS ships, read from its package index without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    names = []
+    for folder in ("image", "image_classification", "dataset_builders", "datasets"):
+        root = epath.resource_path(tfds) / folder
+        if root.exists():
+            names += [p.stem for p in root.iterdir() if not p.name.startswith(("_", "."))]
+    return names

@@ -1,0 +1,98 @@
+"""Scores under common corruptions (Hendrycks and Dietterich 2019, arXiv 1903.12261)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune_jax.data.batches import cached
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.evaluation.corruptions import CORRUPTIONS, LEFT_OUT, SEVERITIES, corrupt
+
+if TYPE_CHECKING:
+    from finetune_jax.evaluation.subject import Subject
+
+
+def parse_corruptions(text: str) -> tuple[str, ...]:
+    """Names from ``all`` or a list joined by commas; UserError for an unknown one."""
+    if text == "all":
+        return tuple(CORRUPTIONS)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name in LEFT_OUT:
+            raise UserError(f"--corruptions: {name} is not available: {LEFT_OUT[name]}")
+        if name not in CORRUPTIONS:
+            raise UserError(
+                f"--corruptions: unknown corruption {name!r}.{nearest(name, CORRUPTIONS)}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def parse_severities(text: str) -> tuple[int, ...]:
+    """Severities from ``all`` or a list joined by commas; UserError for one not in 1 to 5."""
+    if text == "all":
+        return SEVERITIES
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(found) <= {str(s) for s in SEVERITIES}:
+        raise UserError(f"--severity: expected numbers from 1 to 5, or all, found {text!r}")
+    return tuple(int(part) for part in found)
+
+
+def corrupted_scores(subject: Subject, split: str, names: str, severities: str) -> dict[str, Any]:
+    """The headline metric of every corruption and severity.
+
+    Each image is corrupted as the model sees it, at its size and before normalisation, by a key
+    that follows from the config's seed, the corruption and the image's place in the split: runs
+    with the same seed and image size see the same pictures. Values are rounded to 8 bits, as those
+    of the published sets are.
+
+    Args:
+      subject: of images.
+      split: ``train``, ``validation`` or ``test``.
+      names: see `parse_corruptions`.
+      severities: see `parse_severities`.
+
+    Returns:
+      ``metric``; ``clean``; ``scores``: by corruption a list over ``severities``; ``mean`` over
+      each corruption; ``mean_corrupted`` over the corruptions of the main fifteen that were run,
+      and ``main``: which; ``not_run``: those that are left out, and why.
+
+    Raises:
+      UserError: not a model of images, unknown names.
+    """
+    if subject.preprocess.kind != "image":
+        raise UserError(
+            f"--corruptions: expected a model of images, found one of {subject.preprocess.kind}s"
+        )
+    chosen, levels = parse_corruptions(names), parse_severities(severities)
+    metric = subject.task.metric
+    examples = cached(subject.examples(split), subject.encode, subject.config.data.cache_bytes)
+    swap = slice(None, None, -1 if subject.preprocess.channels == "bgr" else 1)
+
+    def measure(name: str | None, level: int = 0) -> float:
+        first = 0
+
+        def place(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+            nonlocal first
+            images = batch["image"][..., swap]
+            if name is not None:
+                images = corrupt(name, images, level, seed=subject.config.seed, first=first)
+            first += len(images)
+            return subject.place({**batch, "image": images[..., swap]})
+
+        observed = subject.observe_examples(examples, place=place)
+        return float(subject.task.scores(observed)[metric])
+
+    found = {name: [measure(name, level) for level in levels] for name in chosen}
+    main = [name for name in chosen if not CORRUPTIONS[name].extra]
+    return {
+        "metric": metric,
+        "severities": list(levels),
+        "clean": measure(None),
+        "scores": found,
+        "mean": {name: float(np.mean(values)) for name, values in found.items()},
+        "main": main,
+        "mean_corrupted": float(np.mean([found[name] for name in main])) if main else None,
+        "not_run": dict(LEFT_OUT) if names == "all" else {},
+    }

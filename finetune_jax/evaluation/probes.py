@@ -1,0 +1,210 @@
+"""Closed-form probes of frozen features: k nearest neighbours, and ridge on a few examples.
+
+Cheap enough to run at every evaluation of a training run: ``eval.probes = "knn(k=20) +
+few_shot(10)"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.grammar import Call, parse
+
+if TYPE_CHECKING:
+    from finetune_jax.tasks import Task
+
+TRAINING_EXAMPLES = 10_000
+"""That probes read at most at an evaluation during training, where all would take too long."""
+
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A probe, as text names it.
+
+    Attributes:
+      name: ``knn`` or ``few_shot``.
+      number: of neighbours, or of training examples per class.
+      temperature: of the votes of neighbours.
+      l2: strength of the ridge.
+      draws: random sets of training examples, whose scores are averaged.
+    """
+
+    name: str
+    number: int
+    temperature: float = 0.07
+    l2: float = 1.0
+    draws: int = 3
+
+    @property
+    def key(self) -> str:
+        """Its name among the scores: ``knn20``, ``few_shot10``."""
+        return f"{self.name}{self.number}"
+
+    def score(
+        self, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+    ) -> float:
+        """Accuracy on `test`, both (features f32[n, width], labels i[n])."""
+        if self.name == "knn":
+            return knn(train, test, k=self.number, temperature=self.temperature)
+        draws = [
+            few_shot(train, test, shots=self.number, l2=self.l2, seed=i) for i in range(self.draws)
+        ]
+        return float(np.mean(draws))
+
+
+_PROBES = {"knn": ("k", 20, ("temperature",)), "few_shot": ("shots", 10, ("l2", "draws"))}
+
+
+def parse_probes(text: str) -> tuple[Probe, ...]:
+    """Reads ``knn(k=20, temperature=0.07) + few_shot(10, l2=1.0, draws=3)``; empty for none.
+
+    Raises:
+      UserError: unknown probe or argument, a value that is no positive number, or one probe twice.
+    """
+    if not text.strip():
+        return ()
+    probes = tuple(_probe(call) for call in parse(text))
+    keys = [probe.key for probe in probes]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"probes: expected each once, found {', '.join(keys)}")
+    return probes
+
+
+def _probe(call: Call) -> Probe:
+    if call.name not in _PROBES:
+        raise UserError(f"unknown probe {call.name!r}.{nearest(call.name, _PROBES)}")
+    first, default, others = _PROBES[call.name]
+    given = dict(call.kwargs)
+    if len(call.args) > 1 or (call.args and first in given):
+        raise UserError(f"probe {call}: expected one number, {first}")
+    number = call.args[0] if call.args else given.pop(first, default)
+    for key in given:
+        if key not in others:
+            raise UserError(
+                f"probe {call}: unknown argument {key!r}.{nearest(key, (first, *others))}"
+            )
+    whole = {first: number, **{k: v for k, v in given.items() if k == "draws"}}
+    for key, value in whole.items():
+        if type(value) is not int or value < 1:
+            raise UserError(
+                f"probe {call}: {key}: expected a whole number of at least 1, found {value!r}"
+            )
+    for key, value in given.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"probe {call}: {key}: expected a positive number, found {value!r}")
+    return Probe(call.name, number, **given)
+
+
+def probe_scores(
+    probes: tuple[Probe, ...],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+) -> dict[str, float]:
+    """Accuracy of each probe on `test` by its key; arguments as for `Probe.score`."""
+    return {probe.key: probe.score(train, test) for probe in probes}
+
+
+def sample(count: int, limit: int) -> np.ndarray:
+    """Numbers i64 of at most `limit` of `count` examples, always the same; 0 for all."""
+    if not limit or limit >= count:
+        return np.arange(count)
+    generator = np.random.Generator(np.random.Philox(0))
+    return np.sort(generator.choice(count, limit, replace=False))
+
+
+def require_classification(task: Task) -> None:
+    """UserError for a task whose examples have no one class each."""
+    if task.name != "classification":
+        raise UserError(
+            f"probes of features and shifted test sets need one class per example; expected "
+            f"the task 'classification', found {task.name!r}"
+        )
+
+
+def knn(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy of weighted nearest neighbours by cosine (Wu et al. 2018, arXiv 1805.01978).
+
+    Args:
+      train: features f32[n, width] and labels i[n].
+      test: likewise; is scored.
+      k: neighbours; all there are where there are fewer.
+      temperature: a neighbour votes exp(cosine / temperature); ties go to the lower class.
+
+    Returns:
+      The share that is right; nan without examples on either side.
+    """
+    (bank, labels), (queries, truth) = train, test
+    if not len(bank) or not len(queries):
+        return math.nan
+    bank, queries = _unit(bank), _unit(queries)
+    k, classes = min(k, len(bank)), int(max(labels.max(), truth.max())) + 1
+    right = 0
+    for start in range(0, len(queries), _CHUNK):
+        cosine = queries[start : start + _CHUNK] @ bank.T
+        near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+        # Relative to the nearest: only ratios count, and none overflows.
+        closeness = np.take_along_axis(cosine, near, 1).astype(np.float64)
+        weights = np.exp((closeness - closeness.max(1, keepdims=True)) / temperature)
+        votes = np.zeros((len(cosine), classes))
+        np.add.at(votes, (np.arange(len(cosine))[:, None], labels[near]), weights)
+        right += int((votes.argmax(1) == truth[start : start + _CHUNK]).sum())
+    return right / len(queries)
+
+
+def few_shot(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    shots: int,
+    l2: float = 1.0,
+    seed: int = 0,
+) -> float:
+    """Accuracy of a ridge regression on a few examples of each class.
+
+    Least squares on targets of -1 and 1, solved in closed form; features are centred and scaled by
+    the few examples alone. Nothing is chosen on the split that is scored.
+
+    Args:
+      train: features f32[n, width] and labels i[n].
+      test: likewise; is scored.
+      shots: examples per class; all there are where there are fewer.
+      l2: strength, relative to features of mean norm 1.
+      seed: of which examples.
+
+    Returns:
+      The share that is right; nan without examples on either side.
+    """
+    (features, labels), (queries, truth) = train, test
+    if not len(features) or not len(queries):
+        return math.nan
+    generator = np.random.Generator(np.random.Philox(seed))
+    order, chosen = generator.permutation(len(labels)), []
+    seen = np.unique(labels)
+    for label in seen:
+        chosen += order[labels[order] == label][:shots].tolist()
+    x, y = features[chosen].astype(np.float64), labels[chosen]
+    mean = x.mean(0)
+    scale = max(float(np.linalg.norm(x - mean, axis=1).mean()), 1e-12)
+    x, targets = (x - mean) / scale, 2.0 * (y[:, None] == seen) - 1
+    # In the space of the examples: there are fewer of them than features, mostly.
+    dual = np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets - targets.mean(0))
+    outputs = ((queries - mean) / scale) @ (x.T @ dual) + targets.mean(0)
+    return float((seen[outputs.argmax(1)] == truth).mean())
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,217 @@
+"""Test sets of the same classes drawn elsewhere, and effective robustness on them.
+
+A set that is not there is reported as not run, with what it needs. Effective robustness (Taori et
+al. 2020, arXiv 2007.00644) is the accuracy beyond what a line, fitted to other models in logit
+space, predicts from the accuracy on the standard test set. The line is never ours: it comes from a
+file, as constants or as the accuracies of the models to fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_jax.data.sources import Options, Source, open_source
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.evaluation.probes import require_classification
+from finetune_jax.evaluation.subject import Subject
+from finetune_jax.files import read_json
+from finetune_jax.metrics.intervals import wilson
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """A shifted test set.
+
+    Attributes:
+      source: as in ``config.data.source``.
+      split: its text.
+      needs: what has to be there, for people.
+    """
+
+    source: str
+    split: str
+    needs: str
+
+
+SHIFTS = {
+    "cifar10_1": Shift(
+        "tfds:cifar10_1/v6", "test", "CIFAR-10.1 v6 (Recht et al. 2018, arXiv 1806.00451)"
+    ),
+    "imagenet_v2": Shift(
+        "tfds:imagenet_v2/matched-frequency",
+        "test",
+        "ImageNetV2 matched-frequency (Recht et al. 2019, arXiv 1902.10811)",
+    ),
+    "imagenet_a": Shift(
+        "tfds:imagenet_a", "test", "ImageNet-A (Hendrycks et al. 2019, arXiv 1907.07174)"
+    ),
+    "imagenet_r": Shift(
+        "tfds:imagenet_r", "test", "ImageNet-R (Hendrycks et al. 2020, arXiv 2006.16241)"
+    ),
+    "imagenet_sketch": Shift(
+        "tfds:imagenet_sketch", "test", "ImageNet-Sketch (Wang et al. 2019, arXiv 1905.13549)"
+    ),
+}
+
+
+def parse_shifts(text: str) -> dict[str, Shift]:
+    """Sets by name.
+
+    Args:
+      text: ``all``, or names of `SHIFTS` and sources ``SOURCE@SPLIT``, joined by commas.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    found = {}
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        source, at, split = name.rpartition("@")
+        if name == "all":
+            found |= SHIFTS
+        elif at:
+            found[name] = Shift(source, split, f"the data source {source!r}")
+        elif name in SHIFTS:
+            found[name] = SHIFTS[name]
+        else:
+            raise UserError(
+                f"--shifts: unknown test set {name!r}.{nearest(name, ('all', *SHIFTS))} Or a data source "
+                f"with its split, such as 'folder:PATH@test'"
+            )
+    return found
+
+
+def shifted_scores(
+    subject: Subject, observed: dict[str, np.ndarray], text: str, line_file: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Accuracy on each set; where it is absent, ``not_run`` with what it needs.
+
+    A set with fewer classes than the model (ImageNet-A has 200) is answered among its own.
+
+    Args:
+      subject: of single-label classification.
+      observed: of the standard test set.
+      text: see `parse_shifts`.
+      line_file: JSON, see `read_lines`; empty for none.
+
+    Returns:
+      By name: ``accuracy`` with its Wilson interval, ``n_scored``, ``standard_accuracy``, and
+      ``effective_robustness`` and ``predicted_accuracy`` where the file has a line for it.
+
+    Raises:
+      UserError: unknown names, another task, an unreadable file.
+    """
+    require_classification(subject.task)
+    shifts, lines = parse_shifts(text), read_lines(Path(line_file)) if line_file else {}
+    standard = float(observed["accuracy"].mean(dtype=np.float64))
+    found: dict[str, dict[str, Any]] = {}
+    for name, shift in shifts.items():
+        try:
+            options = Options(data_dir=subject.config.data.data_dir)
+            source = open_source(shift.source, options)
+            numbers = _class_numbers(source, subject.task.class_names)
+            examples = source.read(shift.split)
+        except UserError as error:
+            found[name] = {"not_run": f"needs {shift.needs}: {error}"}
+            continue
+
+        def encode(example: dict[str, Any], numbers: np.ndarray = numbers) -> Any:
+            return subject.encode({**example, "label": int(numbers[example["label"]])})
+
+        seen = subject.observe_examples(examples, encode)
+        own = np.unique(numbers)
+        right = own[seen["logits"][:, own].argmax(-1)] == seen["label"]
+        low, high = wilson(int(right.sum()), len(right))
+        scores: dict[str, Any] = {
+            "accuracy": float(right.mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "n_scored": len(right),
+            "standard_accuracy": standard,
+        }
+        if name in lines:
+            predicted = lines[name].predict(standard)
+            scores |= {
+                "predicted_accuracy": predicted,
+                "effective_robustness": scores["accuracy"] - predicted,
+            }
+        found[name] = scores
+    return found
+
+
+def _class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
+    """The model's number of each class of a source."""
+    missing = [name for name in source.class_names if name not in names]
+    if missing or not source.class_names:
+        raise UserError(
+            f"{source.name!r} has classes the model does not know: {', '.join(missing[:5])}"
+            if missing
+            else f"{source.name!r} has no classes"
+        )
+    return np.array([list(names).index(name) for name in source.class_names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """logit(shifted accuracy) = slope * logit(standard accuracy) + intercept."""
+
+    slope: float
+    intercept: float
+
+    def predict(self, accuracy: float) -> float:
+        """Shifted accuracy of an ordinary model of that standard accuracy, both in [0, 1]."""
+        if accuracy in (0, 1):
+            return float(accuracy)
+        value = self.slope * math.log(accuracy / (1 - accuracy)) + self.intercept
+        return 1 / (1 + math.exp(-value))
+
+
+def fit_line(standard: Sequence[float], shifted: Sequence[float]) -> Line:
+    """Least squares in logit space over models.
+
+    Args:
+      standard: accuracies in (0, 1).
+      shifted: likewise, of the same models.
+
+    Raises:
+      UserError: fewer than two models, all of one accuracy, or an accuracy out of range.
+    """
+    x, y = np.asarray(standard, np.float64), np.asarray(shifted, np.float64)
+    if len(x) != len(y) or len(x) < 2 or not np.ptp(x) > 0:
+        raise UserError(
+            f"effective robustness: expected two or more models of several accuracies, found "
+            f"{len(x)} and {len(y)} accuracies"
+        )
+    if not all(0 < v < 1 for v in (*x, *y)):
+        raise UserError("effective robustness: expected accuracies between 0 and 1, not percent")
+    slope, intercept = np.polyfit(np.log(x / (1 - x)), np.log(y / (1 - y)), 1)
+    return Line(float(slope), float(intercept))
+
+
+def read_lines(path: Path) -> dict[str, Line]:
+    """Lines by test set from a JSON file.
+
+    ``{"cifar10_1": {"slope": …, "intercept": …}}``, or in place of the constants ``"models":
+    [[standard, shifted], …]``, accuracies in [0, 1]; ``"source"`` may say where they come from.
+
+    Raises:
+      UserError: unreadable, or neither of these.
+    """
+    lines = {}
+    for name, entry in read_json(path).items():
+        try:
+            if "models" in entry:
+                lines[name] = fit_line(*zip(*entry["models"], strict=True))
+            else:
+                lines[name] = Line(float(entry["slope"]), float(entry["intercept"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: {name}: expected 'slope' and 'intercept', or 'models': pairs of "
+                f"accuracies: {error}"
+            ) from None
+    return lines

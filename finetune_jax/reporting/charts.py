@@ -1,0 +1,209 @@
+"""Figures of a page: drawn without a display, returned as SVG text."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+INK, SOFT, MAIN, SECOND, WARN = "#1f2933", "#9aa5b1", "#1f6fb2", "#d9822b", "#b3362b"
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#52606d",
+    "ytick.color": "#52606d",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    # The same figure is the same text every time.
+    "svg.hashsalt": "finetune_jax",
+}
+
+
+class _Drawing:
+    svg: str = ""
+
+
+@contextlib.contextmanager
+def _figure(
+    width: float, height: float, columns: int = 1, **options: Any
+) -> Iterator[tuple[Any, _Drawing]]:
+    """(axes, drawing): one axes or several; afterwards ``drawing.svg`` is the figure."""
+    import matplotlib
+
+    # Without pyplot: no state outlives the figure, whatever thread draws it.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    drawing = _Drawing()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure.subplots(1, columns, **options), drawing
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawing.svg = text.getvalue()
+
+
+def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Loss and the headline metric against the step, training and validation.
+
+    Args:
+      rows: of ``metrics.jsonl``.
+      metric: the task's.
+    """
+    with _figure(8.6, 2.9, 2) as (both, drawing):
+        for axes, name in zip(both, ("loss", metric), strict=True):
+            for split, colour, marker in (("train", SOFT, ""), ("validation", MAIN, "o")):
+                points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4,
+                              label=split)  # fmt: skip
+            low = f"{name}_low"
+            band = [r for r in rows if r["split"] == "validation" and low in r]
+            if band:
+                axes.fill_between(
+                    [r["step"] for r in band],
+                    [r[low] for r in band],
+                    [r[f"{name}_high"] for r in band],
+                    color=MAIN,
+                    alpha=0.15,
+                    linewidth=0,
+                )
+            axes.set_title(name)
+            axes.set_xlabel("step")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+    return drawing.svg
+
+
+def confusion(table: np.ndarray, names: Sequence[str]) -> str:
+    """Confusion matrix: shares of each row's label, counts in the cells while they can be read.
+
+    Args:
+      table: i64[classes, classes], labels in rows.
+      names: of the classes.
+    """
+    classes = len(names)
+    side = min(7.5, 2.2 + 0.42 * classes)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    with _figure(side, side) as (axes, drawing):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        if classes <= 30:
+            long = max(map(len, names)) > 3
+            axes.set_xticks(range(classes), names, rotation=60 if long else 0,
+                            ha="right" if long else "center", rotation_mode="anchor")  # fmt: skip
+            axes.set_yticks(range(classes), names)
+        if classes <= 20:
+            for i, j in zip(*np.nonzero(table), strict=True):
+                colour = "white" if shares[i, j] > 0.55 else INK
+                axes.text(j, i, str(table[i, j]), ha="center", va="center", color=colour, size=8)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("label")
+    return drawing.svg
+
+
+def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
+    """Reliability diagrams beside each other.
+
+    Args:
+      curves: by title, what `finetune_jax.metrics.calibration.reliability` returns.
+    """
+    with _figure(4.3 * len(curves), 3.6, len(curves), sharey=True, squeeze=False) as (
+        grid,
+        drawing,
+    ):
+        for axes, (title, (counts, means, accuracies)) in zip(grid[0], curves.items(), strict=True):
+            bins = len(counts)
+            edges = np.arange(bins) / bins
+            filled = counts > 0
+            axes.bar(edges[filled], accuracies[filled], 1 / bins, align="edge", color=MAIN,
+                     alpha=0.75, edgecolor="white", linewidth=0.8, label="accuracy")  # fmt: skip
+            axes.plot(means[filled], means[filled], "_", color=WARN, ms=11, mew=2,
+                      label="mean confidence")  # fmt: skip
+            axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
+        grid[0][0].set_ylabel("accuracy")
+        grid[0][0].legend(loc="upper left")
+    return drawing.svg
+
+
+def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
+    """Error among the most confident share of examples."""
+    with _figure(5.6, 3.0) as (axes, drawing):
+        axes.plot(100 * coverage, 100 * risk, color=MAIN)
+        axes.fill_between(100 * coverage, 100 * risk, color=MAIN, alpha=0.12, linewidth=0)
+        axes.set(xlim=(0, 100), xlabel="coverage, % of examples answered", ylabel="error, %")
+        axes.set_ylim(bottom=0)
+    return drawing.svg
+
+
+def scatter(predicted: np.ndarray, labels: np.ndarray) -> str:
+    """Predictions against targets."""
+    with _figure(4.4, 4.2) as (axes, drawing):
+        ends = [min(predicted.min(), labels.min()), max(predicted.max(), labels.max())]
+        axes.plot(ends, ends, "--", color=SOFT, lw=1)
+        axes.plot(labels, predicted, ".", color=MAIN, alpha=0.5, ms=5, rasterized=len(labels) > 5e3)
+        axes.set(xlabel="target", ylabel="predicted")
+    return drawing.svg
+
+
+def movement(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Relative change per stage, from input to output.
+
+    Args:
+      rows: of `finetune_jax.evaluation.drift.parameter_movement`.
+    """
+    with _figure(7.2, 0.9 + 0.26 * len(rows)) as (axes, drawing):
+        names = [row["stage"] for row in rows]
+        values = [row["relative"] if row["leaves"] else np.nan for row in rows]
+        axes.barh(names, values, color=MAIN, height=0.7)
+        top = np.nanmax([*values, 0.0]) or 1.0
+        axes.set_xlim(0, 1.15 * top)
+        for i, (row, value) in enumerate(zip(rows, values, strict=True)):
+            text = f"{value:.3g}" if np.isfinite(value) else "no start to compare with"
+            if row["leaves"] and row["moved"] == 0:
+                text = "0, bit-identical"
+            axes.text((value if np.isfinite(value) else 0) + 0.01 * top, i, text, va="center",
+                      size=8, color="#52606d")  # fmt: skip
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("|w − w0| / |w0|")
+    return drawing.svg
+
+
+def corruptions(
+    scores: Mapping[str, Sequence[float]], severities: Sequence[int], clean: float
+) -> str:
+    """A score under each corruption, severities as rising shades."""
+    import matplotlib
+
+    with _figure(8.6, 3.4) as (axes, drawing):
+        count = len(severities)
+        shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 0.95, count))
+        places = np.arange(len(scores))
+        for i, severity in enumerate(severities):
+            values = [row[i] for row in scores.values()]
+            axes.bar(places + (i - (count - 1) / 2) * 0.8 / count, values, 0.8 / count,
+                     color=shades[i], label=f"severity {severity}")  # fmt: skip
+        axes.axhline(clean, color=WARN, lw=1, ls="--", label="clean")
+        names = [name.replace("_", " ") for name in scores]
+        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.grid(axis="x", visible=False)
+        axes.legend(ncols=count + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawing.svg

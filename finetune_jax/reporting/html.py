@@ -1,0 +1,193 @@
+"""Pieces of a self-contained HTML page: no request leaves it, and its text is always escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_STYLE = """
+:root { --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --paper: #ffffff; --main: #1f6fb2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7fa; color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+header, main, footer { max-width: 1040px; margin: 0 auto; padding: 0 24px; }
+header { padding-top: 36px; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 0 0 4px; }
+.lead { color: var(--soft); margin: 0; overflow-wrap: anywhere; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 8px; }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
+  padding: 12px 16px; min-width: 150px; }
+.card b { display: block; font-size: 23px; font-weight: 600; line-height: 1.3;
+  font-variant-numeric: tabular-nums; }
+.card span { color: var(--soft); font-size: 13px; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; padding: 12px 0 4px; font-size: 14px; }
+a { color: var(--main); text-decoration: none; } a:hover { text-decoration: underline; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
+  padding: 20px 24px; margin: 16px 0; }
+section > p { color: var(--soft); margin: 0 0 14px; max-width: 78ch; }
+figure { margin: 8px 0 0; } figure img { max-width: 100%; height: auto; display: block; }
+.pair { display: flex; flex-wrap: wrap; gap: 16px 32px; align-items: flex-start; }
+.scroll { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+.scroll table { width: 100%; }
+th, td { padding: 5px 12px; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+tbody tr:last-child td { border-bottom: 0; } tbody tr:hover { background: #f0f5fa; }
+td.n, th.n { text-align: right; }
+td.path { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12.5px; }
+thead th { position: sticky; top: 0; background: #f0f3f7; padding: 0; font-weight: 600; }
+th button { all: unset; cursor: pointer; display: block; width: 100%; padding: 6px 12px;
+  box-sizing: border-box; }
+th button:focus-visible { outline: 2px solid var(--main); outline-offset: -2px; }
+th button::after { content: "\\2195"; color: #b8c2cc; margin-left: 6px; }
+th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--main); }
+th[aria-sort=descending] button::after { content: "\\2193"; color: var(--main); }
+.mistakes { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.mistakes.texts { grid-template-columns: 1fr; gap: 8px; }
+.mistake { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
+.mistake img { width: 100%; max-width: 150px; border-radius: 4px; display: block;
+  margin-bottom: 6px; }
+.mistake img.small { image-rendering: pixelated; }
+.mistake blockquote { margin: 0 0 4px; padding: 6px 12px; border-left: 3px solid var(--line);
+  font-size: 14px; }
+.mistake .wrong { color: #b3362b; } .mistake .right { color: #2d7a4b; }
+details { margin-top: 8px; } summary { cursor: pointer; color: var(--main); }
+pre { overflow: auto; font-size: 12.5px; background: #f5f7fa; padding: 12px; border-radius: 6px; }
+footer { color: var(--soft); font-size: 13px; padding-bottom: 32px; }
+@media print { body { background: none; } .scroll { max-height: none; } nav { display: none; } }
+"""
+
+_SCRIPT = """
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.closest("th"), table = head.closest("table"), body = table.tBodies[0];
+    const up = head.getAttribute("aria-sort") !== "ascending", column = head.cellIndex;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const compare = (a, b) => {
+      const x = value(a), y = value(b), p = parseFloat(x), q = parseFloat(y);
+      if (head.classList.contains("n")) {
+        // What is no number stays last in both directions.
+        if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q);
+        return up ? p - q : q - p;
+      }
+      return up ? x.localeCompare(y) : y.localeCompare(x);
+    };
+    body.append(...[...body.rows].sort(compare));
+  });
+}
+"""
+
+# Even if something else slipped in, the browser would not fetch it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def text(value: Any) -> str:
+    """Escaped text."""
+    return html.escape(str(value), quote=True)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people: whole ones as they are, others rounded, undefined ones as a dash."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits - 1}g}"
+    return f"{value:.{digits}f}"
+
+
+def page(title: str, header: str, sections: Sequence[tuple[str, str]], footer: str) -> str:
+    """The whole document.
+
+    Args:
+      title: plain text.
+      header: HTML under the title.
+      sections: (heading, HTML), each with an anchor.
+      footer: HTML.
+    """
+    anchors = [f'<a href="#s{i}">{text(heading)}</a>' for i, (heading, _) in enumerate(sections, 1)]
+    parts = [
+        f'<section id="s{i}"><h2>{text(heading)}</h2>{body}</section>'
+        for i, (heading, body) in enumerate(sections, 1)
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n<body>"
+        f"<header><h1>{text(title)}</h1>{header}<nav>{''.join(anchors)}</nav></header>\n<main>"
+        + "\n".join(parts)
+        + f"</main>\n<footer>{footer}</footer><script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    numeric: Sequence[int] = (),
+    paths: Sequence[int] = (),
+    scroll: bool = True,
+) -> str:
+    """A table that a click on its header sorts.
+
+    Args:
+      header: column names.
+      rows: values; a float is rounded for the eye and sorted by its exact value.
+      numeric: columns of numbers, set to the right.
+      paths: columns in a fixed-width font.
+      scroll: whether a long one gets its own scroll bar.
+    """
+
+    def cell(value: Any, column: int) -> str:
+        kinds = ["n"] * (column in numeric) + ["path"] * (column in paths)
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        if column not in numeric or isinstance(value, str):
+            return f"<td{kind}>{text(number(value) if isinstance(value, bool) else value)}</td>"
+        exact = "" if value is None else f' data-value="{float(value)!r}"'
+        return f"<td{kind}{exact}>{number(value)}</td>"
+
+    heads = [
+        f'<th scope="col"{" class=n" if i in numeric else ""}>'
+        f'<button type="button">{text(name)}</button></th>'
+        for i, name in enumerate(header)
+    ]
+    body = ["<tr>" + "".join(cell(v, i) for i, v in enumerate(row)) + "</tr>" for row in rows]
+    whole = f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll">{whole}</div>' if scroll else whole
+
+
+def figure(svg: str, alternative: str) -> str:
+    """A drawing as an image of its own, so that the names inside it clash with no other's."""
+    data = base64.b64encode(svg.encode()).decode()
+    return (
+        f'<figure><img alt="{text(alternative)}" src="data:image/svg+xml;base64,{data}"></figure>'
+    )
+
+
+def picture(pixels: np.ndarray, alternative: str, side: int = 300) -> str:
+    """uint8[height, width, 3] as an image of at most `side` pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    small = max(image.size) <= 96
+    image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, "PNG") if small else image.convert("RGB").save(file, "JPEG", quality=85)
+    kind = "png" if small else "jpeg"
+    data = base64.b64encode(file.getvalue()).decode()
+    style = ' class="small"' if small else ""
+    return f'<img{style} alt="{text(alternative)}" src="data:image/{kind};base64,{data}">'

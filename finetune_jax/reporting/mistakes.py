@@ -1,0 +1,75 @@
+"""The examples a model got most wrong, to look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune_jax.metrics import calibration
+from finetune_jax.reporting import html
+
+if TYPE_CHECKING:
+    from finetune_jax.evaluation.predictions import Predictions
+    from finetune_jax.evaluation.subject import Subject
+
+SHOWN = 18
+
+
+def mistakes(subject: Subject, predictions: Predictions) -> list[tuple[str, str]]:
+    """The most confident mistakes of a classifier; of other tasks the examples of highest loss.
+
+    Returns:
+      A section, (heading, HTML); none where there is no mistake.
+    """
+    task, observed = subject.task, predictions.observed
+    examples = subject.examples(predictions.about["split"])
+    found = task.class_logits(observed)
+    if found is None:
+        heading, words = "Highest losses", "Examples with the highest loss."
+        chosen = np.argsort(-observed["loss"], kind="stable")[:SHOWN]
+        captions = [_loss(observed, i) for i in chosen]
+    else:
+        heading = "Most confident mistakes"
+        logits, labels = found
+        chances = np.exp(calibration.log_softmax(logits))
+        predicted = logits.argmax(-1)
+        wrong = np.flatnonzero(predicted != labels)
+        words = f"{len(wrong):,} of {len(labels):,} examples are wrong."
+        chosen = wrong[np.argsort(-chances[wrong].max(-1), kind="stable")][:SHOWN]
+        captions = [
+            f'<span class="wrong">{html.text(task.class_names[predicted[i]])} '
+            f'{chances[i].max():.1%}</span><br><span class="right">'
+            f"{html.text(task.class_names[labels[i]])} {chances[i, labels[i]]:.1%}</span>, "
+            f"example {i}"
+            for i in chosen
+        ]
+    if not len(chosen):
+        return []
+    boxes = [
+        f'<div class="mistake">{_shown(subject, examples[int(i)], int(i))}{caption}</div>'
+        for i, caption in zip(chosen, captions, strict=True)
+    ]
+    kind = "" if subject.preprocess.kind == "image" else " texts"
+    hint = " Red: predicted; green: the label; each with its probability." if found else ""
+    return [(heading, f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>')]
+
+
+def _shown(subject: Subject, example: dict[str, Any], index: int) -> str:
+    if subject.preprocess.kind == "image":
+        return html.picture(example["image"], f"example {index}")
+    quotes = []
+    for column in subject.preprocess.columns:
+        value = example[column]
+        words = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        quotes.append(f"<blockquote>{html.text(words)}</blockquote>")
+    return "".join(quotes)
+
+
+def _loss(observed: dict[str, np.ndarray], index: int) -> str:
+    words = [f"loss {html.number(float(observed['loss'][index]))}"]
+    for name in ("label", "predicted", "cosine"):
+        value = observed.get(name)
+        if value is not None and value.ndim == 1:
+            words.append(f"{name} {html.number(float(value[index]))}")
+    return html.text(", ".join([*words, f"example {index}"]))

@@ -1,0 +1,326 @@
+"""One HTML page about a run: what it scored, how sure that is, what moved, and what was planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune_jax.errors import UserError
+from finetune_jax.files import read_json
+from finetune_jax.metrics import calibration
+from finetune_jax.metrics import classification as metrics
+from finetune_jax.reporting import charts, html
+from finetune_jax.reporting.mistakes import mistakes
+
+if TYPE_CHECKING:
+    from finetune_jax.evaluation.predictions import Predictions
+    from finetune_jax.evaluation.subject import Subject
+
+Section = tuple[str, str]
+
+
+def write_report(
+    path: Path,
+    workdir: Path,
+    subject: Subject,
+    predictions: Predictions,
+    found: dict[str, Any],
+    base: str = "",
+) -> None:
+    """Writes the page of a finished run.
+
+    Args:
+      path: of the HTML file.
+      workdir: folder of the run.
+      subject: its model and data.
+      predictions: of the split that the page tells of.
+      found: what `finetune_jax.evaluate` prints of it.
+      base: weight file the run started from, where it is not where it was.
+
+    Raises:
+      UserError: the file cannot be written, or the run's folder is incomplete.
+    """
+    sections = [
+        _scores(found),
+        _curves(workdir, subject),
+        *_classes(subject, predictions),
+        *_confidence(subject, predictions),
+        *mistakes(subject, predictions),
+        *_further(found),
+        _movement(subject, base),
+        _plan(workdir),
+        _manifest(workdir),
+        _config(workdir),
+    ]
+    page = html.page(
+        workdir.resolve().name, _header(workdir, subject, predictions, found), sections, _footer()
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--report={path}: cannot write there: {error.strerror}") from None
+
+
+def _header(
+    workdir: Path, subject: Subject, predictions: Predictions, found: dict[str, Any]
+) -> str:
+    config, about, metric = subject.config, predictions.about, subject.task.metric
+    result = read_json(workdir / "result.json")
+    low, high = found.get(f"{metric}_low"), found.get(f"{metric}_high")
+    interval = f"{html.number(low)} to {html.number(high)}, 95 %" if low is not None else ""
+    audit = result.get("audit") or {}
+    cards = [
+        (html.number(found[metric]), f"{metric}, {about['split']}", interval),
+        (html.number(found["n_scored"]), "examples scored", "each exactly once"),
+        (html.number(result["steps"]), "steps", f"{result['seconds']:.0f} s"),
+    ]
+    if audit.get("moved_leaves") is not None:
+        frozen = f"{audit['frozen_leaves']} bit-identical to the base"
+        cards.append((html.number(audit["moved_leaves"]), "leaves moved", frozen))
+    boxes = [
+        f'<div class="card"><b>{html.text(value)}</b>{html.text(name)}<br>'
+        f"<span>{html.text(more)}</span></div>"
+        for value, name, more in cards
+    ]
+    lead = (
+        f"{config.model.name} under the scheme {result['scheme']}; {subject.task.name} on "
+        f"{about['source']}, {about['split_text']!r}; seed {config.seed}"
+    )
+    return f'<p class="lead">{html.text(lead)}</p><div class="cards">{"".join(boxes)}</div>'
+
+
+def _scores(found: dict[str, Any]) -> Section:
+    rows = []
+    for name, value in found.items():
+        if not isinstance(value, int | float) or name.endswith(("_low", "_high")):
+            continue
+        rows.append([name, value, found.get(f"{name}_low"), found.get(f"{name}_high")])
+    body = html.table(["score", "value", "low", "high"], rows, numeric=(1, 2, 3), scroll=False)
+    return "Scores", (
+        "<p>With 95 % intervals where a score has one: Wilson's for shares, bootstrap over "
+        f"examples for the others. A dash: undefined or without an interval.</p>{body}"
+    )
+
+
+def _curves(workdir: Path, subject: Subject) -> Section:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line]
+    svg = charts.curves(rows, subject.task.metric)
+    return "Learning curves", (
+        "<p>Training values are of single batches, validation values of the whole split.</p>"
+        + html.figure(svg, f"loss and {subject.task.metric} against the training step")
+    )
+
+
+def _classes(subject: Subject, predictions: Predictions) -> list[Section]:
+    task, observed = subject.task, predictions.observed
+    logits = task.class_logits(observed)
+    if logits is not None:
+        predicted, labels = logits[0].argmax(-1), logits[1]
+    elif hasattr(task, "class_names") and "predicted" in observed:
+        predicted, labels = observed["predicted"], observed["label"]
+    elif "predicted" in observed:
+        svg = charts.scatter(observed["predicted"], observed["label"])
+        return [("Predictions", html.figure(svg, "predictions against targets"))]
+    else:
+        return []
+    names = list(task.class_names)
+    table = metrics.confusion(predicted, labels, len(names))
+    each = metrics.per_class(table)
+    rows = [
+        [name, int(each["count"][i]), *(float(each[k][i]) for k in ("recall", "precision", "f1"))]
+        for i, name in enumerate(names)
+    ]
+    per_class = html.table(
+        ["class", "examples", "recall", "precision", "F1"], rows, numeric=(1, 2, 3, 4)
+    )
+    figure = html.figure(charts.confusion(table, names), "confusion matrix")
+    off = table - np.diag(np.diag(table))
+    order = np.argsort(-off, axis=None, kind="stable")[:20]
+    pairs = [(i // len(names), i % len(names)) for i in order.tolist() if off.flat[i]]
+    confused = html.table(
+        ["label", "predicted as", "examples"],
+        [[names[i], names[j], int(off[i, j])] for i, j in pairs],
+        numeric=(2,),
+    )
+    body = (
+        "<p>Rows are labels; shades are shares of a row.</p>"
+        f'<div class="pair"><div>{figure}</div><div>{per_class}</div></div>'
+    )
+    if pairs:
+        body += f"<details><summary>Most frequent confusions</summary>{confused}</details>"
+    return [("Classes", body)]
+
+
+def _confidence(subject: Subject, predictions: Predictions) -> list[Section]:
+    from finetune_jax.evaluation.confidence import temperature_scores
+
+    task, observed = subject.task, predictions.observed
+    found = task.class_logits(observed)
+    if found is None:
+        return []
+    logits, labels = found
+    drawn = {"as trained": calibration.reliability(logits, labels)}
+    if subject.config.data.validation:
+        on_validation = predictions.about["split"] == "validation"
+        fitted = observed if on_validation else subject.observe("validation")
+        values = temperature_scores(task, fitted, observed)
+        heat = values["temperature"]
+        drawn[f"with temperature {heat:.3g}"] = calibration.reliability(logits / heat, labels)
+        rows = [
+            [name, values[f"{name}_before"], values[f"{name}_after"]]
+            for name in ("nll", "ece", "brier")
+        ]
+        table = html.table(
+            ["score", "as trained", "with temperature"], rows, numeric=(1, 2), scroll=False
+        )
+        words = f"The temperature {heat:.4g} is fitted on validation"
+        words += ", which is the split shown: its own gain is flattered." if on_validation else "."
+    else:
+        table, words = "", "Temperature scaling: not run (needs a validation split)."
+    coverage, risk = calibration.selective(logits, labels)
+    return [
+        (
+            "Calibration",
+            f"<p>{html.text(words)}</p>"
+            + html.figure(charts.calibration(drawn), "reliability diagram")
+            + table,
+        ),
+        (
+            "Selective prediction",
+            "<p>The error that is left when only the most confident predictions are answered; area "
+            f"under the curve {calibration.area_under_risk(logits, labels):.4f}.</p>"
+            + html.figure(charts.risk_coverage(coverage, risk), "error against coverage"),
+        ),
+    ]
+
+
+def _further(found: dict[str, Any]) -> list[Section]:
+    """Sections of what the command was asked for besides."""
+    sections = []
+    if "against" in found:
+        rows = [[k, v] for k, v in found["against"].items() if isinstance(v, int | float)]
+        words = f"Paired on the same examples against {found['against']['other']}."
+        table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
+        sections.append(("Against another model", f"<p>{html.text(words)}</p>{table}"))
+    if "corruptions" in found:
+        sections.append(_corruptions(found["corruptions"]))
+    if "shifts" in found:
+        names = ["accuracy", "accuracy_low", "accuracy_high", "effective_robustness"]
+        rows = [
+            [name, *(scores.get(k) for k in names), scores.get("not_run", "")]
+            for name, scores in found["shifts"].items()
+        ]
+        header = ["test set", "accuracy", "low", "high", "effective robustness", "not run"]
+        sections.append(("Shifted test sets", html.table(header, rows, numeric=(1, 2, 3, 4))))
+    for key, heading in (("probes", "Probes of the features"), ("drift", "Drift of the features")):
+        if key in found:
+            rows = [[name, value] for name, value in found[key].items()]
+            table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
+            sections.append((heading, table))
+    return sections
+
+
+def _corruptions(found: dict[str, Any]) -> Section:
+    svg = charts.corruptions(found["scores"], found["severities"], found["clean"])
+    rows = [[name, *values, found["mean"][name]] for name, values in found["scores"].items()]
+    header = ["corruption", *(f"severity {s}" for s in found["severities"]), "mean"]
+    table = html.table(header, rows, numeric=range(1, len(header)))
+    left = "".join(
+        f"<p>{html.text(name)}: not run, {html.text(why)}</p>"
+        for name, why in found["not_run"].items()
+    )
+    return "Common corruptions", (
+        f"<p>{html.text(found['metric'])} by severity; clean {html.number(found['clean'])}, mean "
+        f"of {len(found['main'])} main corruptions {html.number(found['mean_corrupted'])}.</p>"
+        + html.figure(svg, "score by corruption and severity")
+        + f"<details><summary>All values</summary>{table}{left}</details>"
+    )
+
+
+def _movement(subject: Subject, base: str) -> Section:
+    from finetune_jax.evaluation.drift import load_base, parameter_movement
+
+    heading = "Movement of the parameters"
+    try:
+        start = load_base(subject, base)
+    except UserError as error:
+        return heading, f"<p>Not run: {html.text(error)}.</p>"
+    rows = parameter_movement(subject, start)
+    keys = ["stage", "leaves", "norm", "moved", "relative", "new", "beside"]
+    header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
+    table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))
+    return heading, (
+        "<p>From the weight file to the artifact, stages from input to output. Leaves that the "
+        "file did not give, such as a new head, have no start to be compared with.</p>"
+        + html.figure(charts.movement(rows), "relative change of the parameters by stage")
+        + f"<details><summary>Norms</summary>{table}</details>"
+    )
+
+
+def _plan(workdir: Path) -> Section:
+    plan = read_json(workdir / "plan.json")
+    rows = [
+        [
+            leaf["path"],
+            " × ".join(map(str, leaf["shape"])),
+            int(np.prod(leaf["shape"], dtype=np.int64)),
+            leaf["group"],
+            float(leaf["lr"]),
+            bool(leaf["decays"]),
+            bool(leaf["delta"]),
+        ]
+        for leaf in plan["leaves"]
+    ]
+    header = ["leaf", "shape", "scalars", "group", "rate", "decays", "delta"]
+    trains = sum(row[2] for row in rows if row[3] != "frozen")
+    total = sum(row[2] for row in rows)
+    phases = plan.get("phases") or []
+    words = (
+        f"Scheme {plan['scheme']}, hash {plan['hash']}: {trains:,} of {total:,} scalars train "
+        f"({trains / max(total, 1):.1%}); BatchNorm {plan['batch_norm']}."
+    )
+    if len(phases) > 1:
+        words += f" The last of {len(phases)} phases."
+    return "Plan", f"<p>{html.text(words)}</p>" + html.table(
+        header, rows, numeric=(2, 4), paths=(0,)
+    )
+
+
+def _manifest(workdir: Path) -> Section:
+    manifest = read_json(workdir / "manifest.json")
+    if manifest["file"] is None:
+        return "Weight file", "<p>None: the weights were random at the start.</p>"
+
+    def shape(value: Any) -> str:
+        return " × ".join(map(str, value)) if value is not None else ""
+
+    rows = [
+        [
+            row["source_name"] or "",
+            shape(row["source_shape"]),
+            row["leaf"] or "",
+            shape(row["shape"]),
+            row["decision"],
+            row["reason"],
+        ]
+        for row in manifest["rows"]
+    ]
+    header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
+    words = f"{manifest['file']}, sha256 {manifest['sha256']}: every tensor and every leaf."
+    return "Weight file", f"<p>{html.text(words)}</p>" + html.table(header, rows, paths=(0, 2))
+
+
+def _config(workdir: Path) -> Section:
+    content = json.dumps(read_json(workdir / "config.json"), indent=1)
+    shown = f"<details><summary>config.json</summary><pre>{html.text(content)}</pre></details>"
+    return "Config", shown
+
+
+def _footer() -> str:
+    import jax
+
+    return f"finetune_jax evaluate --report, jax {html.text(jax.__version__)}"

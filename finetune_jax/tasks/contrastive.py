@@ -1,0 +1,230 @@
+"""Contrastive pre-training: two augmented views of an image, of which the other should be nearest.
+
+`SimCLR` needs no labels; `SupCon` draws all images of a class together. The outputs are embeddings:
+the head is the last layer of the projection, which starts afresh and is thrown away when the
+artifact is fine-tuned (``pretrained.path=DIR/artifact``, ``pretrained.new_head=True``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
+from finetune_jax.metrics.intervals import wilson
+from finetune_jax.models import StagedModel
+from finetune_jax.models.pretraining import with_projection
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.classification import class_number, require_classes
+from finetune_jax.tasks.objectives import Given, Objective, contrast, parse_loss
+
+_TOGETHER = 256
+_NEIGHBOURS = 20
+
+
+def ntxent(
+    outputs: jax.Array,
+    targets: jax.Array,
+    given: Given,
+    *,
+    temperature: float = 0.5,
+    width: int = 128,
+    hidden: int = 128,
+) -> jax.Array:
+    """NT-Xent of f32[2 b, width], views of an image in a row (arXiv 2002.05709): f32[2 b].
+
+    `width` is the embedding's, `hidden` that of the projection's hidden layer; 0 for none.
+    """
+    del targets, given, width, hidden
+    return contrast(outputs, jnp.arange(len(outputs)) // 2, temperature)
+
+
+def supcon(
+    outputs: jax.Array,
+    targets: jax.Array,
+    given: Given,
+    *,
+    temperature: float = 0.1,
+    width: int = 128,
+    hidden: int = 128,
+) -> jax.Array:
+    """The supervised contrastive loss by classes i32[b] (arXiv 2004.11362): f32[2 b]."""
+    del given, width, hidden
+    return contrast(outputs, jnp.repeat(targets, 2), temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimCLR(Task):
+    """Two views of each image against all other images of the batch (Chen et al. 2020).
+
+    Attributes:
+      class_names: of the labels that the nearest neighbours are scored by; empty without labels.
+      loss: `ntxent` with its options as text; empty for its defaults.
+    """
+
+    class_names: tuple[str, ...] = ()
+    loss: str = ""
+
+    name = "simclr"
+    metric = "loss"
+    better = "min"
+    random_inputs = True
+    needs_augment = True
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any) -> SimCLR:
+        if preprocess.kind != "image":
+            raise UserError(f"task.name: {cls.name} needs images, not {preprocess.kind}")
+        made = cls(cls._labels(source, settings), settings.loss)
+        made._objective  # noqa: B018  so that a wrong loss is refused now
+        return made
+
+    @classmethod
+    def _labels(cls, source: Source, settings: Any) -> tuple[str, ...]:
+        del settings
+        return source.class_names
+
+    @property
+    def _objective(self) -> Objective:
+        return parse_loss(self.loss, (ntxent,))
+
+    @property
+    def head_size(self) -> int:
+        return self._objective.options["width"]
+
+    @property
+    def reads_features(self) -> bool:
+        return True
+
+    def adapt(self, model: StagedModel) -> StagedModel:
+        return with_projection(model, self._objective.options["hidden"])
+
+    def start_head(
+        self, head: dict[str, Any], key: jax.Array | None = None
+    ) -> dict[str, Any] | None:
+        """LeCun's normal: the models' own heads may start at zero, where no view is nearest."""
+        key = jax.random.key(0) if key is None else key
+        draw = jax.nn.initializers.lecun_normal()(key, head["kernel"].shape, jnp.float32)
+        return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
+
+    def inputs(
+        self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
+    ) -> tuple[Any, Batch]:
+        """Two views of each image in a row: f32[2 b, size, size, 3]."""
+        (one, batch), (other, _) = (draw(k) for k in jax.random.split(key))
+        if "mix" in batch:
+            raise UserError(f"data.augment: take out mixup and cutmix; {self.name} needs whole images")
+        views = jax.tree.map(
+            lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), one, other
+        )
+        return views, batch
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        if not self.class_names:
+            return {}
+        return {"label": np.int32(class_number(example["label"], self.class_names))}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)} if self.class_names else {}
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` f32[b], mean of the two views; ``cosine`` f32[b] between them.
+
+        Args:
+          outputs: embeddings f32[2 b, width].
+          batch: `SupCon` reads ``label`` i32[b].
+          hyper: unused.
+        """
+        del hyper
+        losses = self._objective(outputs, batch.get("label"))
+        pairs = outputs.reshape(-1, 2, outputs.shape[-1])
+        length = jnp.maximum(jnp.linalg.norm(pairs, axis=-1), 1e-12)
+        cosine = jnp.sum(pairs[:, 0] * pairs[:, 1], axis=-1) / (length[:, 0] * length[:, 1])
+        return {"loss": losses.reshape(-1, 2).mean(1), "cosine": jax.lax.stop_gradient(cosine)}
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """``embedding`` f32[b, 2, width] and ``features`` f32[b, w], what enters the projection."""
+        features = batch["features"]
+        return {
+            "embedding": outputs.reshape(-1, 2, outputs.shape[-1]),
+            "features": features.reshape(-1, 2, features.shape[-1]).mean(1),
+            **{name: batch[name] for name in self.abstract(1)},
+        }
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``loss``: mean over the split, 256 images against each other at a time.
+
+        With labels also ``knn_accuracy`` and its Wilson interval: each image's class by its 20
+        nearest others of the same split, by the features' cosine, all voting alike.
+        """
+        embedding = observed["embedding"]
+        total = 0.0
+        for start in range(0, len(embedding), _TOGETHER):
+            part = {name: jnp.asarray(x[start : start + _TOGETHER]) for name, x in observed.items()}
+            rows = part["embedding"].reshape(-1, embedding.shape[-1])
+            total += float(self._objective(rows, part.get("label")).sum()) / 2
+        found = {"loss": total / len(embedding)}
+        if self.class_names:
+            right = nearest_agree(observed["features"], observed["label"], _NEIGHBOURS)
+            low, high = wilson(int(right.sum()), len(right))
+            found |= {
+                "knn_accuracy": float(right.mean()),
+                "knn_accuracy_low": low,
+                "knn_accuracy_high": high,
+            }
+        return found
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``{"embedding": [float, …]}`` of each image, of length 1."""
+        outputs = np.asarray(outputs, np.float64)
+        length = np.maximum(np.linalg.norm(outputs, axis=-1, keepdims=True), 1e-12)
+        return [{"embedding": row.tolist()} for row in outputs / length]
+
+
+@dataclasses.dataclass(frozen=True)
+class SupCon(SimCLR):
+    """Two views of each image among all images of the batch, by class (Khosla et al. 2020).
+
+    Attributes:
+      class_names: of the labels.
+      loss: `supcon` with its options as text; empty for its defaults.
+    """
+
+    name = "supcon"
+
+    @classmethod
+    def _labels(cls, source: Source, settings: Any) -> tuple[str, ...]:
+        return require_classes(source, settings)
+
+    @property
+    def _objective(self) -> Objective:
+        return parse_loss(self.loss, (supcon,))
+
+
+def nearest_agree(features: np.ndarray, labels: np.ndarray, neighbours: int) -> np.ndarray:
+    """Whether each example's label is the commonest of its nearest others, bool[n].
+
+    Args:
+      features: f[n, width], compared by cosine.
+      labels: i[n], from 0.
+      neighbours: fewer where there are fewer others; of classes with as many votes the first wins.
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    count, classes = min(neighbours, len(unit) - 1), int(labels.max()) + 1
+    right = np.zeros(len(unit), bool)
+    for start in range(0, len(unit), 1024) if count else ():
+        rows = np.arange(start, min(start + 1024, len(unit)))
+        cosines = unit[rows] @ unit.T
+        cosines[np.arange(len(rows)), rows] = -np.inf
+        found = labels[np.argpartition(-cosines, count - 1, axis=1)[:, :count]]
+        votes = (found[..., None] == np.arange(classes)).sum(1)
+        right[rows] = votes.argmax(1) == labels[rows]
+    return right

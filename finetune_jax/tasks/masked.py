@@ -1,0 +1,140 @@
+"""Masked pre-training of Vision Transformers: reconstruct the patches that were hidden.
+
+The encoder's leaves load back into the plain model (``pretrained.path=DIR/artifact``,
+``pretrained.new_head=True``); the decoder and the head are left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
+from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.models import StagedModel
+from finetune_jax.models.pretraining import masked_autoencoder, patch_order, patches_of, visible
+from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.objectives import Given, Objective, parse_loss
+
+
+def masked(
+    outputs: jax.Array,
+    targets: jax.Array,
+    given: Given,
+    *,
+    mask: float = 0.75,
+    normalise: bool = True,
+    width: int = 128,
+    depth: int = 1,
+    heads: int = 4,
+) -> jax.Array:
+    """Mean square error of f32[b, n, values] over the hidden patches (arXiv 2111.06377): f32[b].
+
+    `mask` is the share that is hidden; with `normalise` each target patch has mean 0 and variance
+    1; `width`, `depth` and `heads` are the decoder's. ``given["order"]`` i32[b, n] has the hidden
+    patches last.
+    """
+    del width, depth, heads
+    if normalise:
+        mean, variance = targets.mean(-1, keepdims=True), targets.var(-1, keepdims=True)
+        targets = (targets - mean) * jax.lax.rsqrt(variance + 1e-6)
+    count = outputs.shape[1]
+    seen = visible(count, mask)
+    hidden = jnp.argsort(given["order"], axis=1) >= seen
+    errors = jnp.mean((outputs - targets) ** 2, axis=-1)
+    return jnp.sum(errors * hidden, axis=1) / (count - seen)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPixels(Task):
+    """Masked autoencoder (He et al. 2021).
+
+    Attributes:
+      size: side of the images in pixels.
+      loss: `masked` with its options as text; empty for its defaults.
+    """
+
+    size: int
+    loss: str = ""
+
+    name = "mae"
+    metric = "loss"
+    better = "min"
+    random_inputs = True
+
+    @classmethod
+    def create(cls, settings: Any, source: Source, preprocess: Any) -> MaskedPixels:
+        del source
+        if preprocess.kind != "image":
+            raise UserError(f"task.name: mae needs images, not {preprocess.kind}")
+        parse_loss(settings.loss, (masked,))
+        return cls(preprocess.size, settings.loss)
+
+    @property
+    def _objective(self) -> Objective:
+        return parse_loss(self.loss, (masked,))
+
+    @property
+    def head_size(self) -> int:
+        """Of no meaning: `adapt` makes the head as large as a patch."""
+        return 1
+
+    def adapt(self, model: StagedModel) -> StagedModel:
+        names = ("mask", "width", "depth", "heads")
+        options = {name: self._objective.options[name] for name in names}
+        return masked_autoencoder(model, self.size, **options)
+
+    def inputs(
+        self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
+    ) -> tuple[Any, Batch]:
+        """The augmented images with the key that hides patches, which the loss reads as well."""
+        augment_key, mask_key = jax.random.split(key)
+        images, _ = draw(augment_key)
+        return {"image": images, "key": mask_key}, {"pixels": images, "mask_key": mask_key}
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        del example
+        return {}
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        del count
+        return {}
+
+    def per_example(
+        self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
+        """``loss`` f32[b].
+
+        Args:
+          outputs: f32[b, patches, 3 * patch²].
+          batch: of `inputs`.
+          hyper: unused.
+        """
+        del hyper
+        count, patches = outputs.shape[:2]
+        order = patch_order(batch["mask_key"], count, patches)
+        targets = patches_of(batch["pixels"], patches)
+        return {"loss": self._objective(outputs, targets, {"order": order})}
+
+    def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return self.per_example(outputs, batch)
+
+    def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """``loss``: mean over the images."""
+        return {"loss": float(observed["loss"].mean(dtype=np.float64))}
+
+    def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`scores` with a bootstrap interval over images."""
+        losses = observed["loss"].astype(np.float64)
+        low, high = bootstrap(lambda i: losses[i].mean(), len(losses))
+        return {**self.scores(observed), "loss_low": low, "loss_high": high}
+
+    def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """``{"patches": [[float, …], …]}``: each patch as reconstructed when all are seen."""
+        return [{"patches": rows.tolist()} for rows in np.asarray(outputs, np.float64)]

@@ -1,0 +1,145 @@
+"""Folders of images by class, and bad images among them."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.data.sources import Options, open_source
+from finetune_jax.data.splits import hold_out
+from finetune_jax.errors import UserError
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(path)
+
+
+def fill(root, counts):
+    for where, count in counts.items():
+        for i in range(count):
+            picture(root / where / f"{i:03}.png", i)
+
+
+def labels(source, split):
+    examples = source.read(split)
+    return [examples[i]["label"] for i in range(len(examples))]
+
+
+def test_splits_by_folder_with_sorted_class_names(tmp_path):
+    fill(tmp_path, {"train/cat": 3, "train/ant": 2, "val/ant": 1, "test/cat/deep": 2})
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ("ant", "cat")
+    assert source.splits == {"train": 5, "validation": 1, "test": 2}
+    assert sorted(labels(source, "train")) == [0, 0, 1, 1, 1]
+    assert labels(source, "test") == [1, 1]
+    example = source.read("validation")[0]
+    assert example["image"].shape == (4, 4, 3)
+    assert example["path"].endswith("val/ant/000.png")
+    assert set(example) == set(source.columns)
+
+
+def test_one_folder_of_classes_is_split_the_same_way_for_ever(tmp_path):
+    fill(tmp_path, {"a": 50, "b": 30, "c": 20})
+    source = open_source(f"folder:{tmp_path}")
+    assert source.splits == {"train": 80, "validation": 10, "test": 10}
+    assert np.bincount(labels(source, "train")).tolist() == [40, 24, 16]
+    assert np.bincount(labels(source, "test")).tolist() == [5, 3, 2]
+    seen = [source.read(s)[i]["path"] for s in source.splits for i in range(source.splits[s])]
+    assert len(set(seen)) == 100
+    again = open_source(f"folder:{tmp_path}")
+    assert [again.read("test")[i]["path"] for i in range(10)] == seen[-10:]
+    other = open_source(f"folder:{tmp_path}", Options(split_seed=1))
+    assert [other.read("test")[i]["path"] for i in range(10)] != seen[-10:]
+    # A slice is a sample of all classes, not the first one.
+    assert set(labels(source, "train[:30%]")) == {0, 1, 2}
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    fill(tmp_path, {"bus": 2, "train": 2})
+    assert open_source(f"folder:{tmp_path}").class_names == ("bus", "train")
+
+
+def test_holding_out_is_stratified_to_one_example():
+    sizes = {0: 3, 1: 47, 2: 101, 3: 9}
+    parts = hold_out([c for c, n in sizes.items() for _ in range(n)], seed=5)
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(160))
+    known = np.array([c for c, n in sizes.items() for _ in range(n)])
+    for part, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+        for c, n in sizes.items():
+            assert abs((known[parts[part]] == c).sum() - share * n) < 2
+
+
+def test_files_are_listed_without_being_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(20):
+        (tmp_path / "a" / f"{i}.jpg").write_text("no image")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.splits["train"] == 16
+    with pytest.raises(UserError, match=r"a/\d+\.jpg: not an image"):
+        source.read("train")[0]
+
+
+def test_origin_changes_with_list_size_and_time(tmp_path):
+    fill(tmp_path, {"a": 10, "b": 10})
+    origins = [open_source(f"folder:{tmp_path}").origin]
+    assert open_source(f"folder:{tmp_path}").origin == origins[0]
+    os.utime(tmp_path / "a" / "000.png", (1, 1))
+    origins.append(open_source(f"folder:{tmp_path}").origin)
+    picture(tmp_path / "b" / "new.png")
+    origins.append(open_source(f"folder:{tmp_path}").origin)
+    origins.append(open_source(f"folder:{tmp_path}", Options(split_seed=3)).origin)
+    assert len(set(origins)) == 4
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "holds no images"),
+        ({"train/a": 1, "test/b": 1}, "classes that training has not: b"),
+        ({"train/a": 1, "extra/a": 1}, "other folders: extra"),
+        ({"train/a": 1, "val/a": 1, "valid/a": 1}, "are both the split 'validation'"),
+    ],
+)
+def test_a_folder_that_makes_no_sense_is_refused(tmp_path, counts, message):
+    fill(tmp_path, counts)
+    with pytest.raises(UserError, match=message):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        open_source(f"folder:{tmp_path / 'none'}")
+
+
+def test_files_that_are_no_images_by_name_are_said(tmp_path, capsys):
+    fill(tmp_path, {"a": 2})
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / ".hidden").write_text("x")
+    open_source(f"folder:{tmp_path}")
+    assert "1 files are no images by their names" in capsys.readouterr().out
+
+
+def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):
+    fill(tmp_path, {"train/a": 3, "train/b": 2})
+    (tmp_path / "train" / "b" / "text.jpg").write_text("no image")
+    (tmp_path / "train" / "b" / "empty.png").touch()
+    strict = open_source(f"folder:{tmp_path}").read("train")
+    with pytest.raises(UserError, match="train/b/"):
+        [strict[i] for i in range(len(strict))]
+    capsys.readouterr()
+    source = open_source(f"folder:{tmp_path}", Options(on_bad_image="skip"))
+    examples = source.read("train")
+    out = capsys.readouterr().out
+    assert "2 of 7 images left out" in out
+    assert "text.jpg: not an image" in out and "empty.png: the file is empty" in out
+    assert len(examples) == 5 and len(examples.left_out) == 2
+    assert sorted(examples[i]["label"] for i in range(5)) == [0, 0, 0, 1, 1]
+
+
+def test_a_split_without_one_good_image_is_refused(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "x.png").touch()
+    with pytest.raises(UserError, match="none of 1 images can be read"):
+        open_source(f"folder:{tmp_path}", Options(on_bad_image="skip")).read("train")

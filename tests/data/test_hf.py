@@ -1,0 +1,59 @@
+"""Hugging Face datasets saved to disk, and what is said where there are none."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.data.sources import Options, open_source
+from finetune_jax.errors import UserError
+
+
+def test_without_the_library_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        open_source("hf:owner/name")
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    return pytest.importorskip("datasets", reason="the datasets library is an extra")
+
+
+def test_images_and_class_labels_read_as_elsewhere(datasets, tmp_path):
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])}
+    )
+    pictures = [Image.fromarray(np.full((4, 5), 20 * i, np.uint8)) for i in range(10)]
+    rows = {"img": pictures, "label": [int(i > 4) for i in range(10)]}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": whole, "test": whole.select([1, 9])}).save_to_disk(
+        tmp_path / "d"
+    )
+    source = open_source(f"hf:{tmp_path / 'd'}", Options(image_column="img"))
+    assert source.class_names == ("dark", "light")
+    assert source.splits == {"train": 10, "test": 2}
+    examples = source.read("train[6:]+test[:1]")
+    assert [examples[i]["label"] for i in range(5)] == [1, 1, 1, 1, 0]
+    assert examples[4]["image"].shape == (4, 5, 3)
+    assert (examples[4]["image"] == 20).all()
+    assert source.origin
+    with pytest.raises(UserError, match="Did you mean 'img'"):
+        open_source(f"hf:{tmp_path / 'd'}", Options(image_column="imgs"))
+
+
+def test_texts_with_names_as_labels_and_one_split(datasets, tmp_path):
+    rows = {"text": [f"t{i}" for i in range(20)], "label": ["no", "yes"] * 10}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "d")
+    source = open_source(f"hf:{tmp_path / 'd'}")
+    assert source.class_names == ("no", "yes")
+    assert source.splits == {"train": 16, "validation": 2, "test": 2}
+    seen = [source.read(s)[i] for s in source.splits for i in range(source.splits[s])]
+    assert sorted(row["text"] for row in seen) == sorted(rows["text"])
+    assert all(row["label"] == int(row["text"][1:]) % 2 for row in seen)
+
+
+def test_what_is_not_here_is_not_downloaded(datasets, tmp_path):
+    with pytest.raises(UserError, match="data.prepare=True downloads it"):
+        open_source("hf:owner/no-such-dataset", Options(data_dir=str(tmp_path)))

@@ -17,6 +17,7 @@ import numpy as np
 
 from finetune_jax import tasks, tree
 from finetune_jax.data import preprocess
+from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
@@ -47,9 +48,10 @@ class Artifact:
     preprocess: Preprocess
     card: dict[str, Any]
 
-    def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """A source's example as a batch has it: inputs and targets."""
-        return {**self.preprocess.host(example), **self.task.host(example)}
+    @property
+    def encode(self) -> Encoder:
+        """Of a source's example to what a batch has of it: inputs and targets."""
+        return Encoder((self.preprocess, self.task))
 
     def outputs(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """The model's outputs of a batch of preprocessed inputs, such as ``image``."""

@@ -1,6 +1,6 @@
 """Batches: the order of training is a pure function of (seed, step); evaluation sees all, once.
 
-The position in the data is one number, the step. Worker threads and the number of hosts cannot
+The position in the data is one number, the step. The number of worker processes and of hosts cannot
 change the order, and a resumed run continues with exactly the batch that an uninterrupted one
 would have seen.
 """
@@ -8,6 +8,8 @@ would have seen.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from finetune_jax.data.sources import ActivationExamples, EncodedExamples, Examples
+from finetune_jax.data.images import BadImage
+from finetune_jax.data.sources import (
+    ActivationExamples,
+    ArrayExamples,
+    EncodedExamples,
+    Examples,
+)
+from finetune_jax.data.workers import ordered
+from finetune_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -24,15 +34,51 @@ Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
 """A source's example to arrays of fixed shape: the inputs preprocessed, and the targets."""
 
 
-def cached(examples: Examples, encode: Encode, limit_bytes: int) -> Examples:
+_CHUNK = 64  # examples that a worker hands over at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What the parts' ``host`` make of an example, in one dict; small enough to go to workers."""
+
+    parts: tuple[Any, ...]
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """An example of a source as a batch has it."""
+        return {name: x for part in self.parts for name, x in part.host(example).items()}
+
+
+def cached(examples: Examples, encode: Encode, limit_bytes: int, workers: int = 0) -> Examples:
     """Decodes and preprocesses once into memory if that fits, else returns `examples`.
 
     Decoding a small PNG takes longer than a small network's share of a step on an accelerator.
+
+    Args:
+      examples: of a split.
+      encode: applied to each.
+      limit_bytes: of the whole, encoded.
+      workers: processes that share the work; 0 for none.
     """
-    first = encode(examples[0])
-    if len(examples) * sum(np.asarray(x).nbytes for x in first.values()) > limit_bytes:
+    count, first = len(examples), _encoded(examples, 0, encode)
+    if count * sum(np.asarray(x).nbytes for x in first.values()) > limit_bytes:
         return examples
-    return EncodedExamples(_stack([first, *(encode(examples[i]) for i in range(1, len(examples)))]))
+    chunks = _results(
+        functools.partial(_chunk, examples, encode), 0, math.ceil(count / _CHUNK), workers
+    )
+    arrays = {n: np.empty((count, *np.shape(x)), np.asarray(x).dtype) for n, x in first.items()}
+    for number, chunk in enumerate(chunks):
+        for name, values in chunk.items():
+            arrays[name][number * _CHUNK : number * _CHUNK + len(values)] = values
+    return EncodedExamples(arrays)
+
+
+def _chunk(examples: Examples, encode: Encode, number: int) -> Batch:
+    stop = min((number + 1) * _CHUNK, len(examples))
+    return gather(examples, np.arange(number * _CHUNK, stop), encode)
+
+
+def _results(function: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
+    return ordered(function, start, stop, workers) if workers else map(function, range(start, stop))
 
 
 def gather(examples: Examples, indices: np.ndarray, encode: Encode) -> Batch:
@@ -43,7 +89,20 @@ def gather(examples: Examples, indices: np.ndarray, encode: Encode) -> Batch:
         return {"activation": examples.read(indices), **targets}
     if isinstance(examples, EncodedExamples):
         return {name: values[indices] for name, values in examples.arrays.items()}
-    return _stack([encode(examples[int(i)]) for i in indices])
+    return _stack([_encoded(examples, int(i), encode) for i in indices])
+
+
+def _encoded(examples: Examples, index: int, encode: Encode) -> dict[str, np.ndarray]:
+    """One example; an error while reading or encoding it says which it was."""
+    try:
+        return encode(examples[index])
+    except BadImage:  # begins with the path
+        raise
+    except UserError as error:
+        raise UserError(f"example {index}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while reading example {index} of the split")
+        raise
 
 
 def _stack(items: list[dict[str, np.ndarray]]) -> Batch:
@@ -61,6 +120,7 @@ class TrainBatches:
       seed: of the order.
       process_index: which contiguous slice of each global batch this process reads.
       process_count: number of such slices.
+      workers: processes that read and decode; 0 for a thread. What is in memory needs none.
     """
 
     examples: Examples
@@ -69,6 +129,7 @@ class TrainBatches:
     seed: int
     process_index: int = 0
     process_count: int = 1
+    workers: int = 0
 
     def indices(self, step: int) -> np.ndarray:
         """Example numbers i64[batch_size] of global batch `step`; epochs run into each other.
@@ -101,10 +162,13 @@ class TrainBatches:
         return gather(self.examples, mine, self.encode)
 
     def iterate(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
-        """Batches `start` to `stop` (excluded), read ahead by one background thread.
+        """Batches `start` to `stop` (excluded), read ahead by a thread or by `workers`.
 
         An error while reading is raised here, at the batch it belongs to.
         """
+        if self.workers and start < stop and _lazy(self.examples):
+            yield from ordered(self.batch, start, stop, self.workers)
+            return
         ahead: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=prefetch)
         closed = threading.Event()
 
@@ -138,23 +202,41 @@ class TrainBatches:
             thread.join()
 
 
-def eval_batches(examples: Examples, encode: Encode, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+    examples: Examples, encode: Encode, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded with zeros.
 
-    Yields what `gather` gives, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.
+    Args:
+      examples: of a split.
+      encode: applied to each.
+      batch_size: examples.
+      workers: processes that read and decode; 0 for none. What is in memory needs none.
+
+    Yields:
+      What `gather` gives, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.
     """
-    count = len(examples)
-    for start in range(0, count, batch_size):
-        indices = np.arange(start, min(start + batch_size, count))
-        batch = gather(examples, indices, encode)
-        batch = jax.tree.map(
-            # Several inputs per example come in a row.
-            lambda x, n=len(indices): _padded(x, batch_size * (len(x) // n)),
-            batch,
-        )
-        mask = np.zeros(batch_size, np.float32)
-        mask[: len(indices)] = 1
-        yield {**batch, "mask": mask}
+    make = functools.partial(_eval_batch, examples, encode, batch_size)
+    count = math.ceil(len(examples) / batch_size)
+    yield from _results(make, 0, count, workers if _lazy(examples) else 0)
+
+
+def _eval_batch(examples: Examples, encode: Encode, batch_size: int, number: int) -> Batch:
+    start = number * batch_size
+    indices = np.arange(start, min(start + batch_size, len(examples)))
+    batch = jax.tree.map(
+        # Several inputs per example come in a row.
+        lambda x: _padded(x, batch_size * (len(x) // len(indices))),
+        gather(examples, indices, encode),
+    )
+    mask = np.zeros(batch_size, np.float32)
+    mask[: len(indices)] = 1
+    return {**batch, "mask": mask}
+
+
+def _lazy(examples: Examples) -> bool:
+    """Whether examples are decoded when they are read."""
+    return not isinstance(examples, ActivationExamples | ArrayExamples)
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:

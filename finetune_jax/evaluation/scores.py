@@ -21,6 +21,7 @@ def observe(
     *,
     batch_size: int,
     place: Callable[[Any], Any],
+    workers: int = 0,
 ) -> dict[str, np.ndarray]:
     """What the task observes of every example of a split, arrays [n, …] by name, in its order.
 
@@ -31,12 +32,13 @@ def observe(
       encode: makes batches of them.
       batch_size: of the compiled step.
       place: puts a host batch on devices.
+      workers: processes that read and decode; 0 for none.
 
     Raises:
       RuntimeError: if not every example was observed exactly once.
     """
     parts = []
-    for batch in eval_batches(examples, encode, batch_size):
+    for batch in eval_batches(examples, encode, batch_size, workers):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
         parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], result))

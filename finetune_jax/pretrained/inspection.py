@@ -69,7 +69,8 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
         # Tracing a whole model takes a second. Its stages are known before, and the repeated ones
         # all have parameters; and its first stage alone tells most models apart.
         repeated = {stage for stage in model.stages if stage[-1].isdigit()}
-        if not repeated <= stages <= {*model.stages}:
+        known = {*model.stages, *model.absent_stages}
+        if not repeated <= stages <= known:
             continue
 
         def reads(leaf: str, wanted: jax.ShapeDtypeStruct, model: StagedModel = model) -> bool:
@@ -79,7 +80,7 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
                 return name_map.constant(leaf) is not None
             source, target = targets[leaf]
             try:
-                found = target.shape(weights.spec(source)[0], sizes)
+                found = target.shape(weights.spec(source)[0], model.sizes)
             except LayoutError:
                 return False
             if found == tuple(wanted.shape):
@@ -96,7 +97,8 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
         if not all(reads(leaf, wanted) for leaf, wanted in opening.items()):
             continue
         whole = _leaves(model, entry.image_size)
-        strangers = [leaf for leaf in targets if leaf not in whole and "/head/" not in leaf]
+        without = {"head", *model.absent_stages}
+        strangers = [t for t in targets if t not in whole and t.split("/")[1] not in without]
         if not strangers and all(reads(leaf, wanted) for leaf, wanted in whole.items()):
             fitting.append(name)
     return fitting

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import augmented, canonical, check_targets
+from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
-from finetune_jax.data.text import TextPreprocess
 from finetune_jax.data.sources import Source, open_configured
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.probes import parse_probes, require_classification
 from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
+from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Task
 from finetune_jax.training.mesh import make_mesh, state_sharding, use_cpu_devices
@@ -58,9 +59,10 @@ class Experiment:
     mesh: Mesh
     teacher: Teacher | None = None
 
-    def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """A source's example as a batch has it: inputs and targets."""
-        return {**self.preprocess.host(example), **self.task.host(example)}
+    @property
+    def encode(self) -> Encoder:
+        """Of a source's example to what a batch has of it: inputs and targets."""
+        return Encoder((self.preprocess, self.task))
 
     @property
     def scheme(self) -> str:
@@ -163,7 +165,7 @@ def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
     entry, data = entry_of(config.model.name), config.data
     if entry.tokens:
         apart = tasks.kind_of(config.task.name).views == 2
-        path = data.tokenizer or str(Path(config.pretrained.path).parent / "tokenizer.json")
+        path = data.tokenizer or resolve(config.pretrained.path or ".").parent / "tokenizer.json"
         size, columns = data.max_tokens or entry.inputs.size, tuple(data.text_columns)
         return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
     own = entry.inputs

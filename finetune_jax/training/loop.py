@@ -87,6 +87,7 @@ def steps(
                 experiment.source.read(config.data[name]),
                 experiment.encode,
                 config.data.cache_bytes,
+                config.data.workers,
             ),
         )
         for name in ("train", "validation", "test")

@@ -161,7 +161,9 @@ def _batches(
     for view in range(views):
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
         done = view * len(examples)
-        for number, batch in enumerate(eval_batches(examples, experiment.encode, batch_size)):
+        for number, batch in enumerate(
+            eval_batches(examples, experiment.encode, batch_size, experiment.config.data.workers)
+        ):
             real = int(batch.pop("mask").sum())
             for name, values in targets.items() if not view else ():
                 values[done : done + real] = batch[name][:real]

@@ -102,6 +102,7 @@ class Run:
             config.seed,
             jax.process_index(),
             jax.process_count(),
+            config.data.workers,
         )
 
     def behind_prefix(self, run: PhaseRun, variables: dict[str, Any], name: str) -> Examples:
@@ -118,14 +119,18 @@ class Run:
 
     def score(self, run: PhaseRun, variables: dict[str, Any], examples: Examples) -> dict[str, Any]:
         """Scores of `examples`, images or activations after the prefix of `run`."""
-        size = self.experiment.config.eval.batch_size
+        config = self.experiment.config
+        size, workers = config.eval.batch_size, config.data.workers
         cached = isinstance(examples, ActivationExamples)
         step = self.shared.once(
             ("evaluate", run.index, cached),
             lambda: run.compile_eval_step(size, variables, cached=cached),
         )
         task, encode = self.experiment.task, self.experiment.encode
-        return evaluate(task, step, variables, examples, encode, batch_size=size, place=self.place)
+        return evaluate(
+            task, step, variables, examples, encode,
+            batch_size=size, place=self.place, workers=workers,
+        )  # fmt: skip
 
     def probe(
         self, run: PhaseRun, variables: dict[str, Any], train: Examples, validation: Examples

@@ -238,13 +238,15 @@ def _initialise(model: StagedModel, x: Any) -> Any:
     return {c: dict(variables.get(c, {})) for c in ("params", "batch_stats")}
 
 
-def check(case: Case) -> list[Delta]:
-    """All comparisons of a case."""
+def check(case: Case, formats: list[str] | None = None) -> list[Delta]:
+    """All comparisons of a case; the suffix of the reference's file is added to `formats`."""
     module = case.build()
     x = case.inputs() if case.inputs else images(case)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = (case.save or save_safetensors)(module, folder)
+        if formats is not None:
+            formats.append("".join(path.suffixes) or "folder")
         model, variables, manifest = load_case(case, module, path)
         fresh = {row.leaf for row in manifest.rows if row.decision == "reinitialised"}
         assert fresh == ({"params/head/kernel", "params/head/bias"} if case.headless else set())

@@ -1,0 +1,27 @@
+"""Regression: the value of a handwritten digit as a number.
+
+Command:
+  python -m finetune_jax.train --config=configs/tasks/digits_regression.py --workdir=DIR
+
+A toy: nothing in the picture of a 3 says that it is near a 4. Expected and reference: see experiments/task_results.md.
+"""
+
+from finetune_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.task.name = "regression"
+    config.task.loss = "huber"
+    config.scheme = "full"
+    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.new_head = True
+    config.model.name = "resnet20_cifar"
+    config.data.source = "digits"
+    config.train.batch_size = 64
+    config.train.epochs = 6.0
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.warmup_steps = 10
+    config.eval.every_epochs = 3.0
+    config.eval.batch_size = 120
+    return config

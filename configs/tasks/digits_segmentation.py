@@ -1,0 +1,27 @@
+"""Semantic segmentation: which pixels of a picture are ink, and of which digit.
+
+Command:
+  python -m finetune_jax.train --config=configs/tasks/digits_segmentation.py --workdir=DIR
+
+The masks are made from the pictures by a threshold, see finetune_jax/data/source_digits.py.
+Expected and reference: see experiments/task_results.md.
+"""
+
+from finetune_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.task.name = "segmentation"
+    config.scheme = "full"
+    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.new_head = True
+    config.model.name = "resnet20_cifar"
+    config.data.source = "digits:masks"
+    config.train.batch_size = 64
+    config.train.epochs = 12.0
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.warmup_steps = 10
+    config.eval.every_epochs = 3.0
+    config.eval.batch_size = 120
+    return config

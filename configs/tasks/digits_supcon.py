@@ -1,0 +1,30 @@
+"""Supervised contrastive pre-training: ResNet-20 from scratch on digits of 16 pixels.
+
+Commands:
+  python -m finetune_jax.train --config=configs/tasks/digits_supcon.py --workdir=runs/supcon
+  python -m finetune_jax.train --config=configs/quickstart.py --config.scheme=linear_probe \\
+      --config.pretrained.path=runs/supcon/artifact --config.data.image_size=16 --workdir=DIR
+
+Expected and reference: see experiments/task_results.md.
+"""
+
+from finetune_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.task.name = "supcon"
+    config.scheme = "full"
+    config.batch_norm = "track"
+    config.model.name = "resnet20_cifar"
+    config.data.source = "digits"
+    config.data.image_size = 16
+    config.data.augment = "random_resized_crop(scale=(0.5, 1)) + colour_jitter(0.4, 0.4)"
+    config.train.batch_size = 128
+    config.train.epochs = 30.0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 20
+    config.eval.every_epochs = 10.0
+    config.eval.batch_size = 120
+    return config

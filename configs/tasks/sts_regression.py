@@ -1,0 +1,21 @@
+"""Regression on pairs of sentences: STS-B's similarity from 0 to 5, both in one input of MiniLM.
+
+Command (FINETUNE_JAX_DATA names the folder that holds text_stsb/):
+  python -m finetune_jax.train --config=configs/tasks/sts_regression.py --workdir=DIR
+
+The encoder was trained on single sentences, so its frozen features of pairs tell little, and the
+last two blocks train. Expected and reference: see experiments/task_results.md.
+"""
+
+from configs.tasks.minilm import minilm
+from configs.tasks.sts_similarity import stsb
+
+
+def get_config():
+    config = stsb(minilm())
+    config.task.name = "regression"
+    config.scheme = "last_k(2)"
+    config.data.max_tokens = 64
+    config.train.epochs = 2.0
+    config.optimizer.learning_rate = 3e-4
+    return config

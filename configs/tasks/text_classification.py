@@ -1,0 +1,48 @@
+"""Classification of texts by frozen MiniLM: sentiment, question types, or intents of bank customers.
+
+Commands (FINETUNE_JAX_DATA names the folder that holds text_sst2/, text_trec/, text_banking77/):
+  python -m finetune_jax.train --config=configs/tasks/text_classification.py:sst2 --workdir=DIR
+  python -m finetune_jax.train --config=configs/tasks/text_classification.py:trec --workdir=DIR
+  python -m finetune_jax.train --config=configs/tasks/text_classification.py:banking77 --workdir=DIR
+
+The encoder is frozen and run once per text. Expected and reference: see
+experiments/task_results.md.
+"""
+
+from configs.tasks.minilm import DATA, minilm
+
+# Longest texts in tokens; what is longer is cut.
+_TOKENS = {"sst2": 64, "trec": 32, "banking77": 48}
+
+
+def get_config(name: str = "sst2"):
+    config = minilm()
+    config.scheme = "linear_probe"
+    config.data.max_tokens = _TOKENS[name]
+    if name == "sst2":
+        folder = f"{DATA}/text_sst2"
+        config.data.source = (
+            f"csv:train={folder}/train.tsv,validation={folder}/dev.tsv,test={folder}/test.tsv"
+        )
+        config.data.csv.header = ("text", "label")
+        config.data.csv.quoting = False
+        config.data.label_kind = "class"
+    else:
+        config.data.train, config.data.validation = "train[:90%]", "train[90%:]"
+    if name == "trec":
+        folder = f"{DATA}/text_trec"
+        config.data.source = f"csv:train={folder}/train_5500.label,test={folder}/TREC_10.label"
+        # Lines such as "NUM:dist How far is it from Denver to Aspen ?".
+        config.data.csv.sep, config.data.csv.extra = "space", "join"
+        config.data.csv.header = ("label", "text")
+        config.data.csv.quoting = False
+        config.data.csv.encoding = "latin-1"
+        config.data.label_until = ":"
+    if name == "banking77":
+        folder = f"{DATA}/text_banking77"
+        config.data.source = f"csv:{folder}/train.csv,{folder}/test.csv"
+        config.data.label_column = "category"
+    config.train.epochs = 30.0
+    config.optimizer.learning_rate = 1e-2
+    config.eval.every_epochs = 5.0
+    return config

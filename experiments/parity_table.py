@@ -1,0 +1,66 @@
+"""How far our models are from their reference implementations: the table in docs/parity.md.
+
+Command (needs requirements-reference.txt):
+  python -m experiments.parity_table --output=docs/parity.md
+
+Runs every case of tests/parity: the reference draws random weights and writes them in its own
+format, ours loads that file, and the outputs of all stages, the logits and, where the case asks,
+gradients and training mode are compared in f32. The bounds are those of the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from absl import app, flags
+
+_OUTPUT = flags.DEFINE_string("output", "docs/parity.md", "File to write.")
+_ONLY = flags.DEFINE_string("only", "", "Part of the names of the cases to run; nothing is written.")
+_REFERENCES = ("torch", "timm", "transformers", "keras")
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "parity"))
+    import conftest  # noqa: F401 - chooses Keras' back end
+    from all_cases import CASES
+    from harness import ABSOLUTE, RELATIVE, check, worst
+
+    from finetune_jax.reporting.progress import each
+
+    rows, beyond = [], 0
+    for case in each([c for c in CASES if _ONLY.value in c.name], "cases"):
+        formats: list[str] = []
+        deltas = check(case, formats)
+        top = worst(deltas)
+        beyond += top.absolute > ABSOLUTE or top.relative > RELATIVE
+        compared = [f"{sum(not d.what.startswith(('gradient', 'training')) for d in deltas)} outputs"]
+        for what in ("gradient", "training"):
+            if count := sum(d.what.startswith(what) for d in deltas):
+                compared.append(f"{count} {'gradients' if what == 'gradient' else 'in training mode'}")
+        rows.append(
+            f"| {case.name} | {case.origin} | {formats[0]} | {', '.join(compared)} | "
+            f"{max(d.absolute for d in deltas):.1e} | {max(d.relative for d in deltas):.1e} |"
+        )
+        print(rows[-1], flush=True)
+    found = ", ".join(f"{name} {version(name)}" for name in _REFERENCES)
+    text = f"""# Parity with reference implementations
+
+Written by `python -m experiments.parity_table`. Reference: {found}; f32 on a CPU. |Δ| is the
+largest difference of any output compared, relative to that output's own scale in the last column
+(for gradients: its stage's). Bounds: {ABSOLUTE:g} absolute and {RELATIVE:g} relative; {beyond} of
+{len(rows)} cases are beyond them.
+
+| case | origin of the names | format | compared | max abs Δ | max rel Δ |
+|---|---|---|---|---|---|
+""" + "\n".join(rows)
+    if not _ONLY.value:
+        Path(_OUTPUT.value).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -7,7 +7,7 @@ The encoder was trained on single sentences, so its frozen features of pairs tel
 last two blocks train. Expected and reference: see experiments/task_results.md.
 """
 
-from configs.tasks.minilm import minilm
+from configs.tasks._minilm import minilm
 from configs.tasks.sts_similarity import stsb
 
 

@@ -8,7 +8,7 @@ The head starts as the identity. Published zero-shot Spearman correlation of thi
 (MTEB, STSBenchmark). Expected: see experiments/task_results.md.
 """
 
-from configs.tasks.minilm import DATA, minilm
+from configs.tasks._minilm import DATA, minilm
 
 
 def stsb(config):

@@ -9,7 +9,7 @@ The encoder is frozen and run once per text. Expected and reference: see
 experiments/task_results.md.
 """
 
-from configs.tasks.minilm import DATA, minilm
+from configs.tasks._minilm import DATA, minilm
 
 # Longest texts in tokens; what is longer is cut.
 _TOKENS = {"sst2": 64, "trec": 32, "banking77": 48}

@@ -1,4 +1,9 @@
-"""UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8, values 0 to 16."""
+"""UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8, values 0 to 16.
+
+``digits`` has ten classes. Two variants are for trying other tasks: ``digits:attributes``, what is
+true of a digit as a 0/1 vector, and ``digits:masks``, a class for every pixel: the digit where there
+is ink, of value 8 or more, else background.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,31 @@ import numpy as np
 
 from finetune_jax.data.sources import ArrayExamples, Examples, Options, Source
 from finetune_jax.data.splits import resolve_split
+from finetune_jax.errors import UserError, nearest
 
+ATTRIBUTES = {
+    "odd": "13579",
+    "prime": "2357",
+    "multiple of 3": "0369",
+    "above 4": "56789",
+    "has a loop": "0689",
+}
+_INK = 8
 _SIZES = {"train": 1077, "validation": 360, "test": 360}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
-    """The stratified 60/20/20 split is fixed for ever: its seed is not the run's."""
-    del rest, options
+    """The stratified 60/20/20 split is fixed for ever: its seed is not the run's.
+
+    Raises:
+      UserError: an unknown variant.
+    """
+    del options
+    variants = ("attributes", "masks")
+    if rest and rest not in variants:
+        raise UserError(f"data.source: unknown variant {name!r}.{nearest(rest, variants)}")
+    digits = tuple("0123456789")
+    names = {"attributes": tuple(ATTRIBUTES), "masks": ("background", *digits)}.get(rest, digits)
 
     def read(split: str) -> Examples:
         from sklearn.datasets import load_digits
@@ -23,16 +46,24 @@ def open_(name: str, rest: str, options: Options) -> Source:
         images = np.repeat(gray[..., None], 3, axis=-1)
         labels = data.target.astype(np.int32)
         indices = np.arange(len(labels))
-        rest, test = train_test_split(
+        others, test = train_test_split(
             indices, test_size=_SIZES["test"], stratify=labels, random_state=0
         )
         train, validation = train_test_split(
-            rest, test_size=_SIZES["validation"], stratify=labels[rest], random_state=0
+            others, test_size=_SIZES["validation"], stratify=labels[others], random_state=0
         )
         parts = {"train": train, "validation": validation, "test": test}
         chosen = np.concatenate(
             [parts[part][start:stop] for part, start, stop in resolve_split(split, _SIZES)]
         )
-        return ArrayExamples({"image": images[chosen], "label": labels[chosen]})
+        arrays = {"image": images[chosen], "label": labels[chosen]}
+        if rest == "masks":
+            ink = data.images[chosen] >= _INK
+            arrays["mask"] = (ink * (1 + arrays.pop("label"))[:, None, None]).astype(np.uint8)
+        if rest == "attributes":
+            true = [[str(digit) in which for which in ATTRIBUTES.values()] for digit in range(10)]
+            arrays["label"] = np.array(true, np.float32)[arrays["label"]]
+        return ArrayExamples(arrays)
 
-    return Source(name, tuple("0123456789"), _SIZES, read, columns=("image", "label"))
+    columns = ("image", "mask" if rest == "masks" else "label")
+    return Source(name, names, _SIZES, read, columns=columns)

@@ -28,10 +28,16 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
         import grain
     except ImportError:
         raise UserError("data.workers: worker processes need grain: pip install grain") from None
+    from absl import flags
+
+    # grain reads its own flags, which outside of a command nobody has parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     numbers = grain.MapDataset.range(start, stop).map(function)
-    dataset = numbers.to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    ).mp_prefetch(
+    read = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    # Through pipes: containers often have 64 MB of shared memory, two batches of photographs.
+    options = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    dataset = grain.experimental.WithOptionsIterDataset(read, options).mp_prefetch(
         grain.MultiprocessingOptions(
             num_workers=min(workers, stop - start), per_worker_buffer_size=2
         ),

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from finetune_jax.data.augment import augmented
+from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
 from finetune_jax.errors import UserError, nearest
@@ -72,9 +73,10 @@ class Subject:
         require_split(self.config, split)
         return self.source.read(self.config.data[split])
 
-    def encode(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """A source's example as a batch has it: inputs and targets."""
-        return {**self.preprocess.host(example), **self.task.host(example)}
+    @property
+    def encode(self) -> Encoder:
+        """Of a source's example to what a batch has of it: inputs and targets."""
+        return Encoder((self.preprocess, self.task))
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on all devices."""
@@ -116,6 +118,8 @@ class Subject:
             encode or self.encode,
             batch_size=self.batch_size,
             place=place or self.place,
+            # Another encode may keep what it has seen, which processes would not share.
+            workers=0 if encode else self.config.data.workers,
         )
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from finetune_jax.pretrained.load import load
 from finetune_jax.pretrained.manifest import Manifest, Row
 from finetune_jax.pretrained.names import NameMap, find_map, map_of
 from finetune_jax.pretrained.save import save_as, save_native
-from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.formats.weights import Weights
 
 __all__ = [
     "Manifest",

@@ -21,7 +21,7 @@ from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
-from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.formats.weights import Weights
 
 
 def load(

@@ -119,7 +119,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
 
 
 def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
-    """Reliability diagrams beside each other.
+    """Reliability diagrams beside each other; the more examples a bin has, the darker it is.
 
     Args:
       curves: by title, what `finetune_jax.metrics.calibration.reliability` returns.
@@ -132,14 +132,17 @@ def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
             bins = len(counts)
             edges = np.arange(bins) / bins
             filled = counts > 0
-            axes.bar(edges[filled], accuracies[filled], 1 / bins, align="edge", color=MAIN,
-                     alpha=0.75, edgecolor="white", linewidth=0.8, label="accuracy")  # fmt: skip
+            depth = np.sqrt(counts[filled] / max(counts.max(), 1))
+            bars = axes.bar(edges[filled], accuracies[filled], 1 / bins, align="edge", color=MAIN,
+                            edgecolor="white", linewidth=0.8, label="accuracy")  # fmt: skip
+            for bar, share in zip(bars, depth, strict=True):
+                bar.set_alpha(0.25 + 0.65 * share)
             axes.plot(means[filled], means[filled], "_", color=WARN, ms=11, mew=2,
                       label="mean confidence")  # fmt: skip
             axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
         grid[0][0].set_ylabel("accuracy")
-        grid[0][0].legend(loc="upper left")
+        grid[0][0].legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     return drawing.svg
 
 
@@ -172,7 +175,8 @@ def movement(rows: Sequence[Mapping[str, Any]]) -> str:
     with _figure(7.2, 0.9 + 0.26 * len(rows)) as (axes, drawing):
         names = [row["stage"] for row in rows]
         values = [row["relative"] if row["leaves"] else np.nan for row in rows]
-        axes.barh(names, values, color=MAIN, height=0.7)
+        axes.barh(names, np.nan_to_num(values), color=MAIN, height=0.7)
+        axes.set_ylim(-0.7, len(rows) - 0.3)
         top = np.nanmax([*values, 0.0]) or 1.0
         axes.set_xlim(0, 1.15 * top)
         for i, (row, value) in enumerate(zip(rows, values, strict=True)):

@@ -32,7 +32,7 @@ a { color: var(--main); text-decoration: none; } a:hover { text-decoration: unde
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
   padding: 20px 24px; margin: 16px 0; }
 section > p { color: var(--soft); margin: 0 0 14px; max-width: 78ch; }
-figure { margin: 8px 0 0; } figure img { max-width: 100%; height: auto; display: block; }
+figure { margin: 8px 0 12px; } figure img { max-width: 100%; height: auto; display: block; }
 .pair { display: flex; flex-wrap: wrap; gap: 16px 32px; align-items: flex-start; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }

@@ -185,7 +185,7 @@ def _confidence(subject: Subject, predictions: Predictions) -> list[Section]:
     return [
         (
             "Calibration",
-            f"<p>{html.text(words)}</p>"
+            f"<p>{html.text(words)} The darker a bin, the more examples it has.</p>"
             + html.figure(charts.calibration(drawn), "reliability diagram")
             + table,
         ),

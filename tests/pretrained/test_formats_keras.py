@@ -17,8 +17,8 @@ from format_samples import (
 )
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import hdf5_catalog, hdf5_file, open_weights
-from finetune_jax.pretrained.keras_names import named_path, variable_names
+from finetune_jax.pretrained.formats import hdf5_catalog, hdf5_file, open_weights
+from finetune_jax.pretrained.formats.keras_names import named_path, variable_names
 
 h5py = pytest.importorskip("h5py")
 VALUES = np.arange(4, dtype=np.float32)

@@ -44,7 +44,7 @@ from hypothesis import strategies as st
 from torch_writer import Storage, Tensor, tensor, write_legacy, write_zip
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import hdf5_catalog, hdf5_file, open_weights
+from finetune_jax.pretrained.formats import hdf5_catalog, hdf5_file, open_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning"),

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import hdf5_catalog
-from finetune_jax.pretrained.limits import (
+from finetune_jax.pretrained.formats import hdf5_catalog
+from finetune_jax.pretrained.formats.limits import (
     DTYPES,
     MAX_DEPTH,
     MAX_TENSORS,
@@ -26,7 +26,7 @@ from finetune_jax.pretrained.limits import (
     parse_json,
     size_of,
 )
-from finetune_jax.pretrained.weights import Spec
+from finetune_jax.pretrained.formats.weights import Spec
 
 _SECONDS = 60
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import DTYPES, MAX_HEADER_BYTES, blame, parse_json
-from finetune_jax.pretrained.weights import Spec, Weights
+from finetune_jax.pretrained.formats.limits import DTYPES, MAX_HEADER_BYTES, blame, parse_json
+from finetune_jax.pretrained.formats.weights import Spec, Weights
 
 _DTYPES = {
     "F64": DTYPES["float64"],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import (
+from finetune_jax.pretrained.formats.limits import (
     DTYPES,
     MAX_DEPTH,
     MAX_HEADER_BYTES,
@@ -23,7 +23,7 @@ from finetune_jax.pretrained.limits import (
     is_optimizer,
     parse_json,
 )
-from finetune_jax.pretrained.weights import Spec, Weights
+from finetune_jax.pretrained.formats.weights import Spec, Weights
 
 TREE = "_METADATA"
 STEP = "_CHECKPOINT_METADATA"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.limits import blame
-from finetune_jax.pretrained.sharded import shard_names
+from finetune_jax.pretrained.formats.limits import blame
+from finetune_jax.pretrained.formats.sharded import shard_names
 
 # What a folder of a repository is opened by: the first that is there.
 REPOSITORY_FILES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.limits import MAX_NAME_LENGTH, MAX_TENSORS, inflated
+from finetune_jax.pretrained.formats.limits import MAX_NAME_LENGTH, MAX_TENSORS, inflated
 
 _ENCRYPTED = 0x1
 

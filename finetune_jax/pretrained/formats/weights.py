@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.limits import check_specs
+from finetune_jax.pretrained.formats.limits import check_specs
 
 Spec = tuple[tuple[int, ...], np.dtype]
 

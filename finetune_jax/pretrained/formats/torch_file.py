@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, blame
-from finetune_jax.pretrained.torch_pickle import Storage, TensorRecord, load_pickle, shown
-from finetune_jax.pretrained.weights import Spec, Weights
-from finetune_jax.pretrained.zip_archive import ZipArchive
+from finetune_jax.pretrained.formats.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, blame
+from finetune_jax.pretrained.formats.torch_pickle import Storage, TensorRecord, load_pickle, shown
+from finetune_jax.pretrained.formats.weights import Spec, Weights
+from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001

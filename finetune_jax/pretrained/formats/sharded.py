@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.limits import MAX_HEADER_BYTES, MAX_SHARDS, blame, parse_json
-from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.formats.limits import MAX_HEADER_BYTES, MAX_SHARDS, blame, parse_json
+from finetune_jax.pretrained.formats.weights import Weights
 
 
 def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_jax.pretrained.limits import MAX_DEPTH
+from finetune_jax.pretrained.formats.limits import MAX_DEPTH
 
 _KERNEL = ("kernel", "bias")
 _CELL = ("kernel", "recurrent_kernel", "bias")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import (
+from finetune_jax.pretrained.formats.limits import (
     DTYPES,
     MAX_DEPTH,
     MAX_NAME_LENGTH,
@@ -27,7 +27,7 @@ from finetune_jax.pretrained.limits import (
     is_optimizer,
     size_of,
 )
-from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.formats.weights import Weights
 
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import blame, is_optimizer
-from finetune_jax.pretrained.npy_header import NpyHeader, arrange, read_npy_header
-from finetune_jax.pretrained.weights import Spec, Weights
-from finetune_jax.pretrained.zip_archive import ZipArchive
+from finetune_jax.pretrained.formats.limits import blame, is_optimizer
+from finetune_jax.pretrained.formats.npy_header import NpyHeader, arrange, read_npy_header
+from finetune_jax.pretrained.formats.weights import Spec, Weights
+from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 
 def open_npz(path: Path) -> Weights:

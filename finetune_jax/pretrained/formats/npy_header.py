@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import DTYPES, check_shape, size_of
+from finetune_jax.pretrained.formats.limits import DTYPES, check_shape, size_of
 
 _MAX_HEADER = 10_000
 

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.download import download
-from finetune_jax.pretrained.hub import resolve_hub
+from finetune_jax.pretrained.sources.download import download
+from finetune_jax.pretrained.sources.hub import resolve_hub
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 _SAME_PATTERN = (

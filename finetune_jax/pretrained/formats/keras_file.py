@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.hdf5_file import Hdf5File
-from finetune_jax.pretrained.keras_names import (
+from finetune_jax.pretrained.formats.hdf5_file import Hdf5File
+from finetune_jax.pretrained.formats.keras_names import (
     LayerInfo,
     layers_of,
     named_path,
     variable_names,
 )
-from finetune_jax.pretrained.limits import blame, parse_json
-from finetune_jax.pretrained.weights import Weights
-from finetune_jax.pretrained.zip_archive import ZipArchive
+from finetune_jax.pretrained.formats.limits import blame, parse_json
+from finetune_jax.pretrained.formats.weights import Weights
+from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 _WEIGHTS = "model.weights.h5"
 # Groups of a Keras 3 file that hold no weights of the model.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.limits import MAX_HEADER_BYTES, blame, parse_json
-from finetune_jax.pretrained.safetensors_file import open_safetensors
-from finetune_jax.pretrained.weights import Weights
+from finetune_jax.pretrained.formats.limits import MAX_HEADER_BYTES, blame, parse_json
+from finetune_jax.pretrained.formats.safetensors_file import open_safetensors
+from finetune_jax.pretrained.formats.weights import Weights
 
 CARD = "artifact.json"
 

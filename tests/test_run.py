@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command
+from conftest import ONE_DEVICE, ROOT, run_command
 
 from finetune_jax import cli, tree
 from finetune_jax import config as config_lib
@@ -89,7 +89,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tm
     process = subprocess.Popen(
         [*command, f"--config={small_config}", f"--workdir={workdir}", longer],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -15,7 +15,7 @@ def get_config():
     data = os.environ.get("FINETUNE_JAX_DATA", "data")
     config = default()
     config.scheme = "linear_probe"
-    config.model.name = "mobilenet_v1_025"
+    config.model.name = "mobilenetv1_025"
     config.pretrained.path = f"{data}/mobilenet_v1_025_imagenet/mobilenet_v1_0.25_224.h5"
     config.pretrained.new_head = True
     config.data.source = f"folder:{data}/flowers224"

@@ -80,8 +80,8 @@ def parse_shifts(text: str) -> dict[str, Shift]:
             found[name] = SHIFTS[name]
         else:
             raise UserError(
-                f"--shifts: unknown test set {name!r}.{nearest(name, ('all', *SHIFTS))} Or a data source "
-                f"with its split, such as 'folder:PATH@test'"
+                f"--shifts: unknown test set {name!r}.{nearest(name, ('all', *SHIFTS))} Or a data "
+                f"source with its split, such as 'folder:PATH@test'"
             )
     return found
 

@@ -4,8 +4,9 @@ DeiT (2012.12877), DINOv2 (2304.07193) with and without registers (2309.16588), 
 of CLIP (2103.00020) and SigLIP (2303.15343). Stages: ``stem`` (patches, class token, registers,
 positions), ``block_0`` …, ``norm``, ``map_pool`` where a probe pools the tokens, ``head``.
 
-The AugReg weights (2106.10270) were trained in Flax with the tanh form of GELU; timm and
-transformers evaluate them with the exact (erf) form, and so do the ``vit_*`` models here.
+The AugReg weights (2106.10270) were trained in Flax with the tanh form of GELU, as the ``augreg_*``
+models here have it; timm and transformers evaluate the same weights with the exact (erf) form, and
+so do the ``vit_*`` models.
 """
 
 from __future__ import annotations
@@ -193,6 +194,11 @@ _GOOGLE = {
 }
 
 
+def _augreg(size: str, patch: int) -> Entry:
+    inputs = Inputs(224, HALF, HALF, "bilinear", 0)
+    return _entry(size, patch, inputs, {"activation": "gelu_tanh"}, licence="Apache-2.0")
+
+
 def _vit(size: str, patch: int) -> Entry:
     name = f"vit_{size}{patch}"
     augreg = [f"hf:timm/vit_{_AUGREG[name]}_224.augreg_in21k_ft_in1k"] if name in _AUGREG else []
@@ -259,6 +265,7 @@ def _siglip(size: str, patch: int, side: int, weights: tuple[str, ...]) -> Entry
 
 ENTRIES = {
     **{f"vit_{s}{p}": _vit(s, p) for s in ("ti", "s", "b", "l", "h") for p in (8, 14, 16, 32)},
+    **{f"augreg_{s}{p}": _augreg(s, p) for s in ("ti", "s", "b", "l") for p in (16, 32)},
     **{
         f"deit_{s}16{'_distilled' * d}": _deit(s, d)
         for d in (False, True) for s in ("ti", "s", "b")

@@ -131,7 +131,7 @@ def absolute(outputs: jax.Array, targets: jax.Array, given: Given) -> jax.Array:
 def huber(outputs: jax.Array, targets: jax.Array, given: Given, *, delta: float = 1.0) -> jax.Array:
     """Half the square up to `delta`, linear beyond (Huber 1964), mean over the values."""
     del given
-    return optax.huber_loss(outputs, targets, delta).mean(-1)
+    return optax.huber_loss(outputs, targets, delta=delta).mean(-1)
 
 
 def contrast(embeddings: jax.Array, groups: jax.Array, temperature: float) -> jax.Array:

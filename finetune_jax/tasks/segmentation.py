@@ -82,10 +82,10 @@ class Segmentation(Task):
         mask = mask.astype(np.uint8)
         # As three equal channels, for what is made for pictures.
         cut = resize(np.repeat(mask[..., None], 3, -1), self.size, "nearest", self.crop)
-        return {"mask": cut[..., 0]}
+        return {"class_map": cut[..., 0]}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"mask": jax.ShapeDtypeStruct((count, self.size, self.size), jnp.uint8)}
+        return {"class_map": jax.ShapeDtypeStruct((count, self.size, self.size), jnp.uint8)}
 
     def _enlarged(self, outputs: jax.Array) -> jax.Array:
         shape = (outputs.shape[0], self.size, self.size, outputs.shape[-1])
@@ -98,7 +98,7 @@ class Segmentation(Task):
 
         Args:
           outputs: logits f32[batch, rows, columns, classes].
-          batch: ``mask`` uint8[batch, size, size].
+          batch: ``class_map`` uint8[batch, size, size].
           hyper: unused.
 
         Raises:
@@ -107,7 +107,7 @@ class Segmentation(Task):
         del hyper
         if "mix" in batch:
             raise UserError("data.augment: mixed images have no mask; take out mixup and cutmix")
-        logits, mask = self._enlarged(outputs), batch["mask"]
+        logits, mask = self._enlarged(outputs), batch["class_map"]
         real = (mask != VOID).astype(jnp.float32)
         labels = jnp.where(mask == VOID, 0, mask).astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -122,7 +122,7 @@ class Segmentation(Task):
         """``table`` i32[batch, classes, classes]: labels in rows, predictions in columns."""
         predicted = jnp.argmax(self._enlarged(outputs), -1)
         # As bytes, class numbers times their count would overflow.
-        mask = batch["mask"].astype(jnp.int32)
+        mask = batch["class_map"].astype(jnp.int32)
         classes = self.head_size
         cells = jnp.where(mask == VOID, classes**2, mask * classes + predicted)
         count = jax.vmap(lambda x: jnp.bincount(x.ravel(), length=classes**2 + 1))

@@ -303,7 +303,7 @@ def test_mixing_needs_one_class_per_image_and_masks_need_still_pixels():
     number = {"label": jax.ShapeDtypeStruct((1,), jnp.float32)}
     with pytest.raises(UserError, match="not one class per image"):
         check_targets("mixup", number)
-    mask = {"mask": jax.ShapeDtypeStruct((1, 8, 8), jnp.uint8)}
+    mask = {"class_map": jax.ShapeDtypeStruct((1, 8, 8), jnp.uint8)}
     with pytest.raises(UserError, match="flip moves pixels"):
         check_targets("grayscale + flip", mask)
     check_targets("grayscale", mask)

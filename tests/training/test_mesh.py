@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK_COMPILE, ROOT
 
 from finetune_jax import tree
 from finetune_jax.config import default
@@ -116,7 +116,7 @@ def on_eight_devices(call):
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}",
         },
         capture_output=True,
         text=True,

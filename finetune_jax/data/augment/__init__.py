@@ -118,7 +118,7 @@ def check_targets(augment: str | Sequence[str], targets: Mapping[str, Any]) -> N
       targets: abstract arrays of a batch, from `Task.abstract`.
     """
     terms = _terms(augment)
-    if "mask" in targets:
+    if "class_map" in targets:
         moving = [term.name for term in terms if term.name not in _COLOURS]
         if moving:
             raise UserError(

@@ -1,0 +1,185 @@
+"""Input speed: decoding and augmenting against torch's DataLoader, and waiting in a training run.
+
+  python experiments/input_speed.py decode [--images=400] [--repeats=5]
+  python experiments/input_speed.py wait [--steps=60]
+
+`decode` needs torch and torchvision (requirements-reference.txt). It writes photograph-like JPEGs
+and takes turns: (1) ours, the files decoded and squeezed to 224 pixels on the host by one core,
+then random_resized_crop and flip as one jitted function; (2) torch's DataLoader in one process,
+torchvision's decoding by Pillow, Resize, RandomResizedCrop, RandomHorizontalFlip and ToTensor;
+(3) the host part of ours alone, and (4) of ours through one worker process. One thread each.
+
+`wait` runs the steps of configs/quickstart.py and prints the share of their time that the loop
+stood still for the next batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+SIZE, BATCH = 224, 50
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """JPEGs of about 400 x 500 pixels: smooth shapes with noise, in two classes."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        coarse = generator.integers(0, 256, (12, 15, 3), np.uint8)
+        picture = np.asarray(Image.fromarray(coarse).resize((500, 400), Image.Resampling.BICUBIC))
+        noisy = picture + generator.normal(0, 6, picture.shape)
+        path = folder / "train" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def ours(folder: Path, *, augment: bool, workers: int = 0) -> Callable[[], int]:
+    """A pass over all images: returns how many."""
+    import jax
+
+    from finetune_jax.data.augment import augmented
+    from finetune_jax.data.batches import Encoder, TrainBatches
+    from finetune_jax.data.preprocess import ImagePreprocess
+    from finetune_jax.data.sources import open_source
+    from finetune_jax.tasks import Classification
+
+    examples = open_source(f"folder:{folder}").read("train")
+    preprocess = ImagePreprocess(SIZE, crop=0)
+    encode = Encoder((preprocess, Classification(("a", "b"))))
+    first, second = augmented(preprocess, "random_resized_crop + flip")
+    change = jax.jit(lambda key, batch: second(key, first(batch), batch)[0])
+
+    def run() -> int:
+        batches = TrainBatches(examples, encode, BATCH, 0, workers=workers)
+        count = len(examples) // BATCH
+        for step, batch in enumerate(batches.iterate(0, count)):
+            if augment:
+                change(jax.random.key(step), batch).block_until_ready()
+        return count * BATCH
+
+    return run
+
+
+def torchs(folder: Path) -> Callable[[], int]:
+    """The same by torchvision."""
+    import torch
+
+    # A CPU build of torch lacks the operator that torchvision's import declares the shape of.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        from torchvision import datasets, transforms
+    except RuntimeError:
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from torchvision import datasets, transforms
+
+    torch.set_num_threads(1)
+    chain = transforms.Compose(
+        [
+            transforms.Resize((SIZE, SIZE)),
+            transforms.RandomResizedCrop(SIZE),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    images = datasets.ImageFolder(str(folder / "train"), chain)
+    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True)
+    return lambda: sum(len(batch) for batch, _ in loader)
+
+
+def decode(images: int, repeats: int) -> None:
+    """Prints medians of images/s in turns, by wall and by processor time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder, images)
+        ways = {
+            "torch DataLoader": torchs(folder),
+            "ours, decode + augment": ours(folder, augment=True),
+            "ours, host part": ours(folder, augment=False),
+            "ours, host part, 1 worker": ours(folder, augment=False, workers=1),
+        }
+        for way in ways.values():
+            way()  # compiles, and fills the file cache
+        wall: dict[str, list[float]] = {name: [] for name in ways}
+        core: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, way in ways.items():
+                began, used = time.perf_counter(), sum(os.times()[:4])
+                count = way()
+                wall[name].append(count / (time.perf_counter() - began))
+                core[name].append(count / max(sum(os.times()[:4]) - used, 1e-9))
+    base_wall = statistics.median(wall["torch DataLoader"])
+    base_core = statistics.median(core["torch DataLoader"])
+    print("| way | images/s | to torch | images per second of a core | to torch |")
+    print("|---|---|---|---|---|")
+    for name in ways:
+        a, b = statistics.median(wall[name]), statistics.median(core[name])
+        print(f"| {name} | {a:.0f} | {a / base_wall:.2f} | {b:.0f} | {b / base_core:.2f} |")
+
+
+def wait(steps: int) -> None:
+    """Prints the share of time that a loop over the quickstart's steps waits for batches."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "quickstart", Path(__file__).parent.parent / "configs" / "quickstart.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.train.steps = steps
+
+    from finetune_jax.data.batches import TrainBatches, cached
+    from finetune_jax.training.experiment import load_variables, prepare
+    from finetune_jax.training.mesh import put_batch
+    from finetune_jax.training.phase import PhaseRun
+
+    experiment = prepare(config)
+    run = PhaseRun(experiment, steps=steps)
+    state, base = run.create_state(load_variables(experiment)[0])
+    step = run.compile_train_step()
+    for kept, limit in (("decoded once", config.data.cache_bytes), ("decoded each time", 0)):
+        examples = cached(experiment.source.read("train"), experiment.encode, limit)
+        batches = TrainBatches(examples, experiment.encode, config.train.batch_size, 0)
+        waited, began, last = 0.0, 0.0, None
+        source = batches.iterate(0, steps)
+        for number in range(steps):
+            start = time.perf_counter()
+            began = began or start
+            batch = next(source)
+            waited += time.perf_counter() - start
+            state, last = step(state, base, put_batch(batch, experiment.mesh))
+            # As the loop of a run does when it logs; otherwise steps would only queue up.
+            float(last["loss"])
+        total = time.perf_counter() - began
+        print(
+            f"{kept}: {1e3 * total / steps:.1f} ms per step, of which {1e3 * waited / steps:.2f} ms "
+            f"({waited / total:.1%}) waiting for input"
+        )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("decode", "wait"))
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    arguments = parser.parse_args()
+    if arguments.what == "decode":
+        decode(arguments.images, arguments.repeats)
+    else:
+        wait(arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Corruptions of colour and shape; see `finetune_jax.evaluation.corruptions` for the constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
+from finetune_jax.evaluation.corruptions import filters
+
+
+def brightness(table: np.ndarray, size: int) -> Any:
+    """A constant more of HSV's value, hue and saturation kept."""
+    del size
+
+    def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        del key
+        value = x.max(-1, keepdims=True)
+        new = jnp.clip(value + jnp.asarray(table[:, 0], jnp.float32)[level], 0, 1)
+        return jnp.where(value > 0, x * new / jnp.maximum(value, 1e-12), new)
+
+    return change
+
+
+def saturate(table: np.ndarray, size: int) -> Any:
+    """HSV's saturation times a factor plus an offset. Gray has the hue of red, by convention."""
+    del size
+
+    def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        del key
+        factor, offset = jnp.asarray(table, jnp.float32)[level]
+        value, low = x.max(-1, keepdims=True), x.min(-1, keepdims=True)
+        spread = value - low
+        saturation = spread / jnp.maximum(value, 1e-12)
+        new = jnp.clip(saturation * factor + offset, 0, 1)
+        coloured = value - (value - x) / jnp.maximum(spread, 1e-12) * new * value
+        reddish = value * jnp.concatenate([jnp.ones_like(new), 1 - new, 1 - new], -1)
+        return jnp.where(spread > 0, coloured, reddish)
+
+    return change
+
+
+def contrast(table: np.ndarray, size: int) -> Any:
+    """Towards the mean of each channel; constant: the share that is left."""
+    del size
+
+    def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        del key
+        mean = x.mean((0, 1), keepdims=True)
+        return mean + (x - mean) * jnp.asarray(table[:, 0], jnp.float32)[level]
+
+    return change
+
+
+def pixelate(table: np.ndarray, size: int) -> Any:
+    """Fewer pixels and back, by Pillow's box filter; constant: the share of the side."""
+    matrices = np.stack([_box(size, int(size * share)) for (share,) in table])
+
+    def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        del key
+        return filters.both_axes(jnp.asarray(matrices)[level], x)
+
+    return change
+
+
+def _box(size: int, few: int) -> np.ndarray:
+    """f32[size, size]: what Pillow does to each axis, read off its treatment of the identity."""
+    from PIL import Image
+
+    box = Image.Resampling.BOX
+    down = Image.fromarray(np.eye(size, dtype=np.float32)).resize((size, few), box)
+    up = Image.fromarray(np.eye(few, dtype=np.float32)).resize((few, size), box)
+    return np.asarray(up) @ np.asarray(down)
+
+
+def elastic(table: np.ndarray, size: int) -> Any:
+    """A random affine map, then smooth shifts; constants: their strength, smoothness, corners'."""
+    matrices = np.stack(
+        [filters.gaussian_matrix(size, sigma, 3.0, "symmetric") for sigma in table[:, 1]]
+    )
+    middle, third = size // 2, size // 3
+    corners = np.array(
+        [[middle + third, middle + third], [middle + third, middle - third], [middle - third] * 2],
+        np.float32,
+    )
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+
+    def sample(x: jax.Array, down: jax.Array, right: jax.Array, mode: str) -> jax.Array:
+        return jax.vmap(
+            lambda channel: map_coordinates(channel, [down, right], order=1, mode=mode), -1, -1
+        )(x)
+
+    def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        strength, _, shift = jnp.asarray(table, jnp.float32)[level]
+        corner_key, down_key, right_key = jax.random.split(key, 3)
+        moved = corners + shift * jax.random.uniform(corner_key, (3, 2), minval=-1.0, maxval=1.0)
+        # The map back, (x, y) of the result to (x, y) of the source.
+        back = jnp.linalg.solve(jnp.concatenate([moved, jnp.ones((3, 1))], 1), corners)
+        place = jnp.stack([columns, rows, jnp.ones_like(rows)], -1) @ back
+        x = sample(x, place[..., 1], place[..., 0], "mirror")
+        smooth = jnp.asarray(matrices)[level]
+
+        def field(k: jax.Array) -> jax.Array:
+            rough = jax.random.uniform(k, (size, size), minval=-1.0, maxval=1.0)
+            return strength * filters.both_axes(smooth, rough)
+
+        return sample(x, rows + field(down_key), columns + field(right_key), "reflect")
+
+    return change

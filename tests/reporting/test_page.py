@@ -1,0 +1,181 @@
+"""The page of a run: whole, self-contained, and sortable in a browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import run_command
+
+from finetune_jax.evaluate import plain
+from finetune_jax.evaluation.predictions import Predictions, load_predictions
+from finetune_jax.evaluation.subject import open_run
+from finetune_jax.reporting import charts
+from finetune_jax.reporting import html as pieces
+from finetune_jax.reporting.mistakes import mistakes
+
+# Without a value there is nothing to fetch: the rest may hold an address.
+FETCHING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What a test asks about: headings, figures, tables, addresses, whether tags are balanced."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.open, self.addresses, self.headings, self.images, self.rows = [], [], [], [], {}
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.addresses += [v for k, v in attributes if k in FETCHING]
+        if tag == "img":
+            self.images.append(values["alt"])
+        if tag == "tr" and self.headings:
+            self.rows[self.headings[-1]] = self.rows.get(self.headings[-1], 0) + 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(short_run, tmp_path_factory):
+    """(page, what the command printed, folder): everything the command can tell, in one call."""
+    folder = tmp_path_factory.mktemp("report")
+    process = run_command(
+        "evaluate", f"--workdir={short_run}", f"--report={folder / 'page.html'}",
+        f"--save_predictions={folder / 'p.npz'}", "--temperature", "--selective", "--drift",
+        "--knn", "--few_shot=1,2", "--corruptions=contrast,brightness", "--severity=1,5",
+        "--shifts=cifar10_1", f"--data_dir={folder}", f"--against={short_run}",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return (folder / "page.html").read_text(), json.loads(process.stdout), folder
+
+
+def test_the_command_tells_what_it_was_asked(written, short_run):
+    _, found, folder = written
+    own = json.loads((short_run / "result.json").read_text())["test"]
+    assert found["accuracy"] == own["accuracy"] and found["n_scored"] == 50
+    assert found["temperature_scaling"].keys() >= {"temperature", "ece_before", "ece_after"}
+    assert found["selective"]["coverage"][-1] == 1
+    assert found["probes"].keys() == {"knn20", "few_shot1", "few_shot2"}
+    assert found["drift"]["feature_drift"] > 0
+    assert found["against"]["p_mcnemar"] == 1 and found["against"]["n"] == 50
+    assert [len(v) for v in found["corruptions"]["scores"].values()] == [2, 2]
+    assert found["corruptions"]["clean"] == own["accuracy"]
+    assert "not_run" in found["shifts"]["cifar10_1"]
+    saved = load_predictions(folder / "p.npz")
+    assert plain(saved.scores()) == {k: found[k] for k in saved.scores()}
+
+
+def test_a_page_has_every_section_and_no_address_outside_itself(written):
+    content, *_ = written
+    page = Page(content)
+    assert page.open == []
+    assert page.headings == [
+        "Scores", "Learning curves", "Classes", "Calibration", "Selective prediction",
+        "Most confident mistakes", "Against another model", "Common corruptions",
+        "Shifted test sets", "Probes of the features", "Drift of the features",
+        "Movement of the parameters", "Plan", "Weight file", "Config",
+    ]  # fmt: skip
+    assert all(a.startswith(("data:image/", "#")) for a in page.addresses)
+    assert not re.search(r"@import|url\(|<link|<iframe", content)
+    assert "default-src 'none'" in content
+    for figure in ("loss and accuracy", "confusion matrix", "reliability", "error against",
+                   "score by corruption", "relative change"):  # fmt: skip
+        assert any(figure in alternative for alternative in page.images), figure
+    assert sum(a.startswith("example ") for a in page.images) == 18
+    assert page.rows["Plan"] == 1 + 65  # a header, and the leaves of ResNet-20
+    assert page.rows["Weight file"] >= 1 + 95 - 2
+
+
+def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("not run: needs chromium")
+    clicks = """<script>
+      const heads = [...document.querySelectorAll("#s13 th button")];
+      const column = (i) => [...document.querySelectorAll("#s13 tbody tr")].map(
+        (row) => row.cells[i].textContent);
+      const told = {before: column(0)};
+      heads[2].click(); told.up = column(2);
+      heads[2].click(); told.down = column(2);
+      heads[0].click(); told.names = column(0);
+      told.requests = performance.getEntriesByType("resource").map((r) => r.name)
+        .filter((name) => !name.startsWith("data:"));
+      told.wide = document.documentElement.scrollWidth - innerWidth;
+      told.broken = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
+      document.title = JSON.stringify(told);
+    </script></body>"""
+    path = tmp_path / "page.html"
+    path.write_text(written[0].replace("</body>", clicks))
+    process = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+         path.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", process.stdout, re.S)
+    assert title, process.stderr[-2000:]
+    told = json.loads(html.unescape(title[1]))
+    numbers = [int(x.replace(",", "")) for x in told["up"]]
+    assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
+    assert [int(x.replace(",", "")) for x in told["down"]] == numbers[::-1]
+    assert sorted(told["before"]) == sorted(told["names"]) and told["names"][0].startswith("head")
+    assert told["requests"] == []
+    assert told["wide"] <= 0
+    assert told["broken"] == 0
+
+
+def test_what_a_dataset_says_is_text_on_the_page(short_run):
+    subject = open_run(short_run)
+    observed = subject.observe("test")
+    observed["logits"] = -observed["logits"]
+    task = subject.task.__class__(tuple(f"<script>{i}</script>" for i in range(10)))
+    hostile = subject.__class__(
+        **{f: getattr(subject, f) for f in subject.__dataclass_fields__} | {"task": task}
+    )
+    seen = Predictions(task, observed, np.zeros(50, np.uint64), {"split": "test"})
+    ((_, body),) = mistakes(hostile, seen)
+    assert "<script>" not in body and "&lt;script&gt;" in body
+
+
+def test_numbers_for_people():
+    cases = {
+        0.95555: "0.9556", 0.0: "0.0000", 1e-5: "1e-05", 123456.0: "1.23e+05", 12: "12",
+        1234567: "1,234,567", None: "–", float("nan"): "–", True: "yes",
+    }  # fmt: skip
+    for value, shown in cases.items():
+        assert pieces.number(value) == shown
+
+
+def test_undefined_scores_are_null_in_json():
+    assert plain({"a": float("nan"), "b": [1.0, float("inf")]}) == {"a": None, "b": [1.0, None]}
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40])
+def test_figures_are_the_same_text_every_time(classes):
+    table = np.random.default_rng(0).integers(0, 9, (classes, classes))
+    names = [f"class {i}" for i in range(classes)]
+    first = charts.confusion(table, names)
+    assert first == charts.confusion(table, names)
+    assert "<svg" in first
+
+
+def test_figures_of_little_data_are_drawn():
+    assert "<svg" in charts.curves([], "accuracy")
+    assert "<svg" in charts.scatter(np.zeros(1), np.zeros(1))
+    row = {"stage": "head", "leaves": 0, "relative": float("nan"), "moved": 0.0}
+    assert "<svg" in charts.movement([row])

@@ -1,0 +1,190 @@
+"""Tasks by themselves: what they make of a source's examples, and their way through JSON."""
+
+from __future__ import annotations
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from finetune_jax import tasks
+from finetune_jax.data.preprocess import ImagePreprocess
+from finetune_jax.data.sources import Source, open_source
+from finetune_jax.data.text import TextPreprocess
+from finetune_jax.errors import UserError
+from finetune_jax.models import build
+from finetune_jax.models.dense import per_place
+
+IMAGES = ImagePreprocess(size=8, crop=0)
+SOURCE = Source("things", ("ant", "bee", "cat"), {"train": 1}, lambda split: [])
+
+
+def settings(loss: str = "", **keys):
+    return ml_collections.ConfigDict({"loss": loss, "num_classes": 0, "neck": 0, **keys})
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_json_and_back(name, tokenizer):
+    preprocess = IMAGES
+    if name == "similarity":
+        preprocess = TextPreprocess.open(tokenizer, 8, ("one", "other"), "apart")
+    task = tasks.kind_of(name).create(settings(), SOURCE, preprocess).for_features(7)
+    again = tasks.from_json(json.loads(json.dumps(task.to_json())))
+    assert again == task and type(again) is type(task)
+    with pytest.raises(UserError, match=f"task '{name}': .*'colour'"):
+        tasks.from_json({**task.to_json(), "colour": 3})
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(UserError, match="unknown task 'clasification'. Did you mean 'classificat"):
+        tasks.kind_of("clasification")
+    with pytest.raises(UserError, match="task.num_classes: the head would have 5 classes"):
+        tasks.Classification.create(settings(num_classes=5), SOURCE)
+    numbers = Source("numbers", (), {"train": 1}, lambda split: [])
+    with pytest.raises(UserError, match="'numbers' has no classes"):
+        tasks.Classification.create(settings(), numbers)
+    one = Source("one", ("a",), {"train": 1}, lambda split: [])
+    with pytest.raises(UserError, match="has one class, and an order needs two"):
+        tasks.Ordinal.create(settings(), one)
+    for name in ("ordinal", "segmentation"):
+        with pytest.raises(UserError, match=f"{name} has one loss only; expected ''"):
+            tasks.kind_of(name).create(settings("focal"), SOURCE, IMAGES)
+
+
+@pytest.mark.parametrize("kind", [tasks.Classification, tasks.Ordinal])
+def test_labels_by_number_or_name(kind):
+    task = kind(("ant", "bee", "cat"))
+    for label in (1, np.int64(1), 1.0, "bee", b"bee"):
+        made = task.host({"label": label})["label"]
+        assert made == 1 and made.dtype == np.int32
+    for label in (-1, 3, 0.5, np.array([1])):
+        with pytest.raises(UserError, match="expected a class number from 0 to 2"):
+            task.host({"label": label})
+    with pytest.raises(UserError, match="unknown label 'bea'. Did you mean 'bee'"):
+        task.host({"label": "bea"})
+
+
+def test_labels_of_which_several_are_true():
+    task = tasks.MultiLabel(("ant", "bee", "cat"))
+    for label, expected in (
+        (2, [0, 0, 1]), ("bee", [0, 1, 0]), ([], [0, 0, 0]), (["ant", "cat"], [1, 0, 1]),
+        ([0, 1], [1, 1, 0]), (np.array([0, 2]), [1, 0, 1]), (np.array([1, 0, 1]), [1, 0, 1]),
+        (np.array([True, True, False]), [1, 1, 0]), (np.array([], np.int64), [0, 0, 0]),
+        (np.array([2, 0, 1]), [1, 1, 1]), (np.array(["bee", "ant"]), [1, 1, 0]),
+    ):  # fmt: skip
+        made = task.host({"label": label})["label"]
+        assert made.tolist() == expected and made.dtype == np.float32, label
+    for label in (3, [-1], ["dog"], np.array([0, 5])):
+        with pytest.raises(UserError, match="label"):
+            task.host({"label": label})
+    read = task.read(np.array([[3.0, -2.0, 5.0]]))[0]
+    assert read["labels"] == ["cat", "ant"] and [*read["probabilities"]] == ["cat", "ant", "bee"]
+
+
+@pytest.mark.parametrize("kind", [tasks.Regression, tasks.Similarity])
+def test_targets_are_finite_numbers(kind):
+    made = kind().host({"label": "2.5"})["label"]
+    assert made == 2.5 and made.dtype == np.float32
+    for label in ("high", float("nan"), None, [1.0, 2.0]):
+        with pytest.raises(UserError, match="expected a finite number"):
+            kind().host({"label": label})
+
+
+def test_masks_are_cut_like_their_pictures():
+    task = tasks.Segmentation(("a", "b"), size=4, crop=0.5)
+    mask = np.zeros((8, 16, 1), np.int64)
+    mask[2:6, 6:10] = 1
+    mask[2, 6] = 255
+    example = {"mask": mask, "image": np.zeros((8, 16, 3), np.uint8)}
+    made = task.host(example)["class_map"]
+    assert made.dtype == np.uint8
+    expected = np.ones((4, 4))
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(made, expected)
+    with pytest.raises(UserError, match=r"mask of shape \(8, 16\): expected one number per pixel"):
+        task.host({"mask": mask[..., 0], "image": np.zeros((8, 8, 3), np.uint8)})
+    with pytest.raises(UserError, match=r"from 0 to 1, and 255 .*, found \[7\]"):
+        task.host({"mask": mask * 7})
+
+
+def test_similarity_needs_two_columns_of_texts(tokenizer):
+    one = TextPreprocess.open(tokenizer, 8, ("text",), "apart")
+    with pytest.raises(UserError, match="set data.text_columns to two names"):
+        tasks.Similarity.create(settings(), SOURCE, one)
+    with pytest.raises(UserError, match="similarity compares two columns, and the input is image"):
+        tasks.Similarity.create(settings(), SOURCE, IMAGES)
+
+
+def test_what_needs_images_refuses_texts(tokenizer):
+    texts = TextPreprocess.open(tokenizer, 8, ("text",), "joined")
+    for name in ("segmentation", "simclr", "supcon", "mae"):
+        with pytest.raises(UserError, match=f"{name} needs images, not text"):
+            tasks.kind_of(name).create(settings(), SOURCE, texts)
+
+
+def test_texts_become_tokens(tokenizer):
+    joined = TextPreprocess.open(tokenizer, 8, ("one", "other"), "joined")
+    example = {"one": "the cat", "other": "a dog sat on the mat"}
+    made = joined.host(example)
+    # [CLS] the cat [SEP] and as much of the other as there is room for.
+    assert made["input_ids"][:4].tolist() == [2, 5, 6, 3]
+    assert made["input_ids"].shape == (8,) and made["attention_mask"].sum() == 8
+    assert made["token_type_ids"][:4].sum() == 0 and made["token_type_ids"][-1] == 1
+    apart = TextPreprocess.open(tokenizer, 8, ("one", "other"), "apart")
+    made = apart.host(example)
+    assert made["input_ids"].shape == (2, 8)
+    assert made["input_ids"][0].tolist() == [2, 5, 6, 3, 0, 0, 0, 0]
+    assert made["attention_mask"][0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    rows = apart.device({name: x[None] for name, x in made.items()})
+    assert rows["input_ids"].shape == (2, 8)
+    assert apart.read("the cat\ta dog") == {"one": "the cat", "other": "a dog"}
+    with pytest.raises(UserError, match="expected 2 texts separated by tabs, found 1"):
+        apart.read("the cat")
+    with pytest.raises(UserError, match="an example has no column 'other'. Did you mean 'another'"):
+        apart.host({"one": "a", "another": "b"})
+
+
+def test_a_tokenizer_that_does_not_work_is_told(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(UserError, match="not a tokenizer's JSON"):
+        TextPreprocess.open(tmp_path / "tokenizer.json", 8, ("text",), "joined")
+    with pytest.raises(UserError, match="expected one or two columns, found a, b, c"):
+        TextPreprocess.open(tokenizer, 8, ("a", "b", "c"), "joined")
+    with pytest.raises(UserError, match="data.max_tokens: 3 tokens have no room"):
+        TextPreprocess.open(tokenizer, 3, ("a", "b"), "joined")
+    with pytest.raises(UserError, match="is not there; expected the model's tokenizer.json"):
+        TextPreprocess.open(tmp_path / "other.json", 8, ("text",), "joined")
+
+
+def test_a_padding_side_of_the_tokenizer_is_kept(tokenizer, tmp_path):
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_file(str(tokenizer))
+    made.enable_padding(direction="left", pad_id=0, pad_token="[PAD]")
+    made.save(str(tmp_path / "tokenizer.json"))
+    left = TextPreprocess.open(tmp_path / "tokenizer.json", 6, ("text",), "joined")
+    assert left.host({"text": "cat"})["input_ids"].tolist() == [0, 0, 0, 2, 6, 3]
+
+
+def test_digits_as_attributes_and_masks():
+    plain = open_source("digits").read("test[:20]")
+    true = open_source("digits:attributes")
+    assert true.class_names == ("odd", "prime", "multiple of 3", "above 4", "has a loop")
+    masks = open_source("digits:masks")
+    assert masks.class_names == ("background", *"0123456789")
+    for i in range(20):
+        digit, image = int(plain[i]["label"]), plain[i]["image"]
+        label = true.read("test[:20]")[i]["label"].tolist()
+        assert label[:4] == [digit % 2, digit in (2, 3, 5, 7), digit % 3 == 0, digit > 4]
+        example = masks.read("test[:20]")[i]
+        np.testing.assert_array_equal(example["image"], image)
+        np.testing.assert_array_equal(example["mask"], (digit + 1) * (image[..., 0] >= 127))
+    with pytest.raises(UserError, match="unknown variant 'digits:mask'. Did you mean 'masks'"):
+        open_source("digits:mask")
+
+
+def test_models_without_a_grid_have_no_head_per_place():
+    assert per_place(build("tiny_vit", 3), 16) == per_place(build("tiny_vit", 3), 16)
+    with pytest.raises(UserError, match="has no grid of features"):
+        per_place(build("siglip_b16", 3), 32)

@@ -19,7 +19,7 @@ MASKS = {
     "full": (".*", ".*"),
     "head": ("head/.*", "head/.*"),
     "linear_probe": ("head/.*", "head/.*"),
-    "last_k(1)": ("(block_2|norm|head)/.*", "(layer3_block2|head)/.*"),
+    "last_k(1)": ("(block_1|norm|head)/.*", "(layer3_block0|head)/.*"),
     "first_k(1)": ("(stem|block_0)/.*", "(stem|layer1_block0)/.*"),
     "stages('stem') + head": ("(stem|head)/.*", "(stem|head)/.*"),
     "norm": (".*/?norm\\d*/.*", ".*/norm\\d*/.*"),
@@ -27,7 +27,7 @@ MASKS = {
     "bias_only": (".*/bias|head/.*", ".*/bias|head/.*"),
     "llrd(0.75)": (".*", ".*"),
     "discriminative": (".*", ".*"),
-    "slice(0.1, 1.0) + last_k(1)": ("(block_2|norm|head)/.*", "(layer3_block2|head)/.*"),
+    "slice(0.1, 1.0) + last_k(1)": ("(block_1|norm|head)/.*", "(layer3_block0|head)/.*"),
     "auto_rgn": ("(?!.*norm\\d*/).*", "(?!.*norm\\d*/).*"),
     "auto_snr": ("(?!.*norm\\d*/).*", "(?!.*norm\\d*/).*"),
 }
@@ -52,7 +52,7 @@ def test_what_is_declared_moves_and_nothing_else(base, name, scheme):  # noqa: F
     assert counts["frozen_leaves"] == len(plan.leaves) - len(expected)
 
 
-# Parameters of the test ViT (3 blocks, width w, patch 16, 32 pixels) and of ResNet-20, written out.
+# Parameters of the test ViT (2 blocks, width w, patch 16, 32 pixels) and of ResNet-8, written out.
 W, D = WIDTH, DEPTH
 BLOCK = 4 * (W * W + W) + (4 * W * W + 4 * W) + (4 * W * W + W) + 4 * W
 STEM = 16 * 16 * 3 * W + W + W + 5 * W

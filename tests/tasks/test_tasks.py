@@ -105,7 +105,7 @@ def test_masks_are_cut_like_their_pictures():
     with pytest.raises(UserError, match=r"mask of shape \(8, 16\): expected one number per pixel"):
         task.host({"mask": mask[..., 0], "image": np.zeros((8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match=r"from 0 to 1, and 255 .*, found \[7\]"):
-        task.host({"mask": mask * 7})
+        task.host({"mask": np.full((8, 8), 7)})
 
 
 def test_similarity_needs_two_columns_of_texts(tokenizer):

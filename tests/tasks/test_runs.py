@@ -1,0 +1,176 @@
+"""A run of every task, from its config to a prediction of its artifact."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.artifact import load_artifact
+from finetune_jax.data.sources import open_source
+from finetune_jax.errors import UserError
+from finetune_jax.training.experiment import prepare
+from finetune_jax.training.loop import run
+from finetune_jax.training.phase import PhaseRun
+
+AUGMENT = "random_crop(pad=2) + flip"
+
+
+def losses(workdir):
+    """Training losses by step."""
+    rows = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([r["loss"] for r in rows if r["split"] == "train"])
+
+
+def predicted(workdir, tmp_path, text=""):
+    """What the artifact says of a digit, or of a text."""
+    if not text:
+        text = str(tmp_path / "digit.png")
+        Image.fromarray(open_source("digits").read("test")[0]["image"]).save(text)
+    (answer,) = load_artifact(workdir).predict([text])
+    assert answer.pop("text" if "\t" in text else "image") == text
+    json.dumps(answer)
+    return answer
+
+
+# What a head that reads cached activations, and one behind the whole model, must agree on.
+CACHED = [
+    ("classification", "class_balanced", {}, "probabilities"),
+    pytest.param("multilabel", "", {"data__source": "digits:attributes"}, "labels",
+                 marks=pytest.mark.slow),
+    pytest.param("ordinal", "", {}, "above", marks=pytest.mark.slow),
+    pytest.param("regression", "huber", {}, "value", marks=pytest.mark.slow),
+    ("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
+                          "scheme": "stages('neck') + head"}, "shares"),
+    pytest.param("regression", "", {"texts": True}, "value", marks=pytest.mark.slow),
+    ("similarity", "contrastive", {"texts": True}, "cosine"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "loss", "keys", "told"), CACHED)
+def test_a_run_is_the_same_with_and_without_cached_activations(
+    task, loss, keys, told, tiny, tmp_path
+):
+    keys = {"scheme": "linear_probe", **keys}
+    if task == "similarity":
+        keys["train__accumulate"] = 2
+    results = []
+    for enabled in (True, False):
+        config = tiny(task, loss, **keys, prefix_cache__enabled=enabled)
+        results.append(run(prepare(config), tmp_path / str(enabled)))
+    cached, whole = (losses(tmp_path / str(enabled)) for enabled in (True, False))
+    assert len(cached) == 4 and np.isfinite(cached).all()
+    np.testing.assert_allclose(cached, whole, rtol=1e-6, atol=1e-6)
+    assert results[0]["test"] == pytest.approx(results[1]["test"], rel=1e-5, nan_ok=True)
+    answer = predicted(tmp_path / "True", tmp_path, "the cat\ta red dog" if "texts" in keys else "")
+    assert told in answer
+
+
+def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
+    config = tiny("regression", scheme="linear_probe")
+    run(prepare(config), tmp_path)
+    task = load_artifact(tmp_path).task
+    labels = [e["label"] for e in (open_source("digits").read("train[:32]")[i] for i in range(32))]
+    assert task.mean == pytest.approx(np.mean(labels)) and task.std == pytest.approx(np.std(labels))
+    assert 0 <= predicted(tmp_path, tmp_path)["value"] <= 9
+
+
+def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(tiny, tmp_path):
+    """The head starts as the identity, so the first score is that of the bare features."""
+    experiment = prepare(tiny("similarity", texts=True))
+    from finetune_jax.training.experiment import load_variables
+
+    variables, _ = load_variables(experiment)
+    example = experiment.source.read("test")[0]
+    batch = {name: x[None] for name, x in experiment.encode(example).items()}
+    x = experiment.preprocess.device(batch)
+    features = experiment.model.apply(variables, x, stop="head")
+    assert features.shape == (2, 16)
+    np.testing.assert_allclose(experiment.model.apply(variables, x), features, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A place for the artifact that the first test of it makes."""
+    return tmp_path_factory.mktemp("teacher") / "run"
+
+
+@pytest.mark.parametrize("loss", ["distill", "distill_features"])
+def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
+    if not teacher.exists():
+        run(prepare(tiny("classification", data__image_size=8)), teacher)
+    text = f"{loss}(teacher={str(teacher)!r})"
+    # The teacher sees pictures of another size than the student.
+    experiment = prepare(tiny("classification", text, scheme="linear_probe"))
+    result = run(experiment, tmp_path / "run")
+    assert np.isfinite(losses(tmp_path / "run")).all()
+    # Nothing of it trains, and nothing of it is kept.
+    assert result["audit"]["frozen_leaves"] + result["audit"]["moved_leaves"] == len(
+        experiment.plan.leaves
+    )
+    own = load_artifact(tmp_path / "run")
+    assert jax.tree.map(np.shape, own.variables["params"]) == jax.tree.map(
+        lambda x: x.shape, experiment.abstract["params"]
+    )
+    saved = sum(p.stat().st_size for p in (tmp_path / "run" / "checkpoints").rglob("*"))
+    assert saved < 2**20
+    # An artifact does not need its teacher.
+    assert own.task.teacher == str(teacher)
+    predicted(tmp_path / "run", tmp_path)
+
+
+def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tmp_path):
+    if not teacher.exists():
+        run(prepare(tiny("classification", data__image_size=8)), teacher)
+    config = tiny(
+        "classification",
+        f"distill(teacher={str(teacher)!r}, alpha=1)",
+        data__image_size=8,
+        pretrained__path=str(teacher / "artifact"),
+        scheme="linear_probe",
+    )
+    run(prepare(config), tmp_path)
+    assert losses(tmp_path)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_of_other_classes_or_none_is_refused(tiny, teacher, tmp_path):
+    text = f"distill(teacher={str(tmp_path / 'nobody')!r})"
+    with pytest.raises(UserError, match="nobody: no artifact here"):
+        run(prepare(tiny("classification", text)), tmp_path / "one")
+    if not teacher.exists():
+        run(prepare(tiny("classification", data__image_size=8)), teacher)
+    config = tiny("classification", f"distill(teacher={str(teacher)!r})")
+    config.data.source = "digits:masks"
+    with pytest.raises(UserError, match="answers classification with classes 0, 1, 2, 3, 4, 5, …"):
+        from finetune_jax.training.teacher import open_teacher
+
+        experiment = prepare(tiny("classification", f"distill(teacher={str(teacher)!r})"))
+        import dataclasses
+
+        other = dataclasses.replace(experiment.task, class_names=("a", "b"))
+        open_teacher(other, experiment.preprocess, experiment.mesh)
+
+
+def test_the_teacher_costs_no_gradient(tiny, teacher):
+    """Its leaves are read: the step of a student holds their forward pass and nothing more."""
+    if not teacher.exists():
+        run(prepare(tiny("classification", data__image_size=8)), teacher)
+    from finetune_jax.training.teacher import open_teacher
+
+    def flops(loss):
+        import dataclasses
+
+        experiment = prepare(tiny("classification", loss, scheme="full"))
+        if experiment.task.teacher:
+            found = open_teacher(experiment.task, experiment.preprocess, experiment.mesh)
+            experiment = dataclasses.replace(experiment, teacher=found)
+        compiled = PhaseRun(experiment).compile_train_step()
+        return compiled.cost_analysis()["flops"]
+
+    plain = flops("")
+    forward = plain / 3
+    # At 8 pixels it has 5 tokens where the student has 17.
+    assert plain < flops(f"distill(teacher={str(teacher)!r})") < plain + 0.6 * forward

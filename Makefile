@@ -1,4 +1,4 @@
-# make quickstart | make test | make lint: each installs what it needs into .venv first.
+# make quickstart | make test | make lint | make parity: each installs what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: quickstart test slow lint clean
+.PHONY: quickstart test slow parity lint clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=runs/quickstart
@@ -23,6 +23,9 @@ test: $(VENV)/dev.stamp
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+parity: $(VENV)-ref/ref.stamp
+	$(VENV)-ref/bin/python -m pytest tests/parity tests/test_vgg16_story.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -39,5 +42,10 @@ $(VENV)/dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
 	$(INSTALL) -r requirements-dev.txt
 	touch $@
 
+$(VENV)-ref/ref.stamp: requirements-reference.txt requirements-dev.txt requirements.txt
+	$(MAKE) VENV=$(VENV)-ref $(VENV)-ref/dev.stamp
+	$(subst $(BIN),$(VENV)-ref/bin,$(INSTALL)) -r requirements-reference.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-ref runs

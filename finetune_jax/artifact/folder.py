@@ -171,13 +171,10 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
             base_path,
             family,
             initial,
+            model,
             reinitialise_head=head <= arrays.keys(),
             # Whatever surgery the run allowed: the fingerprint below tells whether it is the same.
-            resizable=model.resizable,
             resize=KINDS,
-            sizes=model.sizes,
-            fresh=model.fresh_stages,
-            absent=model.absent_stages,
         )
         if manifest.sha256 != card["base"]["sha256"]:
             raise UserError(f"{base_path} is not the file this artifact started from")

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models.staged import Resizable
+from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, Row
@@ -28,14 +28,11 @@ def load(
     path: str | os.PathLike[str],
     family: str,
     init: tree.Tree,
+    model: StagedModel | None = None,
     *,
     reinitialise: Sequence[str] = ("head",),
     reinitialise_head: bool = False,
-    resizable: Mapping[str, Resizable] | None = None,
     resize: Sequence[str] = ("position",),
-    sizes: Mapping[str, int] | None = None,
-    fresh: Mapping[str, str] | None = None,
-    absent: Mapping[str, str] | None = None,
     copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
@@ -52,15 +49,13 @@ def load(
       init: ``{'params': nested, 'batch_stats': nested}``, the initialised arrays of the model;
         shape structs do for stages that are not in `reinitialise`. `batch_stats` may be empty or
         absent.
+      model: says what may differ: which leaves follow its input (`StagedModel.resizable`), which
+        stages keep their initial values unless the file is our own and has them (`fresh_stages`),
+        which tensors it goes without (`absent_stages`). None allows nothing of that.
       reinitialise: stages that may differ in shape.
       reinitialise_head: keep the initial values of those stages even if the file's would fit, for
         another task with as many outputs; the file may then lack them.
-      resizable: `StagedModel.resizable` of the model.
       resize: which kinds of `surgery.KINDS` are allowed.
-      sizes: `StagedModel.sizes` of the model.
-      fresh: `StagedModel.fresh_stages` of the model: stages that keep their initial values, and
-        why, unless the file has our own names and has them.
-      absent: `StagedModel.absent_stages` of the model: stages whose tensors are dropped, and why.
       copy_rows: ``{our class: the file's}``, whose columns a head that starts afresh takes over.
       place: called with each leaf (``params/…``) and its values as soon as they are read; what it
         returns is kept in their place. For arrays that go to devices one by one.
@@ -86,11 +81,11 @@ def load(
             leaves=tree.flatten(init),
             stages=frozenset(reinitialise),
             always=reinitialise_head,
-            resizable={f"params/{p}": r for p, r in (resizable or {}).items()},
+            resizable={f"params/{p}": r for p, r in model.resizable.items()} if model else {},
             resize=dict.fromkeys(resize, True),
-            sizes=dict(sizes or {}),
-            fresh=dict(fresh or {}),
-            absent=dict(absent or {}),
+            sizes=model.sizes if model else {},
+            fresh=model.fresh_stages if model else {},
+            absent=model.absent_stages if model else {},
             copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
         ).run()

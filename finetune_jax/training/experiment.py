@@ -232,12 +232,9 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         settings.path,
         MODELS[experiment.config.model.name].family,
         init,
+        experiment.model,
         reinitialise_head=settings.new_head or own_head is not None,
-        resizable=experiment.model.resizable,
         resize=settings.resize,
-        sizes=experiment.model.sizes,
-        fresh=experiment.model.fresh_stages,
-        absent=experiment.model.absent_stages,
         copy_rows=rows,
         place=_placer(experiment.mesh),
     )

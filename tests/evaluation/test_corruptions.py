@@ -127,6 +127,7 @@ def test_many_photons_leave_the_image_as_it_is(photographs):
     np.testing.assert_allclose(change(jax.random.key(0), x, 0), x, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_noises_have_the_moments_they_are_made_of():
     gray = np.full((4, SIDE, SIDE, 3), 0.5, np.float32)
     keys = image_keys("x", 0, 0, 4)
@@ -204,6 +205,7 @@ def test_a_trail_of_angle_0_goes_along_a_row():
     np.testing.assert_allclose(found[1:6, 6], [0, 0.2, 0.3, 0.5, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_plasma_fills_its_range_and_is_smoother_when_it_decays_faster():
     plasma = jax.jit(weather.plasma, static_argnums=1)
     rough, smooth = (np.asarray(plasma(jax.random.key(0), 48, d)) for d in (1.2, 3.0))

@@ -78,14 +78,7 @@ def test_what_a_head_does_not_take_is_listed(tmp_path, kind, fresh, dropped):
     tensors = names.write(tree.flatten(draw(published)), published.sizes)
     save_file(tensors, tmp_path / "vgg.safetensors")
     model = SMALL.clone(head_kind=kind)
-    variables, manifest = load(
-        tmp_path / "vgg.safetensors",
-        "vgg16",
-        draw(model),
-        sizes=model.sizes,
-        fresh=model.fresh_stages,
-        absent=model.absent_stages,
-    )
+    variables, manifest = load(tmp_path / "vgg.safetensors", "vgg16", draw(model), model)
     assert tree.flatten(variables).keys() == tree.flatten(abstract(model)).keys()
     rows = manifest.rows
     assert {r.source_name for r in rows if r.source_name} == tensors.keys()
@@ -109,10 +102,7 @@ def test_our_own_file_comes_back_whole(tmp_path, kind):
     model = SMALL.clone(head_kind=kind)
     before = draw(model)
     save_native(tmp_path / "vgg.safetensors", before, {})
-    after, manifest = load(
-        tmp_path / "vgg.safetensors", "vgg16", abstract(model),
-        sizes=model.sizes, fresh=model.fresh_stages, absent=model.absent_stages,
-    )  # fmt: skip
+    after, manifest = load(tmp_path / "vgg.safetensors", "vgg16", abstract(model), model)
     assert set(manifest.counts()) == {"loaded"}
     for leaf, value in tree.flatten(after).items():
         np.testing.assert_array_equal(value, tree.flatten(before)[leaf])

@@ -223,10 +223,7 @@ def load_case(case: Case, module: Any, path: Path) -> tuple[StagedModel, Any, An
     if case.headless:
         head = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), init["params"]["head"])
         init = {**init, "params": {**init["params"], "head": head}}
-    variables, manifest = load(
-        path, case.family, init, resizable=model.resizable, sizes=model.sizes,
-        reinitialise_head=case.headless,
-    )  # fmt: skip
+    variables, manifest = load(path, case.family, init, model, reinitialise_head=case.headless)
     assert manifest.origin == case.origin, manifest.origin
     return model, variables, manifest
 
@@ -271,7 +268,7 @@ def _loaded(
 
     path = folder / "other.safetensors"
     save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path)
-    return load(path, case.family, like, sizes=model.sizes)[0]
+    return load(path, case.family, like, model)[0]
 
 
 def _gradients(

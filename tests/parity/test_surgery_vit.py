@@ -33,10 +33,7 @@ def _loaded(path, side, *, model=None, **options):
     init = jax.eval_shape(lambda key: initialise(model, side, key), jax.random.key(0))
     init["params"]["head"] = {n: np.zeros(x.shape) for n, x in init["params"]["head"].items()}
     kinds = ("position", "patch")
-    variables, manifest = load(
-        path, "vit", init, resizable=model.resizable, resize=kinds, sizes=model.sizes,
-        reinitialise_head=True,
-    )  # fmt: skip
+    variables, manifest = load(path, "vit", init, model, resize=kinds, reinitialise_head=True)
     return model, variables, {row.leaf: row.reason for row in manifest.rows}
 
 

@@ -41,7 +41,7 @@ def scanned(tmp_path, drawn):
 
 def test_layers_in_one_tensor_are_loaded_one_by_one(scanned, drawn, abstract):
     path, tensors = scanned
-    variables, manifest = load(path, "vit", abstract, sizes=MODEL.sizes)
+    variables, manifest = load(path, "vit", abstract, MODEL)
     assert tree.fingerprint(variables) == tree.fingerprint(drawn)
     assert manifest.origin == "big_vision"
     sources = {row.source_name for row in manifest.rows}
@@ -54,7 +54,7 @@ def test_a_model_of_fewer_layers_has_no_place_for_the_rest(scanned, abstract):
     with pytest.raises(
         UserError, match=r"LayerNorm_0/scale\[2\]' .* which the model does not have"
     ):
-        load(scanned[0], "vit", {**abstract, "params": params}, sizes=MODEL.sizes)
+        load(scanned[0], "vit", {**abstract, "params": params}, MODEL)
 
 
 def test_rows_are_read_in_any_order(scanned):

@@ -33,6 +33,7 @@ from absl import app, flags
 
 from finetune_jax import tree
 from finetune_jax.config import default
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.deltas import LoRA, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
@@ -41,7 +42,6 @@ from finetune_jax.schemes import Phase, Plan, resolve
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
-from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.step import make_train_step
 
 _OUTPUT = flags.DEFINE_string("output", "", "Markdown file to write.")

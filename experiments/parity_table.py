@@ -10,6 +10,7 @@ gradients and training mode are compared in f32. The bounds are those of the tes
 
 from __future__ import annotations
 
+import collections
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from absl import app, flags
 
 _OUTPUT = flags.DEFINE_string("output", "docs/parity.md", "File to write.")
-_ONLY = flags.DEFINE_string("only", "", "Part of the names of the cases to run; nothing is written.")
+_ONLY = flags.DEFINE_string("only", "", "Run the cases with this in their name; writes nothing.")
 _REFERENCES = ("torch", "timm", "transformers", "keras")
 
 
@@ -38,10 +39,11 @@ def main(argv: list[str]) -> None:
         deltas = check(case, formats)
         top = worst(deltas)
         beyond += top.absolute > ABSOLUTE or top.relative > RELATIVE
-        compared = [f"{sum(not d.what.startswith(('gradient', 'training')) for d in deltas)} outputs"]
-        for what in ("gradient", "training"):
-            if count := sum(d.what.startswith(what) for d in deltas):
-                compared.append(f"{count} {'gradients' if what == 'gradient' else 'in training mode'}")
+        kinds = collections.Counter(d.what.split(" ")[0].rstrip(":") for d in deltas)
+        gradients, training = kinds.pop("gradient", 0), kinds.pop("training", 0)
+        compared = [f"{kinds.total()} outputs"]
+        compared += [f"{gradients} gradients"] * bool(gradients)
+        compared += [f"{training} in training mode"] * bool(training)
         rows.append(
             f"| {case.name} | {case.origin} | {formats[0]} | {', '.join(compared)} | "
             f"{max(d.absolute for d in deltas):.1e} | {max(d.relative for d in deltas):.1e} |"

@@ -20,11 +20,11 @@ def get_config():
     config.data.source = "digits"
     config.data.image_size = 32
     config.train.batch_size = 64
-    config.train.epochs = 40.0
+    config.train.epochs = 15.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 40
-    config.eval.every_epochs = 20.0
+    config.eval.every_epochs = 15.0
     config.eval.batch_size = 120
     return config

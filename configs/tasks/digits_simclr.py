@@ -21,10 +21,10 @@ def get_config():
     config.data.image_size = 16
     config.data.augment = "random_resized_crop(scale=(0.5, 1)) + colour_jitter(0.4, 0.4)"
     config.train.batch_size = 128
-    config.train.epochs = 30.0
+    config.train.epochs = 15.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20
-    config.eval.every_epochs = 10.0
+    config.eval.every_epochs = 15.0
     config.eval.batch_size = 120
     return config

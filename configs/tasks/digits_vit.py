@@ -17,10 +17,10 @@ def get_config():
     config.data.source = "digits"
     config.data.image_size = 32
     config.train.batch_size = 64
-    config.train.epochs = 6.0
+    config.train.epochs = 4.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 20
-    config.eval.every_epochs = 3.0
+    config.eval.every_epochs = 4.0
     config.eval.batch_size = 120
     return config

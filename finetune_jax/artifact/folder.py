@@ -23,8 +23,8 @@ from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
 from finetune_jax.models import DTYPES, build, initial_variables
-from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.pretrained import load, open_weights, save_native
+from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.tasks import Task
 
 _VERSION = 1

@@ -19,6 +19,7 @@ from finetune_jax.models.staged import EVAL, PRETRAINING, Mode, StagedModel
 from finetune_jax.models.vit import ViT
 from finetune_jax.models.vit_layers import Block
 
+
 def fields_of(model: StagedModel) -> dict[str, Any]:
     """What a model of the same fields is made of."""
     names = [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]

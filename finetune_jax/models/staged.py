@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
 PRETRAINING = {
     "projection": "it belongs to contrastive pre-training",
     "decoder": "it belongs to masked pre-training",

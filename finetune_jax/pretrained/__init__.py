@@ -1,11 +1,11 @@
 """Pretrained weights: file formats, name maps, and loading with a manifest."""
 
 from finetune_jax.pretrained.formats import open_weights
+from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.load import load
 from finetune_jax.pretrained.manifest import Manifest, Row
 from finetune_jax.pretrained.names import NameMap, find_map, map_of
 from finetune_jax.pretrained.save import save_as, save_native
-from finetune_jax.pretrained.formats.weights import Weights
 
 __all__ = [
     "Manifest",

@@ -10,12 +10,12 @@ import jax
 
 from finetune_jax import tree
 from finetune_jax.models import MODELS, StagedModel, build
+from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.maps import NAME_MAPS
 from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
-from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.reporting.tables import count, size, table
 
 # Maps that are shown when none fits.

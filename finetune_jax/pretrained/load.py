@@ -15,13 +15,13 @@ from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
+from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, Row
 from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
-from finetune_jax.pretrained.formats.weights import Weights
 
 
 def load(
@@ -162,7 +162,7 @@ class _Load:
             for leaf in self.leaves:
                 if leaf not in named:
                     self._lack(leaf, fresh)
-            # 4. All problems at once: a conversion that fails ten times is ten times as long to fix.
+            # 4. All problems at once: one at a time, ten would take ten attempts.
             if self.problems:
                 count = len(self.problems)
                 raise UserError(

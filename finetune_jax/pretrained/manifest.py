@@ -37,7 +37,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Every leaf of the model in exactly one row, every tensor of the file in one per leaf it fills.
+    """Every leaf of the model in one row, every tensor of the file in one per leaf it fills.
 
     Attributes:
       file: the file's name, without its folder.

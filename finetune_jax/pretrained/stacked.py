@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.formats.weights import Spec, Weights
+from finetune_jax.pretrained.names import NameMap
 
 
 def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:

@@ -169,8 +169,11 @@ def _batches(
                 values[done : done + real] = batch[name][:real]
             inputs = {name: x for name, x in batch.items() if name not in targets}
             out = step(variables, place(inputs), jax.random.fold_in(key, number))
-            yield done, jax.tree.map(
-                lambda x, n=real: np.asarray(x).reshape(-1, run.inputs, *x.shape[1:])[:n], out
+            yield (
+                done,
+                jax.tree.map(
+                    lambda x, n=real: np.asarray(x).reshape(-1, run.inputs, *x.shape[1:])[:n], out
+                ),
             )
             done += real
 

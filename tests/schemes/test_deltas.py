@@ -98,11 +98,7 @@ def train(plan, model, variables, steps=3, learning_rate=0.05):
     config.learning_rate = learning_rate
     config.schedule = "constant"
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    step = jax.jit(
-        make_train_step(
-            model, TASK, plan, tx, scaled, parse_augment("")
-        )
-    )
+    step = jax.jit(make_train_step(model, TASK, plan, tx, scaled, parse_augment("")))
     state, frozen = state_lib.create(
         variables, plan, tx, hyper_parameters(config, plan), seed=0, ema=False
     )
@@ -215,9 +211,7 @@ def test_lora_forms_no_full_size_gradient(base):
         model, plan, with_deltas, variables = adapted(base, "vit_ti16", scheme)
         config = default().optimizer
         tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-        step = make_train_step(
-            with_deltas, TASK, plan, tx, scaled, parse_augment("")
-        )
+        step = make_train_step(with_deltas, TASK, plan, tx, scaled, parse_augment(""))
         state, frozen = jax.eval_shape(
             lambda v: state_lib.create(
                 v, plan, tx, hyper_parameters(config, plan), seed=0, ema=False

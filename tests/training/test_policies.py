@@ -61,9 +61,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
     plan = plan_of(vit, "linear_probe", policy)
     config = default().optimizer
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    step = jax.jit(
-        make_train_step(plan.adapt(model), TASK, plan, tx, scaled, parse_augment(""))
-    )
+    step = jax.jit(make_train_step(plan.adapt(model), TASK, plan, tx, scaled, parse_augment("")))
     found = []
     for seed in (0, 1):
         hyper = hyper_parameters(config, plan)

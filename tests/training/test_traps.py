@@ -9,12 +9,12 @@ from test_step import TASK, batch_of, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
+from finetune_jax.data.augment import parse_augment
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
-from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.step import make_train_step
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.formats.artifact_weights import CARD, open_artifact
 from finetune_jax.pretrained.formats.detect import detect
-from finetune_jax.pretrained.sources.hub import REPOSITORY_FILES
 from finetune_jax.pretrained.formats.keras_file import open_keras, open_keras_h5
 from finetune_jax.pretrained.formats.limits import blame
 from finetune_jax.pretrained.formats.msgpack_file import open_msgpack
@@ -19,8 +18,9 @@ from finetune_jax.pretrained.formats.orbax_folder import is_orbax, open_orbax
 from finetune_jax.pretrained.formats.safetensors_file import open_safetensors
 from finetune_jax.pretrained.formats.sharded import open_sharded
 from finetune_jax.pretrained.formats.torch_file import open_torch
-from finetune_jax.pretrained.sources import resolve
 from finetune_jax.pretrained.formats.weights import Weights
+from finetune_jax.pretrained.sources import resolve
+from finetune_jax.pretrained.sources.hub import REPOSITORY_FILES
 
 # Suffix -> (format as `detect` names it, opener). The longest that fits counts.
 _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {

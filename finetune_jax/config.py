@@ -46,9 +46,12 @@ def default() -> ml_collections.ConfigDict:
     c.pretrained.resize = ("position",)
 
     c.task = ml_collections.ConfigDict()
-    # classification | multilabel | ordinal | regression | segmentation | similarity
+    # classification | multilabel | ordinal | regression | segmentation | similarity, and
+    # pre-training without a question: simclr | supcon | mae
     c.task.name = "classification"
-    c.task.loss = ""  # of training, such as focal(gamma=2); empty: the task's first, see tasks/
+    # Of training, such as "focal(gamma=2)" or "distill(teacher='runs/x', temperature=2)"; empty:
+    # the task's first, see finetune_jax/tasks.
+    c.task.loss = ""
     c.task.neck = 0  # segmentation: width of a convolution before the head; 0: a linear head
     c.task.num_classes = 0  # 0: as many as the data source has; any other number must agree
     c.task.label_smoothing = 0.0  # in [0, 1)

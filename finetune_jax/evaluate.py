@@ -73,6 +73,8 @@ def _check_flags(config: Any) -> None:
         shifts.read_lines(Path(_LINE.value))
     corrupted.parse_corruptions(_CORRUPTIONS.value)
     corrupted.parse_severities(_SEVERITY.value)
+    if _REPORT.value and not (Path(_WORKDIR.value) / "result.json").is_file():
+        raise UserError(f"--report: {_WORKDIR.value} is no finished run, result.json is missing")
     if _AGAINST.value and not Path(_AGAINST.value).exists():
         raise UserError(f"--against={_AGAINST.value}: no such run or file")
     for flag, path in (("save_predictions", _SAVE.value), ("report", _REPORT.value)):

@@ -1,9 +1,11 @@
-"""Predicts image files from an artifact alone: no config, no data, no base weights.
+"""Predicts image files or texts from an artifact alone: no config, no data, no base weights.
 
   python -m finetune_jax.predict --workdir=DIR IMAGE [IMAGE …] [--json] [--top=5]
+  python -m finetune_jax.predict --workdir=DIR TEXT [TEXT …]
 
 DIR is a run's folder or the artifact itself, wherever it was moved to. Prints class names with
-probabilities, most probable first.
+probabilities, most probable first, or what else the task reads; --json all of it. A pair of texts
+is one argument with a tab between them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -26,7 +29,7 @@ _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) < 2:
-        raise UserError("give at least one image file")
+        raise UserError("give at least one image file or text")
     from finetune_jax.artifact import load_artifact
 
     results = load_artifact(Path(_WORKDIR.value), _BASE.value).predict(argv[1:])
@@ -34,8 +37,17 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(results, indent=1))
         return
     for result in results:
-        top = list(result["probabilities"].items())[: _TOP.value]
-        print(f"{result['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
+        # What was given, an image or a text, comes first.
+        (_, given), *told = result.items()
+        if "probabilities" in result:
+            top = list(result["probabilities"].items())[: _TOP.value]
+            print(f"{given}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
+        else:
+            print(f"{given}: " + ", ".join(f"{name} {_short(value)}" for name, value in told))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_multilabel.py --workdir=DIR
 
-The labels follow from the digit, see finetune_jax/data/source_digits.py. Expected and reference: see experiments/task_results.md.
+The labels follow from the digit, see finetune_jax/data/source_digits.py.
+Expected and reference: see experiments/task_results.md.
 """
 
 from finetune_jax.config import default

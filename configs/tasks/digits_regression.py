@@ -3,7 +3,8 @@
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_regression.py --workdir=DIR
 
-A toy: nothing in the picture of a 3 says that it is near a 4. Expected and reference: see experiments/task_results.md.
+A toy: nothing in the picture of a 3 says that it is near a 4.
+Expected and reference: see experiments/task_results.md.
 """
 
 from finetune_jax.config import default

@@ -1,4 +1,4 @@
-"""A tiny Vision Transformer on digits: from scratch, or from the encoder of configs/tasks/digits_mae.py.
+"""A tiny Vision Transformer on digits: from scratch, or after configs/tasks/digits_mae.py.
 
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_vit.py --workdir=DIR

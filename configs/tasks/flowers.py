@@ -1,4 +1,4 @@
-"""Single-label classification: a linear probe of MobileNetV1 0.25 (ImageNet) on photographs of flowers.
+"""Single-label classification: a linear probe of MobileNetV1 0.25 (ImageNet) on photographs.
 
 Command (FINETUNE_JAX_DATA names the folder that holds flowers224/ and the weights):
   python -m finetune_jax.train --config=configs/tasks/flowers.py --workdir=DIR

@@ -71,7 +71,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
     # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
     upside_down = image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else it copies pictures that are upright
     if upside_down:
         image = image.point(lambda value: 255 - value)
     if image.mode == "F":
@@ -82,7 +82,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:

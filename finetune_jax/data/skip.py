@@ -14,7 +14,7 @@ from finetune_jax.errors import UserError
 if TYPE_CHECKING:
     from finetune_jax.data.sources import Examples
 
-_SHOWN = 20
+_SHOWN = 100  # more say the same again
 
 
 class Chosen:

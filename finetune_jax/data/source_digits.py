@@ -1,8 +1,8 @@
 """UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8, values 0 to 16.
 
 ``digits`` has ten classes. Two variants are for trying other tasks: ``digits:attributes``, what is
-true of a digit as a 0/1 vector, and ``digits:masks``, a class for every pixel: the digit where there
-is ink, of value 8 or more, else background.
+true of a digit as a 0/1 vector, and ``digits:masks``, a class for every pixel: the digit where
+there is ink, of value 8 or more, else background.
 """
 
 from __future__ import annotations

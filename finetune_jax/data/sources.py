@@ -155,7 +155,7 @@ def open_source(name: str, options: Options | None = None, *, data_dir: str = ""
         module, _ = SOURCES[prefix]
         return importlib.import_module(f"finetune_jax.data.{module}").open_(name, rest, options)
     written = [text for _, text in SOURCES.values()]
-    hint = nearest(name if prefix == name else prefix, SOURCES)
+    hint = "" if prefix in SOURCES else nearest(prefix, SOURCES)
     raise UserError(
         f"data.source: unknown source {name!r}.{hint} Expected one of: {', '.join(written)}"
     )

@@ -42,7 +42,8 @@ class TextPreprocess:
             raise UserError(f"unknown treatment of pairs {pairs!r}.{nearest(pairs, PAIRS)}")
         if len(columns) not in (1, 2):
             raise UserError(
-                f"data.text_columns: expected one or two columns, found {', '.join(columns) or 'none'}"
+                f"data.text_columns: expected one or two columns, found "
+                f"{', '.join(columns) or 'none'}"
             )
         if not path.is_file():
             raise UserError(f"data.tokenizer: {path} is not there; expected the model's {_FILE}")
@@ -122,7 +123,8 @@ class TextPreprocess:
         parts = text.split("\t")
         if len(parts) != len(self.columns):
             raise UserError(
-                f"expected {len(self.columns)} texts separated by tabs, found {len(parts)}: {text!r}"
+                f"expected {len(self.columns)} texts separated by tabs, found {len(parts)}: "
+                f"{text!r}"
             )
         return dict(zip(self.columns, parts, strict=True))
 

@@ -35,7 +35,8 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
       neck: width of a convolution before the head, a stage of its own; 0 for a linear head.
 
     Returns:
-      A model of the same parameters (and the neck's) with outputs f32[batch, rows, columns, classes].
+      A model of the same parameters (and the neck's) whose outputs are f32[batch, rows, columns,
+      classes].
 
     Raises:
       UserError: the model averages before its last stages, or has a stage called ``neck`` itself.
@@ -48,7 +49,9 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
             lambda key: made.init_with_output(key, made.example(size))[0], jax.random.key(0)
         ).shape
     except (ValueError, TypeError) as error:
-        raise UserError(f"{type(model).__name__} has no grid of features at its end: {error}") from None
+        raise UserError(
+            f"{type(model).__name__} has no grid of features at its end: {error}"
+        ) from None
     if len(shape) != 4:
         raise UserError(f"{type(model).__name__} has no grid of features at its end")
     return made

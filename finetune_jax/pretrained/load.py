@@ -215,9 +215,9 @@ class _Load:
         for name, targets in matches.items():
             for target in targets:
                 stage = target.leaf.split("/")[1]
-                if stage in self.stages and target.leaf in self.leaves:
-                    if misfit := self._misfit(name, target):
-                        fresh.setdefault(stage, f"{target.leaf} does not fit: {misfit}")
+                may = stage in self.stages and target.leaf in self.leaves
+                if may and (misfit := self._misfit(name, target)):
+                    fresh.setdefault(stage, f"{target.leaf} does not fit: {misfit}")
         return fresh
 
     def _misfit(self, name: str, target: Target) -> str:

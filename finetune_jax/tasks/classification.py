@@ -24,7 +24,10 @@ def require_classes(source: Source, settings: Any) -> tuple[str, ...]:
     """The source's class names, as many as ``task.num_classes`` says if it says a number."""
     names = source.class_names
     if not names:
-        raise UserError(f"task.name: {source.name!r} has no classes to tell apart")
+        # Tables hold numbers that may mean either.
+        table = source.name.startswith(("csv:", "hf:")) and "label" in source.columns
+        hint = "; if its numbers name classes, set data.label_kind to 'class'" if table else ""
+        raise UserError(f"task.name: {source.name!r} has no classes to tell apart{hint}")
     if settings.num_classes not in (0, len(names)):
         raise UserError(
             f"task.num_classes: the head would have {settings.num_classes} classes, but "
@@ -127,7 +130,9 @@ class Classification(Task):
 
         def loss(labels: jax.Array) -> jax.Array:
             ones = jax.nn.one_hot(labels, self.head_size)
-            return self._objective(outputs, optax.smooth_labels(ones, hyper["label_smoothing"]), given)
+            return self._objective(
+                outputs, optax.smooth_labels(ones, hyper["label_smoothing"]), given
+            )
 
         return {"loss": mixed(loss, batch), "accuracy": correct}
 

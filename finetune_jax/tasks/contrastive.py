@@ -119,7 +119,9 @@ class SimCLR(Task):
         """Two views of each image in a row: f32[2 b, size, size, 3]."""
         (one, batch), (other, _) = (draw(k) for k in jax.random.split(key))
         if "mix" in batch:
-            raise UserError(f"data.augment: take out mixup and cutmix; {self.name} needs whole images")
+            raise UserError(
+                f"data.augment: take out mixup and cutmix; {self.name} needs whole images"
+            )
         views = jax.tree.map(
             lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), one, other
         )

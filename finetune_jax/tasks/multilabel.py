@@ -47,9 +47,9 @@ class MultiLabel(Task):
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         label, hot = example["label"], np.zeros(self.head_size, np.float32)
-        if isinstance(label, np.ndarray) and label.shape == hot.shape:
-            if np.isin(label, (0, 1)).all():
-                return {"label": label.astype(np.float32)}
+        vector = isinstance(label, np.ndarray) and label.shape == hot.shape
+        if vector and np.isin(label, (0, 1)).all():
+            return {"label": label.astype(np.float32)}
         several = isinstance(label, (list, tuple)) or np.ndim(label)
         for item in label if several else [label]:
             hot[class_number(item, self.class_names)] = 1

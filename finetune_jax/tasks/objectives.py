@@ -45,10 +45,10 @@ def focal(logits: jax.Array, targets: jax.Array, given: Given, *, gamma: float =
 def class_balanced(
     logits: jax.Array, targets: jax.Array, given: Given, *, beta: float = 0.999
 ) -> jax.Array:
-    """Cross-entropy weighted by (1 - beta) / (1 - beta^n_class) (Cui et al. 2019, arXiv 1901.05555).
+    """Cross-entropy weighted by (1 - beta) / (1 - beta^n) (Cui et al. 2019, arXiv 1901.05555).
 
-    The weights of the classes sum to their number. `beta` is in [0, 1); ``given["counts"]`` has n of
-    each class, and one without examples weighs as if it had one.
+    The weights of the classes sum to their number. `beta` is in [0, 1); ``given["counts"]`` has n
+    of each class, and one without examples weighs as if it had one.
     """
     counts = np.maximum(np.asarray(given["counts"], np.float64), 1)
     weights = (1 - beta) / (1 - beta**counts)
@@ -222,7 +222,9 @@ def parse_loss(text: str, known: tuple[Callable[..., Any], ...]) -> Objective:
         signature.bind(None, None, None, *terms[0].args, **options)
     except TypeError as error:
         named = ", ".join(f"{n}=…" for n in own)
-        raise UserError(f"task.loss: {terms[0]}: {error}; write {function.__name__}({named})") from None
+        raise UserError(
+            f"task.loss: {terms[0]}: {error}; write {function.__name__}({named})"
+        ) from None
     whole = {n: options.get(n, p.default) for n, p in own.items()}
     for name, value in whole.items():
         _check(str(terms[0]), name, value, own[name].default)

@@ -110,6 +110,9 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
     source = open_configured(config.data)
     preprocess = _preprocess(config)
     task = tasks.create(config.task, source, preprocess)
+    if config.checkpoint.metric not in ("", task.metric, "loss"):
+        known = nearest(config.checkpoint.metric, (task.metric, "loss"))
+        raise UserError(f"checkpoint.metric: unknown score {config.checkpoint.metric!r}.{known}")
     _check_columns(source, preprocess)
     augmented(preprocess, config.data.augment)
     check_targets(config.data.augment, task.abstract(1))

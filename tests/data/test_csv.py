@@ -9,6 +9,7 @@ from PIL import Image
 from finetune_jax.config import default
 from finetune_jax.data.sources import Options, open_configured, open_source
 from finetune_jax.errors import UserError
+from finetune_jax.training.experiment import prepare
 
 
 def write(path, text, encoding="utf-8"):
@@ -128,6 +129,23 @@ def test_a_config_says_how_a_table_is_written(tmp_path):
     )
     found = {row["text"]: row["label"] for row in rows(open_configured(config.data), "train")}
     assert found == {'What " is it ?': 0, "How far ?": 1}
+
+
+def test_numbers_that_should_be_classes_are_pointed_at(tmp_path):
+    config = default()
+    path = write(
+        tmp_path / "t.csv", "image,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(9))
+    )
+    for i in range(9):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
+    config.data.source = f"csv:{path}"
+    with pytest.raises(UserError, match="set data.label_kind to 'class'"):
+        prepare(config)
+    config.data.label_kind = "class"
+    assert prepare(config).task.class_names == ("0", "1")
+    config.data.source = f"csv:{write(tmp_path / 'u.csv', 'text,label' + chr(10) + 'a,b')}"
+    with pytest.raises(UserError, match="have no 'image', which the model reads"):
+        prepare(config)
 
 
 DATA = os.environ.get("FINETUNE_JAX_DATA")

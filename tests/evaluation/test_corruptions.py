@@ -265,7 +265,7 @@ def test_a_published_network_loses_accuracy_with_severity(capsys):
     images, labels = [], []
     with zipfile.ZipFile(Path(folder, "cifar10", "cifar10_test_webp.zip")) as archive:
         members = sorted(m for m in archive.namelist() if m.endswith(".webp"))
-        for name in members[:: len(members) // 1000]:
+        for name in members[:: len(members) // 500]:
             with archive.open(name) as file:
                 images.append(np.asarray(Image.open(file).convert("RGB")))
             labels.append(names.index(name.split("/")[-2]))
@@ -279,12 +279,15 @@ def test_a_published_network_loses_accuracy_with_severity(capsys):
 
     clean = accuracy(images)
     assert clean > 0.89
+    wrong = []
     with capsys.disabled():
         print(f"\nclean {clean:.3f}, {len(labels)} images")
         for name in CORRUPTIONS:
             scores = [accuracy(corrupt(name, images, s, seed=0)) for s in SEVERITIES]
             print(f"{name:18} " + " ".join(f"{score:.3f}" for score in scores))
-            assert scores[-1] < clean - 0.01, name
-            if name not in UNORDERED:
-                # Up to the noise of a thousand images.
-                assert (np.diff(scores) < 0.02).all(), name
+            if scores[-1] > clean - 0.01:
+                wrong.append(f"{name} costs nothing")
+            # Up to the noise of five hundred images. The second snow is whiter than the third.
+            if name not in UNORDERED | {"snow"} and (np.diff(scores) > 0.03).any():
+                wrong.append(f"{name} gets easier")
+    assert not wrong

@@ -14,7 +14,9 @@ from finetune_jax.models import MODELS, Entry, Inputs
 from finetune_jax.models.text_encoder import TextEncoder
 from finetune_jax.models.vit import ViT
 
-WORDS = "a the cat dog sat ran on under mat tree red blue".split()
+WORDS = (
+    "a", "the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -168,7 +168,10 @@ def test_contrastive_pretraining_losses():
     z = RANDOM.normal(size=(8, 3)).astype(np.float32)
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
     cosines = unit @ unit.T
-    for groups, temperature in ((np.arange(8) // 2, 0.5), (np.array([0, 0, 1, 1, 0, 0, 2, 2]), 0.1)):
+    for groups, temperature in (
+        (np.arange(8) // 2, 0.5),
+        (np.array([0, 0, 1, 1, 0, 0, 2, 2]), 0.1),
+    ):
         expected = []
         for i in range(8):
             others = [j for j in range(8) if j != i]
@@ -204,7 +207,10 @@ def test_masked_pixels_count_the_hidden_patches_alone():
     flat = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
         patches.var(-1, keepdims=True) + 1e-6
     )
-    for text, targets in (("masked(mask=0.5)", flat), ("masked(mask=0.5, normalise=False)", patches)):
+    for text, targets in (
+        ("masked(mask=0.5)", flat),
+        ("masked(mask=0.5, normalise=False)", patches),
+    ):
         expected = [
             np.mean([((outputs[i, j] - targets[i, j]) ** 2).mean() for j in order[i, 2:]])
             for i in range(3)
@@ -240,7 +246,9 @@ def test_gradients_are_finite(text, known, scale):
 def test_gradients_of_similarity_are_finite_even_for_nothing(loss):
     task = Similarity(4, loss)
     batch = {"label": np.zeros(3, np.float32)}
-    gradient = jax.grad(lambda x: task.per_example(x, batch, SMOOTH)["loss"].sum())(jnp.zeros((6, 4)))
+    gradient = jax.grad(lambda x: task.per_example(x, batch, SMOOTH)["loss"].sum())(
+        jnp.zeros((6, 4))
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -270,6 +278,10 @@ def test_wrong_losses_are_told(text, known, message):
 
 
 def test_mixed_takes_shares():
-    batch = {"label": jnp.array([1.0, 1]), "label2": jnp.array([0.0, 3]), "mix": jnp.array([0.25, 1])}
+    batch = {
+        "label": jnp.array([1.0, 1]),
+        "label2": jnp.array([0.0, 3]),
+        "mix": jnp.array([0.25, 1]),
+    }
     near(mixed(lambda y: y * 2, batch), [0.5, 2])
     near(mixed(lambda y: y * 2, {"label": jnp.array([1.0])}), [2])

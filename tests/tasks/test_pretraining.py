@@ -20,7 +20,7 @@ from finetune_jax.models.pretraining import (
     visible,
     with_projection,
 )
-from finetune_jax.training.experiment import prepare
+from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.loop import run
 
 AUGMENT = "random_crop(pad=2) + flip"
@@ -29,8 +29,6 @@ MASKED = "masked(mask=0.75, width=8, depth=1, heads=2)"
 
 def same_stages(pretrained, config, stages):
     """The variables a config starts from, whose `stages` must be the artifact's."""
-    from finetune_jax.training.experiment import load_variables
-
     variables, manifest = load_variables(prepare(config))
     artifact = load_artifact(pretrained)
     for stage in stages:
@@ -42,9 +40,8 @@ def same_stages(pretrained, config, stages):
     return manifest
 
 
-@pytest.mark.parametrize(
-    "name", ["simclr", pytest.param("supcon", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simclr", "supcon"])
 def test_contrastive_pretraining(name, tiny, tmp_path):
     config = tiny(name, data__augment=AUGMENT, scheme="full", train__accumulate=2)
     result = run(prepare(config), tmp_path / "run")
@@ -60,7 +57,7 @@ def test_contrastive_pretraining(name, tiny, tmp_path):
     stages = ("stem", "block_0", "block_1", "norm")
     manifest = same_stages(tmp_path / "run", config, stages)
     dropped = [r for r in manifest["rows"] if r["decision"] == "dropped"]
-    assert {r["source"].split("/")[1] for r in dropped} == {"projection"}
+    assert {r["source_name"].split("/")[1] for r in dropped} == {"projection"}
     assert "contrastive pre-training" in json.dumps(dropped)
 
 
@@ -110,10 +107,7 @@ def test_masked_pretraining(tiny, tmp_path):
     stages = ("stem", "block_0", "block_1", "norm")
     manifest = same_stages(tmp_path / "run", config, stages)
     dropped = [r for r in manifest["rows"] if r["decision"] == "dropped"]
-    assert {r["source"].split("/")[1] for r in dropped} == {"decoder"}
-    # And it goes on from there.
-    result = run(prepare(config), tmp_path / "tuned")
-    assert 0 <= result["test"]["accuracy"] <= 1
+    assert {r["source_name"].split("/")[1] for r in dropped} == {"decoder"}
 
 
 def autoencoder(**options):
@@ -149,6 +143,7 @@ def test_the_encoder_sees_the_visible_patches_alone():
         assert bool(jnp.any(forward(changed)[0] != before[0])) == differs
 
 
+@pytest.mark.slow
 def test_stages_of_an_autoencoder_run_in_parts():
     model = autoencoder()
     variables = initial_variables(model, 16)

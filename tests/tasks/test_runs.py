@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,13 +11,14 @@ import pytest
 from PIL import Image
 
 from finetune_jax.artifact import load_artifact
+from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
-from finetune_jax.training.experiment import prepare
+from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.loop import run
 from finetune_jax.training.phase import PhaseRun
-
-AUGMENT = "random_crop(pad=2) + flip"
+from finetune_jax.training.teacher import open_teacher, translation
 
 
 def losses(workdir):
@@ -38,13 +40,15 @@ def predicted(workdir, tmp_path, text=""):
 
 # What a head that reads cached activations, and one behind the whole model, must agree on.
 CACHED = [
-    ("classification", "class_balanced", {}, "probabilities"),
+    pytest.param("classification", "class_balanced", {}, "probabilities",
+                 marks=pytest.mark.slow),
     pytest.param("multilabel", "", {"data__source": "digits:attributes"}, "labels",
                  marks=pytest.mark.slow),
     pytest.param("ordinal", "", {}, "above", marks=pytest.mark.slow),
     pytest.param("regression", "huber", {}, "value", marks=pytest.mark.slow),
-    ("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
-                          "scheme": "stages('neck') + head"}, "shares"),
+    pytest.param("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
+                                      "scheme": "stages('neck') + head"}, "shares",
+                 marks=pytest.mark.slow),
     pytest.param("regression", "", {"texts": True}, "value", marks=pytest.mark.slow),
     ("similarity", "contrastive", {"texts": True}, "cosine"),
 ]  # fmt: skip
@@ -69,6 +73,7 @@ def test_a_run_is_the_same_with_and_without_cached_activations(
     assert told in answer
 
 
+@pytest.mark.slow
 def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     config = tiny("regression", scheme="linear_probe")
     run(prepare(config), tmp_path)
@@ -81,8 +86,6 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
 def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(tiny, tmp_path):
     """The head starts as the identity, so the first score is that of the bare features."""
     experiment = prepare(tiny("similarity", texts=True))
-    from finetune_jax.training.experiment import load_variables
-
     variables, _ = load_variables(experiment)
     example = experiment.source.read("test")[0]
     batch = {name: x[None] for name, x in experiment.encode(example).items()}
@@ -98,7 +101,9 @@ def teacher(tmp_path_factory):
     return tmp_path_factory.mktemp("teacher") / "run"
 
 
-@pytest.mark.parametrize("loss", ["distill", "distill_features"])
+@pytest.mark.parametrize(
+    "loss", ["distill", pytest.param("distill_features", marks=pytest.mark.slow)]
+)
 def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
@@ -122,6 +127,7 @@ def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     predicted(tmp_path / "run", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tmp_path):
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
@@ -142,27 +148,38 @@ def test_a_teacher_of_other_classes_or_none_is_refused(tiny, teacher, tmp_path):
         run(prepare(tiny("classification", text)), tmp_path / "one")
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
-    config = tiny("classification", f"distill(teacher={str(teacher)!r})")
-    config.data.source = "digits:masks"
+    experiment = prepare(tiny("classification", f"distill(teacher={str(teacher)!r})"))
+    other = dataclasses.replace(experiment.task, class_names=("a", "b"))
     with pytest.raises(UserError, match="answers classification with classes 0, 1, 2, 3, 4, 5, …"):
-        from finetune_jax.training.teacher import open_teacher
-
-        experiment = prepare(tiny("classification", f"distill(teacher={str(teacher)!r})"))
-        import dataclasses
-
-        other = dataclasses.replace(experiment.task, class_names=("a", "b"))
         open_teacher(other, experiment.preprocess, experiment.mesh)
 
 
+def test_a_student_and_its_teacher_see_the_same_picture(tokenizer):
+    own = ImagePreprocess(size=8, crop=0)
+    other = ImagePreprocess(size=8, crop=0, mean=(0.1, 0.2, 0.3), std=(2, 3, 4), channels="bgr")
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+
+    def seen(preprocess):
+        return preprocess.device({"image": preprocess.host({"image": image})["image"][None]})
+
+    np.testing.assert_allclose(translation(own, other)(seen(own)), seen(other), atol=1e-5)
+    np.testing.assert_allclose(translation(other, own)(seen(other)), seen(own), atol=1e-5)
+    assert translation(own, own)("as it is") == "as it is"
+    texts = TextPreprocess.open(tokenizer, 8, ("text",), "joined")
+    with pytest.raises(UserError, match="the teacher reads texts, and the student images"):
+        translation(own, texts)
+    longer = TextPreprocess.open(tokenizer, 9, ("text",), "joined")
+    with pytest.raises(UserError, match="expected the student's"):
+        translation(texts, longer)
+
+
+@pytest.mark.slow
 def test_the_teacher_costs_no_gradient(tiny, teacher):
     """Its leaves are read: the step of a student holds their forward pass and nothing more."""
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
-    from finetune_jax.training.teacher import open_teacher
 
     def flops(loss):
-        import dataclasses
-
         experiment = prepare(tiny("classification", loss, scheme="full"))
         if experiment.task.teacher:
             found = open_teacher(experiment.task, experiment.preprocess, experiment.mesh)

@@ -133,9 +133,7 @@ def test_similarity():
     labels = RANDOM.random(N).astype(np.float32)
     found = task.report(observed(task, outputs, {"label": labels}))
     cosines = sk.pairwise.paired_cosine_distances(outputs[::2], outputs[1::2])
-    assert found["spearman"] == pytest.approx(
-        scipy.stats.spearmanr(-cosines, labels)[0], abs=1e-6
-    )
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(-cosines, labels)[0], abs=1e-6)
     assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(-cosines, labels)[0], abs=1e-5)
     assert [r["cosine"] for r in task.read(outputs)] == pytest.approx(1 - cosines, abs=1e-5)
 

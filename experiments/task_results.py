@@ -198,19 +198,19 @@ ENTRIES: dict[str, Entry] = {
         ("accuracy",), {"scheme": "full"}, neighbour_class,
     ),
     "student_alone": Entry(
-        "configs/tasks/digits_distill.py", "one label: digits, ResNet-8 from scratch, labels alone",
+        "configs/tasks/digits_distill.py", "one label: digits of 16 pixels, ResNet-20 from scratch",
         ("accuracy", "loss"), {"task.loss": ""}, neighbour_class,
     ),
     "student": Entry(
         "configs/tasks/digits_distill.py",
-        "one label: digits, ResNet-8 from scratch, distilled from the teacher",
+        "the same, distilled from the teacher",
         ("accuracy", "loss"),
         {"task.loss": "distill(teacher='{runs}/teacher', temperature=4, alpha=0.7)"},
         neighbour_class,
     ),
     "student_features": Entry(
         "configs/tasks/digits_distill.py",
-        "one label: digits, ResNet-8 from scratch, features distilled from the teacher",
+        "the same, features distilled from the teacher",
         ("accuracy", "loss"), {"task.loss": "distill_features(teacher='{runs}/teacher')"},
         neighbour_class,
     ),
@@ -369,7 +369,9 @@ def written(rows: list[dict[str, Any]]) -> str:
             scores.append(f"{key} {values[0]:.4f}{interval}")
         beside = [f"{k} {v}" for k, v in row["reference"].items()]
         beside += [f"published: {row['published']}"] if row["published"] else []
-        changed = "".join(f"<br>`{k}={v}`" for k, v in row["overrides"].items())
+        changed = "".join(
+            f"<br>`{k}={v if v != '' else repr(v)}`" for k, v in row["overrides"].items()
+        )
         lines.append(
             f"| {row['about']} | `{row['config']}`{changed} | {'<br>'.join(scores)} | {row['n']} | "
             f"{row['seed']} | {row['steps']} | {row['seconds']:.0f} | {'<br>'.join(beside)} |"

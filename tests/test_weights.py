@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command
+from conftest import ONE_DEVICE, ROOT, run_command
 from PIL import Image
 
 SHIPPED = ROOT / "finetune_jax" / "weights" / "resnet20_cifar10.safetensors"
@@ -53,7 +53,7 @@ def run_module(name: str, *arguments: str) -> None:
     process = subprocess.run(
         [sys.executable, "-m", name, *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
     )

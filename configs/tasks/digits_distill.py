@@ -1,4 +1,4 @@
-"""Distillation: ResNet-8 learns digits from scratch and from the answers of a fine-tuned ResNet-20.
+"""Distillation: from the answers of a fine-tuned ResNet-20, another learns digits of 16 pixels.
 
 Commands:
   python -m finetune_jax.train --config=configs/quickstart.py --config.scheme=full \\
@@ -16,12 +16,13 @@ def get_config():
     config.task.loss = "distill(teacher='runs/teacher', temperature=4, alpha=0.7)"
     config.scheme = "full"
     config.batch_norm = "track"
-    config.model.name = "resnet8_mlperf"
+    config.model.name = "resnet20_cifar"
     config.data.source = "digits"
+    config.data.image_size = 16
     config.train.batch_size = 64
-    config.train.epochs = 6.0
+    config.train.epochs = 10.0
     config.optimizer.learning_rate = 0.1
     config.optimizer.warmup_steps = 10
-    config.eval.every_epochs = 3.0
+    config.eval.every_epochs = 5.0
     config.eval.batch_size = 120
     return config

@@ -67,7 +67,8 @@ def corrupted_scores(subject: Subject, split: str, names: str, severities: str) 
         )
     chosen, levels = parse_corruptions(names), parse_severities(severities)
     metric = subject.task.metric
-    examples = cached(subject.examples(split), subject.encode, subject.config.data.cache_bytes)
+    data = subject.config.data
+    examples = cached(subject.examples(split), subject.encode, data.cache_bytes, data.workers)
     swap = slice(None, None, -1 if subject.preprocess.channels == "bgr" else 1)
 
     def measure(name: str | None, level: int = 0) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax import tasks
+from finetune_jax.data.batches import Encoder
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.subject import Subject
 from finetune_jax.tasks import Task
@@ -68,21 +69,29 @@ def identity(example: dict[str, Any]) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
+class _Named:
+    """Puts `identity` into a batch; a part of an `Encoder`, so that workers can do it."""
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"identity": np.uint64(identity(example))}
+
+
 def predict_split(subject: Subject, split: str) -> Predictions:
     """Runs a subject over a split of its config: ``train``, ``validation`` or ``test``."""
-    names: list[int] = []
+    examples, names = subject.examples(split), []
 
-    def encode(example: dict[str, Any]) -> dict[str, np.ndarray]:
-        names.append(identity(example))
-        return subject.encode(example)
+    def place(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        names.append(batch.pop("identity"))
+        return subject.place(batch)
 
-    observed = subject.observe(split, encode)
+    encode = Encoder((*subject.encode.parts, _Named()))
+    observed = subject.observe_examples(examples, encode, place)
     about = {
         "source": subject.source.name,
         "split": split,
         "split_text": subject.config.data[split],
     }
-    return Predictions(subject.task, observed, np.array(names, np.uint64), about)
+    return Predictions(subject.task, observed, np.concatenate(names)[: len(examples)], about)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -118,8 +118,8 @@ class Subject:
             encode or self.encode,
             batch_size=self.batch_size,
             place=place or self.place,
-            # Another encode may keep what it has seen, which processes would not share.
-            workers=0 if encode else self.config.data.workers,
+            # Any other encode may keep what it has seen, which processes would not share.
+            workers=self.config.data.workers if isinstance(encode or self.encode, Encoder) else 0,
         )
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:

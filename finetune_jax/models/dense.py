@@ -32,17 +32,15 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
     Args:
       model: whose stages keep a grid up to the head: convolutions, or patch tokens.
       size: side of its images in pixels.
-      neck: width of a convolution before the head, a stage of its own; 0 for a linear head.
+      neck: width of a convolution before the head, the stage ``grid_neck``; 0 for a linear head.
 
     Returns:
       A model of the same parameters (and the neck's) whose outputs are f32[batch, rows, columns,
       classes].
 
     Raises:
-      UserError: the model averages before its last stages, or has a stage called ``neck`` itself.
+      UserError: the model averages before its last stages.
     """
-    if neck and "neck" in model.stages:
-        raise UserError(f"task.neck: {type(model).__name__} has a neck of its own; expected 0")
     made = _class_of(type(model), neck)(**fields_of(model))
     try:
         shape = jax.eval_shape(
@@ -64,21 +62,21 @@ def _class_of(base: type[StagedModel], neck: int) -> type[StagedModel]:
         @property
         def stages(self) -> tuple[str, ...]:
             names = super().stages
-            return (*names[:-1], "neck", "head") if neck else names
+            return (*names[:-1], "grid_neck", "head") if neck else names
 
         @property
         def pools_before(self) -> str:
-            return "neck" if neck else "head"
+            return "grid_neck" if neck else "head"
 
         @property
         def fresh_stages(self) -> dict[str, str]:
-            new = {"neck": "this head has a convolution of its own"} if neck else {}
+            new = {"grid_neck": "this head has a convolution of its own"} if neck else {}
             return {**super().fresh_stages, **new}
 
         def setup(self) -> None:
             super().setup()
             if neck:
-                self.neck = Neck(neck, self.dtype)
+                self.grid_neck = Neck(neck, self.dtype)
 
         def pool(self, x: jax.Array) -> jax.Array:
             return self.grid(x).astype(jnp.float32)

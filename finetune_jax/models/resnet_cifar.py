@@ -103,7 +103,7 @@ class ResNetCifar(StagedModel):
             raise ValueError("the CIFAR ResNets have no dropout; set model.dropout to 0")
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
         self.stem = Stem(dtype=self.dtype)
-        for name in self.stages[1:-1]:
+        for name in (name for name in self.stages if "_block" in name):
             layer, index = int(name[5]), int(name.rsplit("block", 1)[1])
             stride = 2 if layer > 1 and index == 0 else 1
             setattr(self, name, block(8 * 2**layer, stride, dtype=self.dtype))

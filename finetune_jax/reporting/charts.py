@@ -98,7 +98,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
       names: of the classes.
     """
     classes = len(names)
-    side = min(7.5, 1.9 + 0.31 * classes)
+    side = min(7.5, 1.7 + 0.29 * classes)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     with _figure(side, side) as (axes, drawing):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

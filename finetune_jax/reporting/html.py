@@ -33,7 +33,7 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
   padding: 20px 24px; margin: 16px 0; }
 section > p { color: var(--soft); margin: 0 0 14px; max-width: 78ch; }
 figure { margin: 8px 0 12px; } figure img { max-width: 100%; height: auto; display: block; }
-.pair { display: flex; flex-wrap: wrap; gap: 16px 32px; align-items: flex-start; }
+.pair { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 .scroll table { width: 100%; }

@@ -12,7 +12,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.files import read_json
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
-from finetune_jax.reporting import charts, html
+from finetune_jax.reporting import charts, html, provenance
 from finetune_jax.reporting.mistakes import mistakes
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def write_report(
         *_confidence(subject, predictions),
         *mistakes(subject, predictions),
         *_further(found),
-        _movement(subject, base),
-        _plan(workdir),
-        _manifest(workdir),
-        _config(workdir),
+        provenance.movement(subject, base),
+        provenance.plan(workdir),
+        provenance.manifest(workdir),
+        provenance.config(workdir),
     ]
     page = html.page(
         workdir.resolve().name, _header(workdir, subject, predictions, found), sections, _footer()
@@ -239,85 +239,6 @@ def _corruptions(found: dict[str, Any]) -> Section:
         + html.figure(svg, "score by corruption and severity")
         + f"<details><summary>All values</summary>{table}{left}</details>"
     )
-
-
-def _movement(subject: Subject, base: str) -> Section:
-    from finetune_jax.evaluation.drift import load_base, parameter_movement
-
-    heading = "Movement of the parameters"
-    try:
-        start = load_base(subject, base)
-    except UserError as error:
-        return heading, f"<p>Not run: {html.text(error)}.</p>"
-    rows = parameter_movement(subject, start)
-    keys = ["stage", "leaves", "norm", "moved", "relative", "new", "beside"]
-    header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
-    table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))
-    return heading, (
-        "<p>From the weight file to the artifact, stages from input to output. Leaves that the "
-        "file did not give, such as a new head, have no start to be compared with.</p>"
-        + html.figure(charts.movement(rows), "relative change of the parameters by stage")
-        + f"<details><summary>Norms</summary>{table}</details>"
-    )
-
-
-def _plan(workdir: Path) -> Section:
-    plan = read_json(workdir / "plan.json")
-    rows = [
-        [
-            leaf["path"],
-            " × ".join(map(str, leaf["shape"])),
-            int(np.prod(leaf["shape"], dtype=np.int64)),
-            leaf["group"],
-            float(leaf["lr"]),
-            bool(leaf["decays"]),
-            bool(leaf["delta"]),
-        ]
-        for leaf in plan["leaves"]
-    ]
-    header = ["leaf", "shape", "scalars", "group", "rate", "decays", "delta"]
-    trains = sum(row[2] for row in rows if row[3] != "frozen")
-    total = sum(row[2] for row in rows)
-    phases = plan.get("phases") or []
-    words = (
-        f"Scheme {plan['scheme']}, hash {plan['hash']}: {trains:,} of {total:,} scalars train "
-        f"({trains / max(total, 1):.1%}); BatchNorm {plan['batch_norm']}."
-    )
-    if len(phases) > 1:
-        words += f" The last of {len(phases)} phases."
-    return "Plan", f"<p>{html.text(words)}</p>" + html.table(
-        header, rows, numeric=(2, 4), paths=(0,)
-    )
-
-
-def _manifest(workdir: Path) -> Section:
-    manifest = read_json(workdir / "manifest.json")
-    if manifest["file"] is None:
-        return "Weight file", "<p>None: the weights were random at the start.</p>"
-
-    def shape(value: Any) -> str:
-        return " × ".join(map(str, value)) if value is not None else ""
-
-    rows = [
-        [
-            row["source_name"] or "",
-            shape(row["source_shape"]),
-            row["leaf"] or "",
-            shape(row["shape"]),
-            row["decision"],
-            row["reason"],
-        ]
-        for row in manifest["rows"]
-    ]
-    header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
-    words = f"{manifest['file']}, sha256 {manifest['sha256']}: every tensor and every leaf."
-    return "Weight file", f"<p>{html.text(words)}</p>" + html.table(header, rows, paths=(0, 2))
-
-
-def _config(workdir: Path) -> Section:
-    content = json.dumps(read_json(workdir / "config.json"), indent=1)
-    shown = f"<details><summary>config.json</summary><pre>{html.text(content)}</pre></details>"
-    return "Config", shown
 
 
 def _footer() -> str:

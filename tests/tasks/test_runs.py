@@ -47,7 +47,7 @@ CACHED = [
     pytest.param("ordinal", "", {}, "above", marks=pytest.mark.slow),
     pytest.param("regression", "huber", {}, "value", marks=pytest.mark.slow),
     pytest.param("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
-                                      "scheme": "stages('neck') + head"}, "shares",
+                                      "scheme": "stages('grid_neck') + head"}, "shares",
                  marks=pytest.mark.slow),
     pytest.param("regression", "", {"texts": True}, "value", marks=pytest.mark.slow),
     ("similarity", "contrastive", {"texts": True}, "cosine"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
-from finetune_jax.models import build
+from finetune_jax.models import build, initial_variables
 from finetune_jax.models.dense import per_place
+from finetune_jax.models.pretraining import with_projection
 
 IMAGES = ImagePreprocess(size=8, crop=0)
 SOURCE = Source("things", ("ant", "bee", "cat"), {"train": 1}, lambda split: [])
@@ -182,6 +185,21 @@ def test_digits_as_attributes_and_masks():
         np.testing.assert_array_equal(example["mask"], (digit + 1) * (image[..., 0] >= 127))
     with pytest.raises(UserError, match="unknown variant 'digits:mask'. Did you mean 'masks'"):
         open_source("digits:mask")
+
+
+@pytest.mark.parametrize("name", ["tiny_vit", "resnet20_cifar", "mobilenetv1_025"])
+def test_models_take_one_stage_more(name):
+    model = build(name, 3)
+    dense = per_place(model, 32, neck=8)
+    assert dense.stages == (*model.stages[:-1], "grid_neck", "head")
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = initial_variables(dense, 32, stages=())
+    shape = jax.eval_shape(dense.apply, variables, images).shape
+    assert len(shape) == 4 and shape[0] == 2 and shape[3] == 3
+    projected = with_projection(model, 8)
+    assert projected.stages == (*model.stages[:-1], "projection", "head")
+    variables = initial_variables(projected, 32, stages=())
+    assert jax.eval_shape(projected.apply, variables, images).shape == (2, 3)
 
 
 def test_models_without_a_grid_have_no_head_per_place():

@@ -1,0 +1,102 @@
+"""Sections of a page on where a model comes from: movement, plan, weight file, config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune_jax.errors import UserError
+from finetune_jax.files import read_json
+from finetune_jax.reporting import charts, html
+
+if TYPE_CHECKING:
+    from finetune_jax.evaluation.subject import Subject
+
+Section = tuple[str, str]
+"""Heading and HTML."""
+
+
+def movement(subject: Subject, base: str) -> Section:
+    """How far each stage moved from the weight file; `base` stands in for its path."""
+    from finetune_jax.evaluation.drift import load_base, parameter_movement
+
+    heading = "Movement of the parameters"
+    try:
+        start = load_base(subject, base)
+    except UserError as error:
+        return heading, f"<p>Not run: {html.text(error)}.</p>"
+    rows = parameter_movement(subject, start)
+    keys = ["stage", "leaves", "norm", "moved", "relative", "new", "beside"]
+    header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
+    table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))
+    return heading, (
+        "<p>From the weight file to the artifact, stages from input to output. Leaves that the "
+        "file did not give, such as a new head, have no start to be compared with.</p>"
+        + html.figure(charts.movement(rows), "relative change of the parameters by stage")
+        + f"<details><summary>Norms</summary>{table}</details>"
+    )
+
+
+def plan(workdir: Path) -> Section:
+    """The leaves of ``plan.json``."""
+    saved = read_json(workdir / "plan.json")
+    rows = [
+        [
+            leaf["path"],
+            " × ".join(map(str, leaf["shape"])),
+            int(np.prod(leaf["shape"], dtype=np.int64)),
+            leaf["group"],
+            float(leaf["lr"]),
+            bool(leaf["decays"]),
+            bool(leaf["delta"]),
+        ]
+        for leaf in saved["leaves"]
+    ]
+    header = ["leaf", "shape", "scalars", "group", "rate", "decays", "delta"]
+    trains = sum(row[2] for row in rows if row[3] != "frozen")
+    total = sum(row[2] for row in rows)
+    phases = saved.get("phases") or []
+    words = (
+        f"Scheme {saved['scheme']}, hash {saved['hash']}: {trains:,} of {total:,} scalars train "
+        f"({trains / max(total, 1):.1%}); BatchNorm {saved['batch_norm']}."
+    )
+    if len(phases) > 1:
+        words += f" The last of {len(phases)} phases."
+    return "Plan", f"<p>{html.text(words)}</p>" + html.table(
+        header, rows, numeric=(2, 4), paths=(0,)
+    )
+
+
+def manifest(workdir: Path) -> Section:
+    """The rows of ``manifest.json``."""
+    saved = read_json(workdir / "manifest.json")
+    if saved["file"] is None:
+        return "Weight file", "<p>None: the weights were random at the start.</p>"
+
+    def shape(value: Any) -> str:
+        return " × ".join(map(str, value)) if value is not None else ""
+
+    rows = [
+        [
+            row["source_name"] or "",
+            shape(row["source_shape"]),
+            row["leaf"] or "",
+            shape(row["shape"]),
+            row["decision"],
+            row["reason"],
+        ]
+        for row in saved["rows"]
+    ]
+    header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
+    words = f"{saved['file']}, sha256 {saved['sha256']}: every tensor and every leaf."
+    return "Weight file", f"<p>{html.text(words)}</p>" + html.table(header, rows, paths=(0, 2))
+
+
+def config(workdir: Path) -> Section:
+    """The text of ``config.json``."""
+    content = json.dumps(read_json(workdir / "config.json"), indent=1)
+    shown = f"<details><summary>config.json</summary><pre>{html.text(content)}</pre></details>"
+    return "Config", shown

@@ -33,12 +33,13 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
     from finetune_jax.training.cost import flops, phase_figures
     from finetune_jax.training.experiment import prepare
     from finetune_jax.training.phase import PhaseRun
+    from finetune_jax.training.teacher import with_teacher
 
-    experiment = prepare(config)
+    experiment = with_teacher(prepare(config))
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"
-    full = phase_figures(PhaseRun(prepare(reference)))
+    full = phase_figures(PhaseRun(with_teacher(prepare(reference))))
     forward = PhaseRun(experiment, len(experiment.phases) - 1)
     flops_forward = flops(forward.compile_eval_step(config.train.batch_size))
     phases = []

@@ -45,6 +45,7 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
     from finetune_jax.training.experiment import load_variables, prepare
     from finetune_jax.training.mesh import put_batch
     from finetune_jax.training.phase import PhaseRun
+    from finetune_jax.training.teacher import with_teacher
 
     def under(scheme: str) -> PhaseRun:
         changed = config.copy_and_resolve_references()
@@ -53,7 +54,7 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
         changed.artifact.merge = False
         if scheme == "full":
             changed.batch_norm = "frozen_all"  # the statistics the weights were trained with
-        experiment = prepare(changed)
+        experiment = with_teacher(prepare(changed))
         return PhaseRun(experiment, len(experiment.phases) - 1)
 
     run = under("full")

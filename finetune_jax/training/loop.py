@@ -30,7 +30,7 @@ from finetune_jax.training.mesh import put_batch
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import Shared, StepCall
 from finetune_jax.training.solve_phase import solve_phase
-from finetune_jax.training.teacher import open_teacher
+from finetune_jax.training.teacher import with_teacher
 from finetune_jax.training.train_phase import best_variables, train_phase
 
 _REESTIMATE_BATCHES = 16
@@ -96,12 +96,7 @@ def steps(
     if experiment.task.needs_fit:
         fitted = experiment.task.fit(_targets(experiment, splits["train"]))
         experiment = dataclasses.replace(experiment, task=fitted)
-    if experiment.task.teacher:
-        teacher = shared.once(
-            ("teacher",),
-            lambda: open_teacher(experiment.task, experiment.preprocess, experiment.mesh),
-        )
-        experiment = dataclasses.replace(experiment, teacher=teacher)
+    experiment = with_teacher(experiment, shared.once)
     lengths = experiment.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 

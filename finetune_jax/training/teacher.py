@@ -20,6 +20,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
 from finetune_jax.errors import UserError
 from finetune_jax.tasks import Task
+from finetune_jax.training.experiment import Experiment
 from finetune_jax.training.mesh import state_sharding
 
 
@@ -42,6 +43,26 @@ class Teacher:
         features = self.model.apply(variables, self.translate(x), stop="head")
         logits = self.model.apply(variables, features, start="head")
         return jax.lax.stop_gradient({"teacher": logits, "teacher_features": features})
+
+
+def with_teacher(
+    experiment: Experiment,
+    once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
+) -> Experiment:
+    """The experiment with the teacher that its task names; as it is without one.
+
+    Args:
+      experiment: resolved config.
+      once: keeps the teacher for the next arm, see `Shared.once`.
+
+    Raises:
+      UserError: as `open_teacher`.
+    """
+    task = experiment.task
+    if not task.teacher:
+        return experiment
+    teacher = once(("teacher",), lambda: open_teacher(task, experiment.preprocess, experiment.mesh))
+    return dataclasses.replace(experiment, teacher=teacher)
 
 
 def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:

@@ -1,8 +1,8 @@
 """Parity with a reference implementation: drawn there, written there, loaded and computed here.
 
 A `Case` says how to build the reference with random weights, how it is saved in its native format,
-which of its modules end our stages, and which module of ours it should equal. `check` compares every
-stage's output, the logits and, where asked, gradients and training mode.
+which of its modules end our stages, and which module of ours it should equal. `check` compares
+every stage's output, the logits and, where asked, gradients and training mode.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _gradients(
 
     ours = tree.flatten(jax.grad(loss)(variables["params"]))
     found = {leaf: delta(f"gradient of {leaf}", ours[leaf], theirs[leaf]) for leaf in theirs}
-    # The scale is a stage's: some gradients, such as that of a key's bias, are zero but for rounding.
+    # The scale is a stage's: some gradients, such as a key bias's, are zero but for rounding.
     scales: dict[str, float] = {}
     for leaf, item in found.items():
         stage = leaf.split("/")[0]

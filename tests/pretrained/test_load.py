@@ -169,8 +169,8 @@ def test_all_problems_are_named_at_once(refused, tensors):
     message = refused(tensors)
     assert "7 problems" in message
     for part in (
-        "'module.conv1.weight' for params/stem/conv/kernel: shape (3, 3, 1, 16) by out in h w -> h w in out "
-        "of (16, 1, 3, 3) in file, (3, 3, 3, 16) in model",
+        "'module.conv1.weight' for params/stem/conv/kernel: shape (3, 3, 1, 16) by out in h w -> "
+        "h w in out of (16, 1, 3, 3) in file, (3, 3, 3, 16) in model",
         "'module.layer1.0.bn1.wieght' float32[16] has an unknown name. "
         "Did you mean 'module.layer1.0.bn1.weight'?",
         "leaf params/layer1_block0/norm1/scale float32[16] gets no tensor; expected "

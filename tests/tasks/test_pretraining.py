@@ -20,6 +20,7 @@ from finetune_jax.models.pretraining import (
     visible,
     with_projection,
 )
+from finetune_jax.pretrained import save_native
 from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.loop import run
 
@@ -96,6 +97,28 @@ def test_a_projection_of_no_width_is_none(tiny):
     assert variables["params"]["head"]["kernel"].shape == (5, 4)
 
 
+def test_what_was_pretrained_loads_into_the_plain_model(tiny, tmp_path):
+    """From a file of the pre-trained leaves, with the stage that is left behind named as such."""
+    plain = build("tiny_vit", 10)
+    for stage, model in (("decoder", autoencoder()), ("projection", with_projection(plain, 8))):
+        variables = initial_variables(model, 16, seed=3)
+        save_native(tmp_path / "pretrained.safetensors", variables, {})
+        config = tiny("classification")
+        config.pretrained.path = str(tmp_path / "pretrained.safetensors")
+        config.pretrained.new_head = True
+        loaded, manifest = load_variables(prepare(config))
+        for name in plain.stages[:-1]:
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                loaded["params"][name],
+                variables["params"][name],
+            )
+        dropped = [r for r in manifest["rows"] if r["decision"] == "dropped"]
+        assert {r["source_name"].split("/")[1] for r in dropped} == {stage}
+        assert all("pre-training" in r["reason"] for r in dropped)
+
+
+@pytest.mark.slow
 def test_masked_pretraining(tiny, tmp_path):
     config = tiny("mae", MASKED, scheme="full")
     result = run(prepare(config), tmp_path / "run")

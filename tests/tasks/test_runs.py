@@ -15,10 +15,11 @@ from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
+from finetune_jax.training.arms import run_arms
 from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.loop import run
 from finetune_jax.training.phase import PhaseRun
-from finetune_jax.training.teacher import open_teacher, translation
+from finetune_jax.training.teacher import open_teacher, translation, with_teacher
 
 
 def losses(workdir):
@@ -101,9 +102,8 @@ def teacher(tmp_path_factory):
     return tmp_path_factory.mktemp("teacher") / "run"
 
 
-@pytest.mark.parametrize(
-    "loss", ["distill", pytest.param("distill_features", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["distill", "distill_features"])
 def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
@@ -142,16 +142,20 @@ def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tm
     assert losses(tmp_path)[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_teacher_of_other_classes_or_none_is_refused(tiny, teacher, tmp_path):
-    text = f"distill(teacher={str(tmp_path / 'nobody')!r})"
-    with pytest.raises(UserError, match="nobody: no artifact here"):
-        run(prepare(tiny("classification", text)), tmp_path / "one")
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_refused(tiny, teacher):
     if not teacher.exists():
         run(prepare(tiny("classification", data__image_size=8)), teacher)
     experiment = prepare(tiny("classification", f"distill(teacher={str(teacher)!r})"))
     other = dataclasses.replace(experiment.task, class_names=("a", "b"))
     with pytest.raises(UserError, match="answers classification with classes 0, 1, 2, 3, 4, 5, …"):
         open_teacher(other, experiment.preprocess, experiment.mesh)
+
+
+def test_a_teacher_that_is_not_there_is_missed_before_any_step(tiny, tmp_path):
+    text = f"distill(teacher={str(tmp_path / 'nobody')!r})"
+    with pytest.raises(UserError, match="nobody: no artifact here"):
+        with_teacher(prepare(tiny("classification", text)))
 
 
 def test_a_student_and_its_teacher_see_the_same_picture(tokenizer):
@@ -180,10 +184,7 @@ def test_the_teacher_costs_no_gradient(tiny, teacher):
         run(prepare(tiny("classification", data__image_size=8)), teacher)
 
     def flops(loss):
-        experiment = prepare(tiny("classification", loss, scheme="full"))
-        if experiment.task.teacher:
-            found = open_teacher(experiment.task, experiment.preprocess, experiment.mesh)
-            experiment = dataclasses.replace(experiment, teacher=found)
+        experiment = with_teacher(prepare(tiny("classification", loss, scheme="full")))
         compiled = PhaseRun(experiment).compile_train_step()
         return compiled.cost_analysis()["flops"]
 
@@ -191,3 +192,14 @@ def test_the_teacher_costs_no_gradient(tiny, teacher):
     forward = plain / 3
     # At 8 pixels it has 5 tokens where the student has 17.
     assert plain < flops(f"distill(teacher={str(teacher)!r})") < plain + 0.6 * forward
+
+
+@pytest.mark.slow
+def test_arms_with_a_teacher_train_as_each_would_alone(tiny, teacher, tmp_path):
+    if not teacher.exists():
+        run(prepare(tiny("classification", data__image_size=8)), teacher)
+    text = f"distill(teacher={str(teacher)!r})"
+    arms = [prepare(tiny("classification", text, seed=seed)) for seed in (0, 1)]
+    run_arms(arms, [tmp_path / "0", tmp_path / "1"])
+    run(prepare(tiny("classification", text, seed=1)), tmp_path / "alone")
+    np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "alone"), rtol=1e-5)

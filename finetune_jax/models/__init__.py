@@ -28,8 +28,8 @@ from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 
 __all__ = [
-    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "entry_of", "initial_variables",
-    "initialise",
+    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "entry_of",
+    "initial_variables", "initialise",
 ]  # fmt: skip
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -5,7 +5,10 @@ Commands:
       --workdir=runs/teacher
   python -m finetune_jax.train --config=configs/tasks/digits_distill.py --workdir=DIR
 
-Expected and reference: see experiments/task_results.md.
+Expected on the test split (seed 0, n=360, 95 % interval): accuracy 0.9750 [0.9532, 0.9868]; by
+features accuracy 0.9833 [0.9641, 0.9923]; without a teacher accuracy 0.9833 [0.9641, 0.9923]; the
+teacher accuracy 0.9889 [0.9718, 0.9957]: no difference that 360 digits can show. Beside it:
+1-nearest neighbour in pixels: accuracy 0.9722. From experiments/task_results.py.
 """
 
 from finetune_jax.config import default

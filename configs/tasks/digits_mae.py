@@ -5,7 +5,9 @@ Commands:
   python -m finetune_jax.train --config=configs/tasks/digits_vit.py --workdir=DIR \\
       --config.pretrained.path=runs/mae/artifact
 
-Expected and reference: see experiments/task_results.md.
+Expected on the test split (seed 0, n=360, 95 % interval): loss 0.5908 [0.5764, 0.6053]. Beside it:
+mean of each place in training: loss 0.6424. So it has learned little in 15 epochs; see
+digits_vit.py for what that does to fine-tuning. From experiments/task_results.py.
 """
 
 from finetune_jax.config import default

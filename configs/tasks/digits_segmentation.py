@@ -4,7 +4,10 @@ Command:
   python -m finetune_jax.train --config=configs/tasks/digits_segmentation.py --workdir=DIR
 
 The masks are made from the pictures by a threshold, see finetune_jax/data/source_digits.py.
-Expected and reference: see experiments/task_results.md.
+
+Expected on the test split (seed 0, n=360, 95 % interval): mean_iou 0.7677 [0.7500, 0.7838]. Beside
+it: the mask itself with the 1-nearest neighbour's digit: mean_iou 0.9531; background everywhere:
+mean_iou 0.0615. From experiments/task_results.py.
 """
 
 from finetune_jax.config import default

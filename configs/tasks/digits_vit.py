@@ -3,7 +3,9 @@
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_vit.py --workdir=DIR
 
-Expected and reference: see experiments/task_results.md.
+Expected on the test split (seed 0, n=360, 95 % interval): from scratch accuracy 0.7694 [0.7232,
+0.8100]; after the 15 epochs of digits_mae.py accuracy 0.4167 [0.3669, 0.4682], which is worse.
+Beside it: 1-nearest neighbour in pixels: accuracy 0.9750. From experiments/task_results.py.
 """
 
 from finetune_jax.config import default

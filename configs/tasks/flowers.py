@@ -3,7 +3,9 @@
 Command (FINETUNE_JAX_DATA names the folder that holds flowers224/ and the weights):
   python -m finetune_jax.train --config=configs/tasks/flowers.py --workdir=DIR
 
-Expected and reference: see experiments/task_results.md.
+Expected on the test split (seed 0, n=736, 95 % interval): accuracy 0.8668 [0.8404, 0.8895]. Beside
+it: logistic regression (C=10) on the same frozen features: accuracy 0.8641; 20-nearest neighbours
+on the same frozen features: accuracy 0.8247. From experiments/task_results.py.
 """
 
 import os

@@ -4,7 +4,9 @@ Command (FINETUNE_JAX_DATA names the folder that holds text_stsb/):
   python -m finetune_jax.train --config=configs/tasks/sts_regression.py --workdir=DIR
 
 The encoder was trained on single sentences, so its frozen features of pairs tell little, and the
-last two blocks train. Expected and reference: see experiments/task_results.md.
+last two blocks train.
+
+Expected: not run; it needs the data and some minutes on a quiet CPU.
 """
 
 from configs.tasks._minilm import minilm

@@ -5,7 +5,10 @@ Commands (FINETUNE_JAX_DATA names the folder that holds text_stsb/):
   python -m finetune_jax.evaluate --config=configs/tasks/sts_similarity.py   (zero-shot)
 
 The head starts as the identity. Published zero-shot Spearman correlation of this encoder: 82.03
-(MTEB, STSBenchmark). Expected: see experiments/task_results.md.
+(MTEB, STSBenchmark).
+
+Expected on the test split (seed 0, n=1379, 95 % interval): zero-shot spearman 0.8203 [0.7976,
+0.8401]; training was not run. From experiments/task_results.py.
 """
 
 from configs.tasks._minilm import DATA, minilm

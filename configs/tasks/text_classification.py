@@ -6,8 +6,12 @@ Commands (FINETUNE_JAX_DATA names the folder that holds text_sst2/, text_trec/, 
   python -m finetune_jax.train --config=configs/tasks/text_classification.py:banking77 --workdir=DIR
 
 The encoder is frozen and run once per text; for two of the three the head is solved as logistic
-regression, its strength chosen on validation. Expected and reference: see
-experiments/task_results.md.
+regression, its strength chosen on validation.
+
+Expected on the test split (95 % interval): trec accuracy 0.9120 [0.8839, 0.9338] (n=500). Beside
+it: logistic regression (C=10) on the same frozen features: accuracy 0.8960; 20-nearest neighbours
+on the same frozen features: accuracy 0.7900. From experiments/task_results.py; sst2 and banking77
+were not run.
 """
 
 from configs.tasks._minilm import DATA, minilm

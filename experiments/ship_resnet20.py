@@ -23,14 +23,13 @@ import jax
 from absl import app, flags
 
 from configs import eval_cifar10, pretrain_resnet20_cifar10
-from finetune_jax import evaluate
 from finetune_jax.artifact import load_artifact
+from finetune_jax.evaluation.subject import score
 from finetune_jax.files import read_json, write_json
 from finetune_jax.pretrained import save_native
 
-for _name in ("workdir", "data_dir"):  # evaluate's
-    flags.declare_key_flag(_name)
-flags.mark_flag_as_required("workdir")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the finished run.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
 _HARDWARE = flags.DEFINE_string("hardware", "2 CPU cores", "What it was trained on.")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -65,7 +64,7 @@ def ship(workdir: Path, data_dir: str, output: Path, hardware: str) -> dict[str,
             "steps_done": result["selected_step"],
             "hardware": hardware,
             "jax": jax.__version__,
-            "test": evaluate.score(scored, "test"),
+            "test": score(scored, "test"),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
         write_json(weights.with_suffix(".json"), card)

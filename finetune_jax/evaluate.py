@@ -16,7 +16,6 @@ where a score is undefined. With more flags, more:
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,9 @@ from absl import app, flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+from finetune_jax.files import plain
 
 if TYPE_CHECKING:
-    from finetune_jax.artifact import Artifact
     from finetune_jax.evaluation.predictions import Predictions
     from finetune_jax.evaluation.subject import Subject
 
@@ -84,18 +83,6 @@ def _check_flags(config: Any) -> None:
             raise UserError(f"--{flag}={path}: expected a file, found a folder")
 
 
-def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str, Any]:
-    """Scores an artifact, or the config's pretrained file, on a split of the config's data.
-
-    Raises:
-      UserError: bad config, unknown split, or weights whose head does not fit the data.
-    """
-    from finetune_jax.evaluation.subject import open_subject
-
-    subject = open_subject(config, artifact)
-    return subject.scores(subject.observe(split))
-
-
 def extras(subject: Subject, split: str, predictions: Predictions) -> dict[str, Any]:
     """What the flags ask for beside the task's scores."""
     from finetune_jax.evaluation import confidence, drift, probes
@@ -137,15 +124,6 @@ def _other(split: str) -> Predictions:
         return load_predictions(path)
     size = _BATCH_SIZE.value or 0
     return predict_split(open_run(path, data_dir=_DATA_DIR.value, batch_size=size), split)
-
-
-def plain(value: Any) -> Any:
-    """JSON values with null in place of what JSON has no number for."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(argv: Sequence[str]) -> None:

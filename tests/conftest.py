@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,37 +16,17 @@ if _CACHE_OWNER:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Programs run once or a few times here, so time that LLVM spends on making them fast is lost.
-QUICK_COMPILE = "--xla_backend_optimization_level=0"
-ONE_DEVICE = f"--xla_force_host_platform_device_count=1 {QUICK_COMPILE}"
+from commands import QUICK_COMPILE  # noqa: E402
+
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _CACHE_OWNER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-
-def run_command(name: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs ``python -m finetune_jax.NAME`` as a user does, and captures what it prints."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", f"finetune_jax.{name}", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="session")

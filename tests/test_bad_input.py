@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from finetune_jax.config import default, validate
 from finetune_jax.data.images import decode

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ONE_DEVICE, ROOT, run_command
+from commands import ONE_DEVICE, ROOT, run_command
 
 from finetune_jax import cli, tree
 from finetune_jax import config as config_lib

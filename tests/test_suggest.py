@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from finetune_jax import tree
 from finetune_jax.config import default

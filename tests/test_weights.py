@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ONE_DEVICE, ROOT, run_command
+from commands import ONE_DEVICE, ROOT, run_command
 from PIL import Image
 
 SHIPPED = ROOT / "finetune_jax" / "weights" / "resnet20_cifar10.safetensors"

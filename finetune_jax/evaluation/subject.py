@@ -247,3 +247,13 @@ def override(config: ml_collections.ConfigDict, *, data_dir: str, batch_size: in
         config.data.data_dir = data_dir
     if batch_size:
         config.eval.batch_size = batch_size
+
+
+def score(config: Any, split: str, artifact: Artifact | None = None) -> dict[str, Any]:
+    """Scores an artifact, or the config's pretrained file, on a split of the config's data.
+
+    Raises:
+      UserError: bad config, unknown split, or weights whose head does not fit the data.
+    """
+    subject = open_subject(config, artifact)
+    return subject.scores(subject.observe(split))

@@ -136,8 +136,9 @@ def train_phase(
                 "next_step": step,
                 "base_fingerprint": fingerprint,
                 "snapshot": snapshot,
-                "audits": current.audits,
-                "probes": current.probes,
+                # Copies: the file is written while the run goes on.
+                "audits": list(current.audits),
+                "probes": list(current.probes),
             }
             current.checkpoints.save(state, settled, about, numbers)
     progress.close()

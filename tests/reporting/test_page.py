@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import run_command
+from commands import run_command
 
-from finetune_jax.evaluate import plain
 from finetune_jax.evaluation.predictions import Predictions, load_predictions
 from finetune_jax.evaluation.subject import open_run
+from finetune_jax.files import plain
 from finetune_jax.reporting import charts
 from finetune_jax.reporting import html as pieces
 from finetune_jax.reporting.mistakes import mistakes

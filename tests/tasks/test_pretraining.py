@@ -12,7 +12,7 @@ import pytest
 
 from finetune_jax.artifact import load_artifact
 from finetune_jax.errors import UserError
-from finetune_jax.evaluate import score
+from finetune_jax.evaluation.subject import score
 from finetune_jax.models import build, initial_variables
 from finetune_jax.models.pretraining import (
     masked_autoencoder,

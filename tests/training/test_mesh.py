@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILE, ROOT
+from commands import QUICK_COMPILE, ROOT
 
 from finetune_jax import tree
 from finetune_jax.config import default
@@ -28,7 +28,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 def phase_run(scheme, data, fsdp):
     """One phase of ViT-Ti/16 at 32 pixels on the digits' ten classes, under AdamW."""
     config = default()
-    config.model.name = "vit_ti16"
+    config.model.name, config.data.image_size = "vit_ti16", 32
     config.scheme = scheme
     config.train.batch_size = BATCH
     config.eval.batch_size = BATCH

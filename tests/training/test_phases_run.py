@@ -298,7 +298,7 @@ def test_options_run_under_the_audit(weights, tmp_path, changes):
 def test_a_frozen_random_head_is_refused(weights):
     from finetune_jax.training.experiment import load_variables
 
-    with pytest.raises(UserError, match="add ' . head' to train it"):
+    with pytest.raises(UserError, match="add ' . head' to train them"):
         load_variables(prepare(config_of(weights, "lora(rank=2)")))
 
 

@@ -1,0 +1,31 @@
+"""Runs commands as a user does, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Programs run once or a few times in tests, so time that LLVM spends on making them fast is lost.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
+ONE_DEVICE = f"--xla_force_host_platform_device_count=1 {QUICK_COMPILE}"
+
+
+def run_command(name: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs ``python -m finetune_jax.NAME`` as a user does, and captures what it prints."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", f"finetune_jax.{name}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -419,5 +419,5 @@ def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
         progress.close()
         text = stream.getvalue()
         assert ("5/10 [" in text) == bar
-        assert "loss 1.25" in text and "img/s" in text
+        assert "loss 1.25" in text and "/s" in text
         assert ("left" in text) != bar

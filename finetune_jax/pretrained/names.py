@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -297,18 +297,20 @@ def closest_map(
     """
     names, leaves = tuple(names), frozenset(leaves)
 
-    def misses(name_map: NameMap) -> tuple[Any, ...]:
+    best: tuple[int, int] | None = None
+    for name_map in maps_of(family):
         unknown, reached = [], set()
         for name in names:
             targets = name_map.targets(name)
             reached.update(t.leaf for t in targets)
             if not targets and name_map.ignored(name) is None:
                 unknown.append(name)
-        return tuple(unknown), len(leaves - reached)
-
-    found = [(name_map, *misses(name_map)) for name_map in maps_of(family)]
-    best = min(found, key=lambda item: (len(item[1]), item[2]))
-    return best[0], best[1]
+                if best is not None and len(unknown) > best[0]:
+                    break  # others know more
+        misses = (len(unknown), len(leaves - reached))
+        if best is None or misses < best:
+            best, found = misses, (name_map, tuple(unknown))
+    return found
 
 
 def find_map(family: str, names: Iterable[str]) -> NameMap:

@@ -55,7 +55,10 @@ class Layout:
         return _joined(self.target, self._sizes(self.source, shape, sizes or {}))
 
     def forward(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
-        """A file's array in our layout, C-ordered; `sizes` and errors as for `shape`."""
+        """A file's array in our layout; `sizes` and errors as for `shape`.
+
+        A view where it can be: who puts it on a device copies it anyway, and faster.
+        """
         if not self.text:
             return np.asarray(array, order="C")
         known = self._sizes(self.source, array.shape, sizes or {})
@@ -118,18 +121,7 @@ def _turn(
     after = [name for group in target for name in group if name != "1"]
     split = array.reshape([sizes[name] for name in before])
     turned = split.transpose([before.index(name) for name in after])
-    return _contiguous(turned.reshape(_joined(target, sizes)))
-
-
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order; a transposed matrix goes strip by strip, several times as fast."""
-    strip = max(1, 32 // array.itemsize)  # half a cache line: measured, not derived
-    if array.ndim != 2 or array.flags.c_contiguous or not array.flags.f_contiguous:
-        return np.asarray(array, order="C")
-    result = np.empty(array.shape, array.dtype)
-    for start in range(0, array.shape[1], strip):
-        result[:, start : start + strip] = array[:, start : start + strip]
-    return result
+    return turned.reshape(_joined(target, sizes))
 
 
 @functools.cache

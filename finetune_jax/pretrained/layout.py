@@ -77,7 +77,7 @@ class Layout:
         if not self.text:
             return np.asarray(array, order="C")
         known = self._sizes(self.target, array.shape, sizes or {})
-        return _turn(array, self.target, self.source, known)
+        return np.asarray(_turn(array, self.target, self.source, known), order="C")
 
     def _sizes(
         self,

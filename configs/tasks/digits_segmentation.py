@@ -10,21 +10,12 @@ it: the mask itself with the 1-nearest neighbour's digit: mean_iou 0.9531; backg
 mean_iou 0.0615. From experiments/task_results.py.
 """
 
-from finetune_jax.config import default
+from configs.tasks._digits import resnet20
 
 
 def get_config():
-    config = default()
+    config = resnet20()
     config.task.name = "segmentation"
-    config.scheme = "full"
-    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
-    config.pretrained.new_head = True
-    config.model.name = "resnet20_cifar"
     config.data.source = "digits:masks"
-    config.train.batch_size = 64
     config.train.epochs = 12.0
-    config.optimizer.learning_rate = 0.05
-    config.optimizer.warmup_steps = 10
-    config.eval.every_epochs = 3.0
-    config.eval.batch_size = 120
     return config

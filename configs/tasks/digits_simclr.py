@@ -11,23 +11,10 @@ Expected on the test split (seed 0, n=360, 95 % interval): loss 4.4153, knn_accu
 experiments/task_results.py.
 """
 
-from finetune_jax.config import default
+from configs.tasks._digits import contrastive
 
 
 def get_config():
-    config = default()
+    config = contrastive()
     config.task.name = "simclr"
-    config.scheme = "full"
-    config.batch_norm = "track"
-    config.model.name = "resnet20_cifar"
-    config.data.source = "digits"
-    config.data.image_size = 16
-    config.data.augment = "random_resized_crop(scale=(0.5, 1)) + colour_jitter(0.4, 0.4)"
-    config.train.batch_size = 128
-    config.train.epochs = 15.0
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 20
-    config.eval.every_epochs = 15.0
-    config.eval.batch_size = 120
     return config

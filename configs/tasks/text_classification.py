@@ -21,6 +21,8 @@ _TOKENS = {"sst2": 64, "trec": 32, "banking77": 48}
 
 
 def get_config(name: str = "sst2"):
+    if name not in _TOKENS:
+        raise ValueError(f"unknown texts {name!r}; expected one of {', '.join(_TOKENS)}")
     config = minilm()
     config.scheme = "linear_probe"
     config.data.max_tokens = _TOKENS[name]

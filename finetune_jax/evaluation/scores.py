@@ -90,15 +90,14 @@ def forward_all(
     }
 
 
-def evaluate(task: Task, *args: Any, report: bool = False, **options: Any) -> dict[str, Any]:
+def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
     """Scores a split: ``task.scores`` of all that `observe`, whose arguments follow, gives.
 
     Returns:
-      The task's scores, with `report` all that it can tell, and ``n_scored``.
+      The task's scores, and ``n_scored``.
     """
     observed = observe(*args, **options)
-    scores = task.report(observed) if report else task.scores(observed)
-    return {**scores, "n_scored": len(next(iter(observed.values())))}
+    return {**task.scores(observed), "n_scored": len(next(iter(observed.values())))}
 
 
 def headline(metric: str, scores: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ class Experiment:
 def prepare(config: ml_collections.ConfigDict) -> Experiment:
     """Resolves a config; raises UserError for whatever is wrong before any compile.
 
-    1. validate values, 2. devices and mesh, 3. data source metadata, 4. task, 5. preprocessing,
+    1. validate values, 2. devices and mesh, 3. data source metadata, 4. preprocessing, 5. task,
     6. model, 7. abstract variables, 8. phases and their plans. Weights, surgery, state and restore
     come later and in that order, because each needs the one before.
     """

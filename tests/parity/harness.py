@@ -19,8 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.models import EVAL, Mode, StagedModel, initialise
+from finetune_jax.models import (
+    EVAL,
+    MODELS,
+    Mode,
+    StagedModel,
+    build,
+    initial_variables,
+    initialise,
+)
 from finetune_jax.pretrained import load, save_as
+from finetune_jax.pretrained.names import closest_map
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
 
@@ -359,3 +368,35 @@ def assert_within(deltas: list[Delta]) -> None:
         f"{d.what}: |Δ| {d.absolute:.2e}, {d.relative:.2e} of the scale {d.scale:.3g}"
         for d in beyond
     )
+
+
+def assert_shapes(
+    name: str, origin: str, state: Mapping[str, tuple[int, ...]], *, headed: bool = True
+) -> None:
+    """A reference's names and shapes fill every leaf of a registered model, and each once.
+
+    Args:
+      name: of the registered model, at its published size.
+      origin: whose names the state has.
+      state: shapes by name, such as a torch module's on the meta device.
+      headed: whether they include our head.
+    """
+    entry = MODELS[name]
+    model = build(name, entry.classes or 1000)
+    ours = initial_variables(model, 8 if entry.tokens else entry.image_size, stages=())
+    expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
+    names, unknown = closest_map(entry.family, state, expected)
+    assert names.origin == origin
+    assert not unknown
+    found: dict[str, tuple[int, ...]] = {}
+    for source, shape in state.items():
+        if names.ignored(source) is None:
+            for target in names.targets(source):
+                assert target.leaf not in found, source
+                found[target.leaf] = target.shape(shape, model.sizes)
+    if not headed:
+        assert not any(leaf.startswith("params/head/") for leaf in found)
+        expected = {leaf: s for leaf, s in expected.items() if not leaf.startswith("params/head/")}
+    lacking = {leaf: s for leaf, s in expected.items() if leaf not in found}
+    found |= {leaf: s for leaf, s in lacking.items() if names.constant(leaf) is not None}
+    assert found == expected

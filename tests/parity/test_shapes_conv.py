@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
@@ -15,9 +14,7 @@ transformers = pytest.importorskip(
     "transformers", reason="not run: needs requirements-reference.txt"
 )
 
-from finetune_jax import tree  # noqa: E402
-from finetune_jax.models import MODELS, build, initialise  # noqa: E402
-from finetune_jax.pretrained.names import closest_map  # noqa: E402
+from harness import assert_shapes  # noqa: E402
 
 Build = Callable[[], Any]
 
@@ -86,17 +83,4 @@ CASES: list[tuple[str, str, Build]] = [
 def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, reference):
     with torch.device("meta"):
         state = {n: tuple(t.shape) for n, t in reference().state_dict().items()}
-    entry = MODELS[name]
-    model = build(name, entry.classes or 1000, image_size=entry.image_size)
-    ours = jax.eval_shape(lambda key: initialise(model, entry.image_size, key), jax.random.key(0))
-    expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
-    names, unknown = closest_map(entry.family, state, expected)
-    assert names.origin == origin
-    assert not unknown
-    found: dict[str, tuple[int, ...]] = {}
-    for source, shape in state.items():
-        if names.ignored(source) is None:
-            for target in names.targets(source):
-                assert target.leaf not in found, source
-                found[target.leaf] = target.shape(shape, model.sizes)
-    assert found == expected
+    assert_shapes(name, origin, state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
@@ -13,9 +12,7 @@ transformers = pytest.importorskip(
 )
 keras = pytest.importorskip("keras", reason="not run: needs requirements-reference.txt")
 
-from finetune_jax import tree  # noqa: E402
-from finetune_jax.models import MODELS, build, initialise  # noqa: E402
-from finetune_jax.pretrained.names import closest_map  # noqa: E402
+from harness import assert_shapes  # noqa: E402
 
 
 def _torch(make):
@@ -61,18 +58,4 @@ CASES = [
     ("name", "origin", "reference"), CASES, ids=[f"{n}-{o}" for n, o, _ in CASES]
 )
 def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, reference):
-    state = reference()
-    entry = MODELS[name]
-    model = build(name, entry.classes, image_size=entry.image_size)
-    ours = jax.eval_shape(lambda key: initialise(model, entry.image_size, key), jax.random.key(0))
-    expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
-    names, unknown = closest_map(entry.family, state, expected)
-    assert names.origin == origin
-    assert not unknown
-    found: dict[str, tuple[int, ...]] = {}
-    for source, shape in state.items():
-        if names.ignored(source) is None:
-            for target in names.targets(source):
-                assert target.leaf not in found, source
-                found[target.leaf] = target.shape(shape)
-    assert found == expected
+    assert_shapes(name, origin, reference())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
@@ -10,9 +9,9 @@ transformers = pytest.importorskip(
     "transformers", reason="not run: needs requirements-reference.txt"
 )
 
-from finetune_jax import tree  # noqa: E402
-from finetune_jax.models import MODELS, build, initialise  # noqa: E402
-from finetune_jax.pretrained.names import closest_map, map_of  # noqa: E402
+from harness import assert_shapes  # noqa: E402
+
+from finetune_jax.pretrained.names import map_of  # noqa: E402
 
 _MINILM = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 _LARGE = {
@@ -22,13 +21,13 @@ _LARGE = {
 
 
 def _bert(kind, **options):
-    return getattr(transformers, kind)(transformers.BertConfig(**options, num_labels=3))
+    return getattr(transformers, kind)(transformers.BertConfig(**options, num_labels=1000))
 
 
 def _roberta(kind, **options):
     config = transformers.RobertaConfig(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-        num_labels=3, **options,
+        num_labels=1000, **options,
     )  # fmt: skip
     return getattr(transformers, kind)(config)
 
@@ -58,22 +57,7 @@ CASES = [
 def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, reference, headed):
     with torch.device("meta"):
         state = {n: tuple(t.shape) for n, t in reference().state_dict().items()}
-    entry = MODELS[name]
-    model = build(name, 3)
-    ours = jax.eval_shape(lambda key: initialise(model, 8, key), jax.random.key(0))
-    expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
-    names, unknown = closest_map(entry.family, state, expected)
-    assert names.origin == origin
-    assert not unknown
-    found: dict[str, tuple[int, ...]] = {}
-    for source, shape in state.items():
-        if names.ignored(source) is None:
-            for target in names.targets(source):
-                assert target.leaf not in found, source
-                found[target.leaf] = target.shape(shape)
-    if not headed:
-        expected = {leaf: s for leaf, s in expected.items() if not leaf.startswith("params/head/")}
-    assert found == expected
+    assert_shapes(name, origin, state, headed=headed)
 
 
 def test_tensors_of_pre_training_are_the_ones_dropped():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
@@ -11,10 +10,9 @@ transformers = pytest.importorskip(
     "transformers", reason="not run: needs requirements-reference.txt"
 )
 
-from finetune_jax import tree  # noqa: E402
-from finetune_jax.models import MODELS, build, initialise  # noqa: E402
+from harness import assert_shapes  # noqa: E402
+
 from finetune_jax.models.vit import SIZES  # noqa: E402
-from finetune_jax.pretrained.names import closest_map  # noqa: E402
 
 _LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
@@ -129,22 +127,4 @@ def _state(reference):
     ids=[f"{name}-{origin}" for name, origin, *_ in CASES],
 )  # fmt: skip
 def test_every_tensor_has_its_leaf_and_every_leaf_its_tensor(name, origin, reference, headed):
-    state = _state(reference)
-    entry = MODELS[name]
-    model = build(name, entry.classes or 1000, image_size=entry.image_size)
-    ours = jax.eval_shape(lambda key: initialise(model, entry.image_size, key), jax.random.key(0))
-    expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
-    names, unknown = closest_map(entry.family, state, expected)
-    assert names.origin == origin
-    assert not unknown
-    found: dict[str, tuple[int, ...]] = {}
-    for source, shape in state.items():
-        if names.ignored(source) is None:
-            for target in names.targets(source):
-                assert target.leaf not in found, source
-                found[target.leaf] = target.shape(shape, model.sizes)
-    if not headed:
-        assert not any(leaf.startswith("params/head/") for leaf in found)
-        expected = {leaf: s for leaf, s in expected.items() if not leaf.startswith("params/head/")}
-    found |= {leaf: expected[leaf] for leaf in expected if names.constant(leaf) is not None}
-    assert found == expected
+    assert_shapes(name, origin, _state(reference), headed=headed)

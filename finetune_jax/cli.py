@@ -44,13 +44,19 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 def load_config(path: str) -> Any:
-    """What ``get_config`` of a config file returns, locked.
+    """What ``get_config`` of a config file returns, locked; see `call_config_file`."""
+    return call_config_file(path, "get_config").lock()
+
+
+def call_config_file(path: str, function: str) -> Any:
+    """What a function of a config file returns.
 
     Args:
-      path: of the file; what follows a colon is handed to ``get_config``.
+      path: of the file; what follows a colon is handed to the function.
+      function: its name.
 
     Raises:
-      UserError: no such file, or the error it raises, with its line.
+      UserError: no such file or function, or the error it raises, with its line.
     """
     name, *arguments = path.split(":", 1)
     file = Path(name)
@@ -62,7 +68,11 @@ def load_config(path: str) -> Any:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*arguments).lock()
+        found = getattr(module, function, None)
+        if found is None:
+            near = nearest(function, vars(module))
+            raise UserError(f"expected a function {function}(), found none.{near}")
+        return found(*arguments)
     except Exception as error:
         if isinstance(error, SyntaxError):
             line, reason = error.lineno, error.msg

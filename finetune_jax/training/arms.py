@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,11 @@ from finetune_jax.training.shared import Shared, StepCall
 
 
 def run_arms(
-    experiments: Sequence[Experiment], workdirs: Sequence[Path], *, memory_bytes: int = 0
+    experiments: Sequence[Experiment],
+    workdirs: Sequence[Path],
+    *,
+    memory_bytes: int = 0,
+    done: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
 ) -> list[dict[str, Any]]:
     """Runs several experiments; those of one structure share programs, data and frozen leaves.
 
@@ -43,6 +47,7 @@ def run_arms(
       workdirs: run folder of each.
       memory_bytes: for the arms that run at once; 0 takes 80 % of a device's memory, or of what is
         free on a CPU.
+      done: told the number and the figures of each arm as it ends.
 
     Returns:
       The figures of each run as `loop.run` returns them, in order. An arm that failed has
@@ -51,12 +56,13 @@ def run_arms(
     results: list[dict[str, Any]] = [{} for _ in experiments]
     groups: dict[str, list[int]] = {}
     for number, experiment in enumerate(experiments):
-        groups.setdefault(structure(experiment), []).append(number)
+        values = config_lib.to_json(experiment.config)
+        groups.setdefault(structure(values), []).append(number)
     limit = memory_bytes or _free_bytes()
     for members in groups.values():
         waiting = list(members)
         while waiting:
-            group = _Group(Shared(arms=len(members)))
+            group = _Group(Shared(arms=len(members)), done)
             group.add(waiting[0], experiments[waiting[0]], workdirs[waiting[0]])
             size = group.fitting(limit)
             for number in waiting[1:size]:
@@ -67,9 +73,13 @@ def run_arms(
     return results
 
 
-def structure(experiment: Experiment) -> str:
-    """Text that is equal for experiments whose steps are one program over other numbers."""
-    values = copy.deepcopy(config_lib.to_json(experiment.config))
+def structure(config: dict[str, Any]) -> str:
+    """Text that is equal for configs whose steps are one program over other numbers.
+
+    Args:
+      config: resolved, as JSON.
+    """
+    values = copy.deepcopy(config)
     del values["seed"], values["optimizer"]["learning_rate"], values["task"]["label_smoothing"]
     # A step without decay is another program: the compiled one holds none.
     values["optimizer"]["weight_decay"] = bool(values["optimizer"]["weight_decay"])
@@ -82,6 +92,7 @@ class _Group:
 
     Attributes:
       shared: between them.
+      done: see `run_arms`.
       arms: generators of `loop.steps` by number.
       calls: the step each unfinished arm waits for.
       results: of the finished.
@@ -89,6 +100,7 @@ class _Group:
     """
 
     shared: Shared
+    done: Callable[[int, dict[str, Any]], None]
     arms: dict[int, Generator[StepCall, Any, dict[str, Any]]] = dataclasses.field(
         default_factory=dict
     )
@@ -113,6 +125,8 @@ class _Group:
         except (UserError, AuditError) as error:
             say(f"arm {number} ended: {error}")
             self.results[number] = {"error": str(error)}
+        if number in self.results:
+            self.done(number, self.results[number])
 
     def fitting(self, limit: int) -> int:
         """How many arms fit into `limit` bytes, judged by the compiled step of the first."""

@@ -153,6 +153,7 @@ def steps(
             current.settled |= _changes(current, index)
         if meta:
             current.audits, current.probes = meta["audits"], meta["probes"]
+            current.train_flops = meta["train_flops"]
         for index in range(first, len(phases)):
             if len(phases) > 1:
                 say(f"phase {index + 1} of {len(phases)}: {phases[index].plan.scheme}")
@@ -174,6 +175,8 @@ def steps(
             "selected_step": selected,
             "seconds": time.monotonic() - began,
             "cost": vars(current.costs[-1]) if current.costs else None,
+            "train_flops": sum(current.train_flops),
+            **_counts(experiment),
             "audit": current.audits[-1],
             "phases": [
                 {"scheme": p.plan.scheme, "steps": n, "audit": a}
@@ -219,6 +222,15 @@ def steps(
     )
     write_json(workdir / "result.json", result)
     return result
+
+
+def _counts(experiment: Experiment) -> dict[str, int]:
+    """Scalars of the last phase's model with its deltas, and those that any phase trains."""
+    shapes = {x.path: x.shape for phase in experiment.phases for x in phase.plan.leaves}
+    return {
+        "trainable_params": sum(math.prod(shapes[path]) for path in experiment.trainable),
+        "total_params": sum(math.prod(leaf.shape) for leaf in experiment.plan.leaves),
+    }
 
 
 def _targets(experiment: Experiment, examples: Examples) -> dict[str, np.ndarray]:

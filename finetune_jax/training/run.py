@@ -50,7 +50,8 @@ class Run:
       state: of the last trained phase, with its `PhaseRun`.
       audits: counts of each phase.
       probes: reports of solved phases.
-      costs: compiled figures of each trained phase.
+      costs: compiled figures of each trained phase of this process.
+      train_flops: of all steps of each trained phase that has ended.
     """
 
     experiment: Experiment
@@ -68,6 +69,7 @@ class Run:
     audits: list[dict[str, int]] = dataclasses.field(default_factory=list)
     probes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     costs: list[Any] = dataclasses.field(default_factory=list)
+    train_flops: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def total(self) -> int:

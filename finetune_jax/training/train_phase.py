@@ -139,6 +139,7 @@ def train_phase(
                 # Copies: the file is written while the run goes on.
                 "audits": list(current.audits),
                 "probes": list(current.probes),
+                "train_flops": list(current.train_flops),
             }
             current.checkpoints.save(state, settled, about, numbers)
     progress.close()
@@ -150,6 +151,7 @@ def train_phase(
         steps=run.steps, reached=lambda: reached(state.opt_state),
     )  # fmt: skip
     current.audits.append(counts)
+    current.train_flops.append(current.costs[-1].flops * run.steps)
     last = index == len(experiment.phases) - 1
     # An average is for evaluation and artifact; the next phase goes on from the weights themselves.
     current.variables = state_lib.variables(state, base, averaged=last)

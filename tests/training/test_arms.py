@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from finetune_jax.config import default
+from finetune_jax.config import default, to_json
 from finetune_jax.training import arms as arms_lib
 from finetune_jax.training.arms import run_arms, structure
 from finetune_jax.training.experiment import prepare
@@ -158,9 +158,12 @@ def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
 
 
 def test_structure_tells_what_is_another_program(weights):
-    base = structure(config_of(weights, "head"))
+    def json_of(*args, **changes):
+        return to_json(config_of(*args, **changes).config)
+
+    base = structure(json_of(weights, "head"))
     assert base == structure(
-        config_of(weights, "head", seed=3, optimizer__learning_rate=1.0, task__label_smoothing=0.1)
+        json_of(weights, "head", seed=3, optimizer__learning_rate=1.0, task__label_smoothing=0.1)
     )
-    assert base != structure(config_of(weights, "head", optimizer__weight_decay=0.1))
-    assert base != structure(config_of(weights, "last_k(1)"))
+    assert base != structure(json_of(weights, "head", optimizer__weight_decay=0.1))
+    assert base != structure(json_of(weights, "last_k(1)"))

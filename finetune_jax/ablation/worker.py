@@ -1,0 +1,177 @@
+"""Does what a unit says: trains arms that share a structure, or scores chosen ones.
+
+python -m finetune_jax.ablation.worker UNIT.json
+
+What comes of an arm is in its own folder: ``result.json`` or ``error.json`` of its training,
+``scores.json`` and ``predictions.npz`` of its scoring. So a unit that was cut short is run again,
+and goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_jax.errors import UserError
+from finetune_jax.files import plain, read_json, write_json
+
+if TYPE_CHECKING:
+    from finetune_jax.training.experiment import Experiment
+
+PREDICTIONS = "predictions.npz"
+
+
+def train_unit(arms: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """The content of a unit that trains.
+
+    Args:
+      arms: folder and resolved config of each.
+    """
+    return {"what": "train", "arms": [{"folder": str(f), "config": c} for f, c in arms]}
+
+
+def score_unit(folders: Sequence[Path], splits: dict[str, str], options: dict[str, Any]) -> Any:
+    """The content of a unit that scores arms that have trained.
+
+    Args:
+      folders: of the arms.
+      splits: ``data.test`` by folder.
+      options: ``corruptions``, ``severity``, ``shifts``, ``drift`` of the `Study`.
+    """
+    arms = [{"folder": str(f), "test": splits[str(f)]} for f in folders]
+    return {"what": "score", "arms": arms, **options}
+
+
+def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
+    """Does what a unit says, as far as it is not done yet.
+
+    Args:
+      path: of the unit.
+      done: called after each arm.
+
+    Raises:
+      UserError: not a unit, or what no arm is to blame for.
+    """
+    unit = read_json(path)
+    missing = [arm for arm in unit["arms"] if not _ended(arm, unit["what"])]
+    if unit["what"] == "train":
+        _train(missing, done)
+    else:
+        for arm in missing:
+            _score(Path(arm["folder"]), arm["test"], unit)
+            done()
+
+
+def finished(path: Path) -> bool:
+    """Whether every arm of a unit has come to its end."""
+    unit = read_json(path)
+    return all(_ended(arm, unit["what"]) for arm in unit["arms"])
+
+
+def trained(folder: Path) -> dict[str, Any] | None:
+    """The figures of an arm's training, or ``{"error": message}``; None if it has not ended."""
+    # An arm that failed has no artifact; one that has ended has all of its files.
+    for name in ("error.json", "trained.json"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return None
+
+
+def scored(folder: Path) -> dict[str, Any] | None:
+    """The scores of an arm; None if it has none."""
+    return read_json(folder / "scores.json") if (folder / "scores.json").is_file() else None
+
+
+def _ended(arm: dict[str, Any], what: str) -> bool:
+    folder = Path(arm["folder"])
+    return (trained if what == "train" else scored)(folder) is not None
+
+
+def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
+    from finetune_jax.training.arms import run_arms
+
+    folders = [Path(arm["folder"]) for arm in arms]
+    experiments = _prepare([arm["config"] for arm in arms])
+
+    def ended(number: int, result: dict[str, Any]) -> None:
+        folder = folders[number]
+        folder.mkdir(parents=True, exist_ok=True)
+        # Nobody continues it any more, and an ablation has many.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(folder / ("error.json" if "error" in result else "trained.json"), plain(result))
+        done()
+
+    run_arms(experiments, folders, done=ended)
+
+
+def _prepare(configs: Sequence[dict[str, Any]]) -> list[Experiment]:
+    """The experiments of some configs; what follows from the structure alone is made once."""
+    from finetune_jax import config as config_lib
+    from finetune_jax.training.arms import structure
+    from finetune_jax.training.experiment import prepare
+
+    known: dict[str, Experiment] = {}
+    experiments = []
+    for values in configs:
+        config, text = config_lib.from_json(values), structure(values)
+        if text not in known:
+            known[text] = prepare(config)
+        config_lib.validate(config)
+        experiments.append(dataclasses.replace(known[text], config=config))
+    return experiments
+
+
+def _score(folder: Path, split: str, unit: dict[str, Any]) -> None:
+    """Scores an arm on the test split, once, and keeps what it said of each example."""
+    from finetune_jax.artifact import load_artifact
+    from finetune_jax.evaluation.predictions import predict_split, save_predictions
+    from finetune_jax.evaluation.subject import open_subject, read_config
+    from finetune_jax.training.mesh import use_cpu_devices
+
+    config = read_config(folder)
+    config.data.test = split
+    use_cpu_devices(config.mesh.cpu_devices)
+    subject = open_subject(config, load_artifact(folder))
+    predictions = predict_split(subject, "test")
+    save_predictions(folder / PREDICTIONS, predictions)
+    others: dict[str, Any] = {}
+    if unit["corruptions"]:
+        from finetune_jax.evaluation.corrupted import corrupted_scores
+
+        others["corruptions"] = corrupted_scores(
+            subject, "test", unit["corruptions"], unit["severity"]
+        )
+    if unit["shifts"]:
+        from finetune_jax.evaluation.shifts import shifted_scores
+
+        others["shifts"] = shifted_scores(subject, predictions.observed, unit["shifts"], "")
+    if unit["drift"]:
+        from finetune_jax.evaluation import drift
+
+        others["drift"] = drift.feature_drift(subject, drift.load_base(subject, ""), "test")
+    scores = subject.scores(predictions.observed)
+    write_json(folder / "scores.json", plain({"test": scores, "others": others}))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its status."""
+    from absl import logging
+
+    if len(arguments) != 1:
+        print("usage: python -m finetune_jax.ablation.worker UNIT.json", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run_unit(Path(arguments[0]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

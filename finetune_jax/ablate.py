@@ -2,8 +2,8 @@
 
   python -m finetune_jax.ablate --config=configs/ablations/quickstart.py --workdir=DIR
 
-Run again, it goes on where it was; arms whose config has changed run anew, no arm runs twice. Writes
-``results.jsonl``, a run folder for each arm, and ``report/``: tables, figures, one page.
+Run again, it goes on where it was; arms whose config has changed run anew, no arm runs twice.
+Writes ``results.jsonl``, a run folder for each arm, and ``report/``: tables, figures, one page.
 """
 
 from __future__ import annotations

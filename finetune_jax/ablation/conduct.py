@@ -88,6 +88,7 @@ class Conductor:
 
     def _check(self) -> tuple[str, str]:
         """The tasks' metric and its direction; resolves one arm of each row."""
+        from finetune_jax.training.arms import structure
         from finetune_jax.training.experiment import prepare
 
         found: dict[tuple[str, str], str] = {}
@@ -96,13 +97,14 @@ class Conductor:
                 raise UserError(
                     f"row {line.name!r}: rows are tuned on validation, and data.validation is empty"
                 )
-            for number, point in enumerate(line.points):
-                arm = self._arm(line, point, self._study.seeds[0])
-                if number and arm.config["scheme"] == first["scheme"]:
-                    continue  # of another learning rate, say: the same model, data and plan
-                first = arm.config
-                task = prepare(self._config(line, point)).task
-            found.setdefault((task.metric, task.better), line.name)
+            known: set[str] = set()
+            for point in line.points:
+                # Those that differ in a learning rate, say, have the same model, data and plan.
+                text = structure(self._arm(line, point, 0).config)
+                if text not in known:
+                    known.add(text)
+                    task = prepare(self._config(line, point)).task
+                    found.setdefault((task.metric, task.better), line.name)
         if len(found) > 1:
             said = ", ".join(f"{name!r} {metric}" for (metric, _), name in found.items())
             raise UserError(f"rows: expected tasks with one metric, found {said}")

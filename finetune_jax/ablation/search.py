@@ -110,6 +110,7 @@ class Grid:
             raise UserError(f"grid: extend must be a whole number >= 0, found {self.extend!r}")
 
     def ask(self, line: Line, tried: Mapping[str, Sequence[Trial]]) -> list[Wish]:
+        """See `Search`."""
         points = list(line.points)
         for _ in range(self.extend + 1):
             own = _points_of(tried.get(line.name, ()))
@@ -139,7 +140,9 @@ class Grid:
         for key, sides in ends.items():
             numbers = _numbers(points, key)
             for side in sides:
-                end, neighbour = (numbers[0], numbers[1]) if side < 0 else (numbers[-1], numbers[-2])
+                end, neighbour = (
+                    (numbers[0], numbers[1]) if side < 0 else (numbers[-1], numbers[-2])
+                )
                 new[key].append(_beyond(end, neighbour))
         if new == {key: list(v) for key, v in values.items()}:
             return points
@@ -171,6 +174,7 @@ class Halving:
                 )
 
     def ask(self, line: Line, tried: Mapping[str, Sequence[Trial]]) -> list[Wish]:
+        """See `Search`."""
         own, points = tried.get(line.name, ()), list(line.points)
         for rung in range(self.rungs):
             share = float(self.factor) ** (rung + 1 - self.rungs)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+
 import ml_collections
 
-from finetune_jax import config as config_lib
 from finetune_jax.ablation.arm import overridden
 from finetune_jax.ablation.axes import Overrides
 from finetune_jax.cli import call_config_file
@@ -94,23 +94,19 @@ def lines_of(study: Study, base: ml_collections.ConfigDict) -> list[Line]:
             for row in rows
             if isinstance(row.get("scheme"), str) and _has_body(row["scheme"])
         ]
-    plain = config_lib.to_json(base)
-    lines = []
     for row in rows:
-        changed = config_lib.to_json(overridden(base, row))
-        # What is asked and of what: a table compares answers to one question.
-        other = [
-            difference
-            for part in ("data", "task")
-            for difference in config_lib.difference(plain[part], changed[part], f"{part}.")
-        ]
-        asked = {k: v for k, v in row.items() if k.split(".")[0] in ("data", "task")}
-        own = {k: v for k, v in row.items() if k not in asked}
+        overridden(base, row)  # says what is no key
+    # What is asked and of what: a table compares answers to one question.
+    asked = [{k: v for k, v in row.items() if k.split(".")[0] in ("data", "task")} for row in rows]
+    tables = _short_names(asked)
+    lines = []
+    for row, question, table in zip(rows, asked, tables, strict=True):
+        label = _name({k: v for k, v in row.items() if k not in question}) or "base"
         lines.append(
             Line(
-                name=_name(row) or "base",
-                label=_name(own) or "base",
-                table=_name(asked) if other or asked else "",
+                name=f"{table}: {label}" if table else label,
+                label=label,
+                table=table,
                 overrides=row,
                 points=_points(study.tune, row),
             )
@@ -124,9 +120,7 @@ def lines_of(study: Study, base: ml_collections.ConfigDict) -> list[Line]:
         raise UserError(f"tune: expected as many points for every row, found {found}")
     labels = dict.fromkeys(line.label for line in lines)
     if study.reference and study.reference not in labels:
-        raise UserError(
-            f"reference: no row {study.reference!r}.{nearest(study.reference, labels)}"
-        )
+        raise UserError(f"reference: no row {study.reference!r}.{nearest(study.reference, labels)}")
     for part in ("seeds", "tune_seeds"):
         seeds = list(getattr(study, part))
         if not seeds or len(set(seeds)) < len(seeds):
@@ -159,6 +153,13 @@ def _name(overrides: Overrides) -> str:
     parts = [str(v) for k, v in overrides.items() if k == "scheme"]
     parts += [f"{k.rpartition('.')[2]}={v}" for k, v in overrides.items() if k != "scheme"]
     return ", ".join(parts)
+
+
+def _short_names(asked: Sequence[Overrides]) -> list[str]:
+    """Names of questions: by the source alone where that tells them apart."""
+    whole = [_name(question) for question in asked]
+    sources = [str(question.get("data.source", "")) for question in asked]
+    return sources if len(set(zip(sources, whole, strict=True))) == len(set(sources)) else whole
 
 
 def _has_body(scheme: str) -> bool:

@@ -100,9 +100,11 @@ def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
     def ended(number: int, result: dict[str, Any]) -> None:
         folder = folders[number]
         folder.mkdir(parents=True, exist_ok=True)
-        # Nobody continues it any more, and an ablation has many.
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        write_json(folder / ("error.json" if "error" in result else "trained.json"), plain(result))
+        if "error" in result:  # what is still being saved is left alone
+            write_json(folder / "error.json", result)
+        else:  # nobody continues it any more, and an ablation has many
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            write_json(folder / "trained.json", plain(result))
         done()
 
     run_arms(experiments, folders, done=ended)

@@ -1,0 +1,43 @@
+"""What keeps fine-tuning near its start or in a flat place, with 100, 500 and 1,000 examples.
+
+Command (see experiments/anchors.py):
+  python -m finetune_jax.ablate --config=configs/ablations/anchors.py --workdir=DIR
+
+Full fine-tuning of a CIFAR-10 ResNet-20 on Bangla digits, 60 steps of 50 images in every arm: as it
+is, with L2-SP, with an average of the weights, with sharpness-aware minimisation (whose step costs
+two). 500 to choose on, 1,000 to test on.
+"""
+
+from configs.ablations._materials import RESNET20, bangla
+from finetune_jax.ablation.axes import chain, over, product
+from finetune_jax.ablation.study import Study
+from finetune_jax.config import default
+
+
+def get_config():
+    config = bangla(default())
+    config.model.name = "resnet20_cifar"
+    config.pretrained.path = RESNET20
+    config.pretrained.new_head = True
+    config.train.batch_size = 50
+    config.train.steps = 60
+    config.eval.every_epochs = 30.0
+    config.eval.batch_size = 250
+    config.mesh.cpu_devices = 2
+    config.log.tensorboard = False
+    return config
+
+
+def get_study():
+    anchors = chain(
+        over("optimizer.l2_sp", [0.0, 0.01]),
+        over("optimizer.ema_decay", [0.9]),
+        over("optimizer.sam_rho", [0.05]),
+    )
+    return Study(
+        rows=product(over("data.train", [f"train[:{n}]" for n in (100, 500, 1000)]), anchors),
+        tune=over("optimizer.learning_rate", [0.01, 0.03, 0.1]),
+        search="grid(extend=0)",
+        seeds=(0, 1, 2),
+        reference="l2_sp=0.0",
+    )

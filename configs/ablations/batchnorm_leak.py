@@ -1,0 +1,37 @@
+"""A linear probe of a CIFAR-10 ResNet-20 on Bangla digits, under each policy of BatchNorm.
+
+Command (see experiments/batchnorm_leak.py):
+  python -m finetune_jax.ablate --config=configs/ablations/batchnorm_leak.py --workdir=DIR
+
+1,000 digits to train on, 500 to choose on, 1,000 to test on; features are compared with the base's.
+"""
+
+from configs.ablations._materials import RESNET20, bangla
+from finetune_jax.ablation.axes import over
+from finetune_jax.ablation.study import Study
+from finetune_jax.config import default
+
+
+def get_config():
+    config = bangla(default())
+    config.scheme = "linear_probe"
+    config.model.name = "resnet20_cifar"
+    config.pretrained.path = RESNET20
+    config.pretrained.new_head = True
+    config.train.batch_size = 50
+    config.train.epochs = 10.0
+    config.eval.every_epochs = 10.0
+    config.eval.batch_size = 250
+    config.mesh.cpu_devices = 2
+    config.log.tensorboard = False
+    return config
+
+
+def get_study():
+    return Study(
+        rows=over("batch_norm", ["frozen", "track", "reestimate"]),
+        tune=over("optimizer.learning_rate", [0.03, 0.1, 0.3, 1.0]),
+        seeds=(0, 1, 2),
+        reference="batch_norm=frozen",
+        drift=True,
+    )

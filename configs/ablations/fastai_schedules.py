@@ -1,0 +1,44 @@
+"""Schedules of ULMFiT and fastai: gradual unfreezing, discriminative rates, and `fine_tune`.
+
+Command (see experiments/fastai_schedules.py):
+  python -m finetune_jax.ablate --config=configs/ablations/fastai_schedules.py --workdir=DIR
+
+A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm; 500 to choose on, 1,000
+to test on.
+"""
+
+from configs.ablations._materials import RESNET20, bangla
+from finetune_jax.ablation.axes import over
+from finetune_jax.ablation.study import Study
+from finetune_jax.config import default
+
+
+def get_config():
+    config = bangla(default())
+    config.model.name = "resnet20_cifar"
+    config.pretrained.path = RESNET20
+    config.pretrained.new_head = True
+    config.train.batch_size = 50
+    config.train.epochs = 5.0
+    config.optimizer.name = "adamw"
+    config.eval.every_epochs = 5.0
+    config.eval.batch_size = 250
+    config.mesh.cpu_devices = 2
+    config.log.tensorboard = False
+    return config
+
+
+def get_study():
+    schemes = [
+        "full",
+        "discriminative(2.6)",
+        "gradual",
+        "gradual + discriminative(2.6)",
+        "fine_tune",
+    ]
+    return Study(
+        rows=over("scheme", schemes),
+        tune=over("optimizer.learning_rate", [1e-3, 3e-3, 1e-2]),
+        search="grid(extend=0)",
+        seeds=(0, 1, 2),
+    )

@@ -1,0 +1,42 @@
+"""Linear probe, full fine-tuning, and the one after the other, on and off the distribution.
+
+Command (see experiments/lp_ft.py):
+  python -m finetune_jax.ablate --config=configs/ablations/lp_ft.py --workdir=DIR
+
+A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits; 500 to choose on, 1,000 to test on. Off the
+distribution: the same test images under seven corruptions at severity 3. Statistics of BatchNorm
+stay those of the base in all arms, as in the published code.
+"""
+
+from configs.ablations._materials import RESNET20, bangla
+from finetune_jax.ablation.axes import over
+from finetune_jax.ablation.study import Study
+from finetune_jax.config import default
+
+
+def get_config():
+    config = bangla(default())
+    config.batch_norm = "frozen_all"
+    config.model.name = "resnet20_cifar"
+    config.pretrained.path = RESNET20
+    config.pretrained.new_head = True
+    config.train.batch_size = 50
+    config.train.epochs = 8.0
+    config.optimizer.warmup_steps = 10
+    config.eval.every_epochs = 8.0
+    config.eval.batch_size = 250
+    config.mesh.cpu_devices = 2
+    config.log.tensorboard = False
+    return config
+
+
+def get_study():
+    return Study(
+        rows=over("scheme", ["full", "linear_probe", "lp_ft"]),
+        tune=over("optimizer.learning_rate", [0.003, 0.01, 0.03, 0.1]),
+        seeds=(0, 1, 2),
+        corruptions="gaussian_noise,impulse_noise,defocus_blur,fog,contrast,pixelate,"
+        "jpeg_compression",
+        severity="3",
+        drift=True,
+    )

@@ -1,0 +1,76 @@
+"""Every kind of scheme on every small data set: accuracy beside cost.
+
+Command (see experiments/transfer_matrix.py):
+  python -m finetune_jax.ablate --config=configs/ablations/transfer_matrix.py --workdir=DIR
+
+MobileNetV1 0.25 (ImageNet) at 96 pixels; at most 1,000 images to train on. A table per data set,
+tuned over three rates each.
+"""
+
+from configs.ablations._materials import DATA, MATERIALS, MOBILENET
+from finetune_jax.ablation.axes import over, product
+from finetune_jax.ablation.study import Study
+from finetune_jax.config import default
+
+SCHEMES = [
+    "linear_probe",
+    "last_k(1)",
+    "last_k(4)",
+    "first_k(3) + linear_probe",
+    "norm_only",
+    "bias_only",
+    "lora(rank=4) + head",
+    "ssf + head",
+    "random_mask('norm_only')",
+    "llrd(0.75)",
+    "lp_ft",
+    "full",
+]
+
+
+def get_config():
+    config = default()
+    config.model.name = "mobilenetv1_025"
+    config.pretrained.path = MOBILENET
+    config.pretrained.new_head = True
+    config.data.image_size = 96
+    config.train.batch_size = 50
+    config.train.epochs = 6.0
+    config.optimizer.name = "adamw"
+    config.eval.every_epochs = 6.0
+    config.eval.batch_size = 100
+    config.log.tensorboard = False
+    return config
+
+
+def folder(name, train):
+    """The published validation split is the test; a part of training is chosen on."""
+    return {
+        "data.source": f"folder:{MATERIALS}/{name}",
+        "data.train": train,
+        "data.validation": "train[80%:]",
+        "data.test": "validation",
+    }
+
+
+TARGETS = [
+    folder("flowers224", "train[:1000]"),
+    folder("hymenoptera224", "train[:80%]"),
+    {
+        "data.source": "tfds:cmaterdb/bangla",
+        "data.data_dir": f"{DATA}/tfds_prepared",
+        "data.train": "train[:1000]",
+        "data.validation": "train[-500:]",
+    },
+    {"data.source": "digits"},
+]
+
+
+def get_study():
+    return Study(
+        rows=product(TARGETS, over("scheme", SCHEMES)),
+        tune=over("optimizer.learning_rate", [1e-3, 3e-3, 1e-2]),
+        search="grid(extend=0)",
+        seeds=(0, 1, 2),
+        reference="linear_probe",
+    )

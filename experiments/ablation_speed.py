@@ -1,0 +1,157 @@
+"""An ablation as one command, beside the same arms run one by one, and beside a loop in PyTorch.
+
+Commands (the loop needs torch and timm from requirements-reference.txt):
+  python -m experiments.ablation_speed --case=grid --ways=ablate,commands,torch
+  python -m experiments.ablation_speed --case=lora_vit --ways=ablate,commands
+
+Wall time of whole commands from their start, imports and compiling included. `ablate` also scores
+the chosen arms on test, the other ways do not. `commands` is `python -m finetune_jax.train` for
+each arm. `torch` is one process: timm's model of the same size, frozen parameters without
+gradients, the same batches, steps, optimizer, schedule and evaluations, nothing cached. The cases
+are in configs/ablations/speed.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from finetune_jax.ablation.arm import make_arm
+from finetune_jax.ablation.study import lines_of, load_study
+from finetune_jax.cli import load_config
+
+_CASE = flags.DEFINE_enum("case", "grid", ["grid", "lora_vit", "lora_resnet"], "Which arms.")
+_WAYS = flags.DEFINE_list("ways", ["ablate", "commands"], "ablate, commands, torch.")
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Of each way; the median counts.", lower_bound=1)
+
+CONFIG = "configs/ablations/speed.py"
+
+
+def arms(case: str) -> list[tuple[str, float, int]]:
+    """Scheme, learning rate and seed of every arm."""
+    path = f"{CONFIG}:{case}"
+    study, base = load_study(path), load_config(path)
+    found = []
+    for line in lines_of(study, base):
+        for point, seed in itertools.product(line.points, study.tune_seeds):
+            config = make_arm(base, line.name, line.overrides, point, seed).config
+            found.append((config["scheme"], config["optimizer"]["learning_rate"], seed))
+    return found
+
+
+def ablate(case: str, folder: Path) -> None:
+    """All arms as one command."""
+    _run("-m", "finetune_jax.ablate", f"--config={CONFIG}:{case}", f"--workdir={folder}")
+
+
+def commands(case: str, folder: Path) -> None:
+    """A command for each arm."""
+    for number, (scheme, rate, seed) in enumerate(arms(case)):
+        _run(
+            "-m", "finetune_jax.train", f"--config={CONFIG}:{case}",
+            f"--workdir={folder / str(number)}", f"--config.scheme={scheme}",
+            f"--config.optimizer.learning_rate={rate}", f"--config.seed={seed}",
+            "--config.data.test=",
+        )  # fmt: skip
+
+
+def torch(case: str, folder: Path) -> None:
+    """The loop in PyTorch, in a process of its own."""
+    del folder
+    _run("-c", f"from experiments.ablation_speed import torch_loop; torch_loop({case!r})")
+
+
+def torch_loop(case: str) -> None:
+    """Every arm in turn; only masks, as in the case ``grid``."""
+    import numpy as np
+    import timm
+    import torch as t
+
+    from finetune_jax.training.experiment import prepare
+
+    experiment = prepare(load_config(f"{CONFIG}:{case}"))
+    config = experiment.config
+
+    def split(name: str) -> tuple[t.Tensor, t.Tensor]:
+        examples = experiment.source.read(config.data[name])
+        rows = [experiment.encode(examples[i]) for i in range(len(examples))]
+        images = np.stack([row["image"] for row in rows]).transpose(0, 3, 1, 2)
+        return t.tensor(images / 127.5 - 1, dtype=t.float32), t.tensor([r["label"] for r in rows])
+
+    (x, y), (vx, vy) = split("train"), split("validation")
+    per_epoch = len(x) // config.train.batch_size
+    total = round(config.train.epochs * per_epoch)
+    for scheme, rate, seed in arms(case):
+        t.manual_seed(seed)
+        model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10)
+        last = int(scheme.removeprefix("last_k(").rstrip(")")) if scheme != "linear_probe" else 0
+        trained = [model.head]
+        if last:  # the blocks, and the norm behind them
+            trained += [*model.blocks[-last:], model.norm]
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        chosen = [p for part in trained for p in part.parameters()]
+        for parameter in chosen:
+            parameter.requires_grad = True
+        optimizer = t.optim.SGD(chosen, rate, config.optimizer.momentum)
+        schedule = t.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
+        )
+        order = t.Generator().manual_seed(seed)
+        for _ in range(round(config.train.epochs)):
+            model.train()
+            for rows in t.randperm(len(x), generator=order).split(config.train.batch_size):
+                optimizer.zero_grad()
+                t.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+                schedule.step()
+            model.eval()
+            with t.no_grad():
+                right = [
+                    (model(a).argmax(1) == b).sum()
+                    for a, b in zip(
+                        vx.split(config.eval.batch_size), vy.split(config.eval.batch_size),
+                        strict=True,
+                    )
+                ]  # fmt: skip
+        print(scheme, rate, seed, f"{sum(right) / len(vx):.3f}", flush=True)
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arguments}: {done.stderr[-2000:]}")
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    ways: dict[str, Any] = {"ablate": ablate, "commands": commands, "torch": torch}
+    times: dict[str, list[float]] = {way: [] for way in _WAYS.value}
+    for _ in range(_REPEATS.value):
+        for way in _WAYS.value:
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                ways[way](_CASE.value, Path(folder) / "runs")
+                times[way].append(time.perf_counter() - began)
+    medians = {way: statistics.median(found) for way, found in times.items()}
+    first = _WAYS.value[0]
+    print(f"{_CASE.value}: {len(arms(_CASE.value))} arms; {first} takes 1.00")
+    for way in _WAYS.value[1:]:
+        print(f"{way}: {medians[way] / medians[first]:.2f} times as long as {first}")
+    print(json.dumps({way: [round(s, 1) for s in found] for way, found in times.items()}))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,111 @@
+"""Searches ask for what is fair, and go on where they were."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_jax.ablation.axes import over, product
+from finetune_jax.ablation.search import Trial, best, budget, edges, parse_search
+from finetune_jax.ablation.study import Line
+from finetune_jax.errors import UserError
+
+RATES = (0.01, 0.1, 1.0)
+
+
+def line(name, points):
+    return Line(name, name, "", {}, tuple(points))
+
+
+def drive(search, lines, value):
+    """Asks until nothing is wanted; returns the trials by row."""
+    tried = {x.name: [] for x in lines}
+    while True:
+        wishes = {x.name: search.ask(x, tried) for x in lines}
+        if not any(wishes.values()):
+            return tried
+        for name, asked in wishes.items():
+            tried[name] += [Trial(p, s, value(name, p, s)) for p, s in asked]
+
+
+def test_a_grid_tries_each_point_once():
+    lines = [line("a", product(over("lr", RATES), over("wd", (0.0, 0.1))))]
+    tried = drive(parse_search("grid(extend=0)"), lines, lambda n, p, s: p["lr"])
+    assert [t.point for t in tried["a"]] == list(lines[0].points)
+    assert all(t.share == 1.0 for t in tried["a"])
+
+
+def test_a_grid_with_its_best_inside_is_not_extended():
+    lines = [line("a", over("lr", RATES))]
+    tried = drive(parse_search("grid(extend=3)"), lines, lambda n, p, s: -abs(p["lr"] - 0.1))
+    assert len(tried["a"]) == 3
+
+
+def test_an_end_is_extended_for_every_row_so_that_budgets_stay_equal():
+    lines = [line("a", over("lr", RATES)), line("b", over("lr", RATES))]
+    aims = {"a": 10.0, "b": 0.1}  # a is best beyond the end, b inside
+    tried = drive(
+        parse_search("grid(extend=2)"), lines, lambda n, p, s: -abs(math.log(p["lr"] / aims[n]))
+    )
+    assert [t.point["lr"] for t in tried["a"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
+    assert [t.point for t in tried["a"]] == [t.point for t in tried["b"]]
+    assert best(tried["a"]).point == {"lr": 10.0} and best(tried["b"]).point == {"lr": 0.1}
+    assert budget(tried["a"]) == budget(tried["b"]) == 5
+
+
+def test_a_failed_end_is_no_optimum():
+    lines = [line("a", over("lr", RATES))]
+    tried = drive(parse_search("grid"), lines, lambda n, p, s: None if p["lr"] == 1 else p["lr"])
+    assert len(tried["a"]) == 3 and best(tried["a"]).point == {"lr": 0.1}
+
+
+def test_edges_are_of_numbers_with_more_than_one_value():
+    points = product(over("lr", RATES), over("name", ("sgd", "adamw")), over("wd", (0.0,)))
+    assert edges({"lr": 0.01, "name": "sgd", "wd": 0.0}, points) == {"lr": -1}
+    assert edges({"lr": 1.0, "name": "sgd", "wd": 0.0}, points) == {"lr": 1}
+    assert edges({"lr": 0.1, "name": "sgd", "wd": 0.0}, points) == {}
+
+
+def test_halving_keeps_the_best_and_lengthens_them():
+    lines = [line("a", over("lr", range(1, 10)))]
+    tried = drive(parse_search("halving(factor=3, rungs=3)"), lines, lambda n, p, s: p["lr"])["a"]
+    shares = [t.share for t in tried]
+    assert shares == [1 / 9] * 9 + [1 / 3] * 3 + [1.0]
+    assert [t.point["lr"] for t in tried[9:]] == [9, 8, 7, 9]
+    assert budget(tried) == pytest.approx(3.0)
+    assert best(tried).point == {"lr": 9}
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.floats(0.1, 10), min_size=1, max_size=6, unique=True),
+    st.sampled_from(["grid(extend=2)", "halving(factor=2, rungs=3)"]),
+    st.integers(0, 10**6),
+)
+def test_a_search_asked_anew_with_part_of_the_answers_goes_on(values, text, seed):
+    def value(name, point, share):
+        return math.sin(seed * point["lr"] + share)
+
+    lines = [line("a", over("lr", values)), line("b", over("lr", values))]
+    whole = drive(parse_search(text), lines, value)
+    assert budget(whole["a"]) == pytest.approx(budget(whole["b"]))
+    for cut in range(len(whole["a"])):
+        asked = parse_search(text).ask(lines[0], {"a": whole["a"][:cut], "b": whole["b"][:cut]})
+        known = [(t.point, t.share) for t in whole["a"][:cut]]
+        assert all(wish not in known for wish in asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gird", "'grid'"),
+        ("grid(extend=-1)", ">= 0"),
+        ("halving(factor=1)", ">= 2"),
+        ("grid(more=1)", "more"),
+        ("grid + grid", "unknown search"),
+    ],
+)
+def test_wrong_searches_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_search(text)

@@ -100,6 +100,11 @@ def _is_float(dtype: np.dtype) -> bool:
     return bool(jax.dtypes.issubdtype(dtype, np.floating))
 
 
+def _not_finite(values: np.ndarray) -> int:
+    # Counted by the complement: a sum of booleans takes longer than looking at the values.
+    return values.size - int(np.count_nonzero(np.isfinite(values)))
+
+
 Source = tuple[str | None, tuple[int, ...] | None, str | None]
 
 
@@ -144,10 +149,10 @@ class _Load:
         present = {leaf.split("/")[1] for leaf in self.leaves}
         for stage in sorted(self.stages - present):
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
-        self.map = self._choose_map(names)
-        # The digest of a large file takes as long as reading it, and needs no Python meanwhile.
+        # The digest of a large file takes longer than reading it, and needs no Python meanwhile.
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             digest = pool.submit(self.weights.sha256)
+            self.map = self._choose_map(names)
             # 1. Which tensor goes to which leaves, by name alone.
             targets = self._match(names)
             if self.map.origin == "native":  # our own file has such a stage as it was saved
@@ -293,14 +298,14 @@ class _Load:
         found, expected, wanted = values.dtype, _dtype(leaf), tuple(leaf.shape)
         turned = target.forward(values, self.sizes)
         notes = [target.describe()] if target.describe() else []
-        before = int((~np.isfinite(turned)).sum()) if _is_float(found) else 0
+        before = _not_finite(turned) if _is_float(found) else 0
         if turned.shape != wanted:
             turned = turned.astype(np.float32)
             turned, how = fit(turned, wanted, self.resizable[target.leaf], self.map.position)
             notes.append(how)
         with np.errstate(over="ignore"):  # what overflows is reported below, with its name
             cast = turned.astype(expected, copy=False)
-        after = int((~np.isfinite(cast)).sum()) if found != expected else before
+        after = _not_finite(cast) if found != expected else before
         if after:
             cause = "" if before else f" once cast from {found} to {expected}"
             self.problems.append(

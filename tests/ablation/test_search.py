@@ -109,3 +109,28 @@ def test_a_search_asked_anew_with_part_of_the_answers_goes_on(values, text, seed
 def test_wrong_searches_are_refused(text, message):
     with pytest.raises(UserError, match=message):
         parse_search(text)
+
+
+def test_optuna_stays_in_the_space_and_goes_on_as_if_uncut():
+    pytest.importorskip("optuna")
+    points = product(over("lr", (1e-3, 1.0)), over("name", ("sgd", "adamw")), over("k", (1, 5)))
+    lines = [line("a", points), line("b", points)]
+
+    def value(name, point, share):
+        return -abs(math.log(point["lr"] / 0.1)) if point["name"] == "sgd" else None
+
+    tried = drive(parse_search("optuna(trials=10, batch=3)"), lines, value)
+    assert len(tried["a"]) == len(tried["b"]) == 10
+    for trial in tried["a"]:
+        assert 1e-3 <= trial.point["lr"] <= 1 and trial.point["k"] in range(1, 6)
+        assert trial.point["name"] in ("sgd", "adamw")
+    for cut in (0, 3, 6):
+        half = {name: trials[:cut] for name, trials in tried.items()}
+        asked = parse_search("optuna(trials=10, batch=3)").ask(lines[0], half)
+        assert [point for point, _ in asked] == [t.point for t in tried["a"][cut : cut + 3]]
+
+
+def test_optuna_refuses_a_row_without_points():
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match="nothing to tune"):
+        parse_search("optuna").ask(line("a", [{}]), {})

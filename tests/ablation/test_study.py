@@ -94,7 +94,9 @@ def test_points_may_depend_on_the_row_but_not_their_number():
     assert first.points[0] == {"optimizer.learning_rate": 0.1}
     assert second.points[1] == {"optimizer.weight_decay": 0.2}
     with pytest.raises(UserError, match="full: 1, head: 2"):
-        lines_of(Study(rows=rows, tune=lambda row: [{}] * (1 + (row["scheme"] == "head"))), default())
+        lines_of(
+            Study(rows=rows, tune=lambda row: [{}] * (1 + (row["scheme"] == "head"))), default()
+        )
 
 
 @pytest.mark.parametrize(

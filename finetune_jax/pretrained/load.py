@@ -149,40 +149,41 @@ class _Load:
         present = {leaf.split("/")[1] for leaf in self.leaves}
         for stage in sorted(self.stages - present):
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
-        # The digest of a large file takes longer than reading it, and needs no Python meanwhile.
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(self.weights.sha256)
-            self.map = self._choose_map(names)
-            # 1. Which tensor goes to which leaves, by name alone.
-            targets = self._match(names)
-            if self.map.origin == "native":  # our own file has such a stage as it was saved
-                saved = {t.leaf.split("/")[1] for found in targets.values() for t in found}
-                self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
-            # 2. Which stages start afresh, by shape alone: before a value is read.
-            fresh = self._fresh_stages(targets)
-            # 3. The tensors, in the file's order; then the leaves that the file lacks.
-            for name in names:
-                self._place(name, targets[name], fresh)
-            named = {target.leaf for found in targets.values() for target in found}
-            for leaf in self.leaves:
-                if leaf not in named:
-                    self._lack(leaf, fresh)
-            # 4. All problems at once: one at a time, ten would take ten attempts.
-            if self.problems:
-                count = len(self.problems)
-                raise UserError(
-                    f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
-                    f"{self.map.family} (names of {self.map.origin}):\n  "
-                    + "\n  ".join(self.problems)
-                )
-            manifest = Manifest(
-                self.weights.path.name,
-                digest.result(),
-                self.map.family,
-                self.map.origin,
-                self.weights.beside,
-                tuple(self.rows),
+        # The digest of a large file takes longer than reading it and needs no Python: the manifest
+        # waits for it when it is asked, by which time the model has often been compiled.
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        digest = pool.submit(self.weights.sha256)
+        pool.shutdown(wait=False)
+        self.map = self._choose_map(names)
+        # 1. Which tensor goes to which leaves, by name alone.
+        targets = self._match(names)
+        if self.map.origin == "native":  # our own file has such a stage as it was saved
+            saved = {t.leaf.split("/")[1] for found in targets.values() for t in found}
+            self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
+        # 2. Which stages start afresh, by shape alone: before a value is read.
+        fresh = self._fresh_stages(targets)
+        # 3. The tensors, in the file's order; then the leaves that the file lacks.
+        for name in names:
+            self._place(name, targets[name], fresh)
+        named = {target.leaf for found in targets.values() for target in found}
+        for leaf in self.leaves:
+            if leaf not in named:
+                self._lack(leaf, fresh)
+        # 4. All problems at once: one at a time, ten would take ten attempts.
+        if self.problems:
+            count = len(self.problems)
+            raise UserError(
+                f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
+                f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
             )
+        manifest = Manifest(
+            self.weights.path.name,
+            digest.result,
+            self.map.family,
+            self.map.origin,
+            self.weights.beside,
+            tuple(self.rows),
+        )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised", "dropped"]
@@ -41,18 +42,23 @@ class Manifest:
 
     Attributes:
       file: the file's name, without its folder.
-      sha256: in hex, see `Weights.sha256`.
+      digest: waits for `sha256`, which is taken while others go on.
       family, origin: of the name map.
       beside: entries of the file that are not weights (an epoch, an optimizer) and were not read.
       rows: in the order of the file, then the leaves it lacks in the order of the model.
     """
 
     file: str
-    sha256: str
+    digest: Callable[[], str] = dataclasses.field(repr=False, compare=False)
     family: str
     origin: str
     beside: tuple[str, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, in hex, see `Weights.sha256`; UserError if it could not be read."""
+        return self.digest()
 
     def counts(self) -> dict[str, int]:
         """Number of rows per decision, decisions without rows left out."""
@@ -60,7 +66,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """All of it under the fields' own names, as what JSON is made of: dicts, lists, text."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["digest"]
+        values |= {"sha256": self.sha256, "rows": [dataclasses.asdict(r) for r in self.rows]}
+        return json.loads(json.dumps(values))
 
     def summary(self) -> str:
         """A few lines for the terminal: counts, and every tensor or leaf that was not loaded."""

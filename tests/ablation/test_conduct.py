@@ -216,7 +216,8 @@ def get_study():
 
     def start(folder):
         return subprocess.Popen(
-            [sys.executable, "-m", "finetune_jax.ablate", f"--config={file}", f"--workdir={folder}"],
+            [sys.executable, "-m", "finetune_jax.ablate", f"--config={file}",
+             f"--workdir={folder}"],
             cwd=ROOT, env={**os.environ, "XLA_FLAGS": ONE_DEVICE},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -8,12 +8,8 @@ Writes ``results.jsonl``, a run folder for each arm, and ``report/``: tables, fi
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +31,6 @@ _UNIT_ARMS = flags.DEFINE_integer(
 )
 flags.mark_flag_as_required("config")
 
-_LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that results depend on."""
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"python": sys.version.split()[0], **found}
-
 
 def _options() -> dict[str, Any]:
     options: dict[str, Any] = {"processes": _PROCESSES.value} if _LAUNCHER.value == "local" else {}
@@ -58,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax import config as config_lib
+    from finetune_jax.ablation.about import about
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
     from finetune_jax.ablation.report import write_report
@@ -67,17 +55,10 @@ def main(argv: Sequence[str]) -> None:
     path = flags.FLAGS["config"].config_filename
     study, config = load_study(path), _CONFIG.value
     launcher = make_launcher(_LAUNCHER.value, _options())
-    began = time.monotonic()
     conductor = Conductor(study, config, Path(_WORKDIR.value), launcher, _UNIT_ARMS.value)
-    text = json.dumps(config_lib.to_json(config), sort_keys=True)
-    about = {
-        "config": path,
-        "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "command": shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]]),
-        "versions": versions(),
-    }
-    outcome = conductor.run(about)
-    about["seconds"] = time.monotonic() - began
+    command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
+    facts = about(path, config, command)
+    outcome = conductor.run(facts)
     folder = Path(_WORKDIR.value) / "report"
     for file in write_report(outcome, folder):
         if file.suffix == ".md":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,31 @@ class Conductor:
         """Tunes, trains and scores what is missing; returns what was found.
 
         Args:
-          about: for people, see `Outcome`.
+          about: for people, see `Outcome`; gets ``seconds``, of all runs of the folder together.
         """
+        began = time.monotonic()
+        try:
+            rows = self._rows()
+        finally:
+            seconds = self._spend(time.monotonic() - began)
+        return Outcome(
+            rows,
+            self._metric,
+            self._better,
+            self._study.reference,
+            tuple(self._study.seeds),
+            len(self._study.tune_seeds),
+            {**about, "seconds": seconds},
+        )
+
+    def _spend(self, seconds: float) -> float:
+        """Notes the time of this process; returns that of all that worked in the folder."""
+        path = self._workdir / "seconds.txt"
+        known = path.read_text().split() if path.exists() else []
+        path.write_text("\n".join([*known, f"{seconds:.1f}"]) + "\n")
+        return sum(map(float, known)) + seconds
+
+    def _rows(self) -> tuple[Row, ...]:
         with Live([line.name for line in self._lines]) as live:
             tried = self._tune(live)
             chosen = {line.name: best(tried[line.name]) for line in self._lines}
@@ -72,18 +96,9 @@ class Conductor:
             }
             self._train([arm for row in arms.values() for arm in row], live)
             self._score(arms, live)
-        rows = tuple(
+        return tuple(
             self._row(line, tried[line.name], chosen[line.name], arms.get(line.name, []))
             for line in self._lines
-        )
-        return Outcome(
-            rows,
-            self._metric,
-            self._better,
-            self._study.reference,
-            tuple(self._study.seeds),
-            len(self._study.tune_seeds),
-            about,
         )
 
     def _check(self) -> tuple[str, str]:

@@ -1,0 +1,181 @@
+"""Between a probe and a fine-tuned model, and soups across schemes.
+
+WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903): weights between the zero-shot and the fine-tuned
+model are better out of distribution than either end, at little loss in distribution. Soups
+(Wortsman et al. 2022, arXiv 2203.05482): a greedy average of fine-tuned models beats the best of
+them. Here, with the arms of `experiments.lp_ft`: the line from the linear probe to LP-FT, which
+starts from a probe of the same seed, and a greedy soup of all nine arms under three schemes. The
+share is chosen on validation; statistics of BatchNorm are the base's in all arms.
+
+Hazards: the probe stands in for a zero-shot model, and is far weaker than CLIP; full fine-tuning
+starts from another head than LP-FT, so the soup may well stay with one scheme.
+
+Hardware: 2 CPU cores, minutes.
+
+Command (after ``python -m experiments.lp_ft``, whose arms it reads):
+  python -m experiments.wise_soup
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, logging
+
+from experiments.reproduction import RESULTS, Reproduction, Target, record
+
+_ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+REPRODUCTION = Reproduction(
+    name="wise_soup",
+    paper="Wortsman et al. 2021, arXiv 2109.01903, and 2022, arXiv 2203.05482",
+    claim="Between two models there are better ones out of distribution; soups beat their best part",
+    targets=(
+        Target("OOD: best share between - LP-FT", 0.0, "above", unit="points of accuracy",
+               source="2109.01903, figure 1", second_hand=True),
+        Target("ID: chosen share - LP-FT", -0.5, "above", unit="points of accuracy",
+               source="2109.01903, figure 1", second_hand=True),
+        Target("ID: greedy soup - best arm", 0.0, "above", unit="points of accuracy",
+               source="2203.05482: 81.03 against 80.39 % on ImageNet"),
+    ),
+    hardware="2 CPU cores",
+    hazards="a probe for a zero-shot model; ResNet-20 on Bangla digits and their corruptions",
+    command="python -m experiments.wise_soup",
+    needs="the arms of experiments.lp_ft",
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    from experiments.ablated import ablated, row
+    from finetune_jax.artifact.average import average
+    from finetune_jax.average import combine
+    from finetune_jax.evaluation.corrupted import corrupted_scores
+    from finetune_jax.evaluation.subject import Subject, open_subject, read_config
+    from finetune_jax.metrics.paired import bootstrap_difference
+
+    began = time.monotonic()
+    outcome, about = ablated("lp_ft")
+    folders = {
+        (name, seed): path.parent
+        for name in ("linear_probe", "full", "lp_ft")
+        for seed, path in row(outcome, name).predictions.items()
+    }
+
+    def opened(folder: Path, test: str = "test") -> Subject:
+        from finetune_jax.artifact import load_artifact
+
+        config = read_config(folder)
+        config.data.test = test
+        return open_subject(config, load_artifact(folder))
+
+    def scored(subject: Subject) -> dict[str, Any]:
+        test = subject.observe("test")
+        corrupted = corrupted_scores(subject, "test", _CORRUPTIONS, "3")
+        return {
+            "validation": subject.scores(subject.observe("validation"))["accuracy"],
+            "test": subject.scores(test)["accuracy"],
+            "corrupted": corrupted["mean_corrupted"],
+            "right": subject.task.correct(test),
+        }
+
+    curve: dict[int, dict[float, dict[str, Any]]] = {}
+    for seed in outcome.seeds:
+        probe, tuned = (opened(folders[name, seed]) for name in ("linear_probe", "lp_ft"))
+        members = [probe.variables, tuned.variables]
+        curve[seed] = {
+            alpha: scored(
+                dataclasses.replace(tuned, variables=average(members, [1 - alpha, alpha]))
+            )
+            for alpha in _ALPHAS
+        }
+    gaps_off, gaps_on = {}, {}
+    for seed, at in curve.items():
+        # The share is chosen on validation; the largest of equals, nearest to the tuned model.
+        chosen = max(_ALPHAS, key=lambda a: (at[a]["validation"], a))
+        # That there is a better one between is a statement about the curve, so it may be looked at.
+        best = max(_ALPHAS[1:-1], key=lambda a: at[a]["corrupted"])
+        gaps_off[seed] = {"gap": at[best]["corrupted"] - at[1.0]["corrupted"]}
+        gaps_on[seed] = {"gap": at[chosen]["test"] - at[1.0]["test"], "alpha": chosen}
+    members = [folders[key] for key in sorted(folders)]
+    with tempfile.TemporaryDirectory() as folder:
+        soup = combine(members, Path(folder) / "soup", "greedy")
+        mixed = scored(opened(Path(folder) / "soup"))
+    by_member = {r["member"]: r["accuracy"] for r in soup["rows"]}
+    best_arm = opened(Path(max(by_member, key=by_member.get)))
+    alone = best_arm.task.correct(best_arm.observe("test"))
+    gap = 100 * (mixed["right"].mean() - alone.mean())
+    low, high, _ = bootstrap_difference(
+        lambda rows: 100 * (mixed["right"][rows].mean() - alone[rows].mean()), len(alone)
+    )
+    from experiments.ablated import scores as over_seeds
+    from experiments.reproduction import Measured
+
+    kept = [next(f"{n}, seed {s}" for (n, s), f in folders.items() if str(f) == member)
+            for member in soup["chosen"]["members"]]  # fmt: skip
+    shares = ", ".join(f"{x['alpha']:g}" for x in gaps_on.values())
+    found = {
+        "OOD: best share between - LP-FT": dataclasses.replace(
+            over_seeds(gaps_off, "gap"), n=len(alone), note="mean of seven corruptions"
+        ),
+        "ID: chosen share - LP-FT": dataclasses.replace(
+            over_seeds(gaps_on, "gap"), n=len(alone), note=f"shares of LP-FT chosen: {shares}"
+        ),
+        "ID: greedy soup - best arm": Measured(
+            float(gap), low, high, len(alone), 1,
+            f"bootstrap over examples; kept: {'; '.join(kept)}",
+        ),
+    }  # fmt: skip
+    lines = [
+        "From the linear probe (share 0) to LP-FT (1), mean over seeds, %:", "",
+        "| share of LP-FT | validation | test | corrupted |", "|---|---|---|---|",
+    ]  # fmt: skip
+    means = {}
+    for alpha in _ALPHAS:
+        means[alpha] = {
+            kind: 100 * sum(at[alpha][kind] for at in curve.values()) / len(curve)
+            for kind in ("validation", "test", "corrupted")
+        }
+        cells = [f"{value:.1f}" for value in means[alpha].values()]
+        lines.append(f"| {alpha:g} | " + " | ".join(cells) + " |")
+    lines += ["", "![accuracy along the line](curve.png)"]
+    RESULTS.joinpath("wise_soup").mkdir(parents=True, exist_ok=True)
+    _draw(means, RESULTS / "wise_soup" / "curve.png")
+    (RESULTS / "wise_soup" / "curve.json").write_text(json.dumps(means, indent=1) + "\n")
+    about["seconds"] = time.monotonic() - began
+    record(REPRODUCTION, found, about, "\n".join(lines))
+
+
+_CORRUPTIONS = "gaussian_noise,impulse_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression"
+
+
+def _draw(means: dict[float, dict[str, float]], path: Path) -> None:
+    """Off the distribution against on it, along the line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.2, 3.8), layout="constrained")
+    x, y = ([m[kind] for m in means.values()] for kind in ("test", "corrupted"))
+    axes.plot(x, y, marker="o")
+    for alpha, a, b in zip(means, x, y, strict=True):
+        axes.annotate(f"{alpha:g}", (a, b), textcoords="offset points", xytext=(5, 4))
+    axes.set_xlabel("test accuracy, %")
+    axes.set_ylabel("accuracy under corruptions, %")
+    axes.set_title("share of LP-FT, the rest the linear probe", fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -206,7 +206,7 @@ def _page(
         shown = (
             ["–", "", ""]
             if isinstance(ours, NotRun)
-            else [str(ours) + f" {target.unit}", f"{ours.n:,}", str(ours.seeds)]
+            else [str(ours) + f" {target.unit}", f"{ours.n:,}" if ours.n else "", str(ours.seeds)]
         )
         cells = [target.name, target.wanted, *shown, row["verdict"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -217,6 +217,9 @@ def _page(
         source = f"{target.source}{' (second-hand)' if target.second_hand else ''}"
         if source or note:
             lines.append(f"- {target.name}: {'; '.join(x for x in (source, note) if x)}")
+    hashes = result["config_hash"]
+    if isinstance(hashes, dict):
+        hashes = ", ".join(f"{key} of {name}" for name, key in hashes.items())
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     lines += [
         "",
@@ -226,7 +229,7 @@ def _page(
         reproduction.command,
         "```",
         "",
-        f"{result['date']}; config {result['config_hash']}; {versions}; "
+        f"{result['date']}; config {hashes}; {versions}; "
         f"{result['seconds']:.0f} s on {reproduction.hardware}",
         "",
     ]

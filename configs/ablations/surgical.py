@@ -42,7 +42,7 @@ def get_study():
     return Study(
         rows=product(over("data.source", sources), chain(frozen, tracked)),
         tune=over("optimizer.learning_rate", [3e-4, 1e-3, 3e-3]),
-        search="grid(extend=0)",
+        search="grid(extend=1)",
         seeds=(0, 1, 2),
         tune_seeds=(0,),
     )

@@ -1,0 +1,56 @@
+"""big_vision's transfer table, on a pod: ViT-B/32 of AugReg to five data sets.
+
+Zhai et al., github.com/google-research/big_vision, configs/transfer.py: mean and range of 5 runs.
+
+Hazards: the original crops 384 of 448 pixels on CIFAR, for which a crop out of a padded image
+stands in; CIFAR trains on 98 % of the training split, Pets and Flowers on 90 %.
+
+Hardware: 8 accelerators, hours for ImageNet, minutes for Pets and Flowers.
+
+Command:
+  python -m experiments.big_vision_transfer --seeds=5
+"""
+
+from __future__ import annotations
+
+from absl import app
+
+from experiments.reproduction import Reproduction, Target
+
+# Published mean, and half of the published range and a twentieth of a point on top.
+_PUBLISHED = {
+    "imagenet2012": (83.27, 0.15),
+    "cifar10": (98.55, 0.15),
+    "cifar100": (91.35, 0.35),
+    "oxford_iiit_pet": (93.78, 0.30),
+    "oxford_flowers102": (99.43, 0.10),
+}
+
+REPRODUCTION = Reproduction(
+    name="big_vision_transfer",
+    paper="big_vision, configs/transfer.py; Steiner et al. 2021, arXiv 2106.10270",
+    claim="ViT-B/32 of AugReg transfers to five data sets with the published accuracy",
+    targets=tuple(
+        Target(name, value, "within", tolerance, "% accuracy", "docstring of configs/transfer.py")
+        for name, (value, tolerance) in _PUBLISHED.items()
+    ),
+    hardware="8 accelerators",
+    hazards="a crop out of a padded image for 384 of 448 pixels",
+    command="python -m experiments.big_vision_transfer --seeds=5",
+    needs="accelerators, TFDS data and weights of the hub",
+)
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    del argv
+    from experiments.pod_table import run_table
+
+    names = {name: name for name in _PUBLISHED}
+    run_table(REPRODUCTION, "configs/pods/big_vision_transfer.py", names)
+
+
+if __name__ == "__main__":
+    import experiments.pod_table  # noqa: F401  its flags
+
+    app.run(main)

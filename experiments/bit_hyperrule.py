@@ -1,0 +1,52 @@
+"""BiT's HyperRule, on a pod: one rule for every task.
+
+Kolesnikov et al. 2019 (arXiv 1912.11370); figures of BiT-M in the README of
+github.com/google-research/big_transfer.
+
+Hazards: the original divides the rate by 10 at 30, 60 and 90 % of the steps, here it follows a
+cosine; it crops 128 of 160 and 480 of 512 pixels, here out of a padded image.
+
+Hardware: 8 accelerators, hours.
+
+Command:
+  python -m experiments.bit_hyperrule
+"""
+
+from __future__ import annotations
+
+from absl import app
+
+from experiments.reproduction import Reproduction, Target
+
+_DATA = ("cifar10", "cifar100", "imagenet2012")
+_PUBLISHED = {"r50x1": (97.3, 86.4, 80.68), "r152x2": (98.5, 91.2, 85.15)}
+
+REPRODUCTION = Reproduction(
+    name="bit_hyperrule",
+    paper="Kolesnikov et al. 2019, arXiv 1912.11370; big_transfer's README",
+    claim="BiT-M reaches the published accuracy by one rule for every task",
+    targets=tuple(
+        Target(f"{model},{data}", value, "within", 0.6, "% accuracy", "README")
+        for model, values in _PUBLISHED.items()
+        for data, value in zip(_DATA, values, strict=True)
+    ),
+    hardware="8 accelerators",
+    hazards="a cosine for steps of the rate; crops out of a padded image",
+    command="python -m experiments.bit_hyperrule",
+    needs="accelerators, TFDS data and weights of the hub",
+)
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    del argv
+    from experiments.pod_table import run_table
+
+    names = {target.name: target.name for target in REPRODUCTION.targets}
+    run_table(REPRODUCTION, "configs/pods/bit_hyperrule.py", names)
+
+
+if __name__ == "__main__":
+    import experiments.pod_table  # noqa: F401  its flags
+
+    app.run(main)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune_jax.ablation.endings import raise_failed, tail
 from finetune_jax.ablation.launch import Poll
 from finetune_jax.ablation.worker import run_unit
 from finetune_jax.errors import UserError
@@ -18,7 +19,11 @@ class LocalLauncher:
 
     Args:
       processes: 1 runs units in this process; more run that many at a time, each in a process of
-        its own, what it prints in ``UNIT.log`` beside the unit.
+        its own, what it prints in ``UNIT.log`` beside the unit. One that fails leaves the others
+        alone.
+
+    Raises:
+      UserError: `processes` is not a whole number from 1 on.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -33,7 +38,7 @@ class LocalLauncher:
                 run_unit(unit, poll)
             return
         waiting, running = list(units), {}
-        failed: dict[Path, int] = {}
+        failed: dict[Path, str] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self._processes:
@@ -45,14 +50,13 @@ class LocalLauncher:
                     if (status := process.poll()) is not None:
                         del running[unit]
                         if status:
-                            failed[unit] = status
+                            failed[unit] = f"ended with status {status}: {tail(_printed(unit))}"
         finally:
             for process in running.values():
                 process.terminate()
             for process in running.values():
                 process.wait()
-        if failed:
-            raise UserError("; ".join(_said(unit, status) for unit, status in failed.items()))
+        raise_failed(failed)
 
 
 def _start(unit: Path) -> subprocess.Popen[bytes]:
@@ -65,6 +69,5 @@ def _start(unit: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _said(unit: Path, status: int) -> str:
-    end = unit.with_suffix(".log").read_text(errors="replace")[-1000:].strip()
-    return f"{unit.name} ended with status {status}: {end}"
+def _printed(unit: Path) -> str:
+    return unit.with_suffix(".log").read_text(errors="replace")

@@ -186,12 +186,8 @@ class _Fused:
     def __call__(self, calls: dict[int, StepCall]) -> dict[int, Any]:
         """The (state, metrics) of each arm that waits for a step."""
         if not self.pays:
-            # Devices that are threads of one CPU wait for each other in collectives: two programs
-            # at once can take each other's threads and never end.
-            wait = jax.block_until_ready if _on_cpu() and self._mesh.size > 1 else lambda x: x
-
             def alone(call: StepCall) -> Any:
-                return wait(call.step(call.state, call.base, put_batch(call.batch, self._mesh)))
+                return call.step(call.state, call.base, put_batch(call.batch, self._mesh))
 
             # From threads, because a call on a CPU returns when the step is done, and one step
             # does not keep all cores busy. Steps with collectives must not overtake each other.

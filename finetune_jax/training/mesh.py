@@ -23,6 +23,9 @@ def use_cpu_devices(count: int) -> None:
     """
     if count and jax.config.jax_num_cpu_devices != count:
         jax.config.update("jax_num_cpu_devices", count)
+        # Devices that are threads of one CPU wait for each other in collectives. Two programs at
+        # once can take each other's threads and never end, so a call returns when it is done.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:

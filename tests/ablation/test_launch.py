@@ -1,0 +1,156 @@
+"""Every launcher runs every unit to its end, and says which did not get there."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_jax.ablation import launch_local
+from finetune_jax.ablation.axes import over
+from finetune_jax.ablation.conduct import Conductor
+from finetune_jax.ablation.launch import make_launcher
+from finetune_jax.ablation.study import Study
+from finetune_jax.cli import load_config
+from finetune_jax.errors import UserError
+
+SLURM = Path(__file__).with_name("slurm.sh")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lokal", {}, "'local'"),
+        ("local", {"processes": 0}, ">= 1"),
+        ("local", {"procesess": 2}, "procesess"),
+    ],
+)
+def test_wrong_launchers_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        make_launcher(name, options)
+
+
+def test_processes_run_at_most_so_many_at_once_and_a_failure_stops_no_other(tmp_path, monkeypatch):
+    script = "import sys, time, pathlib; u = pathlib.Path(sys.argv[1]); time.sleep(0.4); "
+    script += "print('what went wrong') or sys.exit(3) if u.stem == 'b' else u.write_text('done')"
+    running, most = [], [0]
+
+    def start(unit):
+        with unit.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(["python3", "-c", script, unit], stdout=log)
+        running.append(process)
+        most[0] = max(most[0], sum(p.poll() is None for p in running))
+        return process
+
+    monkeypatch.setattr(launch_local, "_start", start)
+    units = [tmp_path / f"{name}.json" for name in "abcd"]
+    polled = []
+    with pytest.raises(UserError, match=r"b.json ended with status 3: what went wrong"):
+        make_launcher("local", {"processes": 2}).run(units, lambda: polled.append(1))
+    assert most[0] == 2 and polled
+    assert [unit.exists() for unit in units] == [True, False, True, True]
+
+
+def test_processes_are_ended_with_the_ablation(tmp_path, monkeypatch):
+    started = []
+
+    def start(unit):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch_local, "_start", start)
+    with pytest.raises(KeyboardInterrupt):
+        make_launcher("local", {"processes": 2}).run([tmp_path / "a", tmp_path / "b"], interrupt)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+def conduct(small_config, folder, launcher, unit_arms=1):
+    """Eight arms: two schemes, two rates, two seeds; none scored."""
+    config = load_config(str(small_config))
+    config.train.steps = 3
+    config.data.test = ""
+    study = Study(
+        rows=over("scheme", ["linear_probe", "last_k(1)"]),
+        tune=over("optimizer.learning_rate", [0.01, 0.1]),
+        search="grid(extend=0)",
+        seeds=(0, 1),
+        tune_seeds=(0, 1),
+    )
+    Conductor(study, config, folder, launcher, unit_arms).run({})
+    rows = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return {(row["key"], row["what"]): row["validation"] for row in rows}
+
+
+def alike(found, expected):
+    assert found.keys() == expected.keys() and len(found) == 8
+    for key, scores in expected.items():
+        assert found[key] == pytest.approx(scores, rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def expected(small_config, tmp_path_factory):
+    return conduct(small_config, tmp_path_factory.mktemp("here"), make_launcher("local", {}), 0)
+
+
+@pytest.mark.slow
+def test_local_processes_find_what_one_process_finds(small_config, tmp_path, expected):
+    launcher = make_launcher("local", {"processes": 2})
+    alike(conduct(small_config, tmp_path, launcher, 4), expected)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    if os.geteuid() or not (shutil.which("apt-get") or shutil.which("slurmctld")):
+        pytest.skip("starting SLURM needs root, and slurm-wlm and munge or apt-get")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    started = subprocess.run(["sh", SLURM, "start", folder], capture_output=True, text=True)
+    if started.returncode:
+        pytest.skip(f"SLURM does not start here: {started.stderr[-300:]}")
+    yield folder
+    subprocess.run(["sh", SLURM, "stop", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_slurm_array_with_a_requeued_task_ends_as_it_should(
+    small_config, tmp_path, slurm, expected
+):
+    pytest.importorskip("submitit")
+    requeued = []
+
+    class Interrupted:
+        """The launcher, and somebody who takes a running task from the node."""
+
+        def run(self, units, poll):
+            assert len(units) == 8
+
+            def also():
+                poll()
+                if not requeued:
+                    command = ["squeue", "-h", "-t", "RUNNING", "-o", "%i"]
+                    jobs = subprocess.run(command, capture_output=True, text=True).stdout.split()
+                    if jobs:
+                        time.sleep(2)
+                        subprocess.run(["scontrol", "requeue", jobs[0]], check=True)
+                        requeued.append(jobs[0])
+
+            make_launcher("slurm", {"cpus": 1, "minutes": 20}).run(units, also)
+
+    alike(conduct(small_config, tmp_path / "ablation", Interrupted()), expected)
+    assert requeued
+    command = ["scontrol", "show", "job", requeued[0]]
+    about = subprocess.run(command, capture_output=True, text=True).stdout
+    assert "Restarts=1" in about, about
+
+
+@pytest.mark.slow
+def test_ray_jobs_find_what_one_process_finds(small_config, tmp_path, expected):
+    pytest.importorskip("ray")
+    launcher = make_launcher("ray", {"cpus": 1})
+    alike(conduct(small_config, tmp_path, launcher, 4), expected)

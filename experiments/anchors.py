@@ -3,7 +3,7 @@
 L2-SP (Li et al. 2018, arXiv 1802.01483) pulls weights towards where they started; an exponential
 average and SAM (Foret et al. 2020, arXiv 2010.01412) look for flat places. Each is said to help
 small data sets most. Here: full fine-tuning of a CIFAR-10 ResNet-20 on 100, 500 and 1,000 Bangla
-digits, 60 steps in every arm.
+digits, 40 steps in every arm.
 
 Hazards: a step of SAM costs two; strengths are the customary ones and not tuned, rates are; digits
 are far from CIFAR-10, where an anchor has least to hold.
@@ -34,7 +34,7 @@ REPRODUCTION = Reproduction(
         for kind in _KINDS
     ),
     hardware="2 CPU cores",
-    hazards="strengths not tuned; 60 steps; a far target",
+    hazards="strengths not tuned; 40 steps; a far target",
     command="python -m experiments.anchors",
     needs="the published ResNet-20 and TFDS cmaterdb/bangla",
 )  # fmt: skip

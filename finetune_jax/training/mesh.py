@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from finetune_jax.errors import UserError
+
+_POOL_THREADS = 64
 
 # Smaller leaves are cheaper to keep on every device than to gather.
 _MIN_SHARDED_SIZE = 2**16
@@ -23,8 +26,11 @@ def use_cpu_devices(count: int) -> None:
     """
     if count and jax.config.jax_num_cpu_devices != count:
         jax.config.update("jax_num_cpu_devices", count)
-        # Devices that are threads of one CPU wait for each other in collectives. Two programs at
-        # once can take each other's threads and never end, so a call returns when it is done.
+        # Devices that are threads of one CPU wait for each other in collectives, each in a thread
+        # of a common pool: with as few threads as cores, gradients of one device that are ready
+        # early can take all of them, and the other device never gets to its own. So there are more
+        # (XLA reads NPROC), and a call returns when it is done, before another program starts.
+        os.environ.setdefault("NPROC", str(_POOL_THREADS))
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

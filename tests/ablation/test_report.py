@@ -50,7 +50,7 @@ def outcome(tmp_path_factory):
         shift = {"accuracy": level - 0.2, "accuracy_low": 0.1, "accuracy_high": 0.9}
         return {
             "corruptions": {
-                s: {"metric": "accuracy", "mean": {"fog": level - 0.1 + 0.01 * s},
+                s: {"metric": "accuracy", "mean": {"fog": level - 0.1 + 0.01 * s, "spatter": 0.1},
                     "mean_corrupted": level - 0.1 + 0.01 * s, "main": ["fog"]}
                 for s in range(3)
             },
@@ -364,7 +364,8 @@ def surgical(folder, schemes, policies=("frozen",), sources=("",)):
 def test_a_map_of_stages_needs_three_schemes_of_a_part(tmp_path):
     for schemes in (
         ["stages('stem')", "last_k(1)", "full", "head"],
-        ["lora(rank=4) + last_k(1)", "stages('a') >> full", "norm_only", "first_k(1)", "lp_ft"],
+        [f"lora(rank={k}) + last_k(1)" for k in (2, 4, 8)],
+        ["stages('a') >> full", "last_k(1) >> full", "first_k(1) >> full", "lp_ft"],
     ):
         outcome = surgical(tmp_path, schemes)
         assert stage_map(compare(outcome), outcome) is None
@@ -396,7 +397,7 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
       const column = (i) => [...document.querySelectorAll("#s1 tbody tr")].map(
         (row) => row.cells[i].textContent);
       const told = {heads: heads.map(name), before: column(0)};
-      for (const text of ["accuracy", "trained scalars", "p, examples"]) {
+      for (const text of ["accuracy", "trained scalars", "p, examples", "GFLOPs/step"]) {
         heads[at(text)].click(); told[text] = column(at(text)); told[text + " rows"] = column(0);
       }
       told.headings = [...document.querySelectorAll("h2")].map((h) => h.textContent);
@@ -425,6 +426,8 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
     assert scores == sorted(scores) and told["accuracy"][-1] == "failed"
     assert told["trained scalars"] == ["650", "800", "1,000", "5,000,000", "–"]
     assert told["trained scalars rows"][0] == "linear_probe"
+    # A made row without a cost of its own takes 1e9 FLOPs a step.
+    assert told["GFLOPs/step"] == ["0", "1e-08", "1", "2", "–"]
     assert sorted(told["p, examples rows"][-2:]) == ["full", "lost"]
     assert told["headings"] == ["Test accuracy", "Provenance"]
     assert told["images"] == 5 and told["broken"] == 0

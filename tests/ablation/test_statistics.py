@@ -143,6 +143,28 @@ def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
     assert found[1] == pytest.approx(expected, abs=4 * math.sqrt(expected / 1000))
 
 
+def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
+    generator = np.random.default_rng(0)
+    errors = [generator.normal(0, 1.0, 80) for _ in range(2)]
+    base = {s: regressed(e) for s, e in enumerate(errors)}
+    rows = [
+        made_row(tmp_path, "base", base),
+        # A little nearer in every example: sure, if the same examples are drawn for both.
+        made_row(tmp_path, "nearer", {s: regressed(0.97 * e) for s, e in enumerate(errors)}),
+        # Better with one seed, as much worse with the other.
+        made_row(tmp_path, "either", {0: regressed(0.5 * errors[0]), 1: regressed(
+            1.5 * errors[1])}),
+    ]  # fmt: skip
+    _, found = only(made_outcome(rows, "rmse", better="min", seeds=(0, 1)))
+    assert found["nearer"].difference.p_examples == 1 / 1000
+    draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
+    first, second = (np.sqrt((e[draws] ** 2).mean(1)) for e in errors)
+    gaps = (0.5 * second - 0.5 * first) / 2
+    expected = 2 * min((gaps <= 0).mean(), (gaps >= 0).mean())
+    assert expected > 0.2
+    assert found["either"].difference.p_examples == pytest.approx(expected, abs=0.1)
+
+
 def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
     # More answers of one are right, but its wrong ones are far off: kappa says the other.
     label = np.arange(200) % 5

@@ -167,3 +167,19 @@ def test_structure_tells_what_is_another_program(weights):
     )
     assert base != structure(json_of(weights, "head", optimizer__weight_decay=0.1))
     assert base != structure(json_of(weights, "last_k(1)"))
+
+
+def test_a_step_without_a_form_for_several_runs_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", float("inf"))  # always tried
+    experiments = []
+    for rate in (0.01, 0.1):
+        config = default()
+        config.scheme, config.optimizer.learning_rate = "last_k(1)", rate
+        config.model.name, config.data.image_size = "mobilenetv1_025", 32
+        config.data.train, config.data.validation = "train[:8]", ""
+        config.data.test = "test[:8]"
+        config.train.batch_size, config.train.steps, config.eval.batch_size = 4, 2, 8
+        config.log.tensorboard = False
+        experiments.append(prepare(config))
+    results = run_arms(experiments, [tmp_path / str(i) for i in range(2)])
+    assert all("test" in result for result in results)

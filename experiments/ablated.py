@@ -16,7 +16,7 @@ RUNS = Path("runs")
 
 
 def ablated(name: str) -> tuple[Outcome, dict[str, Any]]:
-    """Runs ``configs/ablations/NAME.py`` and writes its report to ``results/NAME/``.
+    """Runs ``configs/ablations/NAME.py`` and writes tables and figures to ``results/NAME/``.
 
     Returns:
       The outcome, and what `reproduction.record` wants to know about it.
@@ -37,7 +37,9 @@ def ablated(name: str) -> tuple[Outcome, dict[str, Any]]:
     facts = about(path, config, command)
     conductor = Conductor(load_study(path), config, RUNS / name, make_launcher("local", {}))
     outcome = conductor.run(facts)
-    write_report(outcome, RESULTS / name)
+    for file in write_report(outcome, RESULTS / name):
+        if file.suffix in (".html", ".pdf"):  # large, and made again by the same command
+            file.unlink()
     return outcome, {k: outcome.about[k] for k in ("config_hash", "versions", "seconds")}
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.ablation.about import about
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
-    from finetune_jax.ablation.report import write_report
+    from finetune_jax.ablation.report import terminal_tables, write_report
     from finetune_jax.ablation.study import load_study
 
     path = flags.FLAGS["config"].config_filename
@@ -60,9 +60,8 @@ def main(argv: Sequence[str]) -> None:
     facts = about(path, config, command)
     outcome = conductor.run(facts)
     folder = Path(_WORKDIR.value) / "report"
-    for file in write_report(outcome, folder):
-        if file.suffix == ".md":
-            print("\n" + file.read_text())
+    write_report(outcome, folder)
+    print("\n" + terminal_tables(outcome))
     print(f"report  {folder}", file=sys.stderr)
 
 

@@ -58,7 +58,7 @@ def drawn(
 
     drawing = Drawing(name, title)
     # Type 42 keeps the text of a PDF text.
-    with matplotlib.rc_context({**charts._STYLE, "pdf.fonttype": 42}):
+    with matplotlib.rc_context({**charts.STYLE, "pdf.fonttype": 42}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True), drawing

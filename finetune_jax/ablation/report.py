@@ -16,6 +16,9 @@ from finetune_jax.ablation.page import page
 from finetune_jax.ablation.stage_map import stage_map
 from finetune_jax.ablation.statistics import compare
 from finetune_jax.errors import UserError
+from finetune_jax.reporting.tables import table
+
+_ON_TERMINAL = ("trained", "FLOPs/step", "marks")
 
 
 def write_report(outcome: Outcome, folder: Path) -> list[Path]:
@@ -40,10 +43,10 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     parts = []
     for prefix, comparison in zip(_prefixes(list(outcome.tables)), comparisons, strict=True):
         further = extras([x.row for x in comparison.rows], outcome.metric)
-        table = lay_out(comparison, further, outcome)
+        laid_out = lay_out(comparison, further, outcome)
         drawings = figures(comparison, further, outcome)
-        contents[f"{prefix}table.md"] = tables.markdown(table)
-        contents[f"{prefix}table.tex"] = tables.latex(table)
+        contents[f"{prefix}table.md"] = tables.markdown(laid_out)
+        contents[f"{prefix}table.tex"] = tables.latex(laid_out)
         contents[f"{prefix}table.csv"] = tables.csv_text(comparison, further, outcome)
         for drawing in drawings:
             contents[f"{prefix}{drawing.name}.png"] = drawing.png
@@ -59,6 +62,22 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
         return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+
+
+def terminal_tables(outcome: Outcome) -> str:
+    """The tables for a terminal: score, difference and main costs of every row.
+
+    Raises:
+      UserError: the rows of a table cannot be compared.
+    """
+    parts = []
+    for comparison in compare(outcome):
+        whole = lay_out(comparison, [], outcome)
+        columns = [i for i, name in enumerate(whole.header) if name in _ON_TERMINAL or i < 5]
+        rows = [[row[i] for i in columns] for row in whole.rows]
+        text = table([whole.header[i] for i in columns], rows, left=2)
+        parts.append(f"{whole.title}\n{whole.caption}\n\n{text}")
+    return "\n\n".join(parts)
 
 
 def _write(path: Path, content: str | bytes) -> Path:

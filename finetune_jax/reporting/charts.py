@@ -11,7 +11,7 @@ import numpy as np
 
 INK, SOFT, MAIN, SECOND, WARN = "#1f2933", "#9aa5b1", "#1f6fb2", "#d9822b", "#b3362b"
 
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": SOFT,
@@ -49,7 +49,7 @@ def _figure(
     from matplotlib.figure import Figure
 
     drawing = _Drawing()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure.subplots(1, columns, **options), drawing

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from finetune_jax.config import default
 from finetune_jax.reporting.progress import muted
@@ -145,6 +145,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     prefix() if _WHAT.value == "prefix" else arms()
 
 

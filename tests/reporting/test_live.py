@@ -1,6 +1,7 @@
 """What an ablation says while it runs."""
 
 import io
+import re
 import sys
 
 from finetune_jax.reporting.live import Live
@@ -33,6 +34,6 @@ def test_a_terminal_has_a_table_with_a_bar(monkeypatch):
     with Live(["head", "full"]) as live:
         live.expect("train", 2)
         live.ended("head", RECORD, "accuracy")
-    shown = terminal.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     for part in ("arms ended", "head", "0.875", "learning_rate=0.1", "train 1/2", "━"):
         assert part in shown

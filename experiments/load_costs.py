@@ -7,8 +7,8 @@ The file has timm's names and random values (304 M parameters, 1.2 GB, f32). Eac
 process of its own; time is the wall clock around the call, memory the growth of the process's peak
 resident set over what it held before, as a ratio to the bytes of the parameters. The plain read is
 `safetensors.numpy.load_file`, which turns and checks nothing. Our load turns kernels into our
-layout and checks every value; the file's SHA-256 is taken in a thread, for which only ``digest``
-waits. ``mesh`` cuts the leaves over the devices there are.
+layout and checks every value; the file's SHA-256 is taken afterwards in a thread, for which only
+``digest`` waits. ``mesh`` cuts the leaves over the devices there are.
 """
 
 from __future__ import annotations

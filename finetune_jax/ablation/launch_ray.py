@@ -177,8 +177,8 @@ def _without_defaults() -> Iterator[None]:
 
 def _library() -> None:
     try:
-        import ray.job_submission  # noqa: F401
         import aiohttp  # noqa: F401  # of ray[default], without which jobs cannot be submitted
+        import ray.job_submission  # noqa: F401
     except ImportError:
         raise UserError(
             "--launcher=ray needs Ray with its job server: pip install 'ray[default]'"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -25,8 +26,18 @@ from finetune_jax.errors import UserError
 _ASK_EVERY = 10.0
 # What squeue calls a job that will not run again unless it is requeued.
 _ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED "
-    "TIMEOUT".split()
+    (
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    )
 )
 
 
@@ -120,8 +131,15 @@ class SlurmLauncher:
         executor.update_parameters(job_name=name, **self._parameters)
         work = Resumable() if self._requeue else run_unit
         try:
-            # This process may be a job itself, and its limits are not those of its jobs.
+            # This process may be a job itself, and its limits are not those of its jobs. Which
+            # cluster this is, and what a person set for sbatch, are.
+            kept = {
+                key: value
+                for key, value in os.environ.items()
+                if key == "SLURM_CONF" or key.startswith("SBATCH_")
+            }
             with clean_env():
+                os.environ.update(kept)
                 jobs = executor.map_array(work, [unit.absolute() for unit in units])
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"--launcher=slurm: sbatch refused: {error}") from None

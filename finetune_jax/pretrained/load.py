@@ -15,7 +15,7 @@ from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
-from finetune_jax.pretrained.formats.weights import Weights
+from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, Row
 from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
@@ -149,11 +149,7 @@ class _Load:
         present = {leaf.split("/")[1] for leaf in self.leaves}
         for stage in sorted(self.stages - present):
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
-        # The digest of a large file takes longer than reading it and needs no Python: the manifest
-        # waits for it when it is asked, by which time the model has often been compiled.
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        digest = pool.submit(self.weights.sha256)
-        pool.shutdown(wait=False)
+        stamp = self.weights.stamp()
         self.map = self._choose_map(names)
         # 1. Which tensor goes to which leaves, by name alone.
         targets = self._match(names)
@@ -178,7 +174,7 @@ class _Load:
             )
         manifest = Manifest(
             self.weights.path.name,
-            digest.result,
+            self._digest(stamp),
             self.map.family,
             self.map.origin,
             self.weights.beside,
@@ -186,6 +182,24 @@ class _Load:
         )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
+
+    def _digest(self, stamp: Stamp) -> Callable[[], str]:
+        """Starts the file's digest; returns what waits for it.
+
+        It takes longer than reading the file, and beside that would slow it down; the model is
+        compiled meanwhile, and whoever asks the manifest waits.
+        """
+
+        def unchanged() -> str:
+            found = self.weights.sha256()
+            if self.weights.stamp() != stamp:
+                raise UserError(f"{self.weights.path}: was changed while it was read; try again")
+            return found
+
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        waiting = pool.submit(unchanged)
+        pool.shutdown(wait=False)
+        return waiting.result
 
     def _choose_map(self, names: tuple[str, ...]) -> NameMap:
         best, unmatched = closest_map(self.family, names, self.leaves)

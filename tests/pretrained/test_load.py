@@ -57,6 +57,21 @@ def refused(tmp_path, init):
     return message
 
 
+def test_a_file_written_anew_while_it_is_read_has_no_digest(tmp_path, tensors, init):
+    path = tmp_path / "r.safetensors"
+    save_file(tensors, path)
+    _, manifest = load(path, "resnet_cifar", init)
+    assert manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def place(leaf, array):
+        os.utime(path, ns=(1, 1))
+        return array
+
+    _, manifest = load(path, "resnet_cifar", init, place=place)
+    with pytest.raises(UserError, match=r"r.safetensors: was changed while it was read"):
+        manifest.to_json()
+
+
 def test_native_files_come_back_bit_for_bit(tmp_path, trained, init):
     path = tmp_path / "native.safetensors"
     # Views in another order than C must be saved as what they hold.

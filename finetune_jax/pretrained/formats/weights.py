@@ -12,6 +12,8 @@ import numpy as np
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.formats.limits import check_specs
 
+Stamp = tuple[tuple[int, int, int], ...]
+
 Spec = tuple[tuple[int, ...], np.dtype]
 
 
@@ -114,6 +116,17 @@ class Weights:
             return digests[self.path.name]
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    def stamp(self) -> Stamp:
+        """Size, time of change (ns) and inode of each file: other when one was written anew.
+
+        Raises UserError if a file is gone.
+        """
+        try:
+            found = [file.stat() for file in self.files]
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error}") from error
+        return tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in found)
 
     def close(self) -> None:
         """Lets go of the file; no tensor can be read afterwards."""

@@ -1,64 +1,117 @@
-#!/bin/sh
-# A SLURM of one node on this machine, for tests:  slurm.sh start DIR | slurm.sh stop DIR
-# Debian's packages slurm-wlm and munge; installed if this may do so. Needs root.
+#!/bin/bash
+# A SLURM of one node on this machine, for tests: slurm.sh start FOLDER | slurm.sh stop FOLDER
+#
+# Its configuration, key, state, sockets and logs are in FOLDER and it listens on ports that nobody
+# used, so it is in nobody's way. Commands find it by SLURM_CONF=FOLDER/slurm.conf. Where SLURM is
+# missing, root gets Debian's packages. Without accounting, as a small cluster: no sacct.
 set -eu
-what=$1 dir=$2
 
-if [ "$what" = stop ]; then
-  for name in slurmd slurmctld; do
-    [ -f "$dir/$name.pid" ] && kill "$(cat "$dir/$name.pid")" 2>/dev/null || true
-  done
-  exit 0
-fi
+install() {
+  command -v slurmctld slurmd munged sbatch >/dev/null && return
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "SLURM is not installed: apt-get install slurm-wlm munge" >&2
+    return 1
+  fi
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y slurm-wlm munge; } >&2 || true
+  if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
+    echo "SLURM is not installed, and apt-get could not" >&2
+    return 1
+  fi
+}
 
-if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
-  apt-get install -y -qq slurm-wlm munge >"$dir/apt.log" 2>&1
-fi
-host=$(hostname -s)
-cpus=$(nproc)
-# munged is particular about who owns what.
-mkdir -p /run/munge /etc/munge /var/log/munge /var/lib/munge
-[ -f /etc/munge/munge.key ] || dd if=/dev/urandom of=/etc/munge/munge.key bs=1 count=1024 2>/dev/null
-chown -R munge:munge /run/munge /etc/munge /var/log/munge /var/lib/munge
-chmod 700 /etc/munge /var/log/munge /var/lib/munge && chmod 755 /run/munge
-chmod 400 /etc/munge/munge.key
-munge -n >/dev/null 2>&1 || runuser -u munge -- /usr/sbin/munged --force
-mkdir -p "$dir/state" "$dir/spool"
-cat >"$dir/slurm.conf" <<CONF
-ClusterName=tests
+free_ports() {
+  python3 -c '
+import socket
+held = [socket.create_server(("", 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in held))'
+}
+
+configure() {
+  local folder=$1 ports cpus host
+  read -r -a ports <<<"$(free_ports)"
+  cpus=$(nproc)
+  host=$(hostname -s)
+  mkdir -p "$folder/state" "$folder/spool"
+  chmod 700 "$folder"
+  dd if=/dev/urandom of="$folder/munge.key" bs=1024 count=1 status=none
+  chmod 600 "$folder/munge.key"
+  cat >"$folder/slurm.conf" <<END
+ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
-SlurmUser=root
+SlurmctldPort=${ports[0]}
+SlurmdPort=${ports[1]}
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
 AuthType=auth/munge
-CryptoType=crypto/munge
-ProctrackType=proctrack/linuxproc
+CredType=cred/munge
+# A requeued job waits until its old credential has expired: two minutes if nothing is said.
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-JobRequeue=1
-KillWait=2
-MpiDefault=none
 ReturnToService=2
-SlurmctldPidFile=$dir/slurmctld.pid
-SlurmdPidFile=$dir/slurmd.pid
-SlurmctldLogFile=$dir/slurmctld.log
-SlurmdLogFile=$dir/slurmd.log
-StateSaveLocation=$dir/state
-SlurmdSpoolDir=$dir/spool
+KillWait=5
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
-CONF
-mkdir -p /etc/slurm
-cp "$dir/slurm.conf" /etc/slurm/slurm.conf
-[ -f /sys/fs/cgroup/cgroup.controllers ] && version=v2 || version=v1
-printf 'CgroupPlugin=cgroup/%s\n' $version >/etc/slurm/cgroup.conf
-slurmctld
-slurmd
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-  sinfo -h -o %T 2>/dev/null | grep -q idle && exit 0
-  sleep 1
-done
-sinfo >&2 || true
-tail -n 5 "$dir/slurmctld.log" "$dir/slurmd.log" >&2
-exit 1
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+END
+}
+
+start() {
+  local folder=$1
+  install
+  configure "$folder"
+  export SLURM_CONF=$folder/slurm.conf
+  # --force: munged wants a socket that all users reach, and this one is for one.
+  munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+    --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" \
+    --seed-file="$folder/munged.seed" >&2
+  slurmctld -f "$SLURM_CONF" >&2
+  slurmd -f "$SLURM_CONF" >&2
+  for _ in $(seq 30); do
+    [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ] && return
+    sleep 1
+  done
+  echo "SLURM did not come up: $(sinfo 2>&1 | tail -n 1) $(tail -q -n 3 "$folder"/slurm*.log)" >&2
+  stop "$folder"
+  return 1
+}
+
+running() { # a zombie does not
+  local state
+  state=$(ps -o state= -p "$1" 2>/dev/null) && [ "${state:0:1}" != Z ]
+}
+
+stop() {
+  local folder=$1 name pid
+  export SLURM_CONF=$folder/slurm.conf
+  scancel --user="$(id -un)" 2>/dev/null || true
+  # A job's own daemon stays for ever if nobody is left to whom it can say that it has ended.
+  for _ in $(seq 40); do
+    [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+    sleep 0.5
+  done
+  for name in slurmd slurmctld munged; do
+    [ -f "$folder/$name.pid" ] || continue
+    pid=$(cat "$folder/$name.pid")
+    kill "$pid" 2>/dev/null || continue
+    for _ in $(seq 20); do
+      running "$pid" || break
+      sleep 0.5
+    done
+  done
+}
+
+if [ $# != 2 ] || { [ "$1" != start ] && [ "$1" != stop ]; }; then
+  echo "usage: slurm.sh start|stop FOLDER" >&2
+  exit 2
+fi
+"$1" "$(realpath -m "$2")"

@@ -1,11 +1,7 @@
-"""Every launcher runs every unit to its end, and says which did not get there."""
+"""Local processes run every unit to its end, and say which did not get there."""
 
 import json
-import os
-import shutil
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +12,6 @@ from finetune_jax.ablation.launch import make_launcher
 from finetune_jax.ablation.study import Study
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
-
-SLURM = Path(__file__).with_name("slurm.sh")
 
 
 @pytest.mark.parametrize(
@@ -101,56 +95,4 @@ def expected(small_config, tmp_path_factory):
 @pytest.mark.slow
 def test_local_processes_find_what_one_process_finds(small_config, tmp_path, expected):
     launcher = make_launcher("local", {"processes": 2})
-    alike(conduct(small_config, tmp_path, launcher, 4), expected)
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    if os.geteuid() or not (shutil.which("apt-get") or shutil.which("slurmctld")):
-        pytest.skip("starting SLURM needs root, and slurm-wlm and munge or apt-get")
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    started = subprocess.run(["sh", SLURM, "start", folder], capture_output=True, text=True)
-    if started.returncode:
-        pytest.skip(f"SLURM does not start here: {started.stderr[-300:]}")
-    yield folder
-    subprocess.run(["sh", SLURM, "stop", folder], check=True)
-
-
-@pytest.mark.slow
-def test_a_slurm_array_with_a_requeued_task_ends_as_it_should(
-    small_config, tmp_path, slurm, expected
-):
-    pytest.importorskip("submitit")
-    requeued = []
-
-    class Interrupted:
-        """The launcher, and somebody who takes a running task from the node."""
-
-        def run(self, units, poll):
-            assert len(units) == 8
-
-            def also():
-                poll()
-                if not requeued:
-                    command = ["squeue", "-h", "-t", "RUNNING", "-o", "%i"]
-                    jobs = subprocess.run(command, capture_output=True, text=True).stdout.split()
-                    if jobs:
-                        time.sleep(2)
-                        subprocess.run(["scontrol", "requeue", jobs[0]], check=True)
-                        requeued.append(jobs[0])
-
-            make_launcher("slurm", {"cpus": 1, "minutes": 20}).run(units, also)
-
-    alike(conduct(small_config, tmp_path / "ablation", Interrupted()), expected)
-    assert requeued
-    command = ["scontrol", "show", "job", requeued[0]]
-    about = subprocess.run(command, capture_output=True, text=True).stdout
-    assert "Restarts=1" in about, about
-
-
-@pytest.mark.slow
-def test_ray_jobs_find_what_one_process_finds(small_config, tmp_path, expected):
-    pytest.importorskip("ray")
-    launcher = make_launcher("ray", {"cpus": 1})
     alike(conduct(small_config, tmp_path, launcher, 4), expected)

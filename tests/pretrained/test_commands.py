@@ -77,7 +77,7 @@ def test_the_registry_is_described_without_a_run():
 def test_every_model_has_a_tree_with_its_stages(name):
     model = build(name, 10)
     abstract = initial_variables(model, MODELS[name].image_size, stages=())
-    assert tuple(abstract["params"]) == model.stages
+    assert sorted(abstract["params"]) == sorted(model.stages)
     assert model.stages[-1] == "head"
     assert all(leaf in tree.flatten(abstract["params"]) for leaf in model.resizable)
 

@@ -305,3 +305,16 @@ def test_values_in_the_header_and_none_at_all_are_told_apart(tmp_path):
         file["filler"] = np.zeros(100)
     with pytest.raises(UserError, match="never written"):
         open_weights(tmp_path / "b.h5")
+
+
+def test_what_a_damaged_archive_calls_a_member_is_not_repeated_at_length(tmp_path):
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}" + " " * 50_000)
+        archive.writestr("model.weights.h5", b"")
+    content = bytearray(path.read_bytes())
+    content[26:28] = (40_000).to_bytes(2, "little")  # length of the name in the local header
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model.keras") as error:
+        open_weights(path)
+    assert len(str(error.value)) < 1_000

@@ -68,7 +68,7 @@ def open_keras(path: Path) -> Weights:
     with blame(path, ".keras archive"), contextlib.closing(ZipArchive(path)) as archive:
         if _WEIGHTS not in archive.names():
             raise UserError(
-                f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])}"
+                f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])!s:.600}"
             )
         model = parse_json(archive.read("config.json"))
         about = parse_json(archive.read("metadata.json"))

@@ -114,7 +114,7 @@ def blame(path: Path, kind: str) -> Iterator[None]:
     except UserError as error:
         if str(error).startswith(str(path)):
             raise
-        raise UserError(f"{path}: not a readable {kind}: {error}") from error
+        raise UserError(f"{path}: not a readable {kind}: {str(error):.3000}") from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise UserError(f"{path}: not a readable {kind}: {text:.300}") from error

@@ -51,7 +51,7 @@ def read_npy_header(name: str, stream: BinaryIO, length: int) -> NpyHeader:
         raise
     except Exception as error:  # it is parsed as Python source: anything may be raised
         raise UserError(
-            f"tensor {name!r} has a damaged .npy header: {type(error).__name__}: {error}"
+            f"tensor {name!r} has a damaged .npy header: {type(error).__name__}: {str(error):.300}"
         ) from error
     begin = stream.tell()
     if stored.hasobject:

@@ -40,7 +40,7 @@ class ZipArchive:
             return zipfile.ZipFile(self._file)
         except Exception as error:  # the standard library: a damaged archive may raise anything
             raise UserError(
-                f"a truncated or damaged zip archive: {type(error).__name__}: {error}"
+                f"a truncated or damaged zip archive: {type(error).__name__}: {str(error):.300}"
             ) from error
 
     def _check(self, compressed: bool) -> dict[str, zipfile.ZipInfo]:
@@ -142,4 +142,4 @@ class ZipArchive:
 
 
 def _damaged(name: str, error: Exception) -> str:
-    return f"its member {name!r} is damaged: {type(error).__name__}: {error}"
+    return f"its member {name!r} is damaged: {type(error).__name__}: {str(error):.300}"

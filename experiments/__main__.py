@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.reproduction import RESULTS, Reproduction
+from experiments.reproduction import RESULTS, Reproduction, cell
 
 _WRITE = flags.DEFINE_bool("write", False, "Write experiments/README.md.")
 
@@ -49,6 +49,11 @@ def said(reproduction: Reproduction) -> str:
     return result["verdict"] if result else f"not run ({needs})"
 
 
+def second_hand(reproduction: Reproduction) -> list[str]:
+    """Names of the targets that were not read in the source itself."""
+    return [target.name for target in reproduction.targets if target.second_hand]
+
+
 def readme() -> str:
     """The content of README.md."""
     found, others = scripts()
@@ -56,18 +61,23 @@ def readme() -> str:
         "# Experiments",
         "",
         "Written by `python -m experiments --write`. A verdict follows from the recorded figures",
-        "and the targets; `†` marks targets that were not read in the source itself.",
+        "and the targets, and links to them; `†` marks papers with targets that were not read in",
+        "the source itself, but recalled or read elsewhere.",
         "",
-        "| reproduction | claim | verdict | hardware |",
-        "|---|---|---|---|",
+        "| reproduction | paper | claim | verdict | hardware |",
+        "|---|---|---|---|---|",
     ]
     for one in found:
-        link = (
-            f"[{said(one)}](results/{one.name}/README.md)" if last_result(one.name) else said(one)
-        )
-        mark = " †" if any(target.second_hand for target in one.targets) else ""
-        claim = f"{one.claim} ({one.paper}){mark}"
-        lines.append(f"| [`{one.name}`]({one.name}.py) | {claim} | {link} | {one.hardware} |")
+        verdict = said(one)
+        link = f"[{verdict}](results/{one.name}/README.md)" if last_result(one.name) else verdict
+        cells = [
+            f"[`{one.name}`]({one.name}.py)",
+            one.paper + " †" * bool(second_hand(one)),
+            one.claim,
+            link,
+            one.hardware,
+        ]
+        lines.append("| " + " | ".join(map(cell, cells)) + " |")
     lines += ["", "Other scripts, which measure or prepare:", ""]
     lines += [f"- [`{name}`]({name}.py): {line}" for name, line in others.items()]
     return "\n".join(lines) + "\n"
@@ -82,6 +92,9 @@ def main(argv: list[str]) -> None:
     for one in found:
         print(f"{one.name:{width}}  {said(one)}")
         print(f"{'':{width}}  {one.command}")
+        if names := second_hand(one):
+            which = "all" if len(names) == len(one.targets) else "; ".join(names)
+            print(f"{'':{width}}  second-hand targets: {which}")
     if _WRITE.value:
         (FOLDER / "README.md").write_text(readme())
 

@@ -15,8 +15,6 @@ the data set):
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from pathlib import Path
@@ -41,6 +39,7 @@ REPRODUCTION = Reproduction(
     hazards="lossless images only; ImageNet mean and standard deviation",
     command="python -m experiments.cifar_resnets --data_dir=TFDS_DATA_DIR",
     needs="the weight files and CIFAR-10",
+    config="configs/eval_cifar10.py",
 )
 
 
@@ -48,8 +47,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax import config as config_lib
-    from finetune_jax.ablation.about import versions
+    from finetune_jax.ablation.about import about, versions
     from finetune_jax.cli import load_config
     from finetune_jax.evaluation.subject import score
 
@@ -61,22 +59,26 @@ def main(argv: list[str]) -> None:
         if not files:
             found[f"ResNet-{depth}"] = NotRun(f"resnet{depth}-*.th")
             continue
-        config = load_config(f"configs/eval_cifar10.py:{depth}")
-        text = json.dumps(config_lib.to_json(config), sort_keys=True)
-        hashes[f"ResNet-{depth}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = f"{REPRODUCTION.config}:{depth}"
+        config = load_config(path)
+        hashes[f"ResNet-{depth}"] = about(path, config, REPRODUCTION.command)["config_hash"]
         config.pretrained.path, config.data.data_dir = str(files[0]), _DATA_DIR.value
         scores = score(config, "test")
         low, high = (100 * (1 - scores[f"accuracy_{end}"]) for end in ("high", "low"))
-        found[f"ResNet-{depth}"] = Measured(
-            100 * (1 - scores["accuracy"]), low, high, scores["n_scored"], note=files[0].name
-        )
-    about = {
-        "config_hash": hashes,
-        "versions": versions(),
-        "seconds": time.monotonic() - began,
-    }
-    record(REPRODUCTION, found, about)
+        note = f"{files[0].name}; Wilson's interval over images"
+        error = 100 * (1 - scores["accuracy"])
+        found[f"ResNet-{depth}"] = Measured(error, low, high, scores["n_scored"], note=note)
+    if not hashes:
+        raise SystemExit(f"{REPRODUCTION.name}: not run (needs weight files in {folder})")
+    seconds = time.monotonic() - began
+    record(
+        REPRODUCTION,
+        found,
+        {"config_hash": hashes, "versions": versions(), "seconds": seconds},
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    from finetune_jax.cli import run
+
+    run(main)

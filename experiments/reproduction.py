@@ -11,6 +11,8 @@ import dataclasses
 import datetime
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +99,7 @@ class Reproduction:
       hazards: what is known to make figures differ.
       command: exact.
       needs: what has to be there that this repository does not hold; shown while it was never run.
+      config: file it reads, if there is one for all targets.
     """
 
     name: str
@@ -107,6 +110,16 @@ class Reproduction:
     hazards: str
     command: str
     needs: str = ""
+    config: str = ""
+
+
+def machine() -> str:
+    """What this process ran on: the devices that JAX found, or the cores there are."""
+    jax = sys.modules.get("jax")
+    devices = jax.devices() if jax else []
+    if devices and devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    return f"{os.cpu_count()} CPU cores"
 
 
 def verdict(target: Target, found: Measured | NotRun) -> str:
@@ -148,7 +161,8 @@ def record(
     Args:
       reproduction: with the targets.
       found: by name of target, all of them.
-      about: ``config_hash`` (one, or several by name), ``versions``, ``seconds``.
+      about: ``config_hash`` (one, or several by name), ``versions``, ``seconds``; ``command`` if
+        another one was run than the reproduction's.
       text: Markdown that goes below the table of verdicts.
       folder: in place of ``results/NAME``.
 
@@ -173,6 +187,7 @@ def record(
         "verdict": overall([row["verdict"] for row in rows]),
         "date": datetime.date.today().isoformat(),
         "command": reproduction.command,
+        "machine": machine(),
         **about,
         "rows": rows,
     }
@@ -209,7 +224,7 @@ def _page(
             else [str(ours) + f" {target.unit}", f"{ours.n:,}" if ours.n else "", str(ours.seeds)]
         )
         cells = [target.name, target.wanted, *shown, row["verdict"]]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(cell, cells)) + " |")
     lines.append("")
     for target in reproduction.targets:
         ours = found[target.name]
@@ -219,18 +234,23 @@ def _page(
             lines.append(f"- {target.name}: {'; '.join(x for x in (source, note) if x)}")
     hashes = result["config_hash"]
     if isinstance(hashes, dict):
-        hashes = ", ".join(f"{key} of {name}" for name, key in hashes.items())
+        hashes = ", ".join(f"{key} ({name})" for name, key in hashes.items())
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     lines += [
         "",
         f"Hazards: {reproduction.hazards}",
         "",
         "```",
-        reproduction.command,
+        result["command"],
         "```",
         "",
-        f"{result['date']}; config {hashes}; {versions}; "
-        f"{result['seconds']:.0f} s on {reproduction.hardware}",
+        f"{result['date']}; {result['seconds']:.0f} s on {result['machine']}; {versions}; "
+        f"config {reproduction.config}{' ' * bool(reproduction.config)}{hashes}",
         "",
     ]
     return "\n".join(lines) + (f"\n{text.strip()}\n" if text else "")
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table: one line, in which no bar ends the cell."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -5,12 +5,16 @@ Command (TFDS holds the data; the weights come from the hub):
 
 Published, mean and range of 5 runs (big_vision, configs/transfer.py): imagenet2012 83.27 [83.22,
 83.33], cifar10 98.55 [98.46, 98.60], cifar100 91.35 [91.09, 91.62], oxford_iiit_pet 93.78 [93.62,
-94.00], oxford_flowers102 99.43 [99.42, 99.45]. Not run here.
+94.00], oxford_flowers102 99.43 [99.42, 99.45]. Not run (needs accelerators, data and weights).
+
+The release starts from gs://vit_models/augreg/B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-
+sd_0.0.npz; this config from timm's AugReg B/32, which may be another of those runs.
 """
 
+from configs.pods._argument import read_argument, tfds_images
 from finetune_jax.config import default
 
-# Learning rate, steps, warm-up, share of the training split to train on, augmentation.
+# Learning rate, steps, warm-up, share of the training split to train on, crop.
 TASKS = {
     "imagenet2012": (0.03, 20_000, 500, 99, "inception"),
     "cifar10": (0.003, 10_000, 500, 98, "small"),
@@ -18,25 +22,29 @@ TASKS = {
     "oxford_iiit_pet": (0.003, 500, 100, 90, "inception"),
     "oxford_flowers102": (0.003, 500, 100, 90, "inception"),
 }
+ARGUMENTS = tuple(TASKS)
 
-# The original crops 384 of 448 pixels, which a crop out of a padded image stands in for.
-AUGMENT = {"inception": "random_resized_crop + flip", "small": "random_crop(pad=32) + flip"}
+# The original's random crops see the whole image, ours what the central crop of evaluation keeps.
+AUGMENT = {
+    "inception": "random_resized_crop(scale=(0.05, 1.0)) + flip",
+    "small": "random_crop(pad=32) + flip",
+}
 
 
-def get_config(name="cifar10"):
+def get_config(argument="cifar10"):
+    (name,) = read_argument(argument, TASKS)
     rate, steps, warmup, share, crop = TASKS[name]
-    config = default()
+    config = tfds_images(default(), name, share)
     config.model.name = "augreg_b32"
     config.model.dtype = "bfloat16"
     config.pretrained.path = "hf:timm/vit_base_patch32_224.augreg_in21k"
     config.pretrained.new_head = True
     config.pretrained.head_init = "zero"
-    config.data.source = f"tfds:{name}"
     config.data.image_size = 384
-    config.data.train, config.data.validation = f"train[:{share}%]", f"train[{share}%:]"
-    config.data.test = "validation" if name == "imagenet2012" else "test"
+    config.data.crop = 384 / 448
+    # Enlarging by whole factors, the original's "area" repeats pixels.
+    config.data.interpolation = "nearest" if crop == "small" else "bilinear"
     config.data.augment = AUGMENT[crop]
-    config.data.workers = 8
     config.train.batch_size = 512
     config.train.steps = steps
     config.optimizer.learning_rate = rate

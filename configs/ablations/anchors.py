@@ -8,23 +8,14 @@ is, with L2-SP, with an average of the weights, with sharpness-aware minimisatio
 two). 500 to choose on, 1,000 to test on.
 """
 
-from configs.ablations._materials import RESNET20, bangla
+from configs.ablations._materials import resnet20_on_bangla
 from finetune_jax.ablation.axes import chain, over, product
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 
 
 def get_config():
-    config = bangla(default())
-    config.model.name = "resnet20_cifar"
-    config.pretrained.path = RESNET20
-    config.pretrained.new_head = True
-    config.train.batch_size = 50
+    config = resnet20_on_bangla()
     config.train.steps = 40
-    config.eval.every_epochs = 100.0
-    config.eval.batch_size = 250
-    config.mesh.cpu_devices = 2
-    config.log.tensorboard = False
     return config
 
 

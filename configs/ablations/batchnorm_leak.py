@@ -6,24 +6,16 @@ Command (see experiments/batchnorm_leak.py):
 1,000 digits to train on, 500 to choose on, 1,000 to test on; features are compared with the base's.
 """
 
-from configs.ablations._materials import RESNET20, bangla
+from configs.ablations._materials import resnet20_on_bangla
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 
 
 def get_config():
-    config = bangla(default())
+    config = resnet20_on_bangla()
     config.scheme = "linear_probe"
-    config.model.name = "resnet20_cifar"
-    config.pretrained.path = RESNET20
-    config.pretrained.new_head = True
-    config.train.batch_size = 50
     config.train.epochs = 10.0
     config.eval.every_epochs = 10.0
-    config.eval.batch_size = 250
-    config.mesh.cpu_devices = 2
-    config.log.tensorboard = False
     return config
 
 

@@ -7,24 +7,15 @@ A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm; 500
 to test on.
 """
 
-from configs.ablations._materials import RESNET20, bangla
+from configs.ablations._materials import resnet20_on_bangla
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 
 
 def get_config():
-    config = bangla(default())
-    config.model.name = "resnet20_cifar"
-    config.pretrained.path = RESNET20
-    config.pretrained.new_head = True
-    config.train.batch_size = 50
+    config = resnet20_on_bangla()
     config.train.epochs = 5.0
     config.optimizer.name = "adamw"
-    config.eval.every_epochs = 5.0
-    config.eval.batch_size = 250
-    config.mesh.cpu_devices = 2
-    config.log.tensorboard = False
     return config
 
 

@@ -8,25 +8,16 @@ distribution: the same test images under seven corruptions at severity 3. Statis
 stay those of the base in all arms, as in the published code.
 """
 
-from configs.ablations._materials import RESNET20, bangla
+from configs.ablations._materials import resnet20_on_bangla
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 
 
 def get_config():
-    config = bangla(default())
+    config = resnet20_on_bangla()
     config.batch_norm = "frozen_all"
-    config.model.name = "resnet20_cifar"
-    config.pretrained.path = RESNET20
-    config.pretrained.new_head = True
-    config.train.batch_size = 50
     config.train.epochs = 8.0
     config.optimizer.warmup_steps = 10
-    config.eval.every_epochs = 8.0
-    config.eval.batch_size = 250
-    config.mesh.cpu_devices = 2
-    config.log.tensorboard = False
     return config
 
 

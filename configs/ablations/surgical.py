@@ -7,27 +7,21 @@ Command (see experiments/surgical.py):
 the pretrained one. A table per corruption.
 """
 
-from configs.ablations._materials import MATERIALS, RESNET20
+from configs.ablations._materials import MATERIALS, resnet20
 from finetune_jax.ablation.axes import chain, over, product
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
 FIRST = "stages('stem', 'layer1_.*')"
 
 
 def get_config():
-    config = default()
-    config.model.name = "resnet20_cifar"
-    config.pretrained.path = RESNET20
+    config = resnet20()
     config.train.batch_size = 64
     config.train.epochs = 4.0
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 1e-4
     config.eval.every_epochs = 4.0
-    config.eval.batch_size = 250
-    config.mesh.cpu_devices = 2
-    config.log.tensorboard = False
     return config
 
 

@@ -193,38 +193,42 @@ class Conductor:
 
     def _score(self, arms: dict[str, list[Arm]], live: Live) -> None:
         """Scores the chosen arms that have trained and have no scores."""
-        splits = {line.name: self._config(line, {}).data.test for line in self._lines}
-        study = self._study
-        options = {
-            "corruptions": study.corruptions,
-            "severity": study.severity,
-            "shifts": study.shifts,
-            "drift": study.drift,
-        }
+        asked = {line.name: self._asked(line) for line in self._lines}
         missing = {
             arm.key: arm
             for name, row in arms.items()
             for arm in row
-            if splits[name]
+            if asked[name]["test"]
             and "error" not in self._ledger.get(arm.key, "trained")
-            and self._ledger.get(arm.key, "scored") is None
+            and self._ledger.get(arm.key, _scored(asked[name])) is None
         }
         units = []
         for name in arms:
             folders = [self._folder(a) for a in missing.values() if a.row == name]
             if folders:
-                texts = {str(f): splits[name] for f in folders}
-                units.append(worker.score_unit(folders, texts, options))
+                units.append(worker.score_unit(folders, asked[name]))
 
         def collect() -> None:
             for key, arm in list(missing.items()):
-                scores = worker.scored(self._folder(arm))
+                scores = worker.scored(self._folder(arm), asked[arm.row])
                 if scores is not None:
-                    self._ledger.append({**_named(arm, "scored"), **scores})
+                    named = _named(arm, _scored(asked[arm.row]))
+                    self._ledger.append({**named, "asked": asked[arm.row], **scores})
                     live.ended(arm.row)
                     del missing[key]
 
         self._launch(units, "score", len(missing), collect, live)
+
+    def _asked(self, line: Line) -> worker.Asked:
+        """What the chosen arms of a row are scored on."""
+        study = self._study
+        return {
+            "test": self._config(line, {}).data.test,
+            "corruptions": study.corruptions,
+            "severity": study.severity if study.corruptions else "",
+            "shifts": study.shifts,
+            "drift": study.drift,
+        }
 
     def _launch(
         self,
@@ -258,7 +262,8 @@ class Conductor:
         self, line: Line, trials: Sequence[Trial], chosen: Trial | None, arms: Sequence[Arm]
     ) -> Row:
         records = {a.seed: self._ledger.get(a.key, "trained") for a in arms}
-        scores = {a.seed: s for a in arms if (s := self._ledger.get(a.key, "scored"))}
+        asked = self._asked(line)
+        scores = {a.seed: s for a in arms if (s := self._ledger.get(a.key, _scored(asked)))}
         others: dict[str, dict[int, dict[str, Any]]] = {}
         for seed, record in scores.items():
             for name, value in record["others"].items():
@@ -276,11 +281,18 @@ class Conductor:
             test={s: r["test"] for s, r in scores.items()},
             others=others,
             predictions={
-                a.seed: self._folder(a) / worker.PREDICTIONS for a in arms if a.seed in scores
+                a.seed: worker.predictions_of(self._folder(a), asked)
+                for a in arms
+                if a.seed in scores
             },
             cost=Cost(**costs[0]) if costs else None,
             errors={s: r["error"] for s, r in records.items() if "error" in r},
         )
+
+
+def _scored(asked: worker.Asked) -> str:
+    """What the ledger calls an arm's answers to a question."""
+    return f"scored {worker.name_of(asked)}"
 
 
 def _named(arm: Arm, what: str) -> dict[str, Any]:

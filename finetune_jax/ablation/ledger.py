@@ -53,7 +53,7 @@ class Ledger:
         self._records[name] = record
 
     def get(self, key: str, what: str) -> Record | None:
-        """The record of an arm: ``trained``, or ``scored``."""
+        """The record of an arm: ``trained``, or ``scored`` and the name of what was asked."""
         return self._records.get((key, what))
 
     def __len__(self) -> int:

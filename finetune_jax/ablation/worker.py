@@ -2,14 +2,16 @@
 
 python -m finetune_jax.ablation.worker UNIT.json
 
-What comes of an arm is in its own folder: ``result.json`` or ``error.json`` of its training,
-``scores.json`` and ``predictions.npz`` of its scoring. So a unit that was cut short is run again,
-and goes on with what is missing.
+What comes of an arm is in its own folder: ``trained.json`` or ``error.json`` of its training,
+``scores_NAME.json`` and ``predictions_NAME.npz`` of its scoring, named by what was asked. So a unit
+that was cut short is run again, and goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +24,20 @@ from finetune_jax.files import plain, read_json, write_json
 if TYPE_CHECKING:
     from finetune_jax.training.experiment import Experiment
 
-PREDICTIONS = "predictions.npz"
+Asked = dict[str, Any]
+"""Of an arm that has trained: ``test``, the text of its split, and ``corruptions``, ``severity``,
+``shifts`` and ``drift`` of the `Study`."""
+
+
+def name_of(asked: Asked) -> str:
+    """First 8 hex digits of the SHA-256 of what is asked: other questions have other answers."""
+    text = json.dumps(asked, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def predictions_of(folder: Path, asked: Asked) -> Path:
+    """Where an arm keeps what it said of each test example."""
+    return folder / f"predictions_{name_of(asked)}.npz"
 
 
 def train_unit(arms: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
@@ -34,16 +49,14 @@ def train_unit(arms: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     return {"what": "train", "arms": [{"folder": str(f), "config": c} for f, c in arms]}
 
 
-def score_unit(folders: Sequence[Path], splits: dict[str, str], options: dict[str, Any]) -> Any:
+def score_unit(folders: Sequence[Path], asked: Asked) -> dict[str, Any]:
     """The content of a unit that scores arms that have trained.
 
     Args:
       folders: of the arms.
-      splits: ``data.test`` by folder.
-      options: ``corruptions``, ``severity``, ``shifts``, ``drift`` of the `Study`.
+      asked: of all of them.
     """
-    arms = [{"folder": str(f), "test": splits[str(f)]} for f in folders]
-    return {"what": "score", "arms": arms, **options}
+    return {"what": "score", "arms": [{"folder": str(f), "asked": asked} for f in folders]}
 
 
 def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
@@ -57,19 +70,19 @@ def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
       UserError: not a unit, or what no arm is to blame for.
     """
     unit = read_json(path)
-    missing = [arm for arm in unit["arms"] if not _ended(arm, unit["what"])]
+    missing = [arm for arm in unit["arms"] if not _ended(arm)]
     if unit["what"] == "train":
         _train(missing, done)
     else:
         for arm in missing:
-            _score(Path(arm["folder"]), arm["test"], unit)
+            _score(Path(arm["folder"]), arm["asked"])
             done()
 
 
 def finished(path: Path) -> bool:
     """Whether every arm of a unit has come to its end."""
     unit = read_json(path)
-    return all(_ended(arm, unit["what"]) for arm in unit["arms"])
+    return all(_ended(arm) for arm in unit["arms"])
 
 
 def trained(folder: Path) -> dict[str, Any] | None:
@@ -81,14 +94,20 @@ def trained(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def scored(folder: Path) -> dict[str, Any] | None:
-    """The scores of an arm; None if it has none."""
-    return read_json(folder / "scores.json") if (folder / "scores.json").is_file() else None
+def scored(folder: Path, asked: Asked) -> dict[str, Any] | None:
+    """The scores of an arm; None if it was not asked."""
+    path = _scores_of(folder, asked)
+    return read_json(path) if path.is_file() else None
 
 
-def _ended(arm: dict[str, Any], what: str) -> bool:
+def _scores_of(folder: Path, asked: Asked) -> Path:
+    return folder / f"scores_{name_of(asked)}.json"
+
+
+def _ended(arm: dict[str, Any]) -> bool:
     folder = Path(arm["folder"])
-    return (trained if what == "train" else scored)(folder) is not None
+    found = scored(folder, arm["asked"]) if "asked" in arm else trained(folder)
+    return found is not None
 
 
 def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
@@ -127,7 +146,7 @@ def _prepare(configs: Sequence[dict[str, Any]]) -> list[Experiment]:
     return experiments
 
 
-def _score(folder: Path, split: str, unit: dict[str, Any]) -> None:
+def _score(folder: Path, asked: Asked) -> None:
     """Scores an arm on the test split, once, and keeps what it said of each example."""
     from finetune_jax.artifact import load_artifact
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
@@ -135,28 +154,28 @@ def _score(folder: Path, split: str, unit: dict[str, Any]) -> None:
     from finetune_jax.training.mesh import use_cpu_devices
 
     config = read_config(folder)
-    config.data.test = split
+    config.data.test = asked["test"]
     use_cpu_devices(config.mesh.cpu_devices)
     subject = open_subject(config, load_artifact(folder))
     predictions = predict_split(subject, "test")
-    save_predictions(folder / PREDICTIONS, predictions)
+    save_predictions(predictions_of(folder, asked), predictions)
     others: dict[str, Any] = {}
-    if unit["corruptions"]:
+    if asked["corruptions"]:
         from finetune_jax.evaluation.corrupted import corrupted_scores
 
         others["corruptions"] = corrupted_scores(
-            subject, "test", unit["corruptions"], unit["severity"]
+            subject, "test", asked["corruptions"], asked["severity"]
         )
-    if unit["shifts"]:
+    if asked["shifts"]:
         from finetune_jax.evaluation.shifts import shifted_scores
 
-        others["shifts"] = shifted_scores(subject, predictions.observed, unit["shifts"], "")
-    if unit["drift"]:
+        others["shifts"] = shifted_scores(subject, predictions.observed, asked["shifts"], "")
+    if asked["drift"]:
         from finetune_jax.evaluation import drift
 
         others["drift"] = drift.feature_drift(subject, drift.load_base(subject, ""), "test")
     scores = subject.scores(predictions.observed)
-    write_json(folder / "scores.json", plain({"test": scores, "others": others}))
+    write_json(_scores_of(folder, asked), plain({"test": scores, "others": others}))
 
 
 def main(arguments: Sequence[str]) -> int:

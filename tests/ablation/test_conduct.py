@@ -80,7 +80,7 @@ def finished(small_config, study, tmp_path_factory):
 
 def test_rows_are_tuned_alike_and_test_is_touched_for_chosen_arms_only(finished):
     folder, launcher, outcome = finished
-    kinds = [what for _, what in records(folder)]
+    kinds = [what.split()[0] for _, what in records(folder)]
     # 2 rows x 2 rates, then a second seed of each chosen point; 2 x 2 chosen arms are scored.
     assert kinds.count("trained") == 6 and kinds.count("scored") == 4
     assert len(set(launcher.trained)) == len(launcher.trained) == 6
@@ -134,6 +134,26 @@ def test_a_changed_arm_runs_anew_and_the_others_do_not(finished, small_config, s
     Conductor(wider, base(small_config), folder, launcher).run({})
     seeds = [a["config"]["seed"] for u in launcher.units if u["what"] == "train" for a in u["arms"]]
     assert seeds == [2, 2] and len(records(folder)) == len(records(finished[0])) + 4
+
+
+def test_another_question_is_asked_of_the_arms_that_there_are(
+    finished, small_config, study, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    config = base(small_config)
+    config.data.test = "test[:30]"
+    for line in range(2):
+        launcher = Here()
+        outcome = Conductor(study, config, folder, launcher).run({})
+        assert not launcher.trained and len(launcher.units) == (0 if line else 2)
+    assert all(s["n_scored"] == 30 for row in outcome.rows for s in row.test.values())
+    for row in outcome.rows:
+        with np.load(row.predictions[0]) as kept:
+            assert len(kept["observed/loss"]) == 30
+    # The first answers are still there for the first question.
+    again = Conductor(study, base(small_config), folder, Here()).run({})
+    assert [r.test for r in again.rows] == [r.test for r in finished[2].rows]
 
 
 @pytest.mark.slow

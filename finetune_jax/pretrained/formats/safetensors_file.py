@@ -58,10 +58,16 @@ def open_safetensors(path: Path) -> Weights:
         # Not through the library's memory map, which holds every page it has read once more.
         shape, dtype = specs[name]
         file.seek(start + header[name]["data_offsets"][0])
-        array = np.fromfile(file, dtype, math.prod(shape))
-        if array.size != math.prod(shape):
-            raise UserError(f"{path}: tensor {name!r} cannot be read: the file ends within it")
-        return array.reshape(shape)
+        # Into memory of Python's: NumPy asks for huge pages for its own, which on a virtual machine
+        # can take several times as long to come as the values.
+        size = math.prod(shape) * dtype.itemsize
+        content = file.read(size)
+        while len(content) < size:  # more than the 2 GiB that the system reads at once, or no more
+            more = file.read(size - len(content))
+            if not more:
+                raise UserError(f"{path}: tensor {name!r} cannot be read: the file ends within it")
+            content += more
+        return np.frombuffer(content, dtype).reshape(shape)
 
     return Weights(path, specs, read, file.close, metadata=metadata)
 

@@ -14,7 +14,6 @@ RESNET20 = f"{DATA}/resnet_cifar10/resnet20-12fca82f.th"
 MOBILENET = f"{DATA}/mobilenet_v1_025_imagenet/mobilenet_v1_0.25_224.h5"
 
 
-
 def resnet20():
     """The published CIFAR-10 ResNet-20, with its head; scored once, when training has ended."""
     config = default()

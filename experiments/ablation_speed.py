@@ -30,7 +30,9 @@ from finetune_jax.ablation.arm import make_arm
 from finetune_jax.ablation.study import lines_of, load_study
 from finetune_jax.cli import load_config
 
-_CASE = flags.DEFINE_enum("case", "grid", ["grid", "lora_vit", "lora_resnet"], "Which arms.")
+_CASE = flags.DEFINE_enum(
+    "case", "grid", ["grid", "blocks", "lora_vit", "lora_resnet"], "Which arms."
+)
 _WAYS = flags.DEFINE_list("ways", ["ablate", "commands"], "ablate, commands, torch.")
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Of each way; the median counts.", lower_bound=1)
 
@@ -49,33 +51,51 @@ def arms(case: str) -> list[tuple[str, float, int]]:
     return found
 
 
-def ablate(case: str, folder: Path) -> None:
+def write_weights(case: str, path: Path) -> list[str]:
+    """Random weights under timm's names; returns the override that names them."""
+    from finetune_jax.models import build, entry_of, initial_variables
+    from finetune_jax.pretrained import save_as
+
+    config = load_config(f"{CONFIG}:{case}")
+    if not config.pretrained.new_head:
+        return []
+    name, size = config.model.name, config.data.image_size
+    model = build(name, 10, image_size=size)
+    save_as(path, initial_variables(model, size), entry_of(name).family, "timm", model.sizes)
+    return [f"--config.pretrained.path={path}"]
+
+
+def ablate(case: str, weights: list[str], folder: Path) -> None:
     """All arms as one command."""
-    _run("-m", "finetune_jax.ablate", f"--config={CONFIG}:{case}", f"--workdir={folder}")
+    config = f"--config={CONFIG}:{case}"
+    _run("-m", "finetune_jax.ablate", config, f"--workdir={folder / 'runs'}", *weights)
 
 
-def commands(case: str, folder: Path) -> None:
+def commands(case: str, weights: list[str], folder: Path) -> None:
     """A command for each arm."""
     for number, (scheme, rate, seed) in enumerate(arms(case)):
         _run(
             "-m", "finetune_jax.train", f"--config={CONFIG}:{case}",
             f"--workdir={folder / str(number)}", f"--config.scheme={scheme}",
             f"--config.optimizer.learning_rate={rate}", f"--config.seed={seed}",
-            "--config.data.test=",
+            "--config.data.test=", *weights,
         )  # fmt: skip
 
 
-def torch(case: str, folder: Path) -> None:
+def torch(case: str, weights: list[str], folder: Path) -> None:
     """The loop in PyTorch, in a process of its own."""
     del folder
-    _run("-c", f"from experiments.ablation_speed import torch_loop; torch_loop({case!r})")
+    path = weights[0].split("=")[1]
+    call = f"torch_loop({case!r}, {path!r})"
+    _run("-c", f"from experiments.ablation_speed import torch_loop; {call}")
 
 
-def torch_loop(case: str) -> None:
-    """Every arm in turn; only masks, as in the case ``grid``."""
+def torch_loop(case: str, path: str) -> None:
+    """Every arm in turn, from a weight file; only masks, as in the cases ``grid``, ``blocks``."""
     import numpy as np
     import timm
     import torch as t
+    from safetensors.torch import load_file
 
     from finetune_jax.training.experiment import prepare
 
@@ -86,18 +106,24 @@ def torch_loop(case: str) -> None:
         examples = experiment.source.read(config.data[name])
         rows = [experiment.encode(examples[i]) for i in range(len(examples))]
         images = np.stack([row["image"] for row in rows]).transpose(0, 3, 1, 2)
-        return t.tensor(images / 127.5 - 1, dtype=t.float32), t.tensor([r["label"] for r in rows])
+        labels = t.tensor([int(row["label"]) for row in rows])
+        return t.tensor(images / 127.5 - 1, dtype=t.float32), labels
 
     (x, y), (vx, vy) = split("train"), split("validation")
+    values = load_file(path)
     per_epoch = len(x) // config.train.batch_size
     total = round(config.train.epochs * per_epoch)
     for scheme, rate, seed in arms(case):
         t.manual_seed(seed)
         model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10)
-        last = int(scheme.removeprefix("last_k(").rstrip(")")) if scheme != "linear_probe" else 0
-        trained = [model.head]
-        if last:  # the blocks, and the norm behind them
-            trained += [*model.blocks[-last:], model.norm]
+        model.load_state_dict(values)
+        model.head.reset_parameters()
+        trained = {
+            "linear_probe": [model.head],
+            "stages('norm', 'head')": [model.norm, model.head],
+            "last_k(1)": [*model.blocks[-1:], model.norm, model.head],
+            "last_k(2)": [*model.blocks[-2:], model.norm, model.head],
+        }[scheme]
         for parameter in model.parameters():
             parameter.requires_grad = False
         chosen = [p for part in trained for p in part.parameters()]
@@ -115,15 +141,15 @@ def torch_loop(case: str) -> None:
                 t.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
                 optimizer.step()
                 schedule.step()
-            model.eval()
-            with t.no_grad():
-                right = [
-                    (model(a).argmax(1) == b).sum()
-                    for a, b in zip(
-                        vx.split(config.eval.batch_size), vy.split(config.eval.batch_size),
-                        strict=True,
-                    )
-                ]  # fmt: skip
+        model.eval()
+        with t.no_grad():
+            right = [
+                (model(a).argmax(1) == b).sum()
+                for a, b in zip(
+                    vx.split(config.eval.batch_size), vy.split(config.eval.batch_size),
+                    strict=True,
+                )
+            ]  # fmt: skip
         print(scheme, rate, seed, f"{sum(right) / len(vx):.3f}", flush=True)
 
 
@@ -142,8 +168,9 @@ def main(argv: list[str]) -> None:
     for _ in range(_REPEATS.value):
         for way in _WAYS.value:
             with tempfile.TemporaryDirectory() as folder:
+                weights = write_weights(_CASE.value, Path(folder) / "weights.safetensors")
                 began = time.perf_counter()
-                ways[way](_CASE.value, Path(folder) / "runs")
+                ways[way](_CASE.value, weights, Path(folder))
                 times[way].append(time.perf_counter() - began)
     medians = {way: statistics.median(found) for way, found in times.items()}
     first = _WAYS.value[0]

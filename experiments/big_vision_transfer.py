@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.pod_table import run_table
 
-    run_table(REPRODUCTION, {name: name for name in _PUBLISHED})
+    run_table(REPRODUCTION)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.pod_table import run_table
 
-    names = {target.name: target.name for target in REPRODUCTION.targets}
-    run_table(REPRODUCTION, names)
+    run_table(REPRODUCTION)
 
 
 if __name__ == "__main__":

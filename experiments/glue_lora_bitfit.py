@@ -73,8 +73,7 @@ def main(argv: list[str]) -> None:
     from experiments.pod_table import run_table
 
     names = [target.name for target in REPRODUCTION.targets]
-    metrics = {name: _metric(*name.split(",")) for name in names}
-    run_table(REPRODUCTION, {name: name for name in names}, metrics)
+    run_table(REPRODUCTION, metrics={name: _metric(*name.split(",")) for name in names})
 
 
 if __name__ == "__main__":

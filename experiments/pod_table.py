@@ -20,7 +20,7 @@ _PREPARE = flags.DEFINE_bool("prepare", False, "Download and prepare TFDS data t
 
 def run_table(
     reproduction: Reproduction,
-    arguments: Mapping[str, str],
+    arguments: Mapping[str, str] | None = None,
     metrics: Mapping[str, str] | None = None,
     derived: Callable[[dict[str, Measured]], dict[str, Measured]] = lambda found: {},
     folder: Path | None = None,
@@ -33,7 +33,7 @@ def run_table(
 
     Args:
       reproduction: with a config, and a target per figure or one that `derived` makes.
-      arguments: of the config, by name of figure.
+      arguments: of the config, by name of figure; without, every target's name is its argument.
       metrics: by name of figure, score in [-1, 1] that is shown in per cent; ``accuracy`` without.
       derived: further figures from all that were measured, such as averages; those it leaves out
         are not run.
@@ -49,6 +49,8 @@ def run_table(
     from finetune_jax.errors import UserError, nearest
     from finetune_jax.training.folder import finished_result
 
+    names = [target.name for target in reproduction.targets]
+    arguments = arguments or {name: name for name in names}
     for name in _ONLY.value:
         if name not in arguments:
             raise UserError(f"--only: unknown figure {name!r}.{nearest(name, arguments)}")
@@ -85,7 +87,6 @@ def run_table(
         needs = ", ".join(name for name, known in there.items() if not known)
         raise SystemExit(f"{reproduction.name}: not run (needs {needs})")
     found |= derived(measured)
-    names = [target.name for target in reproduction.targets]
     facts = {
         "config_hash": hashes,
         "versions": versions(),

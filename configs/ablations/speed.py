@@ -1,15 +1,23 @@
 """Grids whose wall time `experiments.ablation_speed` compares with the same arms run otherwise.
 
-  :grid           3 schemes x 4 rates x 3 seeds, ViT-Ti/16 at 64 pixels, 640 digits, 5 epochs
+  :grid           head; norm and head; last block: 4 rates x 3 seeds each, ViT-Ti/16 at 64 pixels,
+                  640 digits, 10 epochs
+  :blocks         the same with the head, the last block, the last two blocks
   :lora_vit       LoRA, 4 rates x 2 seeds, the same model and data, 2 epochs
   :lora_resnet    LoRA, 4 rates x 2 seeds, ResNet-20 at 32 pixels, the same data, 2 epochs
 
-Weights are random: what is timed does not depend on values.
+Weights are random, of the first two in a file that every arm starts from: what is timed does not
+depend on values.
 """
 
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 from finetune_jax.config import default
+
+SCHEMES = {
+    "grid": ["linear_probe", "stages('norm', 'head')", "last_k(1)"],
+    "blocks": ["linear_probe", "last_k(1)", "last_k(2)"],
+}
 
 
 def get_config(case="grid"):
@@ -20,20 +28,18 @@ def get_config(case="grid"):
     config.data.validation = "validation[:128]"
     config.data.test = "test[:128]"
     config.train.batch_size = 64
-    config.train.epochs = 5.0 if case == "grid" else 2.0
+    config.train.epochs = 10.0 if case in SCHEMES else 2.0
+    config.eval.every_epochs = config.train.epochs
     config.eval.batch_size = 128
-    config.optimizer.name = "sgd" if case == "grid" else "adamw"
+    config.optimizer.name = "sgd" if case in SCHEMES else "adamw"
+    config.pretrained.new_head = case in SCHEMES
     config.log.tensorboard = False
     return config
 
 
 def get_study(case="grid"):
-    if case == "grid":
-        schemes, rates, seeds = (
-            ["linear_probe", "last_k(1)", "last_k(2)"],
-            (0.003, 0.01, 0.03, 0.1),
-            3,
-        )
+    if case in SCHEMES:
+        schemes, rates, seeds = SCHEMES[case], (0.003, 0.01, 0.03, 0.1), 3
     else:
         schemes, rates, seeds = ["lora(rank=4) + head"], (1e-4, 3e-4, 1e-3, 3e-3), 2
     return Study(

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from finetune_jax.data.augment import augmented
+from finetune_jax.data.augment import augmented, canonical
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
@@ -87,11 +87,8 @@ class Subject:
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
         """Compiled (variables, batch) to what the task observes."""
-        from finetune_jax.training.step import make_eval_step
-
-        augment = self.config.data.augment if self.task.random_inputs else ""
-        prepare, change = augmented(self.preprocess, augment)
-        return jax.jit(make_eval_step(self.model, self.task, prepare, augment=change))
+        augment = canonical(self.config.data.augment) if self.task.random_inputs else ""
+        return _eval_step(self.model, self.task, self.preprocess, augment)
 
     def observe(
         self, split: str, encode: Callable[[dict[str, Any]], Any] | None = None
@@ -135,7 +132,7 @@ class Subject:
         """
         require_classification(self.task)
         examples = self.examples(split)
-        forward = self._features
+        forward = _feature_step(self.model, self.preprocess)
         found, batch = forward_all(
             lambda placed: forward(self.variables, placed),
             examples,
@@ -146,11 +143,19 @@ class Subject:
         )
         return found, batch["label"]
 
-    @functools.cached_property
-    def _features(self) -> Callable[..., Any]:
-        return jax.jit(
-            lambda v, batch: self.model.apply(v, self.preprocess.device(batch), stop="head")
-        )
+
+# Many subjects of one structure, such as the arms of an ablation, are compiled for once.
+@functools.lru_cache(maxsize=16)
+def _eval_step(model: Any, task: Task, preprocess: Preprocess, augment: str) -> Any:
+    from finetune_jax.training.step import make_eval_step
+
+    prepare, change = augmented(preprocess, augment)
+    return jax.jit(make_eval_step(model, task, prepare, augment=change))
+
+
+@functools.lru_cache(maxsize=16)
+def _feature_step(model: Any, preprocess: Preprocess) -> Any:
+    return jax.jit(lambda v, batch: model.apply(v, preprocess.device(batch), stop="head"))
 
 
 def open_subject(config: ml_collections.ConfigDict, artifact: Artifact | None = None) -> Subject:

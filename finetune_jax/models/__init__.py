@@ -136,9 +136,14 @@ def initial_variables(
     """
     wanted = frozenset(model.stages if stages is None else stages)
     key = jax.random.key(seed)
-    shapes = jax.eval_shape(lambda key: initialise(model, image_size, key), key)
     drawn = _drawer(model, image_size, wanted)(key)
-    return {c: {**abstract, **drawn[c]} for c, abstract in shapes.items()}
+    return {c: {**abstract, **drawn[c]} for c, abstract in _shapes(model, image_size).items()}
+
+
+@functools.cache
+def _shapes(model: StagedModel, image_size: int) -> dict[str, Any]:
+    """Of all variables; traced once for all runs of the same model."""
+    return jax.eval_shape(lambda key: initialise(model, image_size, key), jax.random.key(0))
 
 
 @functools.cache

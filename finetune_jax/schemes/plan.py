@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -158,18 +159,19 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that holds the whole plan and its hash."""
-        return {"hash": self.hash, **self._content()}
+        return {"hash": self.hash, **self._content}
 
+    # Every checkpoint holds it, and is checked against it.
+    @functools.cached_property
     def _content(self) -> dict[str, Any]:
         content = dataclasses.asdict(dataclasses.replace(self, deltas=()))
         content["deltas"] = [delta.to_json() for delta in self.deltas]
         return json.loads(json.dumps(content))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 (first 16 hex digits) of everything the plan says; its wording is left out."""
-        content = self._content()
-        del content["scheme"]
+        content = {key: value for key, value in self._content.items() if key != "scheme"}
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.augment import augmented
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
-from finetune_jax.models import DTYPES
-from finetune_jax.schemes import Phase, Plan
+from finetune_jax.models import DTYPES, initial_variables
+from finetune_jax.schemes import Leaf, Phase, Plan
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.experiment import Experiment
 from finetune_jax.training.mesh import batch_sharding, state_sharding
@@ -275,17 +276,11 @@ class PhaseRun:
             return {"activation": whole, **targets}
         return {**self.experiment.preprocess.abstract(batch_size), **targets}
 
-    @functools.cached_property
+    @property
     def activation(self) -> Any:
         """Shape of one input's activation after the prefix; texts have a tree of several arrays."""
-        preprocess = self.experiment.preprocess
         stop = self.plan.stages[len(self.plan.prefix)]
-        out = jax.eval_shape(
-            lambda v, batch: self.model.apply(v, preprocess.device(batch), stop=stop),
-            self.abstract,
-            preprocess.abstract(1),
-        )
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), out)
+        return _activation(self.model, self.plan.leaves, self.experiment.preprocess, stop)
 
     @property
     def inputs(self) -> int:
@@ -298,3 +293,18 @@ class PhaseRun:
         leaves = jax.tree.leaves(self.activation)
         sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
         return self.inputs * sum(sizes)
+
+
+@functools.lru_cache(maxsize=64)
+def _activation(model: Adapted, leaves: tuple[Leaf, ...], preprocess: Preprocess, stop: str) -> Any:
+    """Shapes of one input's activation before a stage; traced once for all arms that ask."""
+    variables = {
+        "params": tree.unflatten({x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves}),
+        "batch_stats": initial_variables(model.model, preprocess.size, stages=())["batch_stats"],
+    }
+    out = jax.eval_shape(
+        lambda v, batch: model.apply(v, preprocess.device(batch), stop=stop),
+        variables,
+        preprocess.abstract(1),
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), out)

@@ -17,6 +17,8 @@ from finetune_jax.tasks.classification import Classification
 from finetune_jax.tasks.ordinal import Ordinal
 from finetune_jax.tasks.regression import Regression
 
+# What Markdown, LaTeX, HTML and a terminal could misread.
+HOSTILE = "a|b_c*d*`e`<script>f</script>[g](h)&amp;~i~ \\ {j}$k$#%^'\"--\n\tl"
 RATE = "optimizer.learning_rate"
 TRIALS = tuple(Trial({RATE: rate}, 1.0, value) for rate, value in [(0.01, 0.5), (0.1, 0.8)])
 

@@ -1,14 +1,12 @@
 """The page of a run: whole, self-contained, and sortable in a browser."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import told_by
 from commands import run_command
 
 from finetune_jax.evaluation.predictions import Predictions, load_predictions
@@ -102,36 +100,16 @@ def test_a_page_has_every_section_and_no_address_outside_itself(written):
 
 
 def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("not run: needs chromium")
-    clicks = """<script>
+    script = """
       const heads = [...document.querySelectorAll("#s13 th button")];
       const column = (i) => [...document.querySelectorAll("#s13 tbody tr")].map(
         (row) => row.cells[i].textContent);
-      const told = {before: column(0)};
+      told.before = column(0);
       heads[2].click(); told.up = column(2);
       heads[2].click(); told.down = column(2);
       heads[0].click(); told.names = column(0);
-      told.requests = performance.getEntriesByType("resource").map((r) => r.name)
-        .filter((name) => !name.startsWith("data:"));
-      told.wide = document.documentElement.scrollWidth - innerWidth;
-      addEventListener("load", () => {
-        told.broken = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
-        document.title = JSON.stringify(told);
-      });
-    </script></body>"""
-    path = tmp_path / "page.html"
-    path.write_text(written[0].replace("</body>", clicks))
-    process = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-         path.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    title = re.search(r"<title>(.*?)</title>", process.stdout, re.S)
-    assert title, process.stderr[-2000:]
-    told = json.loads(html.unescape(title[1]))
+    """
+    told = told_by(written[0], script, tmp_path)
     numbers = [int(x.replace(",", "")) for x in told["up"]]
     assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
     assert [int(x.replace(",", "")) for x in told["down"]] == numbers[::-1]

@@ -1,7 +1,7 @@
 """Input speed: decoding and augmenting against torch's DataLoader, and waiting in a training run.
 
-  python experiments/input_speed.py decode [--images=400] [--repeats=5]
-  python experiments/input_speed.py wait [--steps=60]
+  python -m experiments.input_speed decode [--images=400] [--repeats=5]
+  python -m experiments.input_speed wait [--steps=60]
 
 `decode` needs torch and torchvision (requirements-reference.txt). It writes photograph-like JPEGs
 and takes turns: (1) ours, the files decoded and squeezed to 224 pixels on the host by one core,

@@ -45,7 +45,8 @@ def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Args:
       experiment: resolved config.
       workdir: run folder; gets ``config.json``, ``plan.json``, ``manifest.json``,
-        ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``artifact/`` and ``result.json``.
+        ``left_out.json`` (bad images by split, if there are any), ``metrics.jsonl``, TensorBoard
+        events, ``checkpoints/``, ``artifact/`` and ``result.json``.
 
     Returns:
       Final figures, as in ``result.json``: validation and test scores, cost, audit counts,
@@ -80,18 +81,22 @@ def steps(
         return finished
 
     # 1. Data, decoded once if it fits in memory.
+    names = [name for name in ("train", "validation", "test") if config.data[name]]
+    opened = {
+        name: shared.once(
+            ("examples", name), lambda name=name: experiment.source.read(config.data[name])
+        )
+        for name in names
+    }
+    left_out = {n: list(x.left_out) for n, x in opened.items() if getattr(x, "left_out", ())}
     splits = {
         name: shared.once(
             ("split", name),
             lambda name=name: cached(
-                experiment.source.read(config.data[name]),
-                experiment.encode,
-                config.data.cache_bytes,
-                config.data.workers,
+                opened[name], experiment.encode, config.data.cache_bytes, config.data.workers
             ),
         )
-        for name in ("train", "validation", "test")
-        if config.data[name]
+        for name in names
     }
     if experiment.task.needs_fit:
         fitted = experiment.task.fit(_targets(experiment, splits["train"]))
@@ -139,6 +144,8 @@ def steps(
     plan_json = experiment.plan.to_json()
     write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
     write_json(workdir / "manifest.json", manifest)
+    if left_out:
+        write_json(workdir / "left_out.json", left_out)
 
     # 5. Phases.
     began = time.monotonic()
@@ -177,6 +184,7 @@ def steps(
             "cost": vars(current.costs[-1]) if current.costs else None,
             "train_flops": sum(current.train_flops),
             **_counts(experiment),
+            "left_out": {name: len(lines) for name, lines in left_out.items()},
             "audit": current.audits[-1],
             "phases": [
                 {"scheme": p.plan.scheme, "steps": n, "audit": a}

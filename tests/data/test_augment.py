@@ -311,3 +311,14 @@ def test_mixing_needs_one_class_per_image_and_masks_need_still_pixels():
     with pytest.raises(UserError, match="flip moves pixels"):
         check_targets("grayscale + flip", mask)
     check_targets("grayscale", mask)
+
+
+@pytest.mark.parametrize("text", ["random_crop(pad=2)", "random_resized_crop", "rand_augment(2, 9)"])
+def test_image_after_image_is_the_same_as_all_at_once(text, monkeypatch):
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(jax, "device_count", lambda count=count: count)
+        pixels, _ = jax.jit(lambda key, pixels: parse_augment(text, 0.5)(key, pixels, {}))(KEY, PIXELS)
+        found.append(pixels)
+    # Places of pixels are rounded in another order.
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)

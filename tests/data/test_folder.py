@@ -1,5 +1,6 @@
 """Folders of images by class, and bad images among them."""
 
+import json
 import os
 
 import numpy as np
@@ -143,3 +144,21 @@ def test_a_split_without_one_good_image_is_refused(tmp_path):
     (tmp_path / "train" / "a" / "x.png").touch()
     with pytest.raises(UserError, match="none of 1 images can be read"):
         open_source(f"folder:{tmp_path}", Options(on_bad_image="skip")).read("train")
+
+
+def test_a_run_keeps_the_list_of_what_it_left_out(tmp_path, small_config):
+    from finetune_jax.cli import load_config
+    from finetune_jax.training.experiment import prepare
+    from finetune_jax.training.loop import run
+
+    fill(tmp_path / "data", {"train/a": 12, "train/b": 12, "val/a": 9, "val/b": 8})
+    (tmp_path / "data" / "train" / "b" / "text.jpg").write_text("no image")
+    config = load_config(str(small_config))
+    config.data.source, config.data.on_bad_image = f"folder:{tmp_path / 'data'}", "skip"
+    config.data.train, config.data.validation, config.data.test = "train", "validation", ""
+    config.train.steps = 2
+    result = run(prepare(config), tmp_path / "run")
+    assert result["left_out"] == {"train": 1}
+    kept = json.loads((tmp_path / "run" / "left_out.json").read_text())
+    (line,) = kept["train"]
+    assert line.endswith("text.jpg: not an image in a format Pillow reads")

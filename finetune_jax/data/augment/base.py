@@ -17,6 +17,17 @@ Mix = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """(PRNG key, pixels) to (each image mixed with the one before it, its own share f32[b])."""
 
 
+def each(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """A function of one image, and what belongs to it, over the leading axis of a batch.
+
+    On a lone CPU device image after image: each then stays in the core's cache, and a random
+    resized crop takes about a third of the time.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        return jax.lax.map(lambda items: function(*items), arrays)
+    return jax.vmap(function)(*arrays)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.data.augment.base import Transform, interval, share
+from finetune_jax.data.augment.base import Transform, each, interval, share
 from finetune_jax.errors import UserError
 
 _TRIES = 10  # boxes drawn per image, of which the first that fits is taken
@@ -47,7 +47,7 @@ def random_crop(pad: int) -> Transform:
         def cut(image: jax.Array, offset: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(image, (*offset, 0), (height, width, channels))
 
-        return jax.vmap(cut)(padded, offsets)
+        return each(cut, padded, offsets)
 
     return apply
 
@@ -82,7 +82,7 @@ def random_resized_crop(
             part = part[:, None]
             return rows[:, before] * (1 - part) + rows[:, behind] * part
 
-        return jax.vmap(cut)(images, boxes)
+        return each(cut, images, boxes)
 
     return apply
 
@@ -197,7 +197,7 @@ def warp(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
         under = pixel(x, y + 1) * (1 - right) + pixel(x + 1, y + 1) * right
         return above * (1 - below) + under * below
 
-    return jax.vmap(one)(images, matrices)
+    return each(one, images, matrices)
 
 
 def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:

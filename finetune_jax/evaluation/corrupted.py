@@ -8,20 +8,25 @@ import numpy as np
 
 from finetune_jax.data.batches import cached
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.evaluation.corruptions import CORRUPTIONS, LEFT_OUT, SEVERITIES, corrupt
+from finetune_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, unavailable
 
 if TYPE_CHECKING:
     from finetune_jax.evaluation.subject import Subject
 
 
 def parse_corruptions(text: str) -> tuple[str, ...]:
-    """Names from ``all`` or a list joined by commas; UserError for an unknown one."""
+    """Names from a list joined by commas, or of ``all`` that can be made here.
+
+    Raises:
+      UserError: an unknown one, or one that needs what is not installed.
+    """
+    missing = unavailable()
     if text == "all":
-        return tuple(CORRUPTIONS)
+        return tuple(name for name in CORRUPTIONS if name not in missing)
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name in LEFT_OUT:
-            raise UserError(f"--corruptions: {name} is not available: {LEFT_OUT[name]}")
+        if name in missing:
+            raise UserError(f"--corruptions: {name} needs {missing[name]}")
         if name not in CORRUPTIONS:
             raise UserError(
                 f"--corruptions: unknown corruption {name!r}.{nearest(name, CORRUPTIONS)}"
@@ -95,5 +100,5 @@ def corrupted_scores(subject: Subject, split: str, names: str, severities: str) 
         "mean": {name: float(np.mean(values)) for name, values in found.items()},
         "main": main,
         "mean_corrupted": float(np.mean([found[name] for name in main])) if main else None,
-        "not_run": dict(LEFT_OUT) if names == "all" else {},
+        "not_run": unavailable() if names == "all" else {},
     }

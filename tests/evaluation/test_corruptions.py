@@ -1,5 +1,6 @@
 """Common corruptions: as published where that can be computed otherwise, and well-behaved."""
 
+import importlib.util
 import os
 import zipfile
 from pathlib import Path
@@ -21,14 +22,15 @@ from finetune_jax.evaluation.corrupted import (
 )
 from finetune_jax.evaluation.corruptions import (
     CORRUPTIONS,
-    LEFT_OUT,
     SEVERITIES,
     apply,
     blur,
     corrupt,
     digital,
+    host,
     image_keys,
     noise,
+    unavailable,
     weather,
 )
 from finetune_jax.evaluation.subject import open_run
@@ -39,8 +41,9 @@ IN_JAX = [name for name, c in CORRUPTIONS.items() if c.make is not None]
 QUICK = {"gaussian_noise", "motion_blur", "contrast", "brightness", "zoom_blur"}
 QUICK |= {"gaussian_blur", "pixelate", "jpeg_compression", "saturate"}
 # By the published constants a severity is not always a larger distance: less saturation comes
-# before more, wide affine maps before narrow waves, and glass trades blur for rounds.
-UNORDERED = {"saturate", "elastic_transform", "glass_blur"}
+# before more, wide affine maps before narrow waves, glass trades blur for rounds, frost
+# dims what it whitens, and water comes before mud.
+UNORDERED = {"saturate", "elastic_transform", "glass_blur", "frost", "spatter"}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,11 @@ def photographs():
     return np.stack(crops)
 
 
+def require(name):
+    if name in unavailable():
+        pytest.skip(f"not run: {name} needs {unavailable()[name]}")
+
+
 def changed(name, images, severity):
     keys = image_keys(name, 0, 0, len(images))
     return np.asarray(apply(name, keys, images.astype(np.float32) / 255, severity))
@@ -64,6 +72,7 @@ def changed(name, images, severity):
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CORRUPTIONS],
 )
 def test_severity_grows_and_type_range_and_keys_are_kept(name, photographs):
+    require(name)
     clean, distances = photographs.astype(np.float32) / 255, []
     for severity in SEVERITIES:
         found = changed(name, photographs, severity)
@@ -215,15 +224,57 @@ def test_plasma_fills_its_range_and_is_smoother_when_it_decays_faster():
     assert np.abs(np.diff(smooth)).mean() < np.abs(np.diff(rough)).mean() / 2
 
 
-def test_fifteen_and_four_less_what_is_left_out():
+@pytest.mark.parametrize("side", [32, pytest.param(224, marks=pytest.mark.slow)])
+def test_frost_is_a_part_of_a_photograph_on_top(side):
+    require("frost")
+    x = np.random.default_rng(0).uniform(0, 0.2, (side, side, 3)).astype(np.float32)
+    row = CORRUPTIONS["frost"].table(side)[0]
+    found = [host.frost(np.random.default_rng(i), x, row) for i in range(6)]
+    parts = [(one - row[0] * x) / row[1] for one in found]
+    photographs = host._photographs(int(row[2]), side)
+    assert len(photographs) == 5
+    for part in parts:
+        assert part.min() > -1e-3 and part.max() < 1 + 1e-3
+        # Somewhere in one of them its first row stands as it is.
+        rows = (
+            np.abs(np.lib.stride_tricks.sliding_window_view(p[..., 0], side, 1) - part[0, :, 0])
+            for p in photographs
+        )
+        assert min(r.max(-1).min() for r in rows) < 1e-3
+
+
+def test_a_photograph_of_frost_is_made_larger_than_a_large_image():
+    require("frost")
+    assert all(min(p.shape[:2]) >= 1500 for p in host._photographs(1, 1500))
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_water_lightens_drops_and_mud_hides_them(side):
+    require("spatter")
+    x = np.full((side, side, 3), 0.5, np.float32)
+    for severity, row in enumerate(CORRUPTIONS["spatter"].table(side), 1):
+        hit = []
+        for seed in range(8):
+            change = host.spatter(np.random.default_rng(seed), x, row) - x
+            hit.append((np.abs(change) > 1e-6).any(-1).mean())
+            if severity <= 3:  # pale turquoise, of at most the row's strength
+                assert change.min() >= 0 and change.max() <= row[4] * 238 / 255 + 1e-6
+                np.testing.assert_allclose(change[..., 0] * 238, change[..., 1] * 175, atol=1e-4)
+            else:
+                assert (change <= 1e-6).all() and change.min() >= 20 / 255 - 0.5 - 1e-6
+        assert 0 < np.mean(hit) < 0.7, severity
+
+
+def test_fifteen_and_four():
     extra = [name for name, c in CORRUPTIONS.items() if c.extra]
-    assert len(CORRUPTIONS) - len(extra) == 15 - 1 and len(extra) == 4 - 1
-    assert LEFT_OUT.keys() == {"frost", "spatter"}
+    assert len(CORRUPTIONS) == 15 + 4 and len(extra) == 4
     for corruption in CORRUPTIONS.values():
         assert len(corruption.small) == len(corruption.large) == 5
+        assert (corruption.make is None) == (corruption.on_host is not None)
 
 
-def test_names_and_severities_of_the_command():
+def test_names_and_severities_of_the_command(monkeypatch):
+    monkeypatch.setattr(host, "lacking", lambda name: "")
     assert parse_corruptions("all") == tuple(CORRUPTIONS)
     assert parse_corruptions("fog, fog,snow") == ("fog", "snow")
     assert parse_corruptions("") == ()
@@ -231,8 +282,13 @@ def test_names_and_severities_of_the_command():
     assert parse_severities("5,1") == (5, 1)
     with pytest.raises(UserError, match="Did you mean 'gaussian_noise'"):
         parse_corruptions("gausian_noise")
-    with pytest.raises(UserError, match="photographs of frost"):
-        parse_corruptions("frost")
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert unavailable().keys() == {"frost", "spatter"}
+    assert parse_corruptions("all") == tuple(n for n in CORRUPTIONS if n not in unavailable())
+    for name, needs in (("frost", "photographs of frost"), ("spatter", "OpenCV")):
+        with pytest.raises(UserError, match=f"{name} needs .*{needs}.*pip install"):
+            parse_corruptions(name)
     for wrong in ("0", "6", "x", ""):
         with pytest.raises(UserError, match="1 to 5"):
             parse_severities(wrong)

@@ -20,7 +20,12 @@ from absl import app
 
 from experiments.reproduction import Reproduction, Target, record
 
-_SCHEMES = ("discriminative(2.6)", "gradual", "gradual + discriminative(2.6)", "fine_tune")
+_SCHEMES = (
+    "discriminative(2.6)",
+    "gradual(groups=4)",
+    "gradual(groups=4) + discriminative(2.6)",
+    "fine_tune",
+)
 
 REPRODUCTION = Reproduction(
     name="fastai_schedules",

@@ -3,8 +3,8 @@
 Command (see experiments/fastai_schedules.py):
   python -m finetune_jax.ablate --config=configs/ablations/fastai_schedules.py --workdir=DIR
 
-A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm; 500 to choose on, 1,000
-to test on.
+A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm, gradual ones in four
+groups; 500 to choose on, 1,000 to test on.
 """
 
 from configs.ablations._materials import resnet20_on_bangla
@@ -23,8 +23,8 @@ def get_study():
     schemes = [
         "full",
         "discriminative(2.6)",
-        "gradual",
-        "gradual + discriminative(2.6)",
+        "gradual(groups=4)",
+        "gradual(groups=4) + discriminative(2.6)",
         "fine_tune",
     ]
     return Study(

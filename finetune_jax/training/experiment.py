@@ -18,6 +18,7 @@ from finetune_jax.data.augment import augmented, canonical, check_targets
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source, open_configured
+from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError, nearest
@@ -150,7 +151,11 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set it to "
                 f"False"
             )
-    return Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
+    experiment = Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
+    if len(phases) > 1 and config.data.train:
+        ranges = resolve_split(config.data.train, source.splits)
+        experiment.phase_steps(sum(stop - start for _, start, stop in ranges))
+    return experiment
 
 
 def _check_columns(source: Source, preprocess: Preprocess) -> None:

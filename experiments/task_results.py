@@ -276,6 +276,7 @@ ENTRIES: dict[str, Entry] = {
         "configs/tasks/sts_regression.py",
         f"real value of joined pairs: STS-B, {_MINILM}, last 2 blocks train",
         ("spearman", "pearson", "rmse"),
+        published="Spearman 0.8203 of cosines without training (MTEB)",
     ),
     "banking77": Entry(
         "configs/tasks/text_classification.py:banking77", f"texts: 77 intents, frozen {_MINILM}",

@@ -45,11 +45,13 @@ class Delta:
       module: path of the module whose call is changed, such as ``block_3/attn/query``.
       nesting: of several deltas at one module, the lower one is nearer to it, whatever the order
         they were written in; equal ones keep that order.
+      may_rest: whether its leaves may get no gradient at all and still be no mistake.
     """
 
     module: str
     kind: ClassVar[str]
     nesting: ClassVar[int] = 1
+    may_rest: ClassVar[bool] = False
 
     def path(self, leaf: str) -> str:
         """Leaf path of one of this delta's leaves."""

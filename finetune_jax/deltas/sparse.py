@@ -31,6 +31,7 @@ class Sparse(Delta):
 
     kind = "sparse"
     nesting = -1  # part of the leaf itself
+    may_rest = True  # the few places of a leaf may all be at units that never fire
 
     def path(self, leaf: str) -> str:
         return f"{self.module}/{self.kind}_{self.leaf}_{leaf}"

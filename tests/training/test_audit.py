@@ -61,6 +61,28 @@ def test_a_leaf_below_the_last_bit_is_told_from_a_dead_one(trained, capsys):
         audit(plan, before, broken, reached=lambda: {"head/bias"}, steps=1)
 
 
+def test_random_places_at_units_that_never_fire_are_counted(capsys):
+    model = build("resnet20_cifar", 5, image_size=32)
+    variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
+    scheme = "random_mask('norm_only')"
+    plan = resolve(scheme, model.stages, variables["params"], variables["batch_stats"])
+    params = jax.tree.map(np.asarray, plan.add_deltas(variables["params"], jax.random.key(1)))
+    before = snapshot({**variables, "params": params})
+    free = {f"params/{p}" for p in plan.trainable}
+    sparse = next(p for p in sorted(free) if "sparse" in p)
+
+    def moved(*still):
+        return tree.map_with_path(
+            lambda p, x: x + 1 if p in free and p not in still else x,
+            {**variables, "params": params},
+        )
+
+    assert audit(plan, before, moved(sparse))["unmoved_leaves"] == 1
+    assert f"did not move by a bit: {sparse}" in capsys.readouterr().err
+    with pytest.raises(AuditError, match="1 trainable leaves did not move: params/head/bias"):
+        audit(plan, before, moved(sparse, "params/head/bias"))
+
+
 def test_a_phase_too_short_to_move_everything_is_not_refused(trained):
     plan, before, after = trained
     still = change(after, "params/head/bias", lambda x: x - 1)

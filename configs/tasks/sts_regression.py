@@ -6,7 +6,9 @@ Command (FINETUNE_JAX_DATA names the folder that holds text_stsb/):
 The encoder was trained on single sentences, so its frozen features of pairs tell little, and the
 last two blocks train.
 
-Expected: not run; it needs the data and some minutes on a quiet CPU.
+Expected on the test split (seed 0, n=1379, 95 % interval): spearman 0.7737 [0.7487, 0.7948], rmse
+0.9348; beside it the cosine of single sentences without training: spearman 0.8203. From
+experiments/task_results.py.
 """
 
 from configs.tasks._minilm import minilm

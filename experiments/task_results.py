@@ -40,7 +40,8 @@ class Features:
     """What a reference is computed from: features and targets of training and test.
 
     Attributes:
-      train, test: f[n, width]: pixels, or what the pretrained model's head would read.
+      train, test: f[n, width]: pixels, or what the pretrained model's head would read; of a pair
+        of texts f[n, 2, width], each of length 1.
       train_label, test_label: targets by name of the batch's key.
     """
 
@@ -60,7 +61,8 @@ class Entry:
       metrics: of the report, the headline first.
       overrides: of config keys; ``{runs}`` in a text is the folder of the runs.
       reference: names and figures of what is simple; None for none.
-      on: what the reference reads: ``pixels`` or the ``base`` model's features.
+      on: what the reference reads: ``pixels``, the ``base`` model's features, or such of each text
+        of a ``pair`` by itself.
       published: a figure of others, with its source.
       zero_shot: scores the weight file as it is, without a run.
     """
@@ -172,6 +174,39 @@ def place_mean(f: Features) -> dict[str, str]:
     return {"mean of each place in training: loss": f"{error:.4f}"}
 
 
+def cosine_of_pixels(f: Features) -> dict[str, str]:
+    """How alike the two pictures of a pair are in their pixels."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    one, other = np.split(f.test, 2, axis=1)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosine = (one * other).sum(1) / lengths
+    return {
+        "cosine of the pixels: spearman": f"{spearmanr(cosine, f.test_label).statistic:.4f}",
+        "auroc": f"{roc_auc_score(f.test_label, cosine):.4f}",
+    }
+
+
+def logistic_of_pairs(f: Features) -> dict[str, str]:
+    """Logistic regression on |u - v| and u * v of each text's own features (arXiv 1705.02364)."""
+    from sklearn.linear_model import LogisticRegression
+
+    def compared(pairs: np.ndarray) -> np.ndarray:
+        u, v = pairs[:, 0], pairs[:, 1]
+        return np.concatenate([abs(u - v), u * v], axis=1) * u.shape[1] ** 0.5
+
+    model = LogisticRegression(C=10, max_iter=1000)
+    score = model.fit(compared(f.train), f.train_label).score(compared(f.test), f.test_label)
+    commonest = np.bincount(f.train_label).argmax()
+    return {
+        "logistic regression (C=10) on |u-v|, u*v of frozen single sentences: accuracy": (
+            f"{score:.4f}"
+        ),
+        "always the commonest class": f"{(f.test_label == commonest).mean():.4f}",
+    }
+
+
 _MINILM = "all-MiniLM-L6-v2"
 _CIFAR = "CIFAR-10 ResNet-20"
 
@@ -196,6 +231,22 @@ ENTRIES: dict[str, Entry] = {
         "configs/tasks/digits_segmentation.py",
         f"pixels: background or digit, synthetic masks, {_CIFAR}, all trains",
         ("mean_iou", "accuracy"), reference=threshold_and_neighbour,
+    ),
+    **{
+        f"objective_{name}": Entry(
+            f"configs/tasks/digits_objectives.py:{name}",
+            f"one label: digits, {_CIFAR}, {title}", ("accuracy", "loss"),
+            reference=neighbour_class,
+        )
+        for name, title in (
+            ("smoothing", "label smoothing"), ("mixup", "mixup"), ("cutmix", "CutMix"),
+            ("focal", "focal loss"), ("balanced", "class-balanced loss"),
+        )
+    },
+    "digits_similarity": Entry(
+        "configs/tasks/digits_similarity.py",
+        f"similarity of images: digits, same or not, {_CIFAR}, all trains",
+        ("spearman", "pearson", "auroc"), reference=cosine_of_pixels,
     ),
     "sts_zero_shot": Entry(
         "configs/tasks/sts_similarity.py", f"similarity: STS-B, {_MINILM} as it is",
@@ -278,6 +329,12 @@ ENTRIES: dict[str, Entry] = {
         ("spearman", "pearson", "rmse"),
         published="Spearman 0.8203 of cosines without training (MTEB)",
     ),
+    "sick_entailment": Entry(
+        "configs/tasks/sick_entailment.py",
+        f"classes of joined pairs: SICK entailment, {_MINILM}, all trains",
+        ("accuracy", "macro_f1"), reference=logistic_of_pairs, on="pair",
+        published="accuracy 0.863 (InferSent, Conneau et al. 2017, arXiv 1705.02364)",
+    ),
     "banking77": Entry(
         "configs/tasks/text_classification.py:banking77", f"texts: 77 intents, frozen {_MINILM}",
         ("accuracy", "macro_f1"), reference=logistic, on="base",
@@ -314,24 +371,30 @@ def features_of(config: Any, on: str) -> Features:
     """What the reference reads, by the config's own splits and preprocessing."""
     import jax
 
-    from finetune_jax.data.batches import eval_batches
+    from finetune_jax.data.batches import Encoder, eval_batches
     from finetune_jax.training.experiment import load_variables, prepare
 
     experiment = prepare(config)
     key = next(iter(experiment.task.abstract(1)), "")
     found = []
-    if on == "base":
+    encode = experiment.encode
+    if on != "pixels":
         variables, _ = load_variables(experiment)
         model, device = experiment.model, experiment.preprocess.device
+    if on == "pair":
+        apart = dataclasses.replace(experiment.preprocess, pairs="apart")
+        device, encode = apart.device, Encoder((apart, experiment.task))
+    if on != "pixels":
         forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
     for split in (config.data.train, config.data.test):
         rows, labels = [], []
-        for batch in eval_batches(
-            experiment.source.read(split), experiment.encode, config.eval.batch_size
-        ):
+        for batch in eval_batches(experiment.source.read(split), encode, config.eval.batch_size):
             count = int(batch.pop("mask").sum())
-            x = batch["image"].reshape(len(batch["image"]), -1) if on == "pixels" else None
-            rows.append((np.asarray(forward(variables, batch)) if x is None else x)[:count])
+            x = np.asarray(batch["image"] if on == "pixels" else forward(variables, batch))
+            if on == "pair":
+                x = x.reshape(-1, 2, x.shape[-1])
+                x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+            rows.append((x.reshape(len(x), -1) if on == "pixels" else x)[:count])
             labels.append(batch[key][:count] if key else np.zeros(count))
         found += [np.concatenate(rows), np.concatenate(labels)]
     return Features(found[0].astype(np.float32), found[2].astype(np.float32), found[1], found[3])

@@ -63,6 +63,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.data_dir = ""  # of TFDS or the hub's cache; empty takes the library's own default
     c.data.prepare = False  # tfds and hf: download and prepare a dataset that is not there
     # Columns of tfds, csv and hf that examples call image, label and mask; csv: paths of images.
+    # Two, "left,right", are the pairs of images that task.name="similarity" compares.
     c.data.image_column = "image"
     c.data.label_column = "label"
     c.data.mask_column = "mask"

@@ -39,24 +39,54 @@ def fingerprint(root: Path, files: Iterable[Path], options: Options) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TableExamples:
-    """Rows of a table; the image, if there is one, is a file decoded when the row is read.
+    """Rows of a table; images are files decoded when the row is read.
 
     Attributes:
       columns: values by column, all of one length.
-      images: a file per row; None for no images.
+      images: a file per row, by column.
     """
 
     columns: dict[str, list[Any]]
-    images: list[str] | None = None
+    images: dict[str, list[str]]
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = {name: values[index] for name, values in self.columns.items()}
-        if self.images is not None:
-            example["image"] = decode(self.images[index])
-        return example
+        return example | {name: decode(files[index]) for name, files in self.images.items()}
+
+
+def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str]:
+    """What examples call the columns that the options name, by the data's own names.
+
+    Args:
+      options: of which those that end in ``_column``.
+      names: of the columns that are there.
+      where: what they are columns of, for messages.
+
+    Returns:
+      The columns that examples call ``image``, ``label`` and ``mask``, as far as they are there;
+      of pairs, ``image`` and ``image2``.
+
+    Raises:
+      UserError: a column that is not there, or more than two of images.
+    """
+    names, found = list(names), {}
+    for key in ("image", "label", "mask"):
+        wanted = getattr(options, f"{key}_column")
+        pair = [name.strip() for name in wanted.split(",")] if key == "image" else [wanted]
+        if len(set(pair)) < len(pair) or len(pair) > 2:
+            raise UserError(
+                f"data.{key}_column: expected a column, or two different ones with a comma "
+                f"between them, found {wanted!r}"
+            )
+        for name, called in zip(pair, (key, f"{key}2"), strict=False):
+            default = key if len(pair) == 1 else ""
+            column = pick(name, default, names, f"{key}_column", where)
+            if column:
+                found[column] = called
+    return found
 
 
 def pick(wanted: str, default: str, names: Iterable[str], key: str, where: str) -> str:

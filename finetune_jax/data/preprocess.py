@@ -100,7 +100,39 @@ class ImagePreprocess(Inputs):
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-KINDS: dict[str, Any] = {"image": ImagePreprocess, "text": TextPreprocess}
+@dataclasses.dataclass(frozen=True)
+class ImagePairPreprocess(ImagePreprocess):
+    """Two images of an example, each prepared by itself: two inputs of the model, in a row."""
+
+    kind: ClassVar[str] = "image pair"
+    columns: ClassVar[tuple[str, ...]] = ("image", "image2")
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """``image`` uint8[2, size, size, 3]."""
+        one = ImagePreprocess.host
+        pair = [one(self, {"image": example[column]})["image"] for column in self.columns]
+        return {"image": np.stack(pair)}
+
+    def pixels(self, batch: Batch) -> jax.Array:
+        """f32[b * 2, size, size, 3] in [0, 1] from ``image`` uint8[b, 2, size, size, 3]."""
+        return super().pixels({"image": batch["image"].reshape(-1, *batch["image"].shape[2:])})
+
+    def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"image": jax.ShapeDtypeStruct((count, 2, self.size, self.size, 3), jnp.uint8)}
+
+    def read(self, text: str) -> dict[str, Any]:
+        """Two image files with a tab between them; UserError for another number."""
+        files = text.split("\t")
+        if len(files) != 2:
+            raise UserError(
+                f"expected 2 image files separated by a tab, found {len(files)}: {text!r}"
+            )
+        return {column: decode(file) for column, file in zip(self.columns, files, strict=True)}
+
+
+KINDS: dict[str, Any] = {
+    kind.kind: kind for kind in (ImagePreprocess, ImagePairPreprocess, TextPreprocess)
+}
 
 
 def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:

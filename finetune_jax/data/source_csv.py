@@ -7,7 +7,7 @@ Every split is in a fixed random order, so that its slices (``train[:90%]``) are
 
 An example has the row's columns as texts, by their names; ``label`` as `encode_labels` reads it, if
 ``data.label_column`` is there; and ``image``, decoded, if ``data.image_column`` is there, which
-holds paths relative to the table's file.
+holds paths relative to the table's file; of two such columns also ``image2``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.data.labels import encode_labels
-from finetune_jax.data.listing import TableExamples, fingerprint, pick
+from finetune_jax.data.listing import TableExamples, fingerprint, renamed
 from finetune_jax.data.sources import Examples, Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError, nearest
@@ -57,19 +57,19 @@ def open_(name: str, rest: str, options: Options) -> Source:
         for column, values in table.items():
             columns.setdefault(column, []).extend(values)
     where = ", ".join(str(path) for _, path in files)
-    label = pick(options.label_column, "label", columns, "label_column", where)
-    image = pick(options.image_column, "image", columns, "image_column", where)
+    called = renamed(options, columns, where)
+    label = next((column for column, key in called.items() if key == "label"), "")
     names: tuple[str, ...] = ()
     values: dict[str, list[Any]] = dict(columns)
     if label:
         names, values["label"] = encode_labels(
             columns[label], options, f"{where}, column {label!r}"
         )
-    images = None
-    if image:
-        images = [str(f / v) for f, v in zip(folders, columns[image], strict=True)]
-        values.pop(image)
-        values["path"] = images
+    images: dict[str, list[str]] = {}
+    for column, key in called.items():
+        if key.startswith("image"):
+            images[key] = [str(f / v) for f, v in zip(folders, values.pop(column), strict=True)]
+            values[key.replace("image", "path")] = images[key]
     parts = _parts(splits, columns, values.get("label"), options, where)
     sizes = {split: len(rows) for split, rows in parts.items()}
 
@@ -78,18 +78,18 @@ def open_(name: str, rest: str, options: Options) -> Source:
         rows = [row for part, start, stop in ranges for row in parts[part][start:stop]]
         return TableExamples(
             {column: [column_values[i] for i in rows] for column, column_values in values.items()},
-            [images[i] for i in rows] if images else None,
+            {column: [files_of[i] for i in rows] for column, files_of in images.items()},
         )
 
     paths = [path for _, path in files]
-    everything = [*paths, *sorted(Path(p) for p in set(images or ()))]
+    everything = [*paths, *sorted(Path(p) for p in {p for some in images.values() for p in some})]
     return Source(
         name,
         names,
         sizes,
         read,
         fingerprint(paths[0].parent, everything, options),
-        (*values, "image") if image else tuple(values),
+        (*values, *images),
         options.on_bad_image,
     )
 

@@ -1,8 +1,9 @@
 """UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8, values 0 to 16.
 
-``digits`` has ten classes. Two variants are for trying other tasks: ``digits:attributes``, what is
-true of a digit as a 0/1 vector, and ``digits:masks``, a class for every pixel: the digit where
-there is ink, of value 8 or more, else background.
+``digits`` has ten classes. Variants are for trying other tasks: ``digits:attributes``, what is true
+of a digit as a 0/1 vector; ``digits:masks``, a class for every pixel: the digit where there is ink,
+of value 8 or more, else background; ``digits:pairs``, each image beside another of its split, half
+of them of the same class: label 1, the others 0.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def open_(name: str, rest: str, options: Options) -> Source:
       UserError: an unknown variant.
     """
     del options
-    variants = ("attributes", "masks")
+    variants = ("attributes", "masks", "pairs")
     if rest and rest not in variants:
         raise UserError(f"data.source: unknown variant {name!r}.{nearest(rest, variants)}")
     digits = tuple("0123456789")
-    names = {"attributes": tuple(ATTRIBUTES), "masks": ("background", *digits)}.get(rest, digits)
+    names = {
+        "attributes": tuple(ATTRIBUTES), "masks": ("background", *digits), "pairs": (),
+    }.get(rest, digits)  # fmt: skip
 
     def read(split: str) -> Examples:
         from sklearn.datasets import load_digits
@@ -53,9 +56,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
             others, test_size=_SIZES["validation"], stratify=labels[others], random_state=0
         )
         parts = {"train": train, "validation": validation, "test": test}
-        chosen = np.concatenate(
-            [parts[part][start:stop] for part, start, stop in resolve_split(split, _SIZES)]
-        )
+        ranges = resolve_split(split, _SIZES)
+        chosen = np.concatenate([parts[part][start:stop] for part, start, stop in ranges])
         arrays = {"image": images[chosen], "label": labels[chosen]}
         if rest == "masks":
             ink = data.images[chosen] >= _INK
@@ -63,7 +65,26 @@ def open_(name: str, rest: str, options: Options) -> Source:
         if rest == "attributes":
             true = [[str(digit) in which for which in ATTRIBUTES.values()] for digit in range(10)]
             arrays["label"] = np.array(true, np.float32)[arrays["label"]]
+        if rest == "pairs":
+            others = np.concatenate(
+                [parts[p][_partners(labels[parts[p]])[start:stop]] for p, start, stop in ranges]
+            )
+            arrays["image2"] = images[others]
+            arrays["label"] = (arrays["label"] == labels[others]).astype(np.float32)
         return ArrayExamples(arrays)
 
     columns = ("image", "mask" if rest == "masks" else "label")
+    columns += ("image2",) if rest == "pairs" else ()
     return Source(name, names, _SIZES, read, columns=columns)
+
+
+def _partners(labels: np.ndarray) -> np.ndarray:
+    """For each of labels i32[n] the number of another example, every second time of its class."""
+    generator = np.random.Generator(np.random.Philox(0))
+    indices = np.arange(len(labels))
+    return np.array(
+        [
+            generator.choice(indices[((labels == own) == (i % 2 == 0)) & (indices != i)])
+            for i, own in enumerate(labels)
+        ]
+    )

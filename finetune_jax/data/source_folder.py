@@ -77,7 +77,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         ranges = resolve_split(split, sizes)
         rows = [row for part, start, stop in ranges for row in tables[part][start:stop]]
         images = [path for path, _ in rows]
-        return TableExamples({"label": [label for _, label in rows], "path": images}, images)
+        columns = {"label": [label for _, label in rows], "path": images}
+        return TableExamples(columns, {"image": images})
 
     everything = sorted(Path(path) for rows in tables.values() for path, _ in rows)
     return Source(

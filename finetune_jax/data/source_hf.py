@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_jax.data.images import decode
 from finetune_jax.data.labels import encode_labels
-from finetune_jax.data.listing import fingerprint, pick
+from finetune_jax.data.listing import fingerprint, renamed
 from finetune_jax.data.skip import Chosen
 from finetune_jax.data.sources import Examples, Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
@@ -70,12 +70,9 @@ def open_(name: str, rest: str, options: Options) -> Source:
         loaded = {"train": loaded}
     first = next(iter(loaded.values()))
     columns = {column: column for column in first.column_names}
-    for key in ("image", "label", "mask"):
-        wanted = getattr(options, f"{key}_column")
-        found = pick(wanted, key, first.column_names, f"{key}_column", repr(name))
-        if found:
-            columns = {k: v for k, v in columns.items() if v != key or k == found}
-            columns[found] = key
+    for found, key in renamed(options, first.column_names, repr(name)).items():
+        columns = {k: v for k, v in columns.items() if v != key or k == found}
+        columns[found] = key
     images = frozenset(c for c in columns if isinstance(first.features[c], datasets.Image))
     label = next((name for name, column in columns.items() if column == "label"), "")
     names, labels = _labels(datasets, loaded, label, name, options)

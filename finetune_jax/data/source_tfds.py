@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.listing import pick
+from finetune_jax.data.listing import renamed
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.errors import UserError, nearest
 
@@ -111,16 +111,11 @@ def _columns(
     """By feature: the column it becomes, and what makes its values."""
     import tensorflow_datasets as tfds
 
-    renamed = {}
-    for key in ("image", "label", "mask"):
-        wanted = getattr(options, f"{key}_column")
-        found = pick(wanted, key, features, f"{key}_column", repr(name))
-        if found:
-            renamed[found] = key
+    called = renamed(options, features, repr(name))
     columns: dict[str, tuple[str, Callable[[Any], Any]]] = {}
     for feature, kind in features.items():
-        column = renamed.get(feature, feature)
-        if column in renamed.values() and feature not in renamed:
+        column = called.get(feature, feature)
+        if column in called.values() and feature not in called:
             continue  # another feature takes its name
         if column == "mask":
             make: Callable[[Any], Any] = _mask

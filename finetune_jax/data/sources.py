@@ -19,7 +19,7 @@ from finetune_jax.errors import UserError, nearest
 
 # Prefix to the module whose `open_` opens it, and how its name is written.
 SOURCES = {
-    "digits": ("source_digits", "digits[:attributes|:masks]"),
+    "digits": ("source_digits", "digits[:attributes|:masks|:pairs]"),
     "tfds": ("source_tfds", "tfds:NAME[/CONFIG][:VERSION]"),
     "folder": ("source_folder", "folder:PATH"),
     "csv": ("source_csv", "csv:PATH"),

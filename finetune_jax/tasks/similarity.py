@@ -7,7 +7,7 @@ is scored as it is before any step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import optax
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
+from finetune_jax.metrics.classification import auroc
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.objectives import Given, parse_loss
@@ -46,9 +47,18 @@ def contrastive(
 _LOSSES = (cosine, contrastive)
 
 
+def _measures(labels: np.ndarray) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+    """Scores of (cosines, labels). Of labels that say only alike or not, their separation too."""
+    found = {"spearman": metrics.spearman, "pearson": metrics.pearson}
+    values = np.unique(labels)
+    if len(values) == 2:
+        found["auroc"] = lambda cosine, label: auroc(cosine, label == values[1])
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Similarity(Task):
-    """How alike two inputs are.
+    """How alike two inputs are, images or texts.
 
     Attributes:
       width: of the embedding: that of the model's features.
@@ -73,6 +83,11 @@ class Similarity(Task):
             raise UserError(
                 f"task.name: similarity compares two columns, and the input is "
                 f"{', '.join(preprocess.columns)}; set data.text_columns to two names"
+            )
+        if "image2" in preprocess.columns and "image2" not in (source.columns or ("image2",)):
+            raise UserError(
+                f"task.name: similarity compares two images, and examples of {source.name!r} have "
+                f"one; set data.image_column to two columns, such as 'left,right'"
             )
         return cls(loss=settings.loss)
 
@@ -133,11 +148,10 @@ class Similarity(Task):
         return {"label": batch["label"], **self.per_example(outputs, batch)}
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``spearman`` and ``pearson`` of cosine and label; ``loss``."""
+        """``spearman`` and ``pearson`` of cosine and label; ``auroc`` of two labels; ``loss``."""
         cosine, labels = observed["cosine"], observed["label"]
         return {
-            "spearman": metrics.spearman(cosine, labels),
-            "pearson": metrics.pearson(cosine, labels),
+            **{name: measure(cosine, labels) for name, measure in _measures(labels).items()},
             "loss": float(observed["loss"].mean(dtype=np.float64)),
         }
 
@@ -145,9 +159,8 @@ class Similarity(Task):
         """`scores` with bootstrap intervals."""
         cosine, labels = observed["cosine"], observed["label"]
         found = self.scores(observed)
-        for name in ("spearman", "pearson"):
-            score = getattr(metrics, name)
-            low, high = bootstrap(lambda i, s=score: s(cosine[i], labels[i]), len(labels))
+        for name, measure in _measures(labels).items():
+            low, high = bootstrap(lambda i, m=measure: m(cosine[i], labels[i]), len(labels))
             found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 

@@ -16,7 +16,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import augmented, canonical, check_targets
 from finetune_jax.data.batches import Encoder
-from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
+from finetune_jax.data.preprocess import ImagePairPreprocess, ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source, open_configured
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
@@ -109,7 +109,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
     source = open_configured(config.data)
-    preprocess = _preprocess(config)
+    preprocess = _preprocess(config, source)
     task = tasks.create(config.task, source, preprocess)
     if config.checkpoint.metric not in ("", task.metric, "loss"):
         known = nearest(config.checkpoint.metric, (task.metric, "loss"))
@@ -168,16 +168,21 @@ def _check_columns(source: Source, preprocess: Preprocess) -> None:
             )
 
 
-def _preprocess(config: ml_collections.ConfigDict) -> Preprocess:
+def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess:
     """The model's own constants, where the config does not set others."""
     entry, data = entry_of(config.model.name), config.data
+    apart = tasks.kind_of(config.task.name).views == 2
     if entry.tokens:
-        apart = tasks.kind_of(config.task.name).views == 2
         path = data.tokenizer or resolve(config.pretrained.path or ".").parent / "tokenizer.json"
         size, columns = data.max_tokens or entry.inputs.size, tuple(data.text_columns)
         return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
+    if "image2" in source.columns and not apart:
+        raise UserError(
+            f"task.name: {config.task.name} reads one image of an example, and those of "
+            f"{source.name!r} have two; expected similarity"
+        )
     own = entry.inputs
-    return ImagePreprocess(
+    return (ImagePairPreprocess if apart else ImagePreprocess)(
         size=data.image_size or own.size,
         mean=tuple(data.mean) or own.mean,
         std=tuple(data.std) or own.std,

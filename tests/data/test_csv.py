@@ -119,6 +119,31 @@ def test_images_lie_relative_to_the_table(tmp_path):
         open_source(f"csv:{path}", Options(image_column="file"))
 
 
+def test_a_table_may_have_pairs_of_images(tmp_path):
+    for i in range(10):
+        Image.fromarray(np.full((2, 3 + i, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    lines = "".join(f"{i}.png,{9 - i}.png,{i}\n" for i in range(10))
+    path = write(tmp_path / "t.csv", "left,right,label\n" + lines)
+    source = open_source(f"csv:{path}", Options(image_column="left, right"))
+    for row in rows(source, "train"):
+        assert (row["image"] == 10 * row["label"]).all()
+        assert (row["image2"] == 90 - 10 * row["label"]).all()
+        assert row["path"] == str(tmp_path / f"{row['label']:.0f}.png")
+    assert set(source.columns) == {"image", "image2", "label", "path", "path2"}
+    for wanted, message in (
+        ("left,rihgt", "has no column 'rihgt'. Did you mean 'right'"),
+        ("left,left", "two different ones with a comma between them, found 'left,left'"),
+        ("left,right,label", "expected a column, or two"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_source(f"csv:{path}", Options(image_column=wanted))
+    # A bad one is found wherever it stands.
+    (tmp_path / "3.png").write_bytes(b"")
+    skipping = Options(image_column="left,right", on_bad_image="skip")
+    kept = open_source(f"csv:train={path}", skipping).read("train")
+    assert sorted(kept[i]["label"] for i in range(len(kept))) == [0, 1, 2, 4, 5, 7, 8, 9]
+
+
 def test_a_config_says_how_a_table_is_written(tmp_path):
     path = write(tmp_path / "all.label", 'DESC:x What " is it ?\nNUM:y How far ?\n', "latin-1")
     config = default()

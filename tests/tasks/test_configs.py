@@ -13,7 +13,10 @@ from finetune_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(p.stem for p in (ROOT / "configs" / "tasks").glob("[!_]*.py"))
-ARGUMENTS = {"text_classification": ("sst2", "trec", "banking77")}
+ARGUMENTS = {
+    "text_classification": ("sst2", "trec", "banking77"),
+    "digits_objectives": ("smoothing", "mixup", "cutmix", "focal", "balanced"),
+}
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,15 @@ def losses(workdir):
 
 def predicted(workdir, tmp_path, text=""):
     """What the artifact says of a digit, or of a text."""
+    kind = "text" if text else "image"
     if not text:
         text = str(tmp_path / "digit.png")
         Image.fromarray(open_source("digits").read("test")[0]["image"]).save(text)
-    (answer,) = load_artifact(workdir).predict([text])
-    assert answer.pop("text" if "\t" in text else "image") == text
+    artifact = load_artifact(workdir)
+    if artifact.preprocess.kind == "image pair":
+        kind, text = "image pair", f"{text}\t{text}"
+    (answer,) = artifact.predict([text])
+    assert answer.pop(kind) == text
     json.dumps(answer)
     return answer
 
@@ -51,6 +55,8 @@ CACHED = [
                                       "scheme": "stages('grid_neck') + head"}, "shares",
                  marks=pytest.mark.slow),
     pytest.param("regression", "", {"texts": True}, "value", marks=pytest.mark.slow),
+    pytest.param("similarity", "", {"data__source": "digits:pairs"}, "cosine",
+                 marks=pytest.mark.slow),
     ("similarity", "contrastive", {"texts": True}, "cosine"),
 ]  # fmt: skip
 
@@ -84,9 +90,15 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     assert 0 <= predicted(tmp_path, tmp_path)["value"] <= 9
 
 
-def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(tiny, tmp_path):
+def test_pairs_are_refused_by_tasks_of_one_image(tiny):
+    with pytest.raises(UserError, match="regression reads one image .* expected similarity"):
+        prepare(tiny("regression", data__source="digits:pairs"))
+
+
+@pytest.mark.parametrize("keys", [{"texts": True}, {"data__source": "digits:pairs"}])
+def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(keys, tiny, tmp_path):
     """The head starts as the identity, so the first score is that of the bare features."""
-    experiment = prepare(tiny("similarity", texts=True))
+    experiment = prepare(tiny("similarity", **keys))
     variables, _ = load_variables(experiment)
     example = experiment.source.read("test")[0]
     batch = {name: x[None] for name, x in experiment.encode(example).items()}

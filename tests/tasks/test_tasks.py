@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune_jax import tasks
-from finetune_jax.data.preprocess import ImagePreprocess
+from finetune_jax.data import preprocess
+from finetune_jax.data.preprocess import ImagePairPreprocess, ImagePreprocess
 from finetune_jax.data.sources import Source, open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
@@ -29,10 +32,10 @@ def settings(loss: str = "", **keys):
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
 def test_json_and_back(name, tokenizer):
-    preprocess = IMAGES
+    inputs = IMAGES
     if name == "similarity":
-        preprocess = TextPreprocess.open(tokenizer, 8, ("one", "other"), "apart")
-    task = tasks.kind_of(name).create(settings(), SOURCE, preprocess).for_features(7)
+        inputs = TextPreprocess.open(tokenizer, 8, ("one", "other"), "apart")
+    task = tasks.kind_of(name).create(settings(), SOURCE, inputs).for_features(7)
     again = tasks.from_json(json.loads(json.dumps(task.to_json())))
     assert again == task and type(again) is type(task)
     with pytest.raises(UserError, match=f"task '{name}': .*'colour'"):
@@ -111,12 +114,37 @@ def test_masks_are_cut_like_their_pictures():
         task.host({"mask": np.full((8, 8), 7)})
 
 
-def test_similarity_needs_two_columns_of_texts(tokenizer):
+def test_similarity_needs_two_inputs(tokenizer):
     one = TextPreprocess.open(tokenizer, 8, ("text",), "apart")
     with pytest.raises(UserError, match="set data.text_columns to two names"):
         tasks.Similarity.create(settings(), SOURCE, one)
-    with pytest.raises(UserError, match="similarity compares two columns, and the input is image"):
-        tasks.Similarity.create(settings(), SOURCE, IMAGES)
+    pair = ImagePairPreprocess(size=8, crop=0)
+    single = dataclasses.replace(SOURCE, columns=("image", "label"))
+    with pytest.raises(UserError, match="examples of 'things' have one; set data.image_column to"):
+        tasks.Similarity.create(settings(), single, pair)
+
+
+def test_a_pair_of_images_is_prepared_as_each_by_itself(tmp_path):
+    pair, one = ImagePairPreprocess(size=8), ImagePreprocess(size=8)
+    assert preprocess.from_json(json.loads(json.dumps(pair.to_json()))) == pair
+    random = np.random.default_rng(0)
+    # Of different sizes, as photographs are.
+    pictures = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((9, 12), (20, 8))]
+    made = pair.host({"image": pictures[0], "image2": pictures[1]})
+    apart = [one.host({"image": picture})["image"] for picture in pictures]
+    np.testing.assert_array_equal(made["image"], np.stack(apart))
+    batch = {"image": np.stack([made["image"], made["image"][::-1]])}
+    assert batch["image"].shape == pair.abstract(2)["image"].shape
+    rows = pair.device(batch)
+    np.testing.assert_array_equal(rows, one.device({"image": np.stack([*apart, *reversed(apart)])}))
+    files = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    read = pair.read("\t".join(files))
+    for found, picture in zip((read["image"], read["image2"]), pictures, strict=True):
+        np.testing.assert_array_equal(found, picture)
+    with pytest.raises(UserError, match="expected 2 image files separated by a tab, found 1"):
+        pair.read(files[0])
 
 
 def test_what_needs_images_refuses_texts(tokenizer):

@@ -1,0 +1,30 @@
+"""Objectives of classification on one setting: ResNet-20 on digits, everything trains.
+
+Command, where NAME is one of smoothing, mixup, cutmix, focal, balanced:
+  python -m finetune_jax.train --config=configs/tasks/digits_objectives.py:NAME --workdir=DIR
+
+Each is one key of a config; the losses and their sources are in finetune_jax/tasks/objectives.py,
+mixup and CutMix in finetune_jax/data/augment/mix.py. The ten classes are as frequent as each other,
+so `balanced` weighs them all alike here.
+
+Expected on the test split: not run.
+"""
+
+from configs.tasks._digits import resnet20
+
+_OBJECTIVES = {
+    "smoothing": ("task.label_smoothing", 0.1),
+    "mixup": ("data.augment", "mixup(0.2)"),
+    "cutmix": ("data.augment", "cutmix(1)"),
+    "focal": ("task.loss", "focal(gamma=2)"),
+    "balanced": ("task.loss", "class_balanced(beta=0.99)"),
+}
+
+
+def get_config(name: str = "smoothing"):
+    if name not in _OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}; expected one of {', '.join(_OBJECTIVES)}")
+    config = resnet20()
+    key, value = _OBJECTIVES[name]
+    config.update_from_flattened_dict({key: value})
+    return config

@@ -393,7 +393,7 @@ def features_of(config: Any, on: str) -> Features:
             x = np.asarray(batch["image"] if on == "pixels" else forward(variables, batch))
             if on == "pair":
                 x = x.reshape(-1, 2, x.shape[-1])
-                x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+                x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
             rows.append((x.reshape(len(x), -1) if on == "pixels" else x)[:count])
             labels.append(batch[key][:count] if key else np.zeros(count))
         found += [np.concatenate(rows), np.concatenate(labels)]

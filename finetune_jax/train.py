@@ -4,7 +4,8 @@
       --config.scheme='last_k(2)' --config.optimizer.learning_rate=0.05
 
 The same command continues a run that was interrupted. Any key of the config (see
-finetune_jax/config.py) can be set with --config.KEY=VALUE.
+finetune_jax/config.py) can be set with --config.KEY=VALUE. On several hosts the command is the same
+on each, with --distributed=auto.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from finetune_jax import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created when absent.")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "auto, or HOST:PORT,COUNT,NUMBER: this process is one of several; --workdir is shared.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -30,19 +36,21 @@ def main(argv: Sequence[str]) -> None:
     say(f"finetune_jax.train in {_WORKDIR.value}")
     from finetune_jax.evaluation.scores import headline
     from finetune_jax.training.experiment import prepare
+    from finetune_jax.training.hosts import connect, led
     from finetune_jax.training.loop import run
 
-    workdir = Path(_WORKDIR.value)
+    connect(_DISTRIBUTED.value)
     experiment = prepare(_CONFIG.value)
-    result = run(experiment, workdir)
-    audit = result["audit"]
-    say(
-        f"audit: {audit['frozen_leaves']} frozen leaves and {audit['frozen_statistics']} frozen "
-        f"statistics bit-identical, {audit['moved_leaves']} trainable leaves moved"
-    )
-    for split in ("validation", "test"):
-        if split in result:
-            say(f"{split} {headline(experiment.task.metric, result[split])}")
+    with led():
+        result = run(experiment, Path(_WORKDIR.value))
+        audit = result["audit"]
+        say(
+            f"audit: {audit['frozen_leaves']} frozen leaves and {audit['frozen_statistics']} "
+            f"frozen statistics bit-identical, {audit['moved_leaves']} trainable leaves moved"
+        )
+        for split in ("validation", "test"):
+            if split in result:
+                say(f"{split} {headline(experiment.task.metric, result[split])}")
 
 
 if __name__ == "__main__":

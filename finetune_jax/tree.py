@@ -91,9 +91,20 @@ def nbytes(tree: Any) -> int:
     )
 
 
+def on_host(array: Any) -> np.ndarray:
+    """The values of an array; of one cut over several processes all of them must ask."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        from jax.experimental.multihost_utils import process_allgather
+
+        return process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def checksum(array: Any) -> str:
     """SHA-256 (hex) of dtype, shape and the C-ordered bytes of one array."""
-    array = np.asarray(array)
+    array = on_host(array)
     digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

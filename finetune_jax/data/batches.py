@@ -118,8 +118,7 @@ class TrainBatches:
       encode: applied to each.
       batch_size: of the global batch.
       seed: of the order.
-      process_index: which contiguous slice of each global batch this process reads.
-      process_count: number of such slices.
+      rows: of each global batch, that this process reads, as `mesh.local_rows`; None for all.
       workers: processes that read and decode; 0 for a thread. What is in memory needs none.
     """
 
@@ -127,8 +126,7 @@ class TrainBatches:
     encode: Encode
     batch_size: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
+    rows: np.ndarray | None = None
     workers: int = 0
 
     def indices(self, step: int) -> np.ndarray:
@@ -156,9 +154,9 @@ class TrainBatches:
         return known[1]
 
     def batch(self, step: int) -> Batch:
-        """This process' slice of global batch `step`."""
-        share = self.batch_size // self.process_count
-        mine = self.indices(step)[self.process_index * share : (self.process_index + 1) * share]
+        """This process' rows of global batch `step`."""
+        indices = self.indices(step)
+        mine = indices if self.rows is None else indices[self.rows]
         return gather(self.examples, mine, self.encode)
 
     def iterate(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
@@ -203,7 +201,11 @@ class TrainBatches:
 
 
 def eval_batches(
-    examples: Examples, encode: Encode, batch_size: int, workers: int = 0
+    examples: Examples,
+    encode: Encode,
+    batch_size: int,
+    workers: int = 0,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded with zeros.
 
@@ -212,25 +214,34 @@ def eval_batches(
       encode: applied to each.
       batch_size: examples.
       workers: processes that read and decode; 0 for none. What is in memory needs none.
+      rows: of each batch, that this process reads, as `mesh.local_rows`; None for all.
 
     Yields:
-      What `gather` gives, and ``mask`` f32[batch_size]: 1 for an example, 0 for padding.
+      What `gather` gives for the rows, and ``mask`` f32[batch_size] of the whole batch: 1 for an
+      example, 0 for padding.
     """
-    make = functools.partial(_eval_batch, examples, encode, batch_size)
+    rows = np.arange(batch_size) if rows is None else rows
+    make = functools.partial(_eval_batch, examples, encode, batch_size, rows)
     count = math.ceil(len(examples) / batch_size)
     yield from _results(make, 0, count, workers if _lazy(examples) else 0)
 
 
-def _eval_batch(examples: Examples, encode: Encode, batch_size: int, number: int) -> Batch:
+def _eval_batch(
+    examples: Examples, encode: Encode, batch_size: int, rows: np.ndarray, number: int
+) -> Batch:
     start = number * batch_size
-    indices = np.arange(start, min(start + batch_size, len(examples)))
-    batch = jax.tree.map(
-        # Several inputs per example come in a row.
-        lambda x: _padded(x, batch_size * (len(x) // len(indices))),
-        gather(examples, indices, encode),
-    )
+    count = min(batch_size, len(examples) - start)
+    mine = rows[rows < count]
+    # Rows that are all padding need an example to be shaped like.
+    indices = start + (mine if len(mine) else np.zeros(1, np.int64))
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        inputs = len(x) // len(indices)  # several of an example come in a row
+        return _padded(x[: inputs * len(mine)], inputs * len(rows))
+
+    batch = jax.tree.map(padded, gather(examples, indices, encode))
     mask = np.zeros(batch_size, np.float32)
-    mask[: len(indices)] = 1
+    mask[:count] = 1
     return {**batch, "mask": mask}
 
 

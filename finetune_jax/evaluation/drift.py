@@ -77,7 +77,7 @@ def feature_drift(subject: Subject, base: Base, split: str) -> dict[str, float]:
         rows = (v.reshape(subject.batch_size, -1) for v in (f - f0, f0))
         return jax.numpy.stack([jax.numpy.linalg.norm(v, axis=-1) for v in rows], -1)
 
-    norms, _ = forward_all(
+    norms = forward_all(
         lambda batch: measure(subject.variables, base.variables, batch),
         subject.examples(split),
         subject.encode,

@@ -22,6 +22,7 @@ def observe(
     batch_size: int,
     place: Callable[[Any], Any],
     workers: int = 0,
+    rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """What the task observes of every example of a split, arrays [n, …] by name, in its order.
 
@@ -33,12 +34,13 @@ def observe(
       batch_size: of the compiled step.
       place: puts a host batch on devices.
       workers: processes that read and decode; 0 for none.
+      rows: of each batch, that this process reads and `place` puts; None for all.
 
     Raises:
       RuntimeError: if not every example was observed exactly once.
     """
     parts = []
-    for batch in eval_batches(examples, encode, batch_size, workers):
+    for batch in eval_batches(examples, encode, batch_size, workers, rows):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
         parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], result))
@@ -57,37 +59,29 @@ def forward_all(
     batch_size: int,
     place: Callable[[Any], Any],
     indices: np.ndarray | None = None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Outputs [n, …] of some examples, and what their batches hold beside the inputs.
+    rows: np.ndarray | None = None,
+) -> Any:
+    """A tree of outputs [n, …] of some examples.
 
     Args:
-      forward: placed batch to outputs, a row per example.
+      forward: placed batch to a tree of outputs, a row per example.
       examples: of a split.
       encode: makes batches of them.
       batch_size: of every call; the last batch is padded with its first example.
       place: puts a host batch on devices.
       indices: example numbers i64[n]; None for all.
-
-    Returns:
-      (outputs, targets): the batches' arrays of at most one value per example, such as ``label``.
+      rows: of each batch, that this process reads and `place` puts; None for all.
     """
     indices = np.arange(len(examples)) if indices is None else indices
-    rows, targets = [], []
+    rows = np.arange(batch_size) if rows is None else rows
+    parts = []
     for start in range(0, len(indices), batch_size):
         some = indices[start : start + batch_size]
         padded = np.concatenate([some, np.repeat(some[:1], batch_size - len(some))])
-        batch = gather(examples, padded, encode)
-        rows.append(np.asarray(forward(place(batch)))[: len(some)])
-        targets.append(
-            {
-                k: v[: len(some)]
-                for k, v in batch.items()
-                if isinstance(v, np.ndarray) and v.ndim == 1
-            }
-        )
-    return np.concatenate(rows), {
-        name: np.concatenate([part[name] for part in targets]) for name in targets[0]
-    }
+        out = forward(place(gather(examples, padded[rows], encode)))
+        real = slice(len(some))
+        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], out))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:

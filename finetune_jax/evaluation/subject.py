@@ -133,15 +133,14 @@ class Subject:
         require_classification(self.task)
         examples = self.examples(split)
         forward = _feature_step(self.model, self.preprocess)
-        found, batch = forward_all(
-            lambda placed: forward(self.variables, placed),
+        return forward_all(
+            lambda placed: (forward(self.variables, placed), placed["label"]),
             examples,
             self.encode,
             batch_size=self.batch_size,
             place=self.place,
             indices=sample(len(examples), limit),
         )
-        return found, batch["label"]
 
 
 # Many subjects of one structure, such as the arms of an ablation, are compiled for once.

@@ -91,13 +91,18 @@ class MetricsWriter:
     """Appends to ``metrics.jsonl`` and, if asked, TensorBoard events, in a run's folder.
 
     Args:
-      workdir: run folder.
+      workdir: run folder; None writes nothing.
       tensorboard: whether to write events too.
       resume_step: step that is continued from; lines of later steps, written before a crash, are
         dropped. None drops all.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool, resume_step: int | None = None) -> None:
+    def __init__(
+        self, workdir: Path | None, *, tensorboard: bool, resume_step: int | None = None
+    ) -> None:
+        self._file = self._events = None
+        if workdir is None:
+            return
         path = workdir / "metrics.jsonl"
         kept = []
         if path.exists() and resume_step is not None:
@@ -114,7 +119,6 @@ class MetricsWriter:
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -122,8 +126,9 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """One line ``{"step", "split", **metrics}``."""
-        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            self._file.flush()
         if self._events:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
@@ -138,6 +143,7 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._events:
             self._events.close()

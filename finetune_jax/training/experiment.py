@@ -27,7 +27,7 @@ from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_va
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Task
-from finetune_jax.training.mesh import make_mesh, state_sharding, use_cpu_devices
+from finetune_jax.training.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.training.schedules import parse_schedule
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:
     """Puts each leaf on its devices as soon as it is read, where there are several."""
     if mesh.size == 1:
         return None
-    return lambda leaf, array: jax.device_put(array, state_sharding(mesh, array))
+    return lambda leaf, array: put_leaf(array, mesh)
 
 
 def _start_head(head: dict[str, Any], how: str, experiment: Experiment) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
+from finetune_jax.training.hosts import leads
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -19,9 +20,10 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe_file = workdir / ".writable"
-        probe_file.write_text("")
-        probe_file.unlink()
+        if leads():
+            probe_file = workdir / ".writable"
+            probe_file.write_text("")
+            probe_file.unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
     path = workdir / "config.json"

@@ -26,7 +26,8 @@ from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment, load_variables
 from finetune_jax.training.folder import claim_workdir, finished_result, open_workdir
-from finetune_jax.training.mesh import put_batch
+from finetune_jax.training.hosts import leads
+from finetune_jax.training.mesh import local_rows, put_batch
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import Shared, StepCall
 from finetune_jax.training.solve_phase import solve_phase
@@ -118,7 +119,11 @@ def steps(
     settled: set[str] = set()
     if experiment.plan.batch_norm == "reestimate":
         batches = TrainBatches(
-            splits["train"], experiment.encode, config.train.batch_size, config.seed
+            splits["train"],
+            experiment.encode,
+            config.train.batch_size,
+            config.seed,
+            local_rows(experiment.mesh, config.train.batch_size),
         )
         count = min(_REESTIMATE_BATCHES, math.ceil(len(splits["train"]) / config.train.batch_size))
         some = [put_batch(batches.batch(i), experiment.mesh) for i in range(count)]
@@ -140,16 +145,18 @@ def steps(
     first = meta["phase"] if meta else 0
 
     # 4. All that was named exists and fits: from here on the folder is this config's.
-    claim_workdir(workdir, config_lib.to_json(config))
     plan_json = experiment.plan.to_json()
-    write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
-    write_json(workdir / "manifest.json", manifest)
-    if left_out:
-        write_json(workdir / "left_out.json", left_out)
+    if leads():
+        claim_workdir(workdir, config_lib.to_json(config))
+        write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
+        write_json(workdir / "manifest.json", manifest)
+        if left_out:
+            write_json(workdir / "left_out.json", left_out)
 
     # 5. Phases.
     began = time.monotonic()
-    with MetricsWriter(workdir, tensorboard=config.log.tensorboard, resume_step=resumed) as writer:
+    own = workdir if leads() else None
+    with MetricsWriter(own, tensorboard=config.log.tensorboard, resume_step=resumed) as writer:
         current = Run(
             experiment, workdir, shared, splits, starts, lengths, variables, settled, anchor,
             checkpoints, writer,
@@ -208,9 +215,12 @@ def steps(
     if config.artifact.merge and deltas:
         final, result["largest_logit_difference"] = _merged(current, final)
         deltas = ()
+    values = jax.tree.map(tree.on_host, final)
+    if not leads():
+        return result
     save_artifact(
         workdir / "artifact",
-        variables=jax.tree.map(np.asarray, final),
+        variables=values,
         model={
             "family": MODELS[config.model.name].family,
             "name": config.model.name,

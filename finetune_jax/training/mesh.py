@@ -26,12 +26,19 @@ def use_cpu_devices(count: int) -> None:
     """
     if count and jax.config.jax_num_cpu_devices != count:
         jax.config.update("jax_num_cpu_devices", count)
-        # Devices that are threads of one CPU wait for each other in collectives, each in a thread
-        # of a common pool: with as few threads as cores, gradients of one device that are ready
-        # early can take all of them, and the other device never gets to its own. So there are more
-        # (XLA reads NPROC), and a call returns when it is done, before another program starts.
-        os.environ.setdefault("NPROC", str(_POOL_THREADS))
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        let_cpu_devices_wait()
+
+
+def let_cpu_devices_wait() -> None:
+    """Keeps CPU devices that wait for each other from waiting for ever.
+
+    Devices that are threads of one CPU wait in collectives, each in a thread of a common pool: with
+    as few threads as cores, gradients of one device that are ready early can take all of them, and
+    the other device never gets to its own. So there are more (XLA reads NPROC), and a call returns
+    when it is done, before another program starts.
+    """
+    os.environ.setdefault("NPROC", str(_POOL_THREADS))
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
@@ -78,6 +85,26 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(place, state)
 
 
+def whole(mesh: Mesh) -> NamedSharding:
+    """Everything on every device, so that each process can read it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows i64 of a global batch that lie on this process' devices, rising."""
+    spans = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places this process' slice of a global batch; leading axes must divide over the devices."""
+    """Places this process' rows of a global batch; leading axes must divide over the devices."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def put_leaf(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Places a leaf that every process has, as `state_sharding` says."""
+    sharding = state_sharding(mesh, array)
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    # `jax.device_put` would send the leaf around to compare it.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

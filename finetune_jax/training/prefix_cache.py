@@ -28,7 +28,8 @@ from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.files import read_json, write_json
 from finetune_jax.reporting.progress import say
 from finetune_jax.reporting.tables import size as show_bytes
-from finetune_jax.training.mesh import batch_sharding, state_sharding
+from finetune_jax.training.hosts import all_agree
+from finetune_jax.training.mesh import batch_sharding, local_rows, state_sharding, whole
 from finetune_jax.training.phase import PhaseRun
 
 
@@ -59,7 +60,7 @@ def cache_prefix(
     """
     config = run.experiment.config
     settings, prefix = config.prefix_cache, run.plan.prefix
-    if not (settings.enabled and prefix) or jax.process_count() > 1:
+    if not (settings.enabled and prefix):
         return examples
     augment = canonical(config.data.augment) if training else ""
     views = settings.views if augment else 1
@@ -95,7 +96,7 @@ def _fill(
     settings, prefix = run.experiment.config.prefix_cache, run.plan.prefix
     total = run.activation_bytes * len(examples) * views
     where = f"{len(prefix)} of {len(run.plan.stages)} stages cached, {show_bytes(total)}, {split}"
-    if folder and (folder / "meta.json").is_file():
+    if folder and all_agree((folder / "meta.json").is_file()):
         os.utime(folder / "meta.json")
         say(f"prefix of {where}, found in {folder}")
         return ActivationExamples(_reader(folder, run), dict(np.load(folder / _TARGETS)), views)
@@ -154,21 +155,28 @@ def _batches(
 
     def forward(variables: Any, batch: Any, key: Any) -> Any:
         x, _ = change(key, inputs_of(batch), batch)
-        return run.model.apply(variables, x, stop=stop)
+        own = {name: batch[name] for name in targets}
+        return run.model.apply(variables, x, stop=stop), own
 
-    placed = state_sharding(experiment.mesh, variables)
-    step = jax.jit(forward, in_shardings=(placed, batch_sharding(experiment.mesh), None))
+    mesh = experiment.mesh
+    step = jax.jit(
+        forward,
+        in_shardings=(state_sharding(mesh, variables), batch_sharding(mesh), None),
+        out_shardings=whole(mesh),
+    )
+    rows = local_rows(mesh, batch_size)
     for view in range(views):
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
         done = view * len(examples)
         for number, batch in enumerate(
-            eval_batches(examples, experiment.encode, batch_size, experiment.config.data.workers)
+            eval_batches(
+                examples, experiment.encode, batch_size, experiment.config.data.workers, rows
+            )
         ):
             real = int(batch.pop("mask").sum())
+            out, own = step(variables, place(batch), jax.random.fold_in(key, number))
             for name, values in targets.items() if not view else ():
-                values[done : done + real] = batch[name][:real]
-            inputs = {name: x for name, x in batch.items() if name not in targets}
-            out = step(variables, place(inputs), jax.random.fold_in(key, number))
+                values[done : done + real] = np.asarray(own[name])[:real]
             yield (
                 done,
                 jax.tree.map(

@@ -24,7 +24,7 @@ from finetune_jax.schemes import Plan
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import put_batch
+from finetune_jax.training.mesh import local_rows, put_batch, whole
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
 from finetune_jax.training.shared import Shared
@@ -102,10 +102,13 @@ class Run:
             self.experiment.encode,
             config.train.batch_size,
             config.seed,
-            jax.process_index(),
-            jax.process_count(),
+            self.rows(config.train.batch_size),
             config.data.workers,
         )
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Rows of a global batch that this process reads."""
+        return local_rows(self.experiment.mesh, batch_size)
 
     def behind_prefix(self, run: PhaseRun, variables: dict[str, Any], name: str) -> Examples:
         """A split as activations after the frozen prefix of a phase where that can be cached."""
@@ -131,7 +134,7 @@ class Run:
         task, encode = self.experiment.task, self.experiment.encode
         return evaluate(
             task, step, variables, examples, encode,
-            batch_size=size, place=self.place, workers=workers,
+            batch_size=size, place=self.place, workers=workers, rows=self.rows(size),
         )  # fmt: skip
 
     def probe(
@@ -144,22 +147,27 @@ class Run:
             return {}
         behind = run.plan.stages[len(run.plan.prefix)]
 
-        def features(variables: dict[str, Any], batch: dict[str, Any]) -> jax.Array:
+        def features(variables: dict[str, Any], batch: dict[str, Any]) -> Any:
             if "activation" in batch:
-                return run.model.apply(variables, batch["activation"], start=behind, stop="head")
-            return run.model.apply(variables, experiment.preprocess.device(batch), stop="head")
+                x, start = batch["activation"], behind
+            else:
+                x, start = experiment.preprocess.device(batch), None
+            return run.model.apply(variables, x, start=start, stop="head"), batch["label"]
 
-        step = self.shared.once(("probe", run.index), lambda: jax.jit(features))
+        step = self.shared.once(
+            ("probe", run.index), lambda: jax.jit(features, out_shardings=whole(experiment.mesh))
+        )
+        size = experiment.config.eval.batch_size
 
         def of(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
-            found, targets = forward_all(
+            return forward_all(
                 lambda batch: step(variables, batch),
                 examples,
                 experiment.encode,
-                batch_size=experiment.config.eval.batch_size,
+                batch_size=size,
                 place=self.place,
                 indices=sample(len(examples), limit),
+                rows=self.rows(size),
             )
-            return found, targets["label"]
 
         return probe_scores(probes, of(train, TRAINING_EXAMPLES), of(validation))

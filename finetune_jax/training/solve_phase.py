@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from finetune_jax.data.batches import eval_batches
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.scores import forward_all
 from finetune_jax.reporting.progress import say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import probe
+from finetune_jax.training.mesh import whole
 from finetune_jax.training.run import Run
 
 
@@ -53,14 +54,19 @@ def _features(current: Run, index: int, split: str) -> tuple[np.ndarray, np.ndar
     forward = current.shared.once(
         ("features", index),
         lambda: jax.jit(
-            lambda v, x: run.model.apply(v, experiment.preprocess.device(x), stop="head")
+            lambda v, x: (
+                run.model.apply(v, experiment.preprocess.device(x), stop="head"),
+                x["label"],
+            ),
+            out_shardings=whole(experiment.mesh),
         ),
     )
-    rows, labels = [], []
     size = experiment.config.eval.batch_size
-    for batch in eval_batches(current.splits[split], experiment.encode, size):
-        real = batch.pop("mask") > 0
-        placed = current.place(batch)
-        rows.append(np.asarray(forward(current.variables, placed))[real])
-        labels.append(batch["label"][real])
-    return np.concatenate(rows), np.concatenate(labels)
+    return forward_all(
+        lambda batch: forward(current.variables, batch),
+        current.splits[split],
+        experiment.encode,
+        batch_size=size,
+        place=current.place,
+        rows=current.rows(size),
+    )

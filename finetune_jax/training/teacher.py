@@ -21,7 +21,7 @@ from finetune_jax.deltas import Adapted
 from finetune_jax.errors import UserError
 from finetune_jax.tasks import Task
 from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import state_sharding
+from finetune_jax.training.mesh import put_leaf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:
             f"task.loss: the teacher {task.teacher} answers {artifact.task.name} with classes "
             f"{_shown(other)}; expected {task.name} with classes {_shown(own)}"
         )
-    variables = jax.device_put(artifact.variables, state_sharding(mesh, artifact.variables))
+    variables = jax.tree.map(lambda x: put_leaf(x, mesh), artifact.variables)
     return Teacher(artifact.model, variables, translation(preprocess, artifact.preprocess))
 
 

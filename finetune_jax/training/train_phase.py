@@ -188,7 +188,7 @@ def _settled(paths: set[str], base: state_lib.Base) -> dict[str, Any]:
 
 
 def _fingerprint(paths: set[str], base: state_lib.Base) -> str:
-    rest = {p: np.asarray(x) for p, x in _flat_base(base).items() if p not in paths}
+    rest = {p: x for p, x in _flat_base(base).items() if p not in paths}
     return tree.fingerprint(tree.unflatten(rest))
 
 

@@ -23,12 +23,25 @@ def plain(example):
     return example
 
 
-@given(st.integers(1, 40), st.integers(1, 16))
-def test_evaluation_sees_every_example_once_in_order(count, batch_size):
-    seen = []
-    for batch in eval_batches(numbered(count), plain, batch_size):
-        assert len(batch["label"]) == len(batch["mask"]) == batch_size
-        seen += batch["label"][batch["mask"] > 0].tolist()
+def rows_of(batch_size, hosts):
+    """Rows of a batch that each of some hosts reads."""
+    return np.arange(batch_size).reshape(hosts, -1)
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.sampled_from([1, 2, 4]))
+def test_evaluation_sees_every_example_once_in_order(count, share, hosts):
+    batch_size, seen = share * hosts, []
+    parts = [
+        eval_batches(numbered(count), plain, batch_size, rows=rows)
+        for rows in rows_of(batch_size, hosts)
+    ]
+    for slices in zip(*parts, strict=True):
+        # Every host knows which rows of the whole batch count.
+        masks = [part["mask"].tolist() for part in slices]
+        assert len(masks[0]) == batch_size and masks.count(masks[0]) == hosts
+        labels = np.concatenate([part["label"] for part in slices])
+        assert len(labels) == batch_size and not labels[np.array(masks[0]) == 0].any()
+        seen += labels[np.array(masks[0]) > 0].tolist()
     assert seen == list(range(count))
 
 
@@ -47,7 +60,7 @@ def test_an_epoch_is_a_permutation_and_epochs_differ(count, batch_size, seed):
 def test_order_is_the_same_from_any_start_and_on_any_number_of_hosts(start, hosts):
     whole = TrainBatches(numbered(37), plain, 8, seed=3)
     expected = [whole.batch(step)["label"].tolist() for step in range(start, start + 4)]
-    parts = [TrainBatches(numbered(37), plain, 8, 3, p, hosts) for p in range(hosts)]
+    parts = [TrainBatches(numbered(37), plain, 8, 3, rows) for rows in rows_of(8, hosts)]
     streams = [list(part.iterate(start, start + 4)) for part in parts]
     joined = [sum((s[i]["label"].tolist() for s in streams), []) for i in range(4)]
     assert joined == expected

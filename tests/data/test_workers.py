@@ -36,7 +36,8 @@ def plain(example):
 
 
 def stream(start, stop, workers=0, host=0, hosts=1, examples=None):
-    batches = TrainBatches(examples or Numbered(), plain, 8, 3, host, hosts, workers)
+    rows = np.arange(8).reshape(hosts, -1)[host]
+    batches = TrainBatches(examples or Numbered(), plain, 8, 3, rows, workers)
     return [batch["label"].tolist() for batch in batches.iterate(start, stop)]
 
 

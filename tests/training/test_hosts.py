@@ -1,0 +1,152 @@
+"""Two processes that train together: the same run as one process on as many devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from commands import QUICK_COMPILE, ROOT
+
+from finetune_jax.errors import UserError
+from finetune_jax.pretrained import open_weights
+from finetune_jax.training import hosts
+
+VIT = (
+    "--config.model.name=vit_ti16",
+    "--config.data.image_size=32",
+    "--config.pretrained.path=",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=0.001",
+)
+# At a larger rate rounding grows from step to step until two runs have little in common.
+SLOWLY = "--config.optimizer.learning_rate=0.0005"
+# Of each kind of thing that all hosts must do alike.
+RUNS = [
+    pytest.param(("--config.scheme=last_k(1)",), id="behind_a_cached_prefix"),
+    pytest.param(
+        (*VIT, "--config.mesh.fsdp=4", "--config.train.accumulate=2", "--config.scheme=full",
+         "--config.optimizer.ema_decay=0.5", "--config.artifact.select=best"),
+        id="leaves_cut_over_hosts", marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        ("--config.scheme=linear_probe + phase(solve='ridge') >> full + phase(steps=6)",
+         "--config.batch_norm=reestimate", "--config.eval.probes=knn(3) + few_shot(2)",
+         "--config.data.augment=flip", SLOWLY),
+        id="a_solved_head", marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        (*VIT, "--config.scheme=lora(rank=2) + head", "--config.artifact.merge=True",
+         "--config.mesh.fsdp=4"),
+        id="merged_deltas", marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        ("--config.scheme=auto_rgn", "--config.data.cache_bytes=0", "--config.data.workers=1"),
+        id="measured_rates_and_workers", marks=pytest.mark.slow,
+    ),
+]  # fmt: skip
+
+
+def start(count, config, workdir, *overrides):
+    """One process of four devices, or two of two each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} {QUICK_COMPILE}",
+    }
+    command = [sys.executable, "-m", "finetune_jax.train", f"--config={config}"]
+    command += [f"--workdir={workdir}", *overrides]
+    others = [[f"--distributed=localhost:{port},{count},{number}"] for number in range(count)]
+    return [
+        subprocess.Popen(
+            command + (other if count > 1 else []),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for other in others
+    ]
+
+
+def ended(processes):
+    """Status and what was printed of each."""
+    told = [process.communicate(timeout=280)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_same_run(one, other):
+    assert [(r["step"], r["split"]) for r in rows(one)] == [
+        (r["step"], r["split"]) for r in rows(other)
+    ]
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"split", "grad_norm"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4, nan_ok=True), (a, b)
+    results = [json.loads((w / "result.json").read_text()) for w in (one, other)]
+    assert results[0]["audit"] == results[1]["audit"]
+    assert results[0]["test"]["n_scored"] == results[1]["test"]["n_scored"] == 50
+    with (
+        open_weights(one / "artifact" / "model.safetensors") as a,
+        open_weights(other / "artifact" / "model.safetensors") as b,
+    ):
+        assert sorted(a.names()) == sorted(b.names())
+        for name in a.names():
+            np.testing.assert_allclose(a.read(name), b.read(name), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", RUNS)
+def test_two_hosts_train_the_run_of_one(overrides, small_config, tmp_path):
+    (leader, told), (other, silent) = ended(start(2, small_config, tmp_path / "two", *overrides))
+    assert (leader, other) == (0, 0), told + silent
+    assert "bit-identical" in told and "step 6" in told
+    # The other one says that it is there, and leaves the rest to the leader.
+    assert "finetune_jax.train in" in silent
+    assert "step 6" not in silent and "weights" not in silent
+    ((status, alone),) = ended(start(1, small_config, tmp_path / "one", *overrides))
+    assert status == 0, alone
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, tmp_path):
+    overrides = SLOWLY, "--config.train.steps=40"
+    ((status, told),) = ended(start(1, small_config, tmp_path / "whole", *overrides))
+    assert status == 0, told
+    workdir = tmp_path / "killed"
+    processes = start(count, small_config, workdir, *overrides)
+    while not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (workdir / "result.json").exists()
+    (status, told), *_ = ended(start(3 - count, small_config, workdir, *overrides))
+    assert status == 0, told
+    assert "resuming from step" in told
+    assert_same_run(workdir, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "how", ["here", "localhost:12", "localhost:12,2,2", "localhost,2,0", "localhost:12,two,0"]
+)
+def test_hosts_that_are_written_otherwise_are_refused(how):
+    with pytest.raises(UserError, match="expected 'auto' or HOST:PORT,COUNT,NUMBER"):
+        hosts.connect(how)

@@ -7,7 +7,9 @@ Each is one key of a config; the losses and their sources are in finetune_jax/ta
 mixup and CutMix in finetune_jax/data/augment/mix.py. The ten classes are as frequent as each other,
 so `balanced` weighs them all alike here.
 
-Expected on the test split: not run.
+Expected on the test split (seed 0, n=360, 95 % interval of each within 0.96 to 1.00): accuracy
+0.9917 smoothing, 0.9806 mixup, 0.9861 cutmix, 0.9861 focal, 0.9889 balanced: no difference that 360
+digits can show. Beside it: 1-nearest neighbour in pixels 0.9722. From experiments/task_results.py.
 """
 
 from configs.tasks._digits import resnet20

@@ -5,7 +5,10 @@ Command (FINETUNE_JAX_DATA names the folder that holds text_sick/):
 
 Both sentences are one input of MiniLM. It was trained on single sentences, so everything trains.
 
-Expected on the test split: not run.
+Expected on the test split (seed 0, n=4927, 95 % interval): accuracy 0.8727 [0.8631, 0.8818]. Beside
+it: logistic regression on |u-v| and u*v of frozen single sentences 0.7745; always the commonest
+class 0.5669; published, InferSent (Conneau et al. 2017, arXiv 1705.02364) 0.863. From
+experiments/task_results.py.
 """
 
 from configs.tasks._minilm import DATA, minilm

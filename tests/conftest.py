@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -84,3 +86,20 @@ def short_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> P
     workdir = tmp_path_factory.mktemp("short") / "run"
     run(prepare(config), workdir)
     return workdir
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A SLURM of one node, which its commands find; skips with the reason where there is none."""
+    script, folder = Path(__file__).parent / "slurm.sh", tmp_path / "slurm"
+    process = subprocess.run(
+        ["bash", script, "start", folder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if process.returncode:
+        pytest.skip(process.stderr.strip().splitlines()[-1])
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    yield
+    subprocess.run(["bash", script, "stop", folder], check=True)

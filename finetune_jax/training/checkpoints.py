@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from finetune_jax.errors import UserError
 from finetune_jax.schemes import Plan, difference
 from finetune_jax.training.state import State
+
+# Orbax warns of every checkpoint between two evaluations, which have no score by intention.
+logging.getLogger("absl").addFilter(lambda r: "did not provide metrics" not in r.getMessage())
 
 
 class Checkpoints:

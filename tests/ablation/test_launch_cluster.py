@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from finetune_jax.ablation.launch import make_launcher
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-
-SCRIPT = Path(__file__).parent / "slurm.sh"
 
 
 def make_units(small_config, folder, long=()):
@@ -123,17 +120,6 @@ def test_sbatch_keeps_what_says_which_cluster_and_not_the_limits_of_this_job(tmp
     for flag in ("array=0-1%2", "time=9", "constraint=a100", "exclusive", "requeue"):
         assert f"#SBATCH --{flag}\n" in script
     assert script.count("--cpus-per-task=3") == 2  # srun does not take it from sbatch
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    process = subprocess.run(["bash", SCRIPT, "start", tmp_path / "slurm"], stderr=subprocess.PIPE,
-                             stdout=subprocess.DEVNULL, text=True)  # fmt: skip
-    if process.returncode:
-        pytest.skip(process.stderr.strip().splitlines()[-1])
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
-    yield
-    subprocess.run(["bash", SCRIPT, "stop", tmp_path / "slurm"], check=True)
 
 
 def running():

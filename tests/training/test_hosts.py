@@ -53,16 +53,16 @@ RUNS = [
 ]  # fmt: skip
 
 
+def environment(devices):
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
 def start(count, config, workdir, *overrides):
     """One process of four devices, or two of two each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} {QUICK_COMPILE}",
-    }
     command = [sys.executable, "-m", "finetune_jax.train", f"--config={config}"]
     command += [f"--workdir={workdir}", *overrides]
     others = [[f"--distributed=localhost:{port},{count},{number}"] for number in range(count)]
@@ -70,7 +70,7 @@ def start(count, config, workdir, *overrides):
         subprocess.Popen(
             command + (other if count > 1 else []),
             cwd=ROOT,
-            env=environment,
+            env=environment(4 // count),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -142,6 +142,21 @@ def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, 
     assert status == 0, told
     assert "resuming from step" in told
     assert_same_run(workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_hosts_of_a_slurm_step_find_each_other(small_config, slurm, tmp_path):
+    """``auto`` under a real srun."""
+    command = ["srun", "-n2", "-c1", sys.executable, "-m", "finetune_jax.train"]
+    command += [f"--config={small_config}", f"--workdir={tmp_path / 'two'}", "--distributed=auto"]
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=280
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("bit-identical") == 1
+    ((status, alone),) = ended(start(1, small_config, tmp_path / "one"))
+    assert status == 0, alone
+    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize(

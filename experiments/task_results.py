@@ -200,7 +200,7 @@ def logistic_of_pairs(f: Features) -> dict[str, str]:
     score = model.fit(compared(f.train), f.train_label).score(compared(f.test), f.test_label)
     commonest = np.bincount(f.train_label).argmax()
     return {
-        "logistic regression (C=10) on |u-v|, u*v of frozen single sentences: accuracy": (
+        "logistic regression (C=10) on abs(u-v), u*v of frozen single sentences: accuracy": (
             f"{score:.4f}"
         ),
         "always the commonest class": f"{(f.test_label == commonest).mean():.4f}",

@@ -5,7 +5,7 @@
 
 DIR is a run's folder or the artifact itself, wherever it was moved to. Prints class names with
 probabilities, most probable first, or what else the task reads; --json all of it. A pair of texts
-is one argument with a tab between them.
+or of image files is one argument with a tab between them.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ class Artifact:
         return np.asarray(forward(self.variables, batch))
 
     def predict(self, items: Sequence[str | Path]) -> list[dict[str, Any]]:
-        """One dict per image file or text: ``image`` or ``text``, and how the task reads it.
+        """One dict per item: what was given, by the kind of input, and how the task reads it.
+
+        Args:
+          items: image files or texts; a pair of them has a tab between the two.
 
         Raises:
           UserError: an image that cannot be decoded, before any is predicted.

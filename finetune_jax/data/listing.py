@@ -75,8 +75,10 @@ def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str
     names, found = list(names), {}
     for key in ("image", "label", "mask"):
         wanted = getattr(options, f"{key}_column")
-        pair = [name.strip() for name in wanted.split(",")] if key == "image" else [wanted]
-        if len(set(pair)) < len(pair) or len(pair) > 2:
+        # A name may have a comma itself.
+        whole = key != "image" or wanted in names
+        pair = [wanted] if whole else [name.strip() for name in wanted.split(",")]
+        if len(pair) > 2 or (len(pair) == 2 and len({*pair} - {""}) < 2):
             raise UserError(
                 f"data.{key}_column: expected a column, or two different ones with a comma "
                 f"between them, found {wanted!r}"

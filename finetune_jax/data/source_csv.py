@@ -91,6 +91,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
         fingerprint(paths[0].parent, everything, options),
         (*values, *images),
         options.on_bad_image,
+        len(images) == 2,
     )
 
 

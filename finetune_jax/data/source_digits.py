@@ -75,7 +75,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
 
     columns = ("image", "mask" if rest == "masks" else "label")
     columns += ("image2",) if rest == "pairs" else ()
-    return Source(name, names, _SIZES, read, columns=columns)
+    return Source(name, names, _SIZES, read, columns=columns, pairs=rest == "pairs")
 
 
 def _partners(labels: np.ndarray) -> np.ndarray:

@@ -70,7 +70,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         loaded = {"train": loaded}
     first = next(iter(loaded.values()))
     columns = {column: column for column in first.column_names}
-    for found, key in renamed(options, first.column_names, repr(name)).items():
+    called = renamed(options, first.column_names, repr(name))
+    for found, key in called.items():
         columns = {k: v for k, v in columns.items() if v != key or k == found}
         columns[found] = key
     images = frozenset(c for c in columns if isinstance(first.features[c], datasets.Image))
@@ -104,6 +105,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
         fingerprint(files[0].parent if files else Path(rest), files, options),
         tuple(columns.values()),
         options.on_bad_image,
+        "image2" in called.values(),
     )
 
 

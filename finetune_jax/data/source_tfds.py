@@ -102,6 +102,7 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         lambda split: _TfdsExamples(builder.as_data_source(split=split), columns),
         _origin(builder, options),
         tuple(column for column, _ in columns.values()),
+        pairs="image2" in renamed(options, features, repr(name)).values(),
     )
 
 

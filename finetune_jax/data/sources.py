@@ -73,6 +73,7 @@ class Source:
       columns: of an example; empty where a source does not say.
       on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once and leaves
         out, by name, those that fail.
+      pairs: whether an example has a second image, ``image2``, that it is compared with.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Source:
     origin: str = ""
     columns: tuple[str, ...] = ()
     on_bad_image: str = "error"
+    pairs: bool = False
 
     def read(self, split: str) -> Examples:
         """Random access to a split in TFDS syntax, such as ``train[:90%]``.

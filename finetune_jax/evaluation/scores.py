@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from finetune_jax import tree
 from finetune_jax.data.batches import Encode, eval_batches, gather
 from finetune_jax.data.sources import Examples
 from finetune_jax.tasks import Task
@@ -43,7 +44,7 @@ def observe(
     for batch in eval_batches(examples, encode, batch_size, workers, rows):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
-        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], result))
+        parts.append(jax.tree.map(lambda x, real=real: tree.on_host(x)[real], result))
     whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     for name, values in whole.items():
         if len(values) != len(examples):
@@ -80,7 +81,7 @@ def forward_all(
         padded = np.concatenate([some, np.repeat(some[:1], batch_size - len(some))])
         out = forward(place(gather(examples, padded[rows], encode)))
         real = slice(len(some))
-        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], out))
+        parts.append(jax.tree.map(lambda x, real=real: tree.on_host(x)[real], out))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 

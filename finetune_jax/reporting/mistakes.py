@@ -50,16 +50,17 @@ def mistakes(subject: Subject, predictions: Predictions) -> list[tuple[str, str]
         f'<div class="mistake">{_shown(subject, examples[int(i)], int(i))}{caption}</div>'
         for i, caption in zip(chosen, captions, strict=True)
     ]
-    kind = "" if subject.preprocess.kind == "image" else " texts"
+    kind = " texts" if subject.preprocess.kind == "text" else ""
     hint = " Red: predicted; green: the label; each with its probability." if found else ""
     return [(heading, f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>')]
 
 
 def _shown(subject: Subject, example: dict[str, Any], index: int) -> str:
-    if subject.preprocess.kind == "image":
-        return html.picture(example["image"], f"example {index}")
+    columns = subject.preprocess.columns
+    if subject.preprocess.kind != "text":
+        return "".join(html.picture(example[column], f"example {index}") for column in columns)
     quotes = []
-    for column in subject.preprocess.columns:
+    for column in columns:
         value = example[column]
         words = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         quotes.append(f"<blockquote>{html.text(words)}</blockquote>")

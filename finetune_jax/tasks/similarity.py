@@ -84,7 +84,7 @@ class Similarity(Task):
                 f"task.name: similarity compares two columns, and the input is "
                 f"{', '.join(preprocess.columns)}; set data.text_columns to two names"
             )
-        if "image2" in preprocess.columns and "image2" not in (source.columns or ("image2",)):
+        if "image2" in preprocess.columns and not source.pairs:
             raise UserError(
                 f"task.name: similarity compares two images, and examples of {source.name!r} have "
                 f"one; set data.image_column to two columns, such as 'left,right'"

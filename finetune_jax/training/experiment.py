@@ -27,6 +27,7 @@ from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_va
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.tasks import Task
+from finetune_jax.training.hosts import leader_first
 from finetune_jax.training.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.training.schedules import parse_schedule
 
@@ -108,7 +109,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             raise UserError(
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
-    source = open_configured(config.data)
+    source = leader_first(lambda: open_configured(config.data))
     preprocess = _preprocess(config, source)
     task = tasks.create(config.task, source, preprocess)
     if config.checkpoint.metric not in ("", task.metric, "loss"):
@@ -176,7 +177,7 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
         path = data.tokenizer or resolve(config.pretrained.path or ".").parent / "tokenizer.json"
         size, columns = data.max_tokens or entry.inputs.size, tuple(data.text_columns)
         return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
-    if "image2" in source.columns and not apart:
+    if source.pairs and not apart:
         raise UserError(
             f"task.name: {config.task.name} reads one image of an example, and those of "
             f"{source.name!r} have two; expected similarity"
@@ -230,6 +231,8 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         if own_head:
             variables["params"]["head"] = own_head
         return variables, {"file": None, "rows": []}
+    if jax.process_count() > 1:
+        leader_first(lambda: resolve(settings.path))
     from finetune_jax.pretrained import load
     from finetune_jax.pretrained.class_names import read_class_names, shared_rows
 

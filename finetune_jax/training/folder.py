@@ -9,7 +9,7 @@ from typing import Any
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.training.hosts import leads
+from finetune_jax.training.hosts import all_agree, leads, wait
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -20,12 +20,17 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        probe_file = workdir / ".writable"
         if leads():
-            probe_file = workdir / ".writable"
             probe_file.write_text("")
+        wait("workdir")
+        shared = all_agree(probe_file.is_file())
+        if leads():
             probe_file.unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
+    if not shared:
+        raise UserError(f"--workdir={workdir}: not the same folder for all processes")
     path = workdir / "config.json"
     if path.exists():
         try:

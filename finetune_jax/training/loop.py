@@ -26,7 +26,7 @@ from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment, load_variables
 from finetune_jax.training.folder import claim_workdir, finished_result, open_workdir
-from finetune_jax.training.hosts import leads
+from finetune_jax.training.hosts import all_agree, leads, require_same
 from finetune_jax.training.mesh import local_rows, put_batch
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import Shared, StepCall
@@ -77,7 +77,7 @@ def steps(
     config, phases = experiment.config, experiment.phases
     open_workdir(workdir, config_lib.to_json(config))
     finished = finished_result(workdir)
-    if finished is not None:
+    if all_agree(finished is not None):
         say(f"the run in {workdir} is finished; to train again, use another --workdir")
         return finished
 
@@ -143,6 +143,15 @@ def steps(
     resumed = checkpoints.latest_step
     meta = checkpoints.read_meta() if resumed is not None else None
     first = meta["phase"] if meta else 0
+    require_same(
+        {
+            "config": config.to_json_best_effort(),
+            "checkpoints": resumed,
+            "examples": {name: len(examples) for name, examples in splits.items()},
+            "bad images": left_out,
+            "weight file": manifest.get("sha256"),
+        }
+    )
 
     # 4. All that was named exists and fits: from here on the folder is this config's.
     plan_json = experiment.plan.to_json()
@@ -211,16 +220,16 @@ def steps(
     checkpoints.close()
 
     # 7. Artifact.
+    final = jax.tree.map(tree.on_host, final)
     deltas = experiment.plan.deltas
     if config.artifact.merge and deltas:
         final, result["largest_logit_difference"] = _merged(current, final)
         deltas = ()
-    values = jax.tree.map(tree.on_host, final)
     if not leads():
         return result
     save_artifact(
         workdir / "artifact",
-        variables=values,
+        variables=jax.tree.map(np.asarray, final),
         model={
             "family": MODELS[config.model.name].family,
             "name": config.model.name,

@@ -85,11 +85,6 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(place, state)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """Everything on every device, so that each process can read it."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Rows i64 of a global batch that lie on this process' devices, rising."""
     spans = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

@@ -20,7 +20,7 @@ from finetune_jax.models import DTYPES, initial_variables
 from finetune_jax.schemes import Leaf, Phase, Plan
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import batch_sharding, state_sharding, whole
+from finetune_jax.training.mesh import batch_sharding, state_sharding
 from finetune_jax.training.optimizer import (
     hyper_parameters,
     label,
@@ -231,7 +231,7 @@ class PhaseRun:
                     state_sharding(mesh, base),
                     batch_sharding(mesh),
                 ),
-                out_shardings=(state_sharding(mesh, state), whole(mesh)),
+                out_shardings=(state_sharding(mesh, state), None),
                 donate_argnums=0,
             )
             .lower(state, base, self.abstract_batch(size, cached=cached))
@@ -260,11 +260,7 @@ class PhaseRun:
         step = make_eval_step(self.model, task, prepare, start, augment)
         placed = state_sharding(self.experiment.mesh, like)
         return (
-            jax.jit(
-                step,
-                in_shardings=(placed, batch_sharding(self.experiment.mesh)),
-                out_shardings=whole(self.experiment.mesh),
-            )
+            jax.jit(step, in_shardings=(placed, batch_sharding(self.experiment.mesh)))
             .lower(like, self.abstract_batch(batch_size, cached=cached))
             .compile()
         )

@@ -8,6 +8,7 @@ renamed when whole.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import math
@@ -25,11 +26,12 @@ from finetune_jax import tree
 from finetune_jax.data.augment import augmented, canonical, mixes
 from finetune_jax.data.batches import eval_batches
 from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
 from finetune_jax.reporting.progress import say
 from finetune_jax.reporting.tables import size as show_bytes
-from finetune_jax.training.hosts import all_agree
-from finetune_jax.training.mesh import batch_sharding, local_rows, state_sharding, whole
+from finetune_jax.training.hosts import all_agree, leads, wait
+from finetune_jax.training.mesh import batch_sharding, local_rows, state_sharding
 from finetune_jax.training.phase import PhaseRun
 
 
@@ -114,9 +116,14 @@ def _fill(
         return ActivationExamples(
             lambda indices: jax.tree.map(lambda x: _rows(x[indices]), store), targets, views
         )
-    _make_room(Path(settings.dir), settings.dir_bytes - total)
-    meta = {"stages": list(prefix), "split": split, "bytes": total}
-    _write(folder, compute, targets, meta)
+    if leads():
+        _make_room(Path(settings.dir), settings.dir_bytes - total)
+        _write(folder, compute, targets, {"stages": list(prefix), "split": split, "bytes": total})
+    else:
+        collections.deque(compute, maxlen=0)  # takes part in every batch
+    wait("prefix")
+    if not all_agree((folder / "meta.json").is_file()):
+        raise UserError(f"prefix_cache.dir: {folder} is not shared by all processes")
     say(f"prefix of {where}, written to {folder}")
     return ActivationExamples(_reader(folder, run), targets, views)
 
@@ -155,15 +162,11 @@ def _batches(
 
     def forward(variables: Any, batch: Any, key: Any) -> Any:
         x, _ = change(key, inputs_of(batch), batch)
-        own = {name: batch[name] for name in targets}
-        return run.model.apply(variables, x, stop=stop), own
+        return run.model.apply(variables, x, stop=stop)
 
     mesh = experiment.mesh
-    step = jax.jit(
-        forward,
-        in_shardings=(state_sharding(mesh, variables), batch_sharding(mesh), None),
-        out_shardings=whole(mesh),
-    )
+    placed = state_sharding(mesh, variables)
+    step = jax.jit(forward, in_shardings=(placed, batch_sharding(mesh), None))
     rows = local_rows(mesh, batch_size)
     for view in range(views):
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
@@ -174,14 +177,16 @@ def _batches(
             )
         ):
             real = int(batch.pop("mask").sum())
-            out, own = step(variables, place(batch), jax.random.fold_in(key, number))
+            batch = place(batch)
             for name, values in targets.items() if not view else ():
-                values[done : done + real] = np.asarray(own[name])[:real]
+                values[done : done + real] = tree.on_host(batch[name])[:real]
+            inputs = {name: x for name, x in batch.items() if name not in targets}
+            out = jax.tree.map(
+                tree.on_host, step(variables, inputs, jax.random.fold_in(key, number))
+            )
             yield (
                 done,
-                jax.tree.map(
-                    lambda x, n=real: np.asarray(x).reshape(-1, run.inputs, *x.shape[1:])[:n], out
-                ),
+                jax.tree.map(lambda x, n=real: x.reshape(-1, run.inputs, *x.shape[1:])[:n], out),
             )
             done += real
 

@@ -24,7 +24,7 @@ from finetune_jax.schemes import Plan
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import local_rows, put_batch, whole
+from finetune_jax.training.mesh import local_rows, put_batch
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
 from finetune_jax.training.shared import Shared
@@ -154,9 +154,7 @@ class Run:
                 x, start = experiment.preprocess.device(batch), None
             return run.model.apply(variables, x, start=start, stop="head"), batch["label"]
 
-        step = self.shared.once(
-            ("probe", run.index), lambda: jax.jit(features, out_shardings=whole(experiment.mesh))
-        )
+        step = self.shared.once(("probe", run.index), lambda: jax.jit(features))
         size = experiment.config.eval.batch_size
 
         def of(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:

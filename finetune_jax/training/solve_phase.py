@@ -10,7 +10,7 @@ from finetune_jax.evaluation.scores import forward_all
 from finetune_jax.reporting.progress import say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import probe
-from finetune_jax.training.mesh import whole
+from finetune_jax.training.hosts import leaders
 from finetune_jax.training.run import Run
 
 
@@ -35,6 +35,8 @@ def solve_phase(current: Run, index: int) -> None:
         _features(current, index, "validation"),
         current.experiment.task.head_size,
     )
+    # Solvers of other machines end in other last bits.
+    head = leaders(head)
     chosen = report["chosen"]
     say(
         f"head solved by {phase.solve}: strength {chosen['strength']:.3g}, validation accuracy "
@@ -57,8 +59,7 @@ def _features(current: Run, index: int, split: str) -> tuple[np.ndarray, np.ndar
             lambda v, x: (
                 run.model.apply(v, experiment.preprocess.device(x), stop="head"),
                 x["label"],
-            ),
-            out_shardings=whole(experiment.mesh),
+            )
         ),
     )
     size = experiment.config.eval.batch_size

@@ -132,6 +132,7 @@ def test_a_table_may_have_pairs_of_images(tmp_path):
     assert set(source.columns) == {"image", "image2", "label", "path", "path2"}
     for wanted, message in (
         ("left,rihgt", "has no column 'rihgt'. Did you mean 'right'"),
+        (",right", "two different ones with a comma between them, found ',right'"),
         ("left,left", "two different ones with a comma between them, found 'left,left'"),
         ("left,right,label", "expected a column, or two"),
     ):

@@ -54,6 +54,29 @@ def test_texts_with_names_as_labels_and_one_split(datasets, tmp_path):
     assert all(row["label"] == int(row["text"][1:]) % 2 for row in seen)
 
 
+def test_pairs_of_images(datasets, tmp_path):
+    features = datasets.Features(
+        {"l": datasets.Image(), "r, mirrored": datasets.Image(), "label": datasets.Value("float")}
+    )
+    one, other = (
+        [Image.fromarray(np.full((4, 5 + i), start + i, np.uint8)) for i in range(10)]
+        for start in (0, 100)
+    )
+    rows = {"l": one, "r, mirrored": other, "label": [i / 10 for i in range(10)]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "d")
+    # A column whose own name has a comma is one column.
+    single = open_source(f"hf:{tmp_path / 'd'}", Options(image_column="r, mirrored"))
+    assert not single.pairs
+    assert (single.read("train")[0]["image"] >= 100).all()
+    whole = datasets.load_from_disk(tmp_path / "d").rename_column("r, mirrored", "r")
+    whole.save_to_disk(tmp_path / "e")
+    source = open_source(f"hf:{tmp_path / 'e'}", Options(image_column="l,r"))
+    assert source.pairs
+    row = source.read("train")[0]
+    number = round(10 * row["label"])
+    assert (row["image"] == number).all() and (row["image2"] == 100 + number).all()
+
+
 def test_what_is_not_here_is_not_downloaded(datasets, tmp_path):
     with pytest.raises(UserError, match="data.prepare=True downloads it"):
         open_source("hf:owner/no-such-dataset", Options(data_dir=str(tmp_path)))

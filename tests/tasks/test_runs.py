@@ -15,6 +15,9 @@ from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.predictions import predict_split
+from finetune_jax.evaluation.subject import open_run
+from finetune_jax.reporting.mistakes import mistakes
 from finetune_jax.training.arms import run_arms
 from finetune_jax.training.experiment import load_variables, prepare
 from finetune_jax.training.loop import run
@@ -88,6 +91,14 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     labels = [e["label"] for e in (open_source("digits").read("train[:32]")[i] for i in range(32))]
     assert task.mean == pytest.approx(np.mean(labels)) and task.std == pytest.approx(np.std(labels))
     assert 0 <= predicted(tmp_path, tmp_path)["value"] <= 9
+
+
+def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
+    run(prepare(tiny("similarity", data__source="digits:pairs")), tmp_path)
+    subject = open_run(tmp_path)
+    ((heading, body),) = mistakes(subject, predict_split(subject, "test"))
+    assert heading == "Highest losses"
+    assert body.count("<img") == 2 * body.count('class="mistake"') == 36
 
 
 def test_pairs_are_refused_by_tasks_of_one_image(tiny):

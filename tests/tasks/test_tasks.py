@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import jax
@@ -119,9 +118,8 @@ def test_similarity_needs_two_inputs(tokenizer):
     with pytest.raises(UserError, match="set data.text_columns to two names"):
         tasks.Similarity.create(settings(), SOURCE, one)
     pair = ImagePairPreprocess(size=8, crop=0)
-    single = dataclasses.replace(SOURCE, columns=("image", "label"))
     with pytest.raises(UserError, match="examples of 'things' have one; set data.image_column to"):
-        tasks.Similarity.create(settings(), single, pair)
+        tasks.Similarity.create(settings(), SOURCE, pair)
 
 
 def test_a_pair_of_images_is_prepared_as_each_by_itself(tmp_path):

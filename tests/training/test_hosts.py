@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from commands import QUICK_COMPILE, ROOT
+from PIL import Image
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import open_weights
+from finetune_jax.models import build, initialise
+from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.training import hosts
 
 VIT = (
     "--config.model.name=vit_ti16",
     "--config.data.image_size=32",
-    "--config.pretrained.path=",
+    "--config.pretrained.path={vit}",
+    "--config.pretrained.new_head=True",
     "--config.optimizer.name=adamw",
     "--config.optimizer.learning_rate=0.001",
 )
@@ -43,8 +48,12 @@ RUNS = [
     ),
     pytest.param(
         (*VIT, "--config.scheme=lora(rank=2) + head", "--config.artifact.merge=True",
-         "--config.mesh.fsdp=4"),
+         "--config.artifact.contents=delta", "--config.mesh.fsdp=4"),
         id="merged_deltas", marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        ("--config.scheme=last_k(1)", "--config.prefix_cache.dir={cache}"),
+        id="a_cached_prefix_in_a_folder", marks=pytest.mark.slow,
     ),
     pytest.param(
         ("--config.scheme=auto_rgn", "--config.data.cache_bytes=0", "--config.data.workers=1"),
@@ -81,7 +90,11 @@ def start(count, config, workdir, *overrides):
 
 def ended(processes):
     """Status and what was printed of each."""
-    told = [process.communicate(timeout=280)[1] for process in processes]
+    try:
+        told = [process.communicate(timeout=280)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
 
 
@@ -110,14 +123,29 @@ def assert_same_run(one, other):
             np.testing.assert_allclose(a.read(name), b.read(name), rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def vit_weights(tmp_path_factory):
+    """A file of ViT-Ti/16 for 32 pixels, random but for its names and shapes."""
+    path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    model = build("vit_ti16", 10, image_size=32)
+    save_native(path, initialise(model, 32, jax.random.key(7)), {})
+    return path
+
+
 @pytest.mark.parametrize("overrides", RUNS)
-def test_two_hosts_train_the_run_of_one(overrides, small_config, tmp_path):
+def test_two_hosts_train_the_run_of_one(overrides, small_config, vit_weights, tmp_path):
+    places = {"{vit}": str(vit_weights), "{cache}": str(tmp_path / "cache")}
+    for name, path in places.items():
+        overrides = [text.replace(name, path) for text in overrides]
     (leader, told), (other, silent) = ended(start(2, small_config, tmp_path / "two", *overrides))
     assert (leader, other) == (0, 0), told + silent
     assert "bit-identical" in told and "step 6" in told
     # The other one says that it is there, and leaves the rest to the leader.
     assert "finetune_jax.train in" in silent
     assert "step 6" not in silent and "weights" not in silent
+    if (tmp_path / "cache").exists():
+        assert "written to" in told and len([*(tmp_path / "cache").iterdir()]) == 2
+        shutil.rmtree(tmp_path / "cache")
     ((status, alone),) = ended(start(1, small_config, tmp_path / "one", *overrides))
     assert status == 0, alone
     assert_same_run(tmp_path / "two", tmp_path / "one")
@@ -142,6 +170,27 @@ def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, 
     assert status == 0, told
     assert "resuming from step" in told
     assert_same_run(workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_host_that_fails_ends_the_others_soon(small_config, tmp_path):
+    for number in range(40):
+        folder = tmp_path / "pictures" / "train" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+    damaged = folder / "39.png"
+    damaged.write_bytes(damaged.read_bytes()[:45])
+    overrides = (
+        f"--config.data.source=folder:{tmp_path / 'pictures'}", "--config.data.train=train",
+        "--config.data.validation=", "--config.data.test=", "--config.data.cache_bytes=0",
+        "--config.scheme=full",
+    )  # fmt: skip
+    began = time.monotonic()
+    results = ended(start(2, small_config, tmp_path / "run", *overrides))
+    assert time.monotonic() - began < 60
+    assert all(status for status, _ in results)
+    assert any(f"error: {damaged}" in told for _, told in results)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -56,7 +57,10 @@ def download(address: str) -> Path:
         if path.is_file() and _sha256(path) == wanted:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{name}.{os.getpid()}.unfinished")
+        # Of its own for every process, on whatever machine it shares the folder from.
+        handle, unfinished_name = tempfile.mkstemp(".unfinished", f".{name}.", path.parent)
+        os.close(handle)
+        unfinished = Path(unfinished_name)
         try:
             found = _fetch(url, unfinished)
             if found != wanted:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune_jax.errors import UserError
 from finetune_jax.evaluation.corruptions import blur, digital, host, noise, weather
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -222,7 +223,12 @@ def apply(name: str, keys: jax.Array, images: Any, severity: int) -> jax.Array:
 
     Returns:
       f32[b, size, size, 3] in [0, 1].
+
+    Raises:
+      UserError: it needs what is not installed, see `unavailable`.
     """
+    if needs := host.lacking(name):
+        raise UserError(f"{name} needs {needs}")
     size = images.shape[1]
     if change := CORRUPTIONS[name].on_host:
         row = CORRUPTIONS[name].table(size)[severity - 1]

@@ -6,6 +6,9 @@ Command:
 
 Published: 91.25 % (He et al. 2015), 91.73 % for the akamaster release, both after about 164 to 200
 epochs. The argument sets the epochs: ``--config=configs/pretrain_resnet20_cifar10.py:164``.
+
+Expected on the test split (one seed, n=10000, 95 % interval): after 32 epochs 0.913 [0.907, 0.918],
+after 2 epochs 0.7573 [0.7488, 0.7656].
 """
 
 from finetune_jax.config import default

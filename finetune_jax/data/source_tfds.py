@@ -90,7 +90,8 @@ def open_(name: str, dataset: str, options: Options) -> Source:
             f"--out_file_format=array_record"
         )
     features = dict(info.features.items())
-    columns = _columns(features, name, options)
+    called = renamed(options, features, repr(name))
+    columns = _columns(features, called)
     label = next((f for f, (column, _) in columns.items() if column == "label"), "")
     # Of a list of classes (several labels per example), the classes.
     labels = getattr(features.get(label), "feature", features.get(label))
@@ -102,17 +103,16 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         lambda split: _TfdsExamples(builder.as_data_source(split=split), columns),
         _origin(builder, options),
         tuple(column for column, _ in columns.values()),
-        pairs="image2" in renamed(options, features, repr(name)).values(),
+        pairs="image2" in called.values(),
     )
 
 
 def _columns(
-    features: dict[str, Any], name: str, options: Options
+    features: dict[str, Any], called: dict[str, str]
 ) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """By feature: the column it becomes, and what makes its values."""
+    """By feature: the column it becomes, and what makes its values; `called` as of `renamed`."""
     import tensorflow_datasets as tfds
 
-    called = renamed(options, features, repr(name))
     columns: dict[str, tuple[str, Callable[[Any], Any]]] = {}
     for feature, kind in features.items():
         column = called.get(feature, feature)

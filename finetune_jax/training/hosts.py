@@ -50,7 +50,7 @@ def connect(how: str) -> None:
         jax.distributed.initialize(shutdown_timeout_seconds=_SECONDS_TO_LEAVE, **options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        if how == "auto" and "should be defined" in reason or "must be defined" in reason:
+        if how == "auto" and reason.endswith("defined."):
             reason = (
                 "found no job of a TPU pod, SLURM, Open MPI or Kubernetes; expected "
                 "HOST:PORT,COUNT,NUMBER"

@@ -67,8 +67,8 @@ def environment(devices):
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def start(count, config, workdir, *overrides):
-    """One process of four devices, or two of two each."""
+def start(count, config, workdir, *overrides, second=()):
+    """One process of four devices, or two of two each; the second may be told otherwise."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -77,14 +77,14 @@ def start(count, config, workdir, *overrides):
     others = [[f"--distributed=localhost:{port},{count},{number}"] for number in range(count)]
     return [
         subprocess.Popen(
-            command + (other if count > 1 else []),
+            command + (other if count > 1 else []) + list(second if number else ()),
             cwd=ROOT,
             env=environment(4 // count),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for other in others
+        for number, other in enumerate(others)
     ]
 
 
@@ -170,6 +170,23 @@ def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, 
     assert status == 0, told
     assert "resuming from step" in told
     assert_same_run(workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("--config.seed=1", "the 2 processes do not have the same config"),
+        ("--config.data.train=train[:48]", "the same config, examples"),
+        ("--workdir={other}", "not the same folder for all processes"),
+    ],
+)
+def test_hosts_that_are_told_otherwise_are_refused(second, message, small_config, tmp_path):
+    second = second.format(other=tmp_path / "other")
+    results = ended(start(2, small_config, tmp_path / "run", second=[second]))
+    for status, told in results:
+        assert status == 2 and message in told
+    assert not any((tmp_path / name / "config.json").exists() for name in ("run", "other"))
 
 
 @pytest.mark.slow

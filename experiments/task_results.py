@@ -15,13 +15,24 @@ import datetime
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 
+from experiments._references import (
+    Reference,
+    cosine_of_pixels,
+    features_of,
+    logistic,
+    logistic_of_pairs,
+    neighbour_class,
+    neighbour_kappa,
+    neighbour_labels,
+    neighbour_value,
+    place_mean,
+    threshold_and_neighbour,
+)
 from finetune_jax import cli
 from finetune_jax.reporting.progress import say
 
@@ -31,24 +42,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the runs.")
 
 DATA = Path(os.environ.get("FINETUNE_JAX_DATA", "data"))
 OUT = Path(__file__).with_suffix(".md")
-
-Reference = Callable[["Features"], dict[str, str]]
-
-
-@dataclasses.dataclass
-class Features:
-    """What a reference is computed from: features and targets of training and test.
-
-    Attributes:
-      train, test: f[n, width]: pixels, or what the pretrained model's head would read; of a pair
-        of texts f[n, 2, width], each of length 1.
-      train_label, test_label: targets by name of the batch's key.
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    train_label: np.ndarray
-    test_label: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +54,7 @@ class Entry:
       metrics: of the report, the headline first.
       overrides: of config keys; ``{runs}`` in a text is the folder of the runs.
       reference: names and figures of what is simple; None for none.
-      on: what the reference reads: ``pixels``, the ``base`` model's features, or such of each text
-        of a ``pair`` by itself.
+      on: what the reference reads, see `features_of`.
       published: a figure of others, with its source.
       zero_shot: scores the weight file as it is, without a run.
     """
@@ -75,136 +67,6 @@ class Entry:
     on: str = "pixels"
     published: str = ""
     zero_shot: bool = False
-
-
-def logistic(f: Features) -> dict[str, str]:
-    """Logistic regression and nearest neighbours on the frozen features, scaled to length 1."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-
-    train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f.train, f.test))
-    names = {
-        "logistic regression (C=10)": LogisticRegression(C=10, max_iter=300),
-        "20-nearest neighbours": KNeighborsClassifier(20),
-    }
-    return {
-        f"{name} on the same frozen features: accuracy": (
-            f"{model.fit(train, f.train_label).score(test, f.test_label):.4f}"
-        )
-        for name, model in names.items()
-    }
-
-
-def neighbour_class(f: Features) -> dict[str, str]:
-    """Nearest neighbour in pixels."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(1).fit(f.train, f.train_label)
-    return {"1-nearest neighbour in pixels: accuracy": f"{model.score(f.test, f.test_label):.4f}"}
-
-
-def neighbour_kappa(f: Features) -> dict[str, str]:
-    """Nearest neighbour in pixels, by weighted kappa."""
-    from sklearn.metrics import cohen_kappa_score
-    from sklearn.neighbors import KNeighborsClassifier
-
-    predicted = KNeighborsClassifier(1).fit(f.train, f.train_label).predict(f.test)
-    kappa = cohen_kappa_score(f.test_label, predicted, weights="quadratic")
-    return {"1-nearest neighbour in pixels: kappa": f"{kappa:.4f}"}
-
-
-def neighbour_value(f: Features) -> dict[str, str]:
-    """Mean of three neighbours, and the mean of all."""
-    from sklearn.neighbors import KNeighborsRegressor
-
-    predicted = KNeighborsRegressor(3).fit(f.train, f.train_label).predict(f.test)
-    rmse = float(np.sqrt(np.mean((predicted - f.test_label) ** 2)))
-    flat = float(np.sqrt(np.mean((f.train_label.mean() - f.test_label) ** 2)))
-    return {
-        "mean of 3 nearest neighbours in pixels: rmse": f"{rmse:.4f}",
-        "mean of the training values: rmse": f"{flat:.4f}",
-    }
-
-
-def neighbour_labels(f: Features) -> dict[str, str]:
-    """Share of labels among five neighbours."""
-    from sklearn.metrics import average_precision_score
-    from sklearn.neighbors import KNeighborsRegressor
-
-    shares = KNeighborsRegressor(5).fit(f.train, f.train_label).predict(f.test)
-    score = average_precision_score(f.test_label, shares, average="macro")
-    flat = average_precision_score(f.test_label, np.zeros_like(shares), average="macro")
-    return {
-        "share among 5 nearest neighbours in pixels: average_precision": f"{score:.4f}",
-        "always the same: average_precision": f"{flat:.4f}",
-    }
-
-
-def threshold_and_neighbour(f: Features) -> dict[str, str]:
-    """Ink where it is (masks are made by a threshold), of the nearest picture's digit."""
-    from finetune_jax.metrics.classification import confusion
-    from finetune_jax.metrics.segmentation import mean_iou
-
-    def digits(masks: np.ndarray) -> np.ndarray:
-        return masks.reshape(len(masks), -1).max(1)
-
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(1).fit(f.train, digits(f.train_label))
-    ink = f.test_label > 0
-    predicted = ink * model.predict(f.test)[:, None, None]
-    found = mean_iou(confusion(predicted, f.test_label, 11))
-    flat = mean_iou(confusion(np.zeros_like(predicted), f.test_label, 11))
-    return {
-        "the mask itself with the 1-nearest neighbour's digit: mean_iou": f"{found:.4f}",
-        "background everywhere: mean_iou": f"{flat:.4f}",
-    }
-
-
-def place_mean(f: Features) -> dict[str, str]:
-    """The training pictures' mean of each patch, as what a masked patch looks like."""
-    from finetune_jax.models.pretraining import patches_of
-
-    def patches(pixels: np.ndarray) -> np.ndarray:
-        cut = np.asarray(patches_of(pixels.reshape(-1, 32, 32, 3) / 127.5 - 1, 16))
-        centred = cut - cut.mean(-1, keepdims=True)
-        return centred / np.sqrt(cut.var(-1, keepdims=True) + 1e-6)
-
-    error = float(((patches(f.test) - patches(f.train).mean(0)) ** 2).mean())
-    return {"mean of each place in training: loss": f"{error:.4f}"}
-
-
-def cosine_of_pixels(f: Features) -> dict[str, str]:
-    """How alike the two pictures of a pair are in their pixels."""
-    from scipy.stats import spearmanr
-    from sklearn.metrics import roc_auc_score
-
-    one, other = np.split(f.test, 2, axis=1)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosine = (one * other).sum(1) / lengths
-    return {
-        "cosine of the pixels: spearman": f"{spearmanr(cosine, f.test_label).statistic:.4f}",
-        "auroc": f"{roc_auc_score(f.test_label, cosine):.4f}",
-    }
-
-
-def logistic_of_pairs(f: Features) -> dict[str, str]:
-    """Logistic regression on |u - v| and u * v of each text's own features (arXiv 1705.02364)."""
-    from sklearn.linear_model import LogisticRegression
-
-    def compared(pairs: np.ndarray) -> np.ndarray:
-        u, v = pairs[:, 0], pairs[:, 1]
-        return np.concatenate([abs(u - v), u * v], axis=1) * u.shape[1] ** 0.5
-
-    model = LogisticRegression(C=10, max_iter=1000)
-    score = model.fit(compared(f.train), f.train_label).score(compared(f.test), f.test_label)
-    commonest = np.bincount(f.train_label).argmax()
-    return {
-        "logistic regression (C=10) on abs(u-v), u*v of frozen single sentences: accuracy": (
-            f"{score:.4f}"
-        ),
-        "always the commonest class": f"{(f.test_label == commonest).mean():.4f}",
-    }
 
 
 _MINILM = "all-MiniLM-L6-v2"
@@ -365,39 +227,6 @@ def configured(entry: Entry, runs: Path, seed: int) -> Any:
     if config.data.source.startswith("folder:"):
         config.data.source = f"folder:{unpacked(runs)}"
     return config
-
-
-def features_of(config: Any, on: str) -> Features:
-    """What the reference reads, by the config's own splits and preprocessing."""
-    import jax
-
-    from finetune_jax.data.batches import Encoder, eval_batches
-    from finetune_jax.training.experiment import load_variables, prepare
-
-    experiment = prepare(config)
-    key = next(iter(experiment.task.abstract(1)), "")
-    found = []
-    encode = experiment.encode
-    if on != "pixels":
-        variables, _ = load_variables(experiment)
-        model, device = experiment.model, experiment.preprocess.device
-    if on == "pair":
-        apart = dataclasses.replace(experiment.preprocess, pairs="apart")
-        device, encode = apart.device, Encoder((apart, experiment.task))
-    if on != "pixels":
-        forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
-    for split in (config.data.train, config.data.test):
-        rows, labels = [], []
-        for batch in eval_batches(experiment.source.read(split), encode, config.eval.batch_size):
-            count = int(batch.pop("mask").sum())
-            x = np.asarray(batch["image"] if on == "pixels" else forward(variables, batch))
-            if on == "pair":
-                x = x.reshape(-1, 2, x.shape[-1])
-                x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-            rows.append((x.reshape(len(x), -1) if on == "pixels" else x)[:count])
-            labels.append(batch[key][:count] if key else np.zeros(count))
-        found += [np.concatenate(rows), np.concatenate(labels)]
-    return Features(found[0].astype(np.float32), found[2].astype(np.float32), found[1], found[3])
 
 
 def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Simple references for tasks: what neighbours, a straight line or a constant score.
+
+Each is a function of `Features` to figures by name, for the same examples as a run's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Features:
+    """What a reference is computed from: features and targets of training and test.
+
+    Attributes:
+      train, test: f[n, width]: pixels, or what the pretrained model's head would read; of a pair
+        of texts f[n, 2, width], each of length 1.
+      train_label, test_label: the task's targets [n, …].
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_label: np.ndarray
+    test_label: np.ndarray
+
+
+Reference = Callable[["Features"], dict[str, str]]
+
+
+def features_of(config: Any, on: str) -> Features:
+    """What a reference reads, by the config's own splits and preprocessing.
+
+    Args:
+      config: of the run.
+      on: ``pixels``, what the head of the ``base`` model would read, or that of each text of a
+        ``pair`` by itself.
+    """
+    import jax
+
+    from finetune_jax.data.batches import Encoder, eval_batches
+    from finetune_jax.training.experiment import load_variables, prepare
+
+    experiment = prepare(config)
+    key = next(iter(experiment.task.abstract(1)), "")
+    found = []
+    preprocess = experiment.preprocess
+    if on == "pair":
+        preprocess = dataclasses.replace(preprocess, pairs="apart")
+    encode = Encoder((preprocess, experiment.task))
+    if on != "pixels":
+        variables, _ = load_variables(experiment)
+        model, device = experiment.model, preprocess.device
+        forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
+    for split in (config.data.train, config.data.test):
+        rows, labels = [], []
+        for batch in eval_batches(experiment.source.read(split), encode, config.eval.batch_size):
+            count = int(batch.pop("mask").sum())
+            x = np.asarray(batch["image"] if on == "pixels" else forward(variables, batch))
+            if on == "pair":
+                x = x.reshape(-1, 2, x.shape[-1])
+                x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+            rows.append((x.reshape(len(x), -1) if on == "pixels" else x)[:count])
+            labels.append(batch[key][:count] if key else np.zeros(count))
+        found += [np.concatenate(rows), np.concatenate(labels)]
+    return Features(found[0].astype(np.float32), found[2].astype(np.float32), found[1], found[3])
+
+
+def logistic(f: Features) -> dict[str, str]:
+    """Logistic regression and nearest neighbours on the frozen features, scaled to length 1."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f.train, f.test))
+    names = {
+        "logistic regression (C=10)": LogisticRegression(C=10, max_iter=300),
+        "20-nearest neighbours": KNeighborsClassifier(20),
+    }
+    return {
+        f"{name} on the same frozen features: accuracy": (
+            f"{model.fit(train, f.train_label).score(test, f.test_label):.4f}"
+        )
+        for name, model in names.items()
+    }
+
+
+def neighbour_class(f: Features) -> dict[str, str]:
+    """Nearest neighbour in pixels."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(1).fit(f.train, f.train_label)
+    return {"1-nearest neighbour in pixels: accuracy": f"{model.score(f.test, f.test_label):.4f}"}
+
+
+def neighbour_kappa(f: Features) -> dict[str, str]:
+    """Nearest neighbour in pixels, by weighted kappa."""
+    from sklearn.metrics import cohen_kappa_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    predicted = KNeighborsClassifier(1).fit(f.train, f.train_label).predict(f.test)
+    kappa = cohen_kappa_score(f.test_label, predicted, weights="quadratic")
+    return {"1-nearest neighbour in pixels: kappa": f"{kappa:.4f}"}
+
+
+def neighbour_value(f: Features) -> dict[str, str]:
+    """Mean of three neighbours, and the mean of all."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    predicted = KNeighborsRegressor(3).fit(f.train, f.train_label).predict(f.test)
+    rmse = float(np.sqrt(np.mean((predicted - f.test_label) ** 2)))
+    flat = float(np.sqrt(np.mean((f.train_label.mean() - f.test_label) ** 2)))
+    return {
+        "mean of 3 nearest neighbours in pixels: rmse": f"{rmse:.4f}",
+        "mean of the training values: rmse": f"{flat:.4f}",
+    }
+
+
+def neighbour_labels(f: Features) -> dict[str, str]:
+    """Share of labels among five neighbours."""
+    from sklearn.metrics import average_precision_score
+    from sklearn.neighbors import KNeighborsRegressor
+
+    shares = KNeighborsRegressor(5).fit(f.train, f.train_label).predict(f.test)
+    score = average_precision_score(f.test_label, shares, average="macro")
+    flat = average_precision_score(f.test_label, np.zeros_like(shares), average="macro")
+    return {
+        "share among 5 nearest neighbours in pixels: average_precision": f"{score:.4f}",
+        "always the same: average_precision": f"{flat:.4f}",
+    }
+
+
+def threshold_and_neighbour(f: Features) -> dict[str, str]:
+    """Ink where it is (masks are made by a threshold), of the nearest picture's digit."""
+    from finetune_jax.metrics.classification import confusion
+    from finetune_jax.metrics.segmentation import mean_iou
+
+    def digits(masks: np.ndarray) -> np.ndarray:
+        return masks.reshape(len(masks), -1).max(1)
+
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(1).fit(f.train, digits(f.train_label))
+    ink = f.test_label > 0
+    predicted = ink * model.predict(f.test)[:, None, None]
+    found = mean_iou(confusion(predicted, f.test_label, 11))
+    flat = mean_iou(confusion(np.zeros_like(predicted), f.test_label, 11))
+    return {
+        "the mask itself with the 1-nearest neighbour's digit: mean_iou": f"{found:.4f}",
+        "background everywhere: mean_iou": f"{flat:.4f}",
+    }
+
+
+def place_mean(f: Features) -> dict[str, str]:
+    """The training pictures' mean of each patch, as what a masked patch looks like."""
+    from finetune_jax.models.pretraining import patches_of
+
+    def patches(pixels: np.ndarray) -> np.ndarray:
+        cut = np.asarray(patches_of(pixels.reshape(-1, 32, 32, 3) / 127.5 - 1, 16))
+        centred = cut - cut.mean(-1, keepdims=True)
+        return centred / np.sqrt(cut.var(-1, keepdims=True) + 1e-6)
+
+    error = float(((patches(f.test) - patches(f.train).mean(0)) ** 2).mean())
+    return {"mean of each place in training: loss": f"{error:.4f}"}
+
+
+def cosine_of_pixels(f: Features) -> dict[str, str]:
+    """How alike the two pictures of a pair are in their pixels."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    one, other = np.split(f.test, 2, axis=1)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosine = (one * other).sum(1) / lengths
+    return {
+        "cosine of the pixels: spearman": f"{spearmanr(cosine, f.test_label).statistic:.4f}",
+        "auroc": f"{roc_auc_score(f.test_label, cosine):.4f}",
+    }
+
+
+def logistic_of_pairs(f: Features) -> dict[str, str]:
+    """Logistic regression on |u - v| and u * v of each text's own features (arXiv 1705.02364)."""
+    from sklearn.linear_model import LogisticRegression
+
+    def compared(pairs: np.ndarray) -> np.ndarray:
+        u, v = pairs[:, 0], pairs[:, 1]
+        return np.concatenate([abs(u - v), u * v], axis=1) * u.shape[1] ** 0.5
+
+    model = LogisticRegression(C=10, max_iter=1000)
+    score = model.fit(compared(f.train), f.train_label).score(compared(f.test), f.test_label)
+    commonest = np.bincount(f.train_label).argmax()
+    return {
+        "logistic regression (C=10) on abs(u-v), u*v of frozen single sentences: accuracy": (
+            f"{score:.4f}"
+        ),
+        "always the commonest class": f"{(f.test_label == commonest).mean():.4f}",
+    }

@@ -42,22 +42,22 @@ def features_of(config: Any, on: str) -> Features:
     import jax
 
     from finetune_jax.data.batches import Encoder, eval_batches
-    from finetune_jax.training.experiment import load_variables, prepare
+    from finetune_jax.setup import load_variables, open_setup
 
-    experiment = prepare(config)
-    key = next(iter(experiment.task.abstract(1)), "")
+    setup = open_setup(config)
+    key = next(iter(setup.task.abstract(1)), "")
     found = []
-    preprocess = experiment.preprocess
+    preprocess = setup.preprocess
     if on == "pair":
         preprocess = dataclasses.replace(preprocess, pairs="apart")
-    encode = Encoder((preprocess, experiment.task))
+    encode = Encoder((preprocess, setup.task))
     if on != "pixels":
-        variables, _ = load_variables(experiment)
-        model, device = experiment.model, preprocess.device
+        variables, _ = load_variables(setup)
+        model, device = setup.model, preprocess.device
         forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
     for split in (config.data.train, config.data.test):
         rows, labels = [], []
-        for batch in eval_batches(experiment.source.read(split), encode, config.eval.batch_size):
+        for batch in eval_batches(setup.source.read(split), encode, config.eval.batch_size):
             count = int(batch.pop("mask").sum())
             x = np.asarray(batch["image"] if on == "pixels" else forward(variables, batch))
             if on == "pair":

@@ -97,14 +97,14 @@ def torch_loop(case: str, path: str) -> None:
     import torch as t
     from safetensors.torch import load_file
 
-    from finetune_jax.training.experiment import prepare
+    from finetune_jax.setup import open_setup
 
-    experiment = prepare(load_config(f"{CONFIG}:{case}"))
-    config = experiment.config
+    setup = open_setup(load_config(f"{CONFIG}:{case}"))
+    config = setup.config
 
     def split(name: str) -> tuple[t.Tensor, t.Tensor]:
-        examples = experiment.source.read(config.data[name])
-        rows = [experiment.encode(examples[i]) for i in range(len(examples))]
+        examples = setup.source.read(config.data[name])
+        rows = [setup.encode(examples[i]) for i in range(len(examples))]
         images = np.stack([row["image"] for row in rows]).transpose(0, 3, 1, 2)
         labels = t.tensor([int(row["label"]) for row in rows])
         return t.tensor(images / 127.5 - 1, dtype=t.float32), labels

@@ -143,17 +143,17 @@ def wait(steps: int) -> None:
     config.train.steps = steps
 
     from finetune_jax.data.batches import TrainBatches, cached
-    from finetune_jax.training.experiment import load_variables, prepare
-    from finetune_jax.training.mesh import put_batch
+    from finetune_jax.mesh import put_batch
+    from finetune_jax.setup import load_variables, open_setup
     from finetune_jax.training.phase import PhaseRun
 
-    experiment = prepare(config)
-    run = PhaseRun(experiment, steps=steps)
-    state, base = run.create_state(load_variables(experiment)[0])
+    setup = open_setup(config)
+    run = PhaseRun(setup, steps=steps)
+    state, base = run.create_state(load_variables(setup)[0])
     step = run.compile_train_step()
     for kept, limit in (("decoded once", config.data.cache_bytes), ("decoded each time", 0)):
-        examples = cached(experiment.source.read("train"), experiment.encode, limit)
-        batches = TrainBatches(examples, experiment.encode, config.train.batch_size, 0)
+        examples = cached(setup.source.read("train"), setup.encode, limit)
+        batches = TrainBatches(examples, setup.encode, config.train.batch_size, 0)
         waited, began, last = 0.0, 0.0, None
         source = batches.iterate(0, steps)
         for _ in range(steps):
@@ -161,7 +161,7 @@ def wait(steps: int) -> None:
             began = began or start
             batch = next(source)
             waited += time.perf_counter() - start
-            state, last = step(state, base, put_batch(batch, experiment.mesh))
+            state, last = step(state, base, put_batch(batch, setup.mesh))
             # As the loop of a run does when it logs; otherwise steps would only queue up.
             float(last["loss"])
         total = time.perf_counter() - began

@@ -37,7 +37,7 @@ from finetune_jax.data.augment import parse_augment
 from finetune_jax.deltas import LoRA, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
-from finetune_jax.reporting.progress import say
+from finetune_jax.progress import say
 from finetune_jax.schemes import Phase, Plan, resolve
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib

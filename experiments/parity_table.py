@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     from all_cases import CASES
     from harness import ABSOLUTE, RELATIVE, check, worst
 
-    from finetune_jax.reporting.progress import each
+    from finetune_jax.progress import each
 
     rows, beyond = [], 0
     for case in each([c for c in CASES if _ONLY.value in c.name], "cases"):

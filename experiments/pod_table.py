@@ -136,14 +136,14 @@ def _test_scores(config: Any, seed: int, folder: Path, metric: str) -> dict[str,
     """Test scores of a run, trained now or before."""
     from finetune_jax import config as config_lib
     from finetune_jax.evaluation.subject import open_run
-    from finetune_jax.training.experiment import prepare
+    from finetune_jax.setup import open_setup
     from finetune_jax.training.folder import finished_result, open_workdir
-    from finetune_jax.training.loop import run
+    from finetune_jax.training.loop import train
 
     config = config.copy_and_resolve_references()
     config.seed = seed
     open_workdir(folder, config_lib.to_json(config))
-    result = finished_result(folder) or run(prepare(config), folder)
+    result = finished_result(folder) or train(open_setup(config), folder)
     if metric in result["test"]:
         return result["test"]
     # Of what a run scores itself only the task's first figures are there.

@@ -16,10 +16,10 @@ from absl import app, flags
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS
-from finetune_jax.reporting.progress import say
+from finetune_jax.progress import say
 from finetune_jax.schemes.library import SCHEMES
+from finetune_jax.setup import open_setup
 from finetune_jax.training.cost import phase_figures
-from finetune_jax.training.experiment import prepare
 from finetune_jax.training.phase import PhaseRun
 
 _MODEL = flags.DEFINE_string("model", "vit_s16", "A name of the registry.")
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             config.scheme = scheme
         say(f"compiling {scheme}")
         try:
-            rows.append(phase_figures(PhaseRun(prepare(config))))
+            rows.append(phase_figures(PhaseRun(open_setup(config))))
         except UserError as error:
             say(f"  left out: {error}")
     full = rows[0]

@@ -20,11 +20,11 @@ import jax
 from absl import app, flags, logging
 
 from finetune_jax.config import default
-from finetune_jax.reporting.progress import muted
+from finetune_jax.mesh import put_batch
+from finetune_jax.progress import muted
+from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import run_arms
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run, steps
-from finetune_jax.training.mesh import put_batch
+from finetune_jax.training.loop import steps, train
 from finetune_jax.training.shared import Shared
 
 _WHAT = flags.DEFINE_enum("what", "prefix", ["prefix", "arms"], "What to time.")
@@ -53,14 +53,14 @@ def epoch_seconds(scheme: str, cached: bool) -> float:
             "eval.every_epochs": 2.0, "prefix_cache.enabled": cached,
         },
     )  # fmt: skip
-    experiment = prepare(config)
+    setup = open_setup(config)
     times = []
     with tempfile.TemporaryDirectory() as folder, muted():
-        arm = steps(experiment, Path(folder) / "run", Shared())
+        arm = steps(setup, Path(folder) / "run", Shared())
         call = next(arm)
         while True:
             began = time.perf_counter()
-            batch = put_batch(call.batch, experiment.mesh)
+            batch = put_batch(call.batch, setup.mesh)
             value = jax.block_until_ready(call.step(call.state, call.base, batch))
             times.append(time.perf_counter() - began)
             try:
@@ -96,7 +96,7 @@ def arms() -> None:
 
     def grid(model: str, size: int, scheme: str, rates: Any, seeds: int, **changes: Any) -> Any:
         return [
-            prepare(
+            open_setup(
                 config_of(
                     model, size, scheme,
                     **{"optimizer.learning_rate": rate, "seed": seed, **changes},
@@ -106,12 +106,12 @@ def arms() -> None:
             for rate in rates
         ]  # fmt: skip
 
-    def together(experiments: Any, folder: Path) -> None:
-        run_arms(experiments, [folder / str(i) for i in range(len(experiments))])
+    def together(setups: Any, folder: Path) -> None:
+        run_arms(setups, [folder / str(i) for i in range(len(setups))])
 
-    def in_turn(experiments: Any, folder: Path) -> None:
-        for i, experiment in enumerate(experiments):
-            run(experiment, folder / str(i))
+    def in_turn(setups: Any, folder: Path) -> None:
+        for i, setup in enumerate(setups):
+            train(setup, folder / str(i))
 
     def ratios(group: Any, others: Any) -> list[float]:
         found = []

@@ -34,7 +34,7 @@ from experiments._references import (
     threshold_and_neighbour,
 )
 from finetune_jax import cli
-from finetune_jax.reporting.progress import say
+from finetune_jax.progress import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of tasks; all without it.")
@@ -232,15 +232,15 @@ def configured(entry: Entry, runs: Path, seed: int) -> Any:
 def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:
     """Runs and scores one entry; returns what goes into the table."""
     from finetune_jax.evaluation import subject as subjects
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.loop import run
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     config = configured(entry, runs, seed)
     result: dict[str, Any] = {}
     if entry.zero_shot:
         subject = subjects.open_subject(config)
     else:
-        result = run(prepare(config), runs / name)
+        result = train(open_setup(config), runs / name)
         subject = subjects.open_run(runs / name)
     scores = subject.scores(subject.observe("test"))
     reference = entry.reference(features_of(config, entry.on)) if entry.reference else {}

@@ -16,10 +16,10 @@ from pathlib import Path
 from absl import app, flags
 
 from configs.quickstart import QUICKSTART, get_config
-from finetune_jax.reporting.progress import muted, say
+from finetune_jax.progress import muted, say
 from finetune_jax.reporting.tables import table
+from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import run_arms
-from finetune_jax.training.experiment import prepare
 
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs per scheme and rate.", lower_bound=1)
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
             config.scheme, config.seed, config.data.test = scheme, seed, ""
             config.optimizer.learning_rate = rate
             config.log.tensorboard = False
-            experiments.append(prepare(config))
+            experiments.append(open_setup(config))
         with tempfile.TemporaryDirectory() as folder, muted():
             results = run_arms(experiments, [Path(folder) / str(i) for i in range(len(grid))])
         means = {

@@ -67,7 +67,7 @@ def combine(
     from finetune_jax.data.sources import open_configured
     from finetune_jax.evaluation.scores import evaluate, headline
     from finetune_jax.files import read_json, write_json
-    from finetune_jax.reporting.progress import say
+    from finetune_jax.progress import say
     from finetune_jax.training.batch_norm import reestimate
     from finetune_jax.training.step import make_eval_step
 

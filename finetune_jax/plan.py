@@ -22,7 +22,7 @@ flags.mark_flag_as_required("config")
 
 
 def figures(config: Any) -> tuple[dict[str, Any], Any]:
-    """Returns (figures, experiment).
+    """Returns (figures, setup).
 
     The figures are ``trainable_params``, ``frozen_params``, ``flops_step``, ``flops_step_full``,
     ``flops_forward`` (operations per batch), ``temp_bytes``, ``temp_bytes_full``,
@@ -30,38 +30,38 @@ def figures(config: Any) -> tuple[dict[str, Any], Any]:
     ``checkpoint_bytes``, and the plan's ``plan_hash`` and ``scheme``: those of the last phase, and
     under ``phases`` those of every phase.
     """
+    from finetune_jax.setup import open_setup
     from finetune_jax.training.cost import flops, phase_figures
-    from finetune_jax.training.experiment import prepare
     from finetune_jax.training.phase import PhaseRun
     from finetune_jax.training.teacher import with_teacher
 
-    experiment = with_teacher(prepare(config))
+    setup = with_teacher(open_setup(config))
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"
-    full = phase_figures(PhaseRun(with_teacher(prepare(reference))))
-    forward = PhaseRun(experiment, len(experiment.phases) - 1)
+    full = phase_figures(PhaseRun(with_teacher(open_setup(reference))))
+    forward = PhaseRun(setup, len(setup.phases) - 1)
     flops_forward = flops(forward.compile_eval_step(config.train.batch_size))
     phases = []
-    for index in range(len(experiment.phases)):
-        ours = phase_figures(PhaseRun(experiment, index))
+    for index in range(len(setup.phases)):
+        ours = phase_figures(PhaseRun(setup, index))
         phases.append(
             {**ours, "flops_forward": flops_forward}
             | {f"{k}_full": v for k, v in full.items() if k.startswith(_COSTS)}
         )
-    return {**phases[-1], "scheme": experiment.scheme, "phases": phases}, experiment
+    return {**phases[-1], "scheme": setup.scheme, "phases": phases}, setup
 
 
 _COSTS = ("flops", "temp", "argument", "optimizer", "checkpoint")
 
 
-def render(numbers: dict[str, Any], experiment: Any) -> str:
+def render(numbers: dict[str, Any], setup: Any) -> str:
     """The tables a person reads."""
     parts = []
-    for index, phase in enumerate(experiment.phases):
-        if len(experiment.phases) > 1:
-            parts.append(f"phase {index + 1} of {len(experiment.phases)}")
-        decay = experiment.config.optimizer.weight_decay
+    for index, phase in enumerate(setup.phases):
+        if len(setup.phases) > 1:
+            parts.append(f"phase {index + 1} of {len(setup.phases)}")
+        decay = setup.config.optimizer.weight_decay
         parts.append(_render(numbers["phases"][index], phase.plan, decay))
     return "\n\n".join(parts)
 
@@ -124,8 +124,8 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    numbers, experiment = figures(_CONFIG.value)
-    print(json.dumps(numbers, indent=1) if _JSON.value else render(numbers, experiment))
+    numbers, setup = figures(_CONFIG.value)
+    print(json.dumps(numbers, indent=1) if _JSON.value else render(numbers, setup))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ def _scalars(shape: tuple[int, ...]) -> int:
 def main(_: Sequence[str]) -> None:
     """The command."""
     from finetune_jax.artifact import load_artifact
+    from finetune_jax.progress import say
     from finetune_jax.reporting.figures import accuracy_against_cost
-    from finetune_jax.reporting.progress import say
     from finetune_jax.reporting.tables import table
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.loop import run
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)
     path = flags.FLAGS["config"].config_filename
@@ -90,10 +90,10 @@ def main(_: Sequence[str]) -> None:
             config.scheme = scheme
         config.optimizer.learning_rate = learning_rate
         say(f"\n{scheme}")
-        experiment = prepare(config)
-        result = run(experiment, folder)
+        setup = open_setup(config)
+        result = train(setup, folder)
         results.append((result, folder))
-        rows.append(_row(result, experiment.plan))
+        rows.append(_row(result, setup.plan))
 
     n = results[0][0]["test"]["n_scored"]
     header = ["scheme", "trainable", "share", "step FLOPs, prefix cached", "optimizer"]
@@ -105,7 +105,7 @@ def main(_: Sequence[str]) -> None:
     # The artifact to keep is chosen on validation, never on the test split.
     best, folder = max(results, key=lambda pair: pair[0]["validation"]["accuracy"])
     image = workdir / "digit.png"
-    label = _write_test_image(experiment, image)
+    label = _write_test_image(setup, image)
     answer = load_artifact(folder).predict([image])[0]
     top = list(answer["probabilities"].items())[:3]
     print(f"\nfigure    {figure}\nartifact  {folder / 'artifact'} ({best['scheme']})")
@@ -120,13 +120,13 @@ def main(_: Sequence[str]) -> None:
     )
 
 
-def _write_test_image(experiment: Any, path: Path) -> str:
+def _write_test_image(setup: Any, path: Path) -> str:
     """Writes the first test image as a file; returns its class name."""
     from PIL import Image
 
-    example = experiment.source.read(experiment.config.data.test)[0]
+    example = setup.source.read(setup.config.data.test)[0]
     Image.fromarray(example["image"]).save(path)
-    return experiment.source.class_names[example["label"]]
+    return setup.source.class_names[example["label"]]
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
       figures of `cost.phase_figures`.
     """
     from finetune_jax.data.batches import TrainBatches
-    from finetune_jax.reporting.progress import say
+    from finetune_jax.mesh import put_batch
+    from finetune_jax.progress import say
+    from finetune_jax.setup import load_variables, open_setup
     from finetune_jax.training import importance
     from finetune_jax.training.cost import phase_figures
-    from finetune_jax.training.experiment import load_variables, prepare
-    from finetune_jax.training.mesh import put_batch
     from finetune_jax.training.phase import PhaseRun
     from finetune_jax.training.teacher import with_teacher
 
@@ -54,22 +54,22 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
         changed.artifact.merge = False
         if scheme == "full":
             changed.batch_norm = "frozen_all"  # the statistics the weights were trained with
-        experiment = with_teacher(prepare(changed))
-        return PhaseRun(experiment, len(experiment.phases) - 1)
+        setup = with_teacher(open_setup(changed))
+        return PhaseRun(setup, len(setup.phases) - 1)
 
     run = under("full")
-    experiment = run.experiment
-    examples = experiment.source.read(config.data.train)
-    variables, manifest = load_variables(experiment)
+    setup = run.setup
+    examples = setup.source.read(config.data.train)
+    variables, manifest = load_variables(setup)
     fresh = {r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"}
-    source = TrainBatches(examples, experiment.encode, config.train.batch_size, config.seed)
+    source = TrainBatches(examples, setup.encode, config.train.batch_size, config.seed)
     if any(leaf.startswith("params/head/") for leaf in fresh):
         say("solving the new head on frozen features")
-        variables = _with_solved_head(experiment, variables, source)
+        variables = _with_solved_head(setup, variables, source)
     state, base = run.create_state(variables)
     say(f"measuring gradients of {batches} batches")
     values = importance.measure(
-        run, state, base, (put_batch(source.batch(i), experiment.mesh) for i in range(batches))
+        run, state, base, (put_batch(source.batch(i), setup.mesh) for i in range(batches))
     )
     sizes = {leaf.path: _scalars(leaf.shape) for leaf in run.plan.leaves}
     rows = importance.by_stage(values, sizes, run.plan.stages)
@@ -80,29 +80,27 @@ def profile(config: Any, batches: int = 5) -> dict[str, Any]:
     return {"stages": rows, "proposals": proposals}
 
 
-def _with_solved_head(experiment: Any, variables: Any, source: Any) -> Any:
+def _with_solved_head(setup: Any, variables: Any, source: Any) -> Any:
     """Ridge regression on features of some training images, its strength on a quarter of them."""
     import jax
     import numpy as np
 
     from finetune_jax.data.batches import gather
-    from finetune_jax.training import probe
+    from finetune_jax.training import head_solver
 
     count = min(_HEAD_IMAGES, len(source.examples))
     chosen = np.random.default_rng(0).permutation(len(source.examples))[:count]
-    forward = jax.jit(
-        lambda v, x: experiment.model.apply(v, experiment.preprocess.device(x), stop="head")
-    )
+    forward = jax.jit(lambda v, x: setup.model.apply(v, setup.preprocess.device(x), stop="head"))
     size = min(source.batch_size, count)
     features, labels = [], []
     for start in range(0, count - count % size, size):
-        batch = gather(source.examples, chosen[start : start + size], experiment.encode)
+        batch = gather(source.examples, chosen[start : start + size], setup.encode)
         features.append(np.asarray(forward(variables, batch)))
         labels.append(batch["label"])
     x, y = np.concatenate(features), np.concatenate(labels)
     cut = max(1, 3 * len(x) // 4)
-    classes = experiment.task.head_size
-    head, _ = probe.solve("ridge", (x[:cut], y[:cut]), (x[cut:], y[cut:]), classes)
+    classes = setup.task.head_size
+    head, _ = head_solver.solve("ridge", (x[:cut], y[:cut]), (x[cut:], y[cut:]), classes)
     return {**variables, "params": {**variables["params"], "head": head}}
 
 

@@ -31,18 +31,18 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax.reporting.progress import say
+    from finetune_jax.progress import say
 
     say(f"finetune_jax.train in {_WORKDIR.value}")
     from finetune_jax.evaluation.scores import headline
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.hosts import connect, led
-    from finetune_jax.training.loop import run
+    from finetune_jax.hosts import connect, primary_only
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     connect(_DISTRIBUTED.value)
-    experiment = prepare(_CONFIG.value)
-    with led():
-        result = run(experiment, Path(_WORKDIR.value))
+    setup = open_setup(_CONFIG.value)
+    with primary_only():
+        result = train(setup, Path(_WORKDIR.value))
         audit = result["audit"]
         say(
             f"audit: {audit['frozen_leaves']} frozen leaves and {audit['frozen_statistics']} "
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         )
         for split in ("validation", "test"):
             if split in result:
-                say(f"{split} {headline(experiment.task.metric, result[split])}")
+                say(f"{split} {headline(setup.task.metric, result[split])}")
 
 
 if __name__ == "__main__":

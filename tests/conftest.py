@@ -76,15 +76,15 @@ def get_config():
 def short_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Path:
     """The folder of a finished run of two steps, which must not be changed."""
     from finetune_jax.cli import load_config
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.loop import run
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     config = load_config(str(small_config))
     config.train.steps = 2
     config.eval.probes = "knn(3) + few_shot(2)"
     config.checkpoint.every_steps = 2
     workdir = tmp_path_factory.mktemp("short") / "run"
-    run(prepare(config), workdir)
+    train(open_setup(config), workdir)
     return workdir
 
 

@@ -13,9 +13,9 @@ from finetune_jax.data.images import decode
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
-from finetune_jax.training.experiment import load_variables, prepare
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.folder import open_workdir
-from finetune_jax.training.loop import run
+from finetune_jax.training.loop import train
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_bad_value_is_refused_before_any_compile(tmp_path, key, value, message
     config.data.data_dir = str(tmp_path)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as error:
-        prepare(config)
+        open_setup(config)
     assert message in str(error.value)
 
 
@@ -140,7 +140,7 @@ def experiment_with(path, scheme="linear_probe", new_head=False):
     config.scheme = scheme
     config.pretrained.path = str(path)
     config.pretrained.new_head = new_head
-    return prepare(config)
+    return open_setup(config)
 
 
 def edited(weights, tmp_path, edit):
@@ -167,13 +167,13 @@ def test_a_mistyped_weight_file_does_not_claim_the_workdir(weights, tmp_path):
     config.log.tensorboard = False
     config.pretrained.path = str(weights.with_name("resnet2O.safetensors"))
     with pytest.raises(UserError, match="Did you mean"):
-        run(prepare(config), tmp_path)
+        train(open_setup(config), tmp_path)
     config.pretrained.path = str(weights)
-    assert run(prepare(config), tmp_path)["steps"] == 1
+    assert train(open_setup(config), tmp_path)["steps"] == 1
     # Now it is claimed.
     config.seed = 1
     with pytest.raises(UserError, match="seed: 0 -> 1"):
-        run(prepare(config), tmp_path)
+        train(open_setup(config), tmp_path)
 
 
 def test_a_truncated_weight_file_is_named(weights, tmp_path):

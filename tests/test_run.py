@@ -23,9 +23,10 @@ from finetune_jax.artifact import load_artifact
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
-from finetune_jax.reporting.progress import MetricsWriter, Progress
+from finetune_jax.progress import Progress
+from finetune_jax.setup import open_setup
 from finetune_jax.training import loop
-from finetune_jax.training.experiment import prepare
+from finetune_jax.training.metrics_writer import MetricsWriter
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -300,9 +301,9 @@ def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
     text = small_config.read_text().replace('"last_k(1)"', repr(rules))
     path.write_text(text)
     config = cli.load_config(str(path))
-    assert prepare(config).scheme == repr(rules)
+    assert open_setup(config).scheme == repr(rules)
     again = config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config))))
-    assert prepare(again).plan.hash == prepare(config).plan.hash
+    assert open_setup(again).plan.hash == open_setup(config).plan.hash
     assert not config_lib.difference(config_lib.to_json(config), config_lib.to_json(again))
     with pytest.raises(TypeError):
         config.scheme = 3
@@ -317,9 +318,9 @@ def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
 def test_frozen_random_leaves_are_warned_of():
     manifest = {"file": None, "rows": []}
     config = config_lib.default()
-    assert "WARNING" not in loop._origin(prepare(config), manifest)
+    assert "WARNING" not in loop._origin(open_setup(config), manifest)
     config.scheme = "linear_probe"
-    assert "WARNING: 57 frozen leaves are random" in loop._origin(prepare(config), manifest)
+    assert "WARNING: 57 frozen leaves are random" in loop._origin(open_setup(config), manifest)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plan", "suggest", "average"])
@@ -378,11 +379,11 @@ def test_training_imports_no_heavy_library(small_config, tmp_path):
 import sys
 import finetune_jax
 from pathlib import Path
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
 space = {{}}
 exec(Path({str(small_config)!r}).read_text(), space)
-run(prepare(space["get_config"]()), Path({str(tmp_path / "run")!r}))
+train(open_setup(space["get_config"]()), Path({str(tmp_path / "run")!r}))
 heavy = ("tensorflow", "tensorflow_datasets", "matplotlib", "huggingface_hub", "torch", "qwix")
 print([name for name in heavy if name in sys.modules])
 """

@@ -11,7 +11,7 @@ from commands import run_command
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.training.experiment import load_variables, prepare
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.importance import by_stage, measure, propose
 from finetune_jax.training.phase import PhaseRun
 
@@ -24,8 +24,8 @@ def measured(weights):
     config.data.image_size = 16
     config.train.batch_size = 16
     config.batch_norm = "frozen_all"
-    run = PhaseRun(prepare(config))
-    variables, _ = load_variables(run.experiment)
+    run = PhaseRun(open_setup(config))
+    variables, _ = load_variables(run.setup)
     rng = np.random.default_rng(0)
     batches = [
         {
@@ -40,7 +40,7 @@ def measured(weights):
 
 def test_the_statistics_are_their_formulas(measured):
     run, variables, batches, values = measured
-    model, prepare_images = run.experiment.model, run.experiment.preprocess.device
+    model, prepare_images = run.setup.model, run.setup.preprocess.device
 
     def loss(params, batch):
         logits = model.apply({**variables, "params": params}, prepare_images(batch))

@@ -20,8 +20,8 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, Entry
 from finetune_jax.models.registry import CAFFE
 from finetune_jax.models.vgg import DEPTHS, HEADS, VGG
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training import loop
-from finetune_jax.training.experiment import load_variables, prepare
 
 WIDTHS, HIDDEN, CLASSES = (4, 4, 8, 8, 8), (16, 12), 9
 ROOT = Path(__file__).parent.parent
@@ -127,7 +127,7 @@ def test_from_the_keras_file_to_a_prediction(tmp_path, write, head, scheme, cont
     file = write(tmp_path)
     config = settings(file, head, scheme)
     config.artifact.contents = contents
-    result = loop.run(prepare(config), tmp_path / "run")
+    result = loop.train(open_setup(config), tmp_path / "run")
     assert result["test"]["n_scored"] == 16
 
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -163,9 +163,9 @@ def test_from_the_keras_file_to_a_prediction(tmp_path, write, head, scheme, cont
 
 
 def test_what_is_new_must_train(tmp_path):
-    experiment = prepare(settings(write_safetensors(tmp_path), "flatten_mlp", "linear_probe"))
+    setup = open_setup(settings(write_safetensors(tmp_path), "flatten_mlp", "linear_probe"))
     with pytest.raises(UserError, match=r"new and random: fc1.*stages\('fc1', 'fc2'\)"):
-        load_variables(experiment)
+        load_variables(setup)
 
 
 def test_pixels_reach_the_network_as_keras_feeds_them():
@@ -218,7 +218,7 @@ def test_logits_agree_with_keras(tmp_path, suffix, monkeypatch):
 @pytest.mark.parametrize("head", HEADS)
 def test_the_config_trains_what_is_new(head):
     get_config = runpy.run_path(str(ROOT / "configs" / "vgg16_keras.py"))["get_config"]
-    experiment = prepare(get_config(head))
-    fresh = {"head", *experiment.model.fresh_stages}
-    assert {path.split("/")[0] for path in experiment.trainable} == fresh
-    assert experiment.preprocess.channels == "bgr"
+    setup = open_setup(get_config(head))
+    fresh = {"head", *setup.model.fresh_stages}
+    assert {path.split("/")[0] for path in setup.trainable} == fresh
+    assert setup.preprocess.channels == "bgr"

@@ -97,7 +97,7 @@ def read_answers(rows: Sequence[Row], metric: str) -> Answered:
 
 
 def _resampled(rows: Sequence[Row], runs: Sequence[Any], metric: str) -> Answered:
-    from finetune_jax.reporting.progress import each
+    from finetune_jax.progress import each
 
     # As many that Holm's step over all pairs of the table could still call one significant.
     resamples = max(1000, 20 * len(rows) * (len(rows) - 1))

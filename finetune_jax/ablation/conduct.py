@@ -103,8 +103,8 @@ class Conductor:
 
     def _check(self) -> tuple[str, str]:
         """The tasks' metric and its direction; resolves one arm of each row."""
+        from finetune_jax.setup import open_setup
         from finetune_jax.training.arms import structure
-        from finetune_jax.training.experiment import prepare
 
         found: dict[tuple[str, str], str] = {}
         for line in self._lines:
@@ -118,7 +118,7 @@ class Conductor:
                 text = structure(self._arm(line, point, 0).config)
                 if text not in known:
                     known.add(text)
-                    task = prepare(self._config(line, point)).task
+                    task = open_setup(self._config(line, point)).task
                     found.setdefault((task.metric, task.better), line.name)
         if len(found) > 1:
             said = ", ".join(f"{name!r} {metric}" for (metric, _), name in found.items())

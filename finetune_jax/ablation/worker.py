@@ -22,7 +22,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.files import plain, read_json, write_json
 
 if TYPE_CHECKING:
-    from finetune_jax.training.experiment import Experiment
+    from finetune_jax.setup import Setup
 
 Asked = dict[str, Any]
 """Of an arm that has trained: ``test``, the text of its split, and ``corruptions``, ``severity``,
@@ -114,7 +114,7 @@ def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
     from finetune_jax.training.arms import run_arms
 
     folders = [Path(arm["folder"]) for arm in arms]
-    experiments = _prepare([arm["config"] for arm in arms])
+    setups = _prepare([arm["config"] for arm in arms])
 
     def ended(number: int, result: dict[str, Any]) -> None:
         folder = folders[number]
@@ -126,24 +126,24 @@ def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
             write_json(folder / "trained.json", plain(result))
         done()
 
-    run_arms(experiments, folders, done=ended)
+    run_arms(setups, folders, done=ended)
 
 
-def _prepare(configs: Sequence[dict[str, Any]]) -> list[Experiment]:
-    """The experiments of some configs; what follows from the structure alone is made once."""
+def _prepare(configs: Sequence[dict[str, Any]]) -> list[Setup]:
+    """The setups of some configs; what follows from the structure alone is made once."""
     from finetune_jax import config as config_lib
+    from finetune_jax.setup import open_setup
     from finetune_jax.training.arms import structure
-    from finetune_jax.training.experiment import prepare
 
-    known: dict[str, Experiment] = {}
-    experiments = []
+    known: dict[str, Setup] = {}
+    setups = []
     for values in configs:
         config, text = config_lib.from_json(values), structure(values)
         if text not in known:
-            known[text] = prepare(config)
+            known[text] = open_setup(config)
         config_lib.validate(config)
-        experiments.append(dataclasses.replace(known[text], config=config))
-    return experiments
+        setups.append(dataclasses.replace(known[text], config=config))
+    return setups
 
 
 def _score(folder: Path, asked: Asked) -> None:
@@ -151,7 +151,7 @@ def _score(folder: Path, asked: Asked) -> None:
     from finetune_jax.artifact import load_artifact
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
     from finetune_jax.evaluation.subject import open_subject, read_config
-    from finetune_jax.training.mesh import use_cpu_devices
+    from finetune_jax.mesh import use_cpu_devices
 
     config = read_config(folder)
     config.data.test = asked["test"]

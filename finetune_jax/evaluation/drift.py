@@ -37,7 +37,7 @@ def load_base(subject: Subject, path: str = "") -> Base:
     Raises:
       UserError: no base, or a file that is not the one the run started from.
     """
-    from finetune_jax.training.experiment import load_variables
+    from finetune_jax.setup import load_variables
 
     config = subject.config.copy_and_resolve_references()
     if path:
@@ -48,7 +48,7 @@ def load_base(subject: Subject, path: str = "") -> Base:
             "(pretrained.path), found "
             + ("a weight file itself" if subject.artifact is None else "one trained from scratch")
         )
-    variables, manifest = load_variables(dataclasses.replace(subject.experiment, config=config))
+    variables, manifest = load_variables(dataclasses.replace(subject.setup, config=config))
     expected = subject.artifact.card["base"].get("sha256")
     if manifest.get("sha256") != expected:
         raise UserError(
@@ -67,7 +67,7 @@ def feature_drift(subject: Subject, base: Base, split: str) -> dict[str, float]:
       Means over the split: ``feature_norm_base`` |f0(x)|, ``feature_drift`` |f(x) - f0(x)|, and
       ``feature_drift_relative`` |f(x) - f0(x)| / |f0(x)|, Euclidean norms of what enters the head.
     """
-    model, start = subject.model, subject.experiment.model
+    model, start = subject.model, subject.setup.model
 
     @jax.jit
     def measure(tuned: Any, first: Any, batch: Any) -> jax.Array:
@@ -111,7 +111,7 @@ def parameter_movement(subject: Subject, base: Base) -> list[dict[str, Any]]:
         variables, _ = merge(model, variables)
     now, then = tree.flatten(variables["params"]), tree.flatten(base.variables["params"])
     rows = []
-    for stage in subject.experiment.model.stages:
+    for stage in subject.setup.model.stages:
         mine = [p for p in now if p.split("/")[0] == stage]
         shared = [p for p in mine if p in then and f"params/{p}" in base.loaded]
         gaps = (np.asarray(now[p], np.float64) - np.asarray(then[p], np.float64) for p in shared)

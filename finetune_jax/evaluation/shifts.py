@@ -18,10 +18,10 @@ import numpy as np
 
 from finetune_jax.data.sources import Options, Source, open_source
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.evaluation.probes import require_classification
 from finetune_jax.evaluation.subject import Subject
 from finetune_jax.files import read_json
 from finetune_jax.metrics.intervals import wilson
+from finetune_jax.metrics.probes import require_classification
 
 
 @dataclasses.dataclass(frozen=True)

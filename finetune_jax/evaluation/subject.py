@@ -17,13 +17,13 @@ from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.evaluation.probes import require_classification, sample
 from finetune_jax.evaluation.scores import forward_all, observe
+from finetune_jax.metrics.probes import require_classification, sample
 from finetune_jax.tasks import Task
 
 if TYPE_CHECKING:
     from finetune_jax.artifact import Artifact
-    from finetune_jax.training.experiment import Experiment
+    from finetune_jax.setup import Setup
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,7 +33,7 @@ class Subject:
     """A model with its weights, and the data to score it on.
 
     Attributes:
-      experiment: of the config, whose scheme and training settings no longer matter.
+      setup: of the config, whose scheme and training settings no longer matter.
       model: staged module, with the artifact's deltas.
       variables: whole variables.
       task: fitted.
@@ -41,7 +41,7 @@ class Subject:
       artifact: that it comes from; None for a weight file as it is.
     """
 
-    experiment: Experiment
+    setup: Setup
     model: Any
     variables: dict[str, Any]
     task: Task
@@ -51,12 +51,12 @@ class Subject:
     @property
     def config(self) -> ml_collections.ConfigDict:
         """The config."""
-        return self.experiment.config
+        return self.setup.config
 
     @property
     def source(self) -> Source:
         """The config's data source."""
-        return self.experiment.source
+        return self.setup.source
 
     @property
     def batch_size(self) -> int:
@@ -80,9 +80,9 @@ class Subject:
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on all devices."""
-        from finetune_jax.training.mesh import put_batch
+        from finetune_jax.mesh import put_batch
 
-        return put_batch(batch, self.experiment.mesh)
+        return put_batch(batch, self.setup.mesh)
 
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
@@ -166,8 +166,8 @@ def open_subject(config: ml_collections.ConfigDict, artifact: Artifact | None = 
       UserError: bad config, or weights whose head does not fit the data.
     """
     from finetune_jax.config import default
-    from finetune_jax.training.experiment import load_variables, prepare
-    from finetune_jax.training.mesh import state_sharding, use_cpu_devices
+    from finetune_jax.mesh import state_sharding, use_cpu_devices
+    from finetune_jax.setup import load_variables, open_setup
 
     use_cpu_devices(config.mesh.cpu_devices)
     devices = jax.device_count()
@@ -183,27 +183,27 @@ def open_subject(config: ml_collections.ConfigDict, artifact: Artifact | None = 
     config.artifact = default().artifact
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.train.accumulate, config.train.batch_size = 1, devices
-    experiment = prepare(config)
+    setup = open_setup(config)
     if artifact is not None:
         return Subject(
-            experiment,
+            setup,
             artifact.model,
             # Once for all batches.
-            jax.device_put(artifact.variables, state_sharding(experiment.mesh, artifact.variables)),
+            jax.device_put(artifact.variables, state_sharding(setup.mesh, artifact.variables)),
             artifact.task,
             artifact.preprocess,
             artifact,
         )
-    variables, manifest = load_variables(experiment)
+    variables, manifest = load_variables(setup)
     fresh = [r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"]
-    if experiment.task.start_head(variables["params"]["head"]) is not None:
+    if setup.task.start_head(variables["params"]["head"]) is not None:
         fresh = [leaf for leaf in fresh if not leaf.startswith("params/head/")]
     if fresh or not config.pretrained.path:
         raise UserError(
             "there are no trained weights to score: "
             + (f"{', '.join(fresh)} would be random" if fresh else "set pretrained.path")
         )
-    return Subject(experiment, experiment.model, variables, experiment.task, experiment.preprocess)
+    return Subject(setup, setup.model, variables, setup.task, setup.preprocess)
 
 
 def open_run(workdir: Path, *, base: str = "", data_dir: str = "", batch_size: int = 0) -> Subject:
@@ -219,7 +219,7 @@ def open_run(workdir: Path, *, base: str = "", data_dir: str = "", batch_size: i
       UserError: not a finished run, or what `open_subject` says.
     """
     from finetune_jax.artifact import load_artifact
-    from finetune_jax.training.mesh import use_cpu_devices
+    from finetune_jax.mesh import use_cpu_devices
 
     config = read_config(workdir)
     override(config, data_dir=data_dir, batch_size=batch_size)

@@ -64,7 +64,7 @@ def describe(name: str, *, flops: bool) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     from finetune_jax.models import MODELS
-    from finetune_jax.reporting.progress import each
+    from finetune_jax.progress import each
     from finetune_jax.reporting.tables import count, table
 
     pattern = argv[1] if len(argv) > 1 else ".*"

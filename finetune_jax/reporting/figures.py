@@ -13,7 +13,7 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
     The step is the one that ran: behind the cached prefix, where there is one.
 
     Args:
-      results: `training.loop.run` results with a ``test`` score.
+      results: `training.loop.train` results with a ``test`` score.
       path: of the PNG.
     """
     import matplotlib

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from finetune_jax.reporting.progress import muted
+from finetune_jax.progress import muted
 
 
 class Live:

@@ -24,49 +24,49 @@ import jax.numpy as jnp
 
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
-from finetune_jax.reporting.progress import muted, say
+from finetune_jax.mesh import put_batch, state_sharding
+from finetune_jax.progress import muted, say
+from finetune_jax.setup import Setup
 from finetune_jax.training.audit import AuditError
 from finetune_jax.training.cost import measure
-from finetune_jax.training.experiment import Experiment
 from finetune_jax.training.loop import steps
-from finetune_jax.training.mesh import put_batch, state_sharding
 from finetune_jax.training.shared import Shared, StepCall
 
 
 def run_arms(
-    experiments: Sequence[Experiment],
+    setups: Sequence[Setup],
     workdirs: Sequence[Path],
     *,
     memory_bytes: int = 0,
     done: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
 ) -> list[dict[str, Any]]:
-    """Runs several experiments; those of one structure share programs, data and frozen leaves.
+    """Runs several setups; those of one structure share programs, data and frozen leaves.
 
     Args:
-      experiments: any; grouped by `structure`.
+      setups: any; grouped by `structure`.
       workdirs: run folder of each.
       memory_bytes: for the arms that run at once; 0 takes 80 % of a device's memory, or of what is
         free on a CPU.
       done: told the number and the figures of each arm as it ends.
 
     Returns:
-      The figures of each run as `loop.run` returns them, in order. An arm that failed has
+      The figures of each run as `loop.train` returns them, in order. An arm that failed has
       ``{"error": message}`` and leaves the others alone.
     """
-    results: list[dict[str, Any]] = [{} for _ in experiments]
+    results: list[dict[str, Any]] = [{} for _ in setups]
     groups: dict[str, list[int]] = {}
-    for number, experiment in enumerate(experiments):
-        values = config_lib.to_json(experiment.config)
+    for number, setup in enumerate(setups):
+        values = config_lib.to_json(setup.config)
         groups.setdefault(structure(values), []).append(number)
     limit = memory_bytes or _free_bytes()
     for members in groups.values():
         waiting = list(members)
         while waiting:
             group = _Group(Shared(arms=len(members)), done)
-            group.add(waiting[0], experiments[waiting[0]], workdirs[waiting[0]])
+            group.add(waiting[0], setups[waiting[0]], workdirs[waiting[0]])
             size = group.fitting(limit)
             for number in waiting[1:size]:
-                group.add(number, experiments[number], workdirs[number])
+                group.add(number, setups[number], workdirs[number])
             for number, result in group.drive().items():
                 results[number] = result
             waiting = waiting[size:]
@@ -108,9 +108,9 @@ class _Group:
     results: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     programs: dict[Any, _Fused] = dataclasses.field(default_factory=dict)
 
-    def add(self, number: int, experiment: Experiment, workdir: Path) -> None:
+    def add(self, number: int, setup: Setup, workdir: Path) -> None:
         """Starts an arm: runs it up to its first step."""
-        self.arms[number] = steps(experiment, workdir, self.shared)
+        self.arms[number] = steps(setup, workdir, self.shared)
         self._advance(number, None)
 
     def _advance(self, number: int, value: Any) -> None:
@@ -178,7 +178,7 @@ class _Fused:
             rows = [[number] for number in calls]
         self._rows = rows
         first = calls[rows[0][0]]
-        self._mesh = first.run.experiment.mesh
+        self._mesh = first.run.setup.mesh
         self._bases, self._base_axes = _stack_bases([calls[row[0]].base for row in rows])
         self._function = self._compile(first)
         self.pays = self._try(calls)
@@ -271,7 +271,7 @@ def _part(outputs: Any, index: int, count: int) -> Any:
 
 
 def _seed(call: StepCall) -> int:
-    return call.run.experiment.config.seed
+    return call.run.setup.config.seed
 
 
 def _seconds(function: Any, repeats: int = 3, limit: float = float("inf")) -> float:

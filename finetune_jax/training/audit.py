@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from finetune_jax import tree
-from finetune_jax.reporting.progress import say
+from finetune_jax.progress import say
 from finetune_jax.schemes import Plan
 
 

@@ -69,7 +69,7 @@ def phase_figures(run: PhaseRun) -> dict[str, Any]:
     if run.phase.solve:
         cost = Cost(0.0, 0, 0, 0, 0)
     else:
-        accumulate = run.experiment.config.train.accumulate
+        accumulate = run.setup.config.train.accumulate
         cost = measure(run.compile_train_step(), run.abstract_state()[0], accumulate)
     costs = dataclasses.asdict(cost)
     return {

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.training.hosts import all_agree, leads, wait
+from finetune_jax.hosts import all_agree, is_primary, wait
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -21,11 +21,11 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe_file = workdir / ".writable"
-        if leads():
+        if is_primary():
             probe_file.write_text("")
         wait("workdir")
         shared = all_agree(probe_file.is_file())
-        if leads():
+        if is_primary():
             probe_file.unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None

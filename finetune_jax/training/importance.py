@@ -15,7 +15,7 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.augment import parse_augment
 from finetune_jax.training.phase import PhaseRun
-from finetune_jax.training.state import Base, State
+from finetune_jax.training.state import Frozen, State
 from finetune_jax.training.step import make_loss
 
 
@@ -24,17 +24,17 @@ def make_gradient(run: PhaseRun) -> Any:
 
     In the ratio, a leaf of zeros counts with |w| = 1.
     """
-    experiment = run.experiment
+    setup = run.setup
     loss = make_loss(
         run.model,
-        experiment.task,
+        setup.task,
         run.plan,
-        experiment.preprocess.device,
+        setup.preprocess.device,
         parse_augment(""),
-        experiment.teacher,
+        setup.teacher,
     )
 
-    def gradient(state: State, base: Base, batch: Any) -> Any:
+    def gradient(state: State, base: Frozen, batch: Any) -> Any:
         grads, _ = jax.grad(loss, has_aux=True)(
             state.params, state.stats, state.hyper, base, batch, state.key
         )
@@ -51,7 +51,7 @@ def make_gradient(run: PhaseRun) -> Any:
 def measure(
     run: PhaseRun,
     state: State,
-    base: Base,
+    base: Frozen,
     batches: Iterable[dict[str, Any]],
     gradient: Any = None,
 ) -> dict[str, dict[str, float]]:

@@ -20,14 +20,15 @@ from finetune_jax.data.batches import TrainBatches, cached, gather
 from finetune_jax.data.sources import EncodedExamples, Examples
 from finetune_jax.deltas import Adapted, merge
 from finetune_jax.files import write_json
+from finetune_jax.hosts import all_agree, is_primary, require_same
+from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.models import MODELS
-from finetune_jax.reporting.progress import MetricsWriter, say
+from finetune_jax.progress import say
+from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
-from finetune_jax.training.experiment import Experiment, load_variables
 from finetune_jax.training.folder import claim_workdir, finished_result, open_workdir
-from finetune_jax.training.hosts import all_agree, leads, require_same
-from finetune_jax.training.mesh import local_rows, put_batch
+from finetune_jax.training.metrics_writer import MetricsWriter
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import Shared, StepCall
 from finetune_jax.training.solve_phase import solve_phase
@@ -38,13 +39,13 @@ _REESTIMATE_BATCHES = 16
 _COMPARED_IMAGES = 32
 
 
-def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+def train(setup: Setup, workdir: Path) -> dict[str, Any]:
     """Trains to the end, continuing from the latest checkpoint if there is one.
 
     A run that has ended is left as it is; its figures are returned again.
 
     Args:
-      experiment: resolved config.
+      setup: resolved config.
       workdir: run folder; gets ``config.json``, ``plan.json``, ``manifest.json``,
         ``left_out.json`` (bad images by split, if there are any), ``metrics.jsonl``, TensorBoard
         events, ``checkpoints/``, ``artifact/`` and ``result.json``.
@@ -57,24 +58,22 @@ def run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: bad input.
       audit.AuditError: a frozen leaf changed or a trainable one did not move.
     """
-    arm = steps(experiment, workdir, Shared())
+    arm = steps(setup, workdir, Shared())
     try:
         call = next(arm)
         while True:
-            batch = put_batch(call.batch, experiment.mesh)
+            batch = put_batch(call.batch, setup.mesh)
             call = arm.send(call.step(call.state, call.base, batch))
     except StopIteration as end:
         return end.value
 
 
-def steps(
-    experiment: Experiment, workdir: Path, shared: Shared
-) -> Generator[StepCall, Any, dict[str, Any]]:
+def steps(setup: Setup, workdir: Path, shared: Shared) -> Generator[StepCall, Any, dict[str, Any]]:
     """A run as a generator: yields each train step, is sent (state, metrics), returns its figures.
 
     Arguments, result and errors as for `run`; `shared` is what it has in common with other arms.
     """
-    config, phases = experiment.config, experiment.phases
+    config, phases = setup.config, setup.phases
     open_workdir(workdir, config_lib.to_json(config))
     finished = finished_result(workdir)
     if all_agree(finished is not None):
@@ -85,7 +84,7 @@ def steps(
     names = [name for name in ("train", "validation", "test") if config.data[name]]
     opened = {
         name: shared.once(
-            ("examples", name), lambda name=name: experiment.source.read(config.data[name])
+            ("examples", name), lambda name=name: setup.source.read(config.data[name])
         )
         for name in names
     }
@@ -94,21 +93,21 @@ def steps(
         name: shared.once(
             ("split", name),
             lambda name=name: cached(
-                opened[name], experiment.encode, config.data.cache_bytes, config.data.workers
+                opened[name], setup.encode, config.data.cache_bytes, config.data.workers
             ),
         )
         for name in names
     }
-    if experiment.task.needs_fit:
-        fitted = experiment.task.fit(_targets(experiment, splits["train"]))
-        experiment = dataclasses.replace(experiment, task=fitted)
-    experiment = with_teacher(experiment, shared.once)
-    lengths = experiment.phase_steps(len(splits["train"]))
+    if setup.task.needs_fit:
+        fitted = setup.task.fit(_targets(setup, splits["train"]))
+        setup = dataclasses.replace(setup, task=fitted)
+    setup = with_teacher(setup, shared.once)
+    lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
     # 2. Weights, surgery, manifest.
-    variables, manifest = load_variables(experiment)
-    say(_origin(experiment, manifest))
+    variables, manifest = load_variables(setup)
+    say(_origin(setup, manifest))
     fresh = {row["leaf"] for row in manifest["rows"] if row["decision"] == "reinitialised"}
     anchored = config.optimizer.l2_sp or config.optimizer.l2_sp_head
     anchor = {
@@ -117,17 +116,17 @@ def steps(
         if anchored and f"params/{p}" not in fresh
     }
     settled: set[str] = set()
-    if experiment.plan.batch_norm == "reestimate":
+    if setup.plan.batch_norm == "reestimate":
         batches = TrainBatches(
             splits["train"],
-            experiment.encode,
+            setup.encode,
             config.train.batch_size,
             config.seed,
-            local_rows(experiment.mesh, config.train.batch_size),
+            local_rows(setup.mesh, config.train.batch_size),
         )
         count = min(_REESTIMATE_BATCHES, math.ceil(len(splits["train"]) / config.train.batch_size))
-        some = [put_batch(batches.batch(i), experiment.mesh) for i in range(count)]
-        new = reestimate(experiment.model, variables, some, experiment.preprocess.device)
+        some = [put_batch(batches.batch(i), setup.mesh) for i in range(count)]
+        new = reestimate(setup.model, variables, some, setup.preprocess.device)
         variables = {**variables, "batch_stats": new}
         settled |= {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
 
@@ -137,8 +136,8 @@ def steps(
         [phase.plan for phase in phases],
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        metric=config.checkpoint.metric or experiment.task.metric,
-        better="min" if config.checkpoint.metric == "loss" else experiment.task.better,
+        metric=config.checkpoint.metric or setup.task.metric,
+        better="min" if config.checkpoint.metric == "loss" else setup.task.better,
     )
     resumed = checkpoints.latest_step
     meta = checkpoints.read_meta() if resumed is not None else None
@@ -154,8 +153,8 @@ def steps(
     )
 
     # 4. All that was named exists and fits: from here on the folder is this config's.
-    plan_json = experiment.plan.to_json()
-    if leads():
+    plan_json = setup.plan.to_json()
+    if is_primary():
         claim_workdir(workdir, config_lib.to_json(config))
         write_json(workdir / "plan.json", {**plan_json, "phases": [p.to_json() for p in phases]})
         write_json(workdir / "manifest.json", manifest)
@@ -164,10 +163,10 @@ def steps(
 
     # 5. Phases.
     began = time.monotonic()
-    own = workdir if leads() else None
+    own = workdir if is_primary() else None
     with MetricsWriter(own, tensorboard=config.log.tensorboard, resume_step=resumed) as writer:
         current = Run(
-            experiment, workdir, shared, splits, starts, lengths, variables, settled, anchor,
+            setup, workdir, shared, splits, starts, lengths, variables, settled, anchor,
             checkpoints, writer,
         )  # fmt: skip
         del variables
@@ -193,13 +192,13 @@ def steps(
         if config.artifact.select == "best" and checkpoints.best_step is not None:
             final, selected = best_variables(current)
         result: dict[str, Any] = {
-            "scheme": experiment.scheme,
+            "scheme": setup.scheme,
             "steps": current.total,
             "selected_step": selected,
             "seconds": time.monotonic() - began,
             "cost": vars(current.costs[-1]) if current.costs else None,
             "train_flops": sum(current.train_flops),
-            **_counts(experiment),
+            **_counts(setup),
             "left_out": {name: len(lines) for name, lines in left_out.items()},
             "audit": current.audits[-1],
             "phases": [
@@ -221,11 +220,11 @@ def steps(
 
     # 7. Artifact.
     final = jax.tree.map(tree.on_host, final)
-    deltas = experiment.plan.deltas
+    deltas = setup.plan.deltas
     if config.artifact.merge and deltas:
         final, result["largest_logit_difference"] = _merged(current, final)
         deltas = ()
-    if not leads():
+    if not is_primary():
         return result
     save_artifact(
         workdir / "artifact",
@@ -233,14 +232,14 @@ def steps(
         model={
             "family": MODELS[config.model.name].family,
             "name": config.model.name,
-            "num_classes": experiment.task.head_size,
-            "image_size": experiment.preprocess.size,
+            "num_classes": setup.task.head_size,
+            "image_size": setup.preprocess.size,
             "dtype": config.model.dtype,
             "head": config.model.head,
         },
         deltas=deltas,
-        task=experiment.task,
-        preprocess=experiment.preprocess,
+        task=setup.task,
+        preprocess=setup.preprocess,
         plan=plan_json,
         base={"file": manifest["file"], "sha256": manifest.get("sha256")},
         scores={split: result[split] for split in ("validation", "test") if split in result},
@@ -251,30 +250,28 @@ def steps(
     return result
 
 
-def _counts(experiment: Experiment) -> dict[str, int]:
+def _counts(setup: Setup) -> dict[str, int]:
     """Scalars of the last phase's model with its deltas, and those that any phase trains."""
-    shapes = {x.path: x.shape for phase in experiment.phases for x in phase.plan.leaves}
+    shapes = {x.path: x.shape for phase in setup.phases for x in phase.plan.leaves}
     return {
-        "trainable_params": sum(math.prod(shapes[path]) for path in experiment.trainable),
-        "total_params": sum(math.prod(leaf.shape) for leaf in experiment.plan.leaves),
+        "trainable_params": sum(math.prod(shapes[path]) for path in setup.trainable),
+        "total_params": sum(math.prod(leaf.shape) for leaf in setup.plan.leaves),
     }
 
 
-def _targets(experiment: Experiment, examples: Examples) -> dict[str, np.ndarray]:
+def _targets(setup: Setup, examples: Examples) -> dict[str, np.ndarray]:
     """Targets of all examples of a split."""
-    names = experiment.task.abstract(1)
+    names = setup.task.abstract(1)
     if isinstance(examples, EncodedExamples):
         return {name: examples.arrays[name] for name in names}
-    items = [experiment.task.host(examples[i]) for i in range(len(examples))]
+    items = [setup.task.host(examples[i]) for i in range(len(examples))]
     return {name: np.stack([item[name] for item in items]) for name in names}
 
 
-def _origin(experiment: Experiment, manifest: dict[str, Any]) -> str:
+def _origin(setup: Setup, manifest: dict[str, Any]) -> str:
     """One line: what became of the weight file, or what the lack of one means."""
     if manifest["file"] is None:
-        frozen = [
-            x for x in experiment.plan.leaves if not x.delta and x.path not in experiment.trainable
-        ]
+        frozen = [x for x in setup.plan.leaves if not x.delta and x.path not in setup.trainable]
         warning = f"; WARNING: {len(frozen)} frozen leaves are random" if frozen else ""
         return f"weights: random, pretrained.path is empty{warning}"
     counts = Counter(row["decision"] for row in manifest["rows"])
@@ -294,20 +291,20 @@ def _origin(experiment: Experiment, manifest: dict[str, Any]) -> str:
 
 def _with_deltas(current: Run, index: int) -> dict[str, Any]:
     """The variables with the deltas of a phase at their start values."""
-    plan = current.experiment.phases[index].plan
-    key = jax.random.fold_in(jax.random.key(current.experiment.config.seed), 1)
+    plan = current.setup.phases[index].plan
+    key = jax.random.fold_in(jax.random.key(current.setup.config.seed), 1)
     params = plan.add_deltas(current.variables["params"], key)
     return {**current.variables, "params": params}
 
 
 def _merged(current: Run, variables: dict[str, Any]) -> tuple[dict[str, Any], float]:
     """Variables of the bare model, and the largest logit difference on some images."""
-    experiment = current.experiment
+    setup = current.setup
     examples = current.splits.get("validation", current.splits["train"])
     some = np.arange(min(_COMPARED_IMAGES, len(examples)))
-    batch = gather(examples, some, experiment.encode)
-    adapted = Adapted(experiment.model, experiment.plan.deltas)
-    merged, difference = merge(adapted, variables, experiment.preprocess.device(batch))
+    batch = gather(examples, some, setup.encode)
+    adapted = Adapted(setup.model, setup.plan.deltas)
+    merged, difference = merge(adapted, variables, setup.preprocess.device(batch))
     before = tree.flatten(variables["params"])
     current.settled |= {
         f"params/{path}"
@@ -320,7 +317,7 @@ def _merged(current: Run, variables: dict[str, Any]) -> tuple[dict[str, Any], fl
 
 def _changes(current: Run, index: int) -> set[str]:
     """Paths, with their collection, that the weight file no longer speaks for after a phase."""
-    plan = current.experiment.phases[index].plan
+    plan = current.setup.phases[index].plan
     return (
         {f"params/{p}" for p in plan.trainable}
         | {f"params/{leaf.path}" for leaf in plan.leaves if leaf.delta}

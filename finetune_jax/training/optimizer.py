@@ -17,7 +17,7 @@ import optax
 
 from finetune_jax import tree
 from finetune_jax.schemes import Phase, Plan
-from finetune_jax.training.schedules import Schedule, parse_schedule
+from finetune_jax.schemes.schedules import Schedule, parse_schedule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One phase of an experiment: its state, placed on the mesh, and its compiled steps."""
+"""One phase of a setup: its state, placed on the mesh, and its compiled steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from finetune_jax import tree
 from finetune_jax.data.augment import augmented
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
+from finetune_jax.mesh import batch_sharding, state_sharding
 from finetune_jax.models import DTYPES, initial_variables
 from finetune_jax.schemes import Leaf, Phase, Plan
+from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import batch_sharding, state_sharding
 from finetune_jax.training.optimizer import (
     hyper_parameters,
     label,
@@ -36,13 +36,13 @@ class PhaseRun:
     """A phase at its place in a run.
 
     Attributes:
-      experiment: the whole.
+      setup: the whole.
       index: number of the phase.
       start: step of the run at which it starts.
       steps: its length.
     """
 
-    experiment: Experiment
+    setup: Setup
     index: int = 0
     start: int = 0
     steps: int = 1000
@@ -50,7 +50,7 @@ class PhaseRun:
     @property
     def phase(self) -> Phase:
         """The phase."""
-        return self.experiment.phases[self.index]
+        return self.setup.phases[self.index]
 
     @property
     def plan(self) -> Plan:
@@ -60,13 +60,13 @@ class PhaseRun:
     @property
     def model(self) -> Adapted:
         """The model with the deltas in place."""
-        return self.plan.adapt(self.experiment.model)
+        return self.plan.adapt(self.setup.model)
 
     @functools.cached_property
     def ages(self) -> dict[str, int]:
         """Phase in which each trainable leaf joined and since when it has trained, by path."""
         ages: dict[str, int] = {}
-        for number, phase in enumerate(self.experiment.phases[: self.index + 1]):
+        for number, phase in enumerate(self.setup.phases[: self.index + 1]):
             before = {} if phase.reset or phase.solve else ages
             ages = {path: before.get(path, number) for path in phase.plan.trainable}
             if phase.solve:
@@ -76,7 +76,7 @@ class PhaseRun:
     @functools.cached_property
     def settings(self) -> Any:
         """``config.optimizer`` with what the phase says otherwise."""
-        settings = copy.deepcopy(self.experiment.config.optimizer)
+        settings = copy.deepcopy(self.setup.config.optimizer)
         own = {
             "name": self.phase.optimizer,
             "weight_decay": self.phase.decay,
@@ -101,16 +101,16 @@ class PhaseRun:
         leaves = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.plan.leaves}
         return {
             "params": tree.unflatten(leaves),
-            "batch_stats": self.experiment.abstract["batch_stats"],
+            "batch_stats": self.setup.abstract["batch_stats"],
         }
 
     def hyper(self) -> dict[str, Any]:
         """Start value of `State.hyper`."""
-        smoothing = self.experiment.config.task.label_smoothing
+        smoothing = self.setup.config.task.label_smoothing
         return hyper_parameters(self.settings, self.plan, smoothing)
 
     def _create(self, variables: dict[str, Any], anchor: Any, hyper: Any, seed: Any) -> Any:
-        config = self.experiment.config
+        config = self.setup.config
         return state_lib.create(
             variables,
             self.plan,
@@ -120,7 +120,7 @@ class PhaseRun:
             ema=config.optimizer.ema_decay > 0,
             frozen_dtype=DTYPES[config.model.frozen_dtype],
             # What another phase trains is not rounded before or after it does.
-            exact=self.experiment.trainable,
+            exact=self.setup.trainable,
             anchor=anchor,
         )
 
@@ -130,7 +130,7 @@ class PhaseRun:
         Args:
           pretrained: param pytree of the leaves a weight file gave, without re-initialised ones.
         """
-        config = self.experiment.config.optimizer
+        config = self.setup.config.optimizer
         if not (config.l2_sp or config.l2_sp_head):
             return {}
         flat = tree.flatten(pretrained)
@@ -141,7 +141,7 @@ class PhaseRun:
         variables: dict[str, Any],
         anchor: Any = None,
         once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
-    ) -> tuple[state_lib.State, state_lib.Base]:
+    ) -> tuple[state_lib.State, state_lib.Frozen]:
         """State and base on the mesh, from concrete variables with the deltas of this phase.
 
         Args:
@@ -151,28 +151,28 @@ class PhaseRun:
         """
         # Split once outside of jit, where tied leaves are still one array.
         self.plan.split(variables["params"])
-        values = (variables, anchor or {}, self.hyper(), self.experiment.config.seed)
+        values = (variables, anchor or {}, self.hyper(), self.setup.config.seed)
 
         def compile_create() -> Any:
             shapes = jax.eval_shape(self._create, *values)
-            return jax.jit(self._create, out_shardings=state_sharding(self.experiment.mesh, shapes))
+            return jax.jit(self._create, out_shardings=state_sharding(self.setup.mesh, shapes))
 
         state, base = once(("create", self.index), compile_create)(*values)
-        teacher = self.experiment.teacher
+        teacher = self.setup.teacher
         return state, dataclasses.replace(base, teacher=teacher.variables if teacher else {})
 
     def abstract_state(self, anchor: Any = None) -> tuple[Any, Any]:
         """State and base as shape structs with shardings."""
-        seed = self.experiment.config.seed
+        seed = self.setup.config.seed
         state, base = jax.eval_shape(self._create, self.abstract, anchor or {}, self.hyper(), seed)
-        if self.experiment.teacher:
-            answers = jax.eval_shape(lambda v: v, self.experiment.teacher.variables)
+        if self.setup.teacher:
+            answers = jax.eval_shape(lambda v: v, self.setup.teacher.variables)
             base = dataclasses.replace(base, teacher=answers)
         shapes = (state, base)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,
-            state_sharding(self.experiment.mesh, shapes),
+            state_sharding(self.setup.mesh, shapes),
         )
 
     def carry(self, before: PhaseRun, old: state_lib.State, new: state_lib.State) -> Any:
@@ -197,11 +197,11 @@ class PhaseRun:
 
     def train_step(self) -> Any:
         """The step, not yet compiled."""
-        experiment, config = self.experiment, self.experiment.config
-        prepare, augment = augmented(experiment.preprocess, config.data.augment)
+        setup, config = self.setup, self.setup.config
+        prepare, augment = augmented(setup.preprocess, config.data.augment)
         return make_train_step(
             self.model,
-            experiment.task,
+            setup.task,
             self.plan,
             self.optimizer,
             prepare,
@@ -211,7 +211,7 @@ class PhaseRun:
             sam_rho=config.optimizer.sam_rho,
             l2_sp=config.optimizer.l2_sp,
             l2_sp_head=config.optimizer.l2_sp_head,
-            teacher=experiment.teacher,
+            teacher=setup.teacher,
         )
 
     def compile_train_step(self, anchor: Any = None, *, cached: bool = False) -> Any:
@@ -222,7 +222,7 @@ class PhaseRun:
           cached: the batch holds activations after the plan's prefix instead of inputs.
         """
         state, base = self.abstract_state(anchor)
-        mesh, size = self.experiment.mesh, self.experiment.config.train.batch_size
+        mesh, size = self.setup.mesh, self.setup.config.train.batch_size
         return (
             jax.jit(
                 self.train_step(),
@@ -253,39 +253,39 @@ class PhaseRun:
             self.abstract if variables is None else variables,
         )
         start = self.plan.stages[len(self.plan.prefix)] if cached else None
-        task, config = self.experiment.task, self.experiment.config
+        task, config = self.setup.task, self.setup.config
         prepare, augment = augmented(
-            self.experiment.preprocess, config.data.augment if task.random_inputs else ""
+            self.setup.preprocess, config.data.augment if task.random_inputs else ""
         )
         step = make_eval_step(self.model, task, prepare, start, augment)
-        placed = state_sharding(self.experiment.mesh, like)
+        placed = state_sharding(self.setup.mesh, like)
         return (
-            jax.jit(step, in_shardings=(placed, batch_sharding(self.experiment.mesh)))
+            jax.jit(step, in_shardings=(placed, batch_sharding(self.setup.mesh)))
             .lower(like, self.abstract_batch(batch_size, cached=cached))
             .compile()
         )
 
     def abstract_batch(self, batch_size: int, *, cached: bool = False) -> dict[str, Any]:
         """Shapes of a batch on device."""
-        targets = self.experiment.task.abstract(batch_size)
+        targets = self.setup.task.abstract(batch_size)
         if cached:
             whole = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((batch_size * self.inputs, *x.shape), x.dtype),
                 self.activation,
             )
             return {"activation": whole, **targets}
-        return {**self.experiment.preprocess.abstract(batch_size), **targets}
+        return {**self.setup.preprocess.abstract(batch_size), **targets}
 
     @property
     def activation(self) -> Any:
         """Shape of one input's activation after the prefix; texts have a tree of several arrays."""
         stop = self.plan.stages[len(self.plan.prefix)]
-        return _activation(self.model, self.plan.leaves, self.experiment.preprocess, stop)
+        return _activation(self.model, self.plan.leaves, self.setup.preprocess, stop)
 
     @property
     def inputs(self) -> int:
         """Inputs to the model per example."""
-        return self.experiment.task.views
+        return self.setup.task.views
 
     @property
     def activation_bytes(self) -> int:

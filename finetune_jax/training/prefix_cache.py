@@ -28,10 +28,10 @@ from finetune_jax.data.batches import eval_batches
 from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.reporting.progress import say
+from finetune_jax.hosts import all_agree, is_primary, wait
+from finetune_jax.mesh import batch_sharding, local_rows, state_sharding
+from finetune_jax.progress import say
 from finetune_jax.reporting.tables import size as show_bytes
-from finetune_jax.training.hosts import all_agree, leads, wait
-from finetune_jax.training.mesh import batch_sharding, local_rows, state_sharding
 from finetune_jax.training.phase import PhaseRun
 
 
@@ -60,7 +60,7 @@ def cache_prefix(
       once: gives what another arm already computed, see `Shared.once`.
       training: whether the images are augmented.
     """
-    config = run.experiment.config
+    config = run.setup.config
     settings, prefix = config.prefix_cache, run.plan.prefix
     if not (settings.enabled and prefix):
         return examples
@@ -68,7 +68,7 @@ def cache_prefix(
     views = settings.views if augment else 1
     if augment and (not views or mixes(augment)):
         return examples
-    task = run.experiment.task
+    task = run.setup.task
     if task.random_inputs or (training and task.teacher):
         return examples
     total = run.activation_bytes * len(examples) * views
@@ -95,7 +95,7 @@ def _fill(
     folder: Path | None,
 ) -> Examples:
     """Reads the activations from `folder` if they are there, else computes them."""
-    settings, prefix = run.experiment.config.prefix_cache, run.plan.prefix
+    settings, prefix = run.setup.config.prefix_cache, run.plan.prefix
     total = run.activation_bytes * len(examples) * views
     where = f"{len(prefix)} of {len(run.plan.stages)} stages cached, {show_bytes(total)}, {split}"
     if folder and all_agree((folder / "meta.json").is_file()):
@@ -116,7 +116,7 @@ def _fill(
         return ActivationExamples(
             lambda indices: jax.tree.map(lambda x: _rows(x[indices]), store), targets, views
         )
-    if leads():
+    if is_primary():
         _make_room(Path(settings.dir), settings.dir_bytes - total)
         _write(folder, compute, targets, {"stages": list(prefix), "split": split, "bytes": total})
     else:
@@ -137,7 +137,7 @@ def _rows(values: np.ndarray) -> np.ndarray:
 
 
 def _empty_targets(run: PhaseRun, count: int) -> dict[str, np.ndarray]:
-    shapes = run.experiment.task.abstract(count)
+    shapes = run.setup.task.abstract(count)
     return {name: np.empty(s.shape, s.dtype) for name, s in shapes.items()}
 
 
@@ -154,27 +154,25 @@ def _batches(
 
     Activations are a tree of arrays [examples, inputs, …].
     """
-    experiment = run.experiment
+    setup = run.setup
     stop = run.plan.stages[len(run.plan.prefix)]
-    inputs_of, change = augmented(experiment.preprocess, augment)
+    inputs_of, change = augmented(setup.preprocess, augment)
     # The train step's batch size, so that the same kernels run as without a cache.
-    batch_size = experiment.config.train.batch_size
+    batch_size = setup.config.train.batch_size
 
     def forward(variables: Any, batch: Any, key: Any) -> Any:
         x, _ = change(key, inputs_of(batch), batch)
         return run.model.apply(variables, x, stop=stop)
 
-    mesh = experiment.mesh
+    mesh = setup.mesh
     placed = state_sharding(mesh, variables)
     step = jax.jit(forward, in_shardings=(placed, batch_sharding(mesh), None))
     rows = local_rows(mesh, batch_size)
     for view in range(views):
-        key = jax.random.fold_in(jax.random.key(experiment.config.seed), view)
+        key = jax.random.fold_in(jax.random.key(setup.config.seed), view)
         done = view * len(examples)
         for number, batch in enumerate(
-            eval_batches(
-                examples, experiment.encode, batch_size, experiment.config.data.workers, rows
-            )
+            eval_batches(examples, setup.encode, batch_size, setup.config.data.workers, rows)
         ):
             real = int(batch.pop("mask").sum())
             batch = place(batch)
@@ -194,7 +192,7 @@ def _batches(
 def _key(
     run: PhaseRun, variables: dict[str, Any], split: str, count: int, augment: str, views: int
 ) -> str:
-    config = run.experiment.config
+    config = run.setup.config
     prefix = set(run.plan.prefix)
     leaves = {
         path: tree.checksum(leaf)
@@ -206,9 +204,9 @@ def _key(
         "model": [config.model.name, config.model.dtype, config.model.frozen_dtype],
         "deltas": [d.to_json() for d in run.plan.deltas if d.module.split("/")[0] in prefix],
         "stages": run.plan.prefix,
-        "preprocess": run.experiment.preprocess.to_json(),
-        "task": run.experiment.task.to_json(),
-        "data": [run.experiment.source.name, run.experiment.source.origin, split, count],
+        "preprocess": run.setup.preprocess.to_json(),
+        "task": run.setup.task.to_json(),
+        "data": [run.setup.source.name, run.setup.source.origin, split, count],
         "augment": [augment, views, config.seed, config.train.batch_size] if augment else [],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -12,19 +12,19 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.sources import ActivationExamples, Examples
-from finetune_jax.evaluation.probes import (
+from finetune_jax.evaluation.scores import evaluate, forward_all
+from finetune_jax.mesh import local_rows, put_batch
+from finetune_jax.metrics.probes import (
     TRAINING_EXAMPLES,
     parse_probes,
     probe_scores,
     sample,
 )
-from finetune_jax.evaluation.scores import evaluate, forward_all
-from finetune_jax.reporting.progress import MetricsWriter
 from finetune_jax.schemes import Plan
+from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.checkpoints import Checkpoints
-from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import local_rows, put_batch
+from finetune_jax.training.metrics_writer import MetricsWriter
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
 from finetune_jax.training.shared import Shared
@@ -35,7 +35,7 @@ class Run:
     """A run in progress.
 
     Attributes:
-      experiment: resolved config.
+      setup: resolved config.
       workdir: run folder.
       shared: what this run has in common with other arms.
       splits: decoded examples by split name.
@@ -54,7 +54,7 @@ class Run:
       train_flops: of all steps of each trained phase that has ended.
     """
 
-    experiment: Experiment
+    setup: Setup
     workdir: Path
     shared: Shared
     splits: dict[str, Examples]
@@ -78,11 +78,11 @@ class Run:
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on the mesh."""
-        return put_batch(batch, self.experiment.mesh)
+        return put_batch(batch, self.setup.mesh)
 
     def anchor_deltas(self, plan: Plan) -> None:
         """Makes L2-SP pull the deltas of a plan towards the values they start from."""
-        settings = self.experiment.config.optimizer
+        settings = self.setup.config.optimizer
         if not (settings.l2_sp or settings.l2_sp_head):
             return
         leaves = tree.flatten(self.variables["params"])
@@ -92,14 +92,14 @@ class Run:
 
     def phase_run(self, index: int) -> PhaseRun:
         """A phase at its place."""
-        return PhaseRun(self.experiment, index, self.starts[index], self.lengths[index])
+        return PhaseRun(self.setup, index, self.starts[index], self.lengths[index])
 
     def train_batches(self, examples: Examples) -> TrainBatches:
         """The run's order over some examples."""
-        config = self.experiment.config
+        config = self.setup.config
         return TrainBatches(
             examples,
-            self.experiment.encode,
+            self.setup.encode,
             config.train.batch_size,
             config.seed,
             self.rows(config.train.batch_size),
@@ -108,7 +108,7 @@ class Run:
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Rows of a global batch that this process reads."""
-        return local_rows(self.experiment.mesh, batch_size)
+        return local_rows(self.setup.mesh, batch_size)
 
     def behind_prefix(self, run: PhaseRun, variables: dict[str, Any], name: str) -> Examples:
         """A split as activations after the frozen prefix of a phase where that can be cached."""
@@ -116,7 +116,7 @@ class Run:
             run,
             variables,
             self.splits[name],
-            self.experiment.config.data[name],
+            self.setup.config.data[name],
             self.place,
             self.shared.once,
             training=name == "train",
@@ -124,14 +124,14 @@ class Run:
 
     def score(self, run: PhaseRun, variables: dict[str, Any], examples: Examples) -> dict[str, Any]:
         """Scores of `examples`, images or activations after the prefix of `run`."""
-        config = self.experiment.config
+        config = self.setup.config
         size, workers = config.eval.batch_size, config.data.workers
         cached = isinstance(examples, ActivationExamples)
         step = self.shared.once(
             ("evaluate", run.index, cached),
             lambda: run.compile_eval_step(size, variables, cached=cached),
         )
-        task, encode = self.experiment.task, self.experiment.encode
+        task, encode = self.setup.task, self.setup.encode
         return evaluate(
             task, step, variables, examples, encode,
             batch_size=size, place=self.place, workers=workers, rows=self.rows(size),
@@ -141,8 +141,8 @@ class Run:
         self, run: PhaseRun, variables: dict[str, Any], train: Examples, validation: Examples
     ) -> dict[str, float]:
         """Validation accuracy of the probes of ``eval.probes``; examples as for `score`."""
-        experiment = self.experiment
-        probes = parse_probes(experiment.config.eval.probes)
+        setup = self.setup
+        probes = parse_probes(setup.config.eval.probes)
         if not probes:
             return {}
         behind = run.plan.stages[len(run.plan.prefix)]
@@ -151,17 +151,17 @@ class Run:
             if "activation" in batch:
                 x, start = batch["activation"], behind
             else:
-                x, start = experiment.preprocess.device(batch), None
+                x, start = setup.preprocess.device(batch), None
             return run.model.apply(variables, x, start=start, stop="head"), batch["label"]
 
         step = self.shared.once(("probe", run.index), lambda: jax.jit(features))
-        size = experiment.config.eval.batch_size
+        size = setup.config.eval.batch_size
 
         def of(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
             return forward_all(
                 lambda batch: step(variables, batch),
                 examples,
-                experiment.encode,
+                setup.encode,
                 batch_size=size,
                 place=self.place,
                 indices=sample(len(examples), limit),

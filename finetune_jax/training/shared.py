@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from finetune_jax import tree
 from finetune_jax.training.phase import PhaseRun
-from finetune_jax.training.state import Base, State
+from finetune_jax.training.state import Frozen, State
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Shared:
             self._made[key] = make()
         return self._made[key]
 
-    def intern(self, base: Base, checksums: dict[str, str]) -> Base:
+    def intern(self, base: Frozen, checksums: dict[str, str]) -> Frozen:
         """`base` with every array that another arm already holds replaced by that very array.
 
         So frozen leaves are in memory once however many arms there are, and whether two arms share
@@ -70,6 +70,6 @@ class StepCall:
     cached: bool
     step: Any
     state: State
-    base: Base
+    base: Frozen
     batch: dict[str, Any]
     number: int

@@ -1,4 +1,4 @@
-"""What a step changes (`State`) and what it only reads (`Base`)."""
+"""What a step changes (`State`) and what it only reads (`Frozen`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class State:
 
 
 @flax.struct.dataclass
-class Base:
+class Frozen:
     """The frozen half: never returned, never donated.
 
     Attributes:
@@ -65,7 +65,7 @@ def create(
     frozen_dtype: Any = jnp.float32,
     exact: Collection[str] = (),
     anchor: dict[str, Any] | None = None,
-) -> tuple[State, Base]:
+) -> tuple[State, Frozen]:
     """Splits loaded variables into what trains and what stays.
 
     Args:
@@ -77,7 +77,7 @@ def create(
       ema: whether to keep an average of the trainable half.
       frozen_dtype: storage of frozen floating-point parameters.
       exact: paths of frozen parameters that keep their dtype.
-      anchor: for L2-SP, see `Base`.
+      anchor: for L2-SP, see `Frozen`.
     """
     trainable, frozen = plan.split(variables["params"])
     stats, kept = plan.split_statistics(variables["batch_stats"])
@@ -101,10 +101,10 @@ def create(
 
     frozen = tree.map_with_path(store, frozen)
     kept, anchor = jax.tree.map(jnp.asarray, (kept, anchor or {}))
-    return state, Base(params=frozen, stats=kept, anchor=anchor)
+    return state, Frozen(params=frozen, stats=kept, anchor=anchor)
 
 
-def variables(state: State, base: Base, *, averaged: bool = True) -> dict[str, Any]:
+def variables(state: State, base: Frozen, *, averaged: bool = True) -> dict[str, Any]:
     """Whole variables for `model.apply`: the averaged ones if there are any and `averaged`."""
     source = state.ema if averaged and state.ema else {"params": state.params, "stats": state.stats}
     return {

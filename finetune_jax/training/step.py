@@ -16,7 +16,7 @@ from finetune_jax.deltas import Adapted
 from finetune_jax.models import StagedModel
 from finetune_jax.schemes import Plan
 from finetune_jax.tasks import Task
-from finetune_jax.training.state import Base, State
+from finetune_jax.training.state import Frozen, State
 
 if TYPE_CHECKING:
     from finetune_jax.training.teacher import Teacher
@@ -40,7 +40,7 @@ def make_loss(
     after_prefix = plan.stages[len(plan.prefix)]
 
     def loss_fn(
-        params: Any, stats: Any, hyper: Any, base: Base, batch: Batch, key: jax.Array
+        params: Any, stats: Any, hyper: Any, base: Frozen, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         augment_key, dropout_key = jax.random.split(key)
         if "activation" in batch:
@@ -88,7 +88,7 @@ def make_train_step(
     l2_sp: float = 0.0,
     l2_sp_head: float = 0.0,
     teacher: Teacher | None = None,
-) -> Callable[[State, Base, Batch], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, Frozen, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the step, ready for `jax.jit`.
 
     Only the trainable half is differentiated; the loss closes over the frozen one. So whatever
@@ -135,7 +135,7 @@ def make_train_step(
 
         return tree.map_with_path(add, grads, params)
 
-    def train_step(state: State, base: Base, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(state: State, base: Frozen, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = (state.hyper, base)
         if accumulate == 1:

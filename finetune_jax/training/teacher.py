@@ -1,7 +1,7 @@
 """A teacher: an artifact whose answers the loss of training reads, on the student's own input.
 
-Its leaves are in `Base.teacher`, so the step only reads them: they are not differentiated, saved or
-audited, and the trained artifact does not need them.
+The teacher's leaves are in `Frozen.teacher`, so the step only reads them: they are not
+differentiated, saved or audited, and the trained artifact does not need them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from finetune_jax.artifact import load_artifact
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
 from finetune_jax.errors import UserError
+from finetune_jax.mesh import put_leaf
+from finetune_jax.setup import Setup
 from finetune_jax.tasks import Task
-from finetune_jax.training.experiment import Experiment
-from finetune_jax.training.mesh import put_leaf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,23 +46,23 @@ class Teacher:
 
 
 def with_teacher(
-    experiment: Experiment,
+    setup: Setup,
     once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
-) -> Experiment:
-    """The experiment with the teacher that its task names; as it is without one.
+) -> Setup:
+    """The setup with the teacher that its task names; as it is without one.
 
     Args:
-      experiment: resolved config.
+      setup: resolved config.
       once: keeps the teacher for the next arm, see `Shared.once`.
 
     Raises:
       UserError: as `open_teacher`.
     """
-    task = experiment.task
+    task = setup.task
     if not task.teacher:
-        return experiment
-    teacher = once(("teacher",), lambda: open_teacher(task, experiment.preprocess, experiment.mesh))
-    return dataclasses.replace(experiment, teacher=teacher)
+        return setup
+    teacher = once(("teacher",), lambda: open_teacher(task, setup.preprocess, setup.mesh))
+    return dataclasses.replace(setup, teacher=teacher)
 
 
 def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:

@@ -15,7 +15,7 @@ from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.sources import ActivationExamples
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import headline
-from finetune_jax.reporting.progress import Progress, say
+from finetune_jax.progress import Progress, say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
@@ -39,7 +39,7 @@ def train_phase(
       index: of the phase.
       meta: of the checkpoint to continue from, if it is of this phase.
     """
-    experiment, config = current.experiment, current.experiment.config
+    setup, config = current.setup, current.setup.config
     run, once = current.phase_run(index), current.shared.once
     plan, stop = run.plan, run.start + run.steps
 
@@ -123,13 +123,13 @@ def train_phase(
             scores |= current.probe(run, evaluated, train, validation)
             del evaluated
             current.writer.write(step, "validation", scores)
-            line = headline(experiment.task.metric, scores)
+            line = headline(setup.task.metric, scores)
             say(f"step {step}  validation {line}  loss {scores['loss']:.4f}")
         # The end of a phase is the start of the next, whose first checkpoint comes later.
         if scores or step % save_every == 0 or step == stop:
             # Only the last phase's weights can be kept as the best.
-            ranked = scores and index == len(experiment.phases) - 1
-            metric = config.checkpoint.metric or experiment.task.metric
+            ranked = scores and index == len(setup.phases) - 1
+            metric = config.checkpoint.metric or setup.task.metric
             numbers = {metric: scores[metric]} if ranked else None
             about = {
                 "phase": index,
@@ -152,7 +152,7 @@ def train_phase(
     )  # fmt: skip
     current.audits.append(counts)
     current.train_flops.append(current.costs[-1].flops * run.steps)
-    last = index == len(experiment.phases) - 1
+    last = index == len(setup.phases) - 1
     # An average is for evaluation and artifact; the next phase goes on from the weights themselves.
     current.variables = state_lib.variables(state, base, averaged=last)
     current.state = (run, state)
@@ -162,7 +162,7 @@ def best_variables(current: Run) -> tuple[dict[str, Any], int]:
     """Variables of the best checkpoint of the last phase, and its step."""
     step = current.checkpoints.best_step
     meta = current.checkpoints.read_meta(step)
-    run = current.phase_run(len(current.experiment.phases) - 1)
+    run = current.phase_run(len(current.setup.phases) - 1)
     anchor = run.anchor(tree.unflatten(current.anchor))
     _, base = run.create_state(current.variables, anchor, current.shared.once)
     state, settled = current.checkpoints.restore(
@@ -179,20 +179,20 @@ def _drawn(plan: Any) -> set[str]:
     return {f"params/{leaf.path}" for leaf in plan.leaves if leaf.delta and not leaf.trains}
 
 
-def _flat_base(base: state_lib.Base) -> dict[str, Any]:
+def _flat_base(base: state_lib.Frozen) -> dict[str, Any]:
     return tree.flatten({"params": base.params, "batch_stats": base.stats})
 
 
-def _settled(paths: set[str], base: state_lib.Base) -> dict[str, Any]:
+def _settled(paths: set[str], base: state_lib.Frozen) -> dict[str, Any]:
     return {p: x for p, x in _flat_base(base).items() if p in paths}
 
 
-def _fingerprint(paths: set[str], base: state_lib.Base) -> str:
+def _fingerprint(paths: set[str], base: state_lib.Frozen) -> str:
     rest = {p: x for p, x in _flat_base(base).items() if p not in paths}
     return tree.fingerprint(tree.unflatten(rest))
 
 
-def _put(base: state_lib.Base, settled: dict[str, Any]) -> state_lib.Base:
+def _put(base: state_lib.Frozen, settled: dict[str, Any]) -> state_lib.Frozen:
     flat = tree.unflatten({**_flat_base(base), **settled})
     return dataclasses.replace(
         base, params=flat.get("params", {}), stats=flat.get("batch_stats", {})
@@ -203,7 +203,7 @@ def _measure_rates(
     current: Run,
     run: PhaseRun,
     state: state_lib.State,
-    base: state_lib.Base,
+    base: state_lib.Frozen,
     batches: TrainBatches,
     step: int,
 ) -> state_lib.State:

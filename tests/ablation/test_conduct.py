@@ -99,14 +99,14 @@ def test_rows_are_tuned_alike_and_test_is_touched_for_chosen_arms_only(finished)
 
 def test_an_arm_is_the_run_of_its_config(finished, small_config, tmp_path):
     from finetune_jax.evaluation.subject import open_run
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.loop import run
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     row = finished[2].rows[1]
     config = base(small_config)
     config.scheme = "last_k(1)"
     config.optimizer.learning_rate = row.point["optimizer.learning_rate"]
-    alone = run(prepare(config), tmp_path / "run")
+    alone = train(open_setup(config), tmp_path / "run")
     assert alone["validation"]["loss"] == pytest.approx(row.validation[0]["loss"], rel=1e-5)
     assert alone["test"]["accuracy"] == row.test[0]["accuracy"]
     subject = open_run(tmp_path / "run")

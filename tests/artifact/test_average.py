@@ -13,8 +13,8 @@ from finetune_jax.artifact.average import average, differing, greedy, uniform
 from finetune_jax.average import combine
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
 
 arrays = st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3).map(
     lambda x: np.array(x, np.float32)
@@ -68,7 +68,7 @@ def runs(weights, tmp_path_factory):
         config.eval.batch_size = 16
         config.log.tensorboard = False
         config.artifact.contents = "delta" if name == "b" else "all"
-        run(prepare(config), folder / name)
+        train(open_setup(config), folder / name)
     return folder
 
 

@@ -15,8 +15,8 @@ from finetune_jax.data.augment.geometry import draw_boxes, random_resized_crop, 
 from finetune_jax.data.augment.rand_augment import OPERATIONS, operate
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError
+from finetune_jax.setup import open_setup
 from finetune_jax.tasks import Classification
-from finetune_jax.training.experiment import prepare
 
 KEY = jax.random.key(0, impl="unsafe_rbg")
 PICTURES = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), np.uint8)
@@ -275,7 +275,7 @@ def test_several_texts_are_one():
     np.testing.assert_array_equal(run(("flip", "grayscale"))[0], run("flip + grayscale")[0])
     config = default()
     config.data.augment = ["flip", "mixup(0.2)"]
-    assert prepare(config).config.data.augment == ["flip", "mixup(0.2)"]
+    assert open_setup(config).config.data.augment == ["flip", "mixup(0.2)"]
 
 
 @pytest.mark.parametrize(
@@ -313,12 +313,16 @@ def test_mixing_needs_one_class_per_image_and_masks_need_still_pixels():
     check_targets("grayscale", mask)
 
 
-@pytest.mark.parametrize("text", ["random_crop(pad=2)", "random_resized_crop", "rand_augment(2, 9)"])
+@pytest.mark.parametrize(
+    "text", ["random_crop(pad=2)", "random_resized_crop", "rand_augment(2, 9)"]
+)
 def test_image_after_image_is_the_same_as_all_at_once(text, monkeypatch):
     found = []
     for count in (1, 2):
         monkeypatch.setattr(jax, "device_count", lambda count=count: count)
-        pixels, _ = jax.jit(lambda key, pixels: parse_augment(text, 0.5)(key, pixels, {}))(KEY, PIXELS)
+        pixels, _ = jax.jit(lambda key, pixels: parse_augment(text, 0.5)(key, pixels, {}))(
+            KEY, PIXELS
+        )
         found.append(pixels)
     # Places of pixels are rounded in another order.
     np.testing.assert_allclose(*found, rtol=0, atol=1e-5)

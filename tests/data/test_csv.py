@@ -9,7 +9,7 @@ from PIL import Image
 from finetune_jax.config import default
 from finetune_jax.data.sources import Options, open_configured, open_source
 from finetune_jax.errors import UserError
-from finetune_jax.training.experiment import prepare
+from finetune_jax.setup import open_setup
 
 
 def write(path, text, encoding="utf-8"):
@@ -166,12 +166,12 @@ def test_numbers_that_should_be_classes_are_pointed_at(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
     config.data.source = f"csv:{path}"
     with pytest.raises(UserError, match="set data.label_kind to 'class'"):
-        prepare(config)
+        open_setup(config)
     config.data.label_kind = "class"
-    assert prepare(config).task.class_names == ("0", "1")
+    assert open_setup(config).task.class_names == ("0", "1")
     config.data.source = f"csv:{write(tmp_path / 'u.csv', 'text,label' + chr(10) + 'a,b')}"
     with pytest.raises(UserError, match="have no 'image', which the model reads"):
-        prepare(config)
+        open_setup(config)
 
 
 DATA = os.environ.get("FINETUNE_JAX_DATA")

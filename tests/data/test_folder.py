@@ -148,8 +148,8 @@ def test_a_split_without_one_good_image_is_refused(tmp_path):
 
 def test_a_run_keeps_the_list_of_what_it_left_out(tmp_path, small_config):
     from finetune_jax.cli import load_config
-    from finetune_jax.training.experiment import prepare
-    from finetune_jax.training.loop import run
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
 
     fill(tmp_path / "data", {"train/a": 12, "train/b": 12, "val/a": 9, "val/b": 8})
     (tmp_path / "data" / "train" / "b" / "text.jpg").write_text("no image")
@@ -157,7 +157,7 @@ def test_a_run_keeps_the_list_of_what_it_left_out(tmp_path, small_config):
     config.data.source, config.data.on_bad_image = f"folder:{tmp_path / 'data'}", "skip"
     config.data.train, config.data.validation, config.data.test = "train", "validation", ""
     config.train.steps = 2
-    result = run(prepare(config), tmp_path / "run")
+    result = train(open_setup(config), tmp_path / "run")
     assert result["left_out"] == {"train": 1}
     kept = json.loads((tmp_path / "run" / "left_out.json").read_text())
     (line,) = kept["train"]

@@ -9,8 +9,8 @@ from PIL import Image
 from finetune_jax.config import default
 from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError
+from finetune_jax.setup import open_setup
 from finetune_jax.training import prefix_cache
-from finetune_jax.training.experiment import prepare
 from finetune_jax.training.phase import PhaseRun
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -78,8 +78,8 @@ def test_two_copies_of_one_name_never_share_cached_activations(builder, data_dir
         config = default()
         config.scheme = "last_k(1)"
         config.data.source, config.data.data_dir = "tfds:tiny_pictures", folder
-        run = PhaseRun(prepare(config))
-        variables = run.experiment.initial_variables()
+        run = PhaseRun(open_setup(config))
+        variables = run.setup.initial_variables()
         return prefix_cache._key(run, variables, "train", 10, "", 1)
 
     assert key(data_dir) == key(data_dir)

@@ -8,8 +8,8 @@ from finetune_jax.data.batches import Encoder, TrainBatches, cached, eval_batche
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
+from finetune_jax.setup import open_setup
 from finetune_jax.tasks import Classification
-from finetune_jax.training.experiment import prepare
 
 pytest.importorskip("grain")
 
@@ -113,8 +113,8 @@ def test_pictures_decoded_by_workers_are_the_same_pixels_and_bad_ones_are_named(
 def test_what_an_experiment_encodes_with_goes_to_a_process():
     import cloudpickle
 
-    experiment = prepare(default())
-    again = cloudpickle.loads(cloudpickle.dumps(experiment.encode))
-    example = experiment.source.read("test[:1]")[0]
-    for name, value in experiment.encode(example).items():
+    setup = open_setup(default())
+    again = cloudpickle.loads(cloudpickle.dumps(setup.encode))
+    example = setup.source.read("test[:1]")[0]
+    for name, value in setup.encode(example).items():
         np.testing.assert_array_equal(again(example)[name], value)

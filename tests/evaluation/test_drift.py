@@ -20,7 +20,7 @@ def subject(short_run):
 def test_frozen_stages_did_not_move_and_the_trained_one_did(subject):
     base = load_base(subject)
     rows = {row["stage"]: row for row in parameter_movement(subject, base)}
-    assert list(rows) == list(subject.experiment.model.stages)
+    assert list(rows) == list(subject.setup.model.stages)
     for stage, row in rows.items():
         if stage == "head":  # asked to be new
             assert (row["leaves"], row["new"]) == (0, 2)
@@ -38,7 +38,7 @@ def test_features_moved_by_what_is_measured_one_by_one(subject):
     found = feature_drift(subject, base, "test")
     ours, labels = subject.features("test")
     batch = {"image": np.stack([subject.encode(x)["image"] for x in subject.examples("test")])}
-    forward = jax.jit(lambda v, x: subject.experiment.model.apply(v, x, stop="head"))
+    forward = jax.jit(lambda v, x: subject.setup.model.apply(v, x, stop="head"))
     theirs = np.asarray(forward(base.variables, subject.preprocess.device(batch)))
     gaps, norms = np.linalg.norm(ours - theirs, axis=1), np.linalg.norm(theirs, axis=1)
     assert found["feature_drift"] == pytest.approx(gaps.mean(), rel=1e-4)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file  # noqa: E402
 from finetune_jax.artifact import load_artifact  # noqa: E402
 from finetune_jax.config import default  # noqa: E402
 from finetune_jax.pretrained import save_as  # noqa: E402
-from finetune_jax.training.experiment import prepare  # noqa: E402
-from finetune_jax.training.loop import run  # noqa: E402
+from finetune_jax.setup import open_setup  # noqa: E402
+from finetune_jax.training.loop import train  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_fine_tuned_model_goes_back_where_it_came_from(tmp_path, ours, theirs,
     config.train.steps, config.train.batch_size, config.eval.batch_size = 2, 8, 64
     config.data.train, config.data.validation = "train[:16]", "validation[:16]"
     config.optimizer.learning_rate, config.log.tensorboard = 1e-3, False
-    run(prepare(config), tmp_path / "run")
+    train(open_setup(config), tmp_path / "run")
 
     artifact = load_artifact(tmp_path / "run")
     written = tmp_path / "exported.safetensors"

@@ -4,8 +4,8 @@ import io
 import re
 import sys
 
+from finetune_jax.progress import say
 from finetune_jax.reporting.live import Live
-from finetune_jax.reporting.progress import say
 
 RECORD = {"point": {"optimizer.learning_rate": 0.1}, "seed": 3, "validation": {"accuracy": 0.875}}
 

@@ -21,8 +21,8 @@ from finetune_jax.models.pretraining import (
     with_projection,
 )
 from finetune_jax.pretrained import save_native
-from finetune_jax.training.experiment import load_variables, prepare
-from finetune_jax.training.loop import run
+from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.training.loop import train
 
 AUGMENT = "random_crop(pad=2) + flip"
 MASKED = "masked(mask=0.75, width=8, depth=1, heads=2)"
@@ -30,7 +30,7 @@ MASKED = "masked(mask=0.75, width=8, depth=1, heads=2)"
 
 def same_stages(pretrained, config, stages):
     """The variables a config starts from, whose `stages` must be the artifact's."""
-    variables, manifest = load_variables(prepare(config))
+    variables, manifest = load_variables(open_setup(config))
     artifact = load_artifact(pretrained)
     for stage in stages:
         jax.tree.map(
@@ -45,7 +45,7 @@ def same_stages(pretrained, config, stages):
 @pytest.mark.parametrize("name", ["simclr", "supcon"])
 def test_contrastive_pretraining(name, tiny, tmp_path):
     config = tiny(name, data__augment=AUGMENT, scheme="full", train__accumulate=2)
-    result = run(prepare(config), tmp_path / "run")
+    result = train(open_setup(config), tmp_path / "run")
     found = result["test"]
     assert np.isfinite(found["loss"]) and 0 <= found["knn_accuracy"] <= 1
     # The command scores it as the run did: its draws are the same every time.
@@ -63,7 +63,7 @@ def test_contrastive_pretraining(name, tiny, tmp_path):
 
 
 def test_contrastive_views_are_two_draws_in_a_row(tiny):
-    task = prepare(tiny("simclr", data__augment=AUGMENT)).task
+    task = open_setup(tiny("simclr", data__augment=AUGMENT)).task
     images = jnp.arange(3.0)[:, None, None, None] * jnp.ones((3, 4, 4, 3))
 
     def draw(key):
@@ -78,10 +78,10 @@ def test_contrastive_views_are_two_draws_in_a_row(tiny):
 
 def test_what_contrastive_pretraining_cannot_do(tiny):
     with pytest.raises(UserError, match="data.augment: simclr tells apart views of an image"):
-        prepare(tiny("simclr"))
+        open_setup(tiny("simclr"))
     with pytest.raises(UserError, match="unknown argument 'temprature'. Did you mean 'temperature"):
-        prepare(tiny("simclr", "ntxent(temprature=1)", data__augment=AUGMENT))
-    task = prepare(tiny("supcon", data__augment=AUGMENT)).task
+        open_setup(tiny("simclr", "ntxent(temprature=1)", data__augment=AUGMENT))
+    task = open_setup(tiny("supcon", data__augment=AUGMENT)).task
     with pytest.raises(UserError, match="take out mixup and cutmix"):
         task.inputs(jax.random.key(0), lambda key: (jnp.zeros(2), {"mix": jnp.ones(2)}))
 
@@ -106,7 +106,7 @@ def test_what_was_pretrained_loads_into_the_plain_model(tiny, tmp_path):
         config = tiny("classification")
         config.pretrained.path = str(tmp_path / "pretrained.safetensors")
         config.pretrained.new_head = True
-        loaded, manifest = load_variables(prepare(config))
+        loaded, manifest = load_variables(open_setup(config))
         for name in plain.stages[:-1]:
             jax.tree.map(
                 np.testing.assert_array_equal,
@@ -121,7 +121,7 @@ def test_what_was_pretrained_loads_into_the_plain_model(tiny, tmp_path):
 @pytest.mark.slow
 def test_masked_pretraining(tiny, tmp_path):
     config = tiny("mae", MASKED, scheme="full")
-    result = run(prepare(config), tmp_path / "run")
+    result = train(open_setup(config), tmp_path / "run")
     again = score(config, "test", load_artifact(tmp_path / "run"))
     assert again["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
     assert again["loss_low"] < again["loss"] < again["loss_high"]

@@ -18,9 +18,9 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.predictions import predict_split
 from finetune_jax.evaluation.subject import open_run
 from finetune_jax.reporting.mistakes import mistakes
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.arms import run_arms
-from finetune_jax.training.experiment import load_variables, prepare
-from finetune_jax.training.loop import run
+from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.teacher import open_teacher, translation, with_teacher
 
@@ -74,7 +74,7 @@ def test_a_run_is_the_same_with_and_without_cached_activations(
     results = []
     for enabled in (True, False):
         config = tiny(task, loss, **keys, prefix_cache__enabled=enabled)
-        results.append(run(prepare(config), tmp_path / str(enabled)))
+        results.append(train(open_setup(config), tmp_path / str(enabled)))
     cached, whole = (losses(tmp_path / str(enabled)) for enabled in (True, False))
     assert len(cached) == 4 and np.isfinite(cached).all()
     np.testing.assert_allclose(cached, whole, rtol=1e-6, atol=1e-6)
@@ -86,7 +86,7 @@ def test_a_run_is_the_same_with_and_without_cached_activations(
 @pytest.mark.slow
 def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     config = tiny("regression", scheme="linear_probe")
-    run(prepare(config), tmp_path)
+    train(open_setup(config), tmp_path)
     task = load_artifact(tmp_path).task
     labels = [e["label"] for e in (open_source("digits").read("train[:32]")[i] for i in range(32))]
     assert task.mean == pytest.approx(np.mean(labels)) and task.std == pytest.approx(np.std(labels))
@@ -94,7 +94,7 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
 
 
 def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
-    run(prepare(tiny("similarity", data__source="digits:pairs")), tmp_path)
+    train(open_setup(tiny("similarity", data__source="digits:pairs")), tmp_path)
     subject = open_run(tmp_path)
     ((heading, body),) = mistakes(subject, predict_split(subject, "test"))
     assert heading == "Highest losses"
@@ -103,20 +103,20 @@ def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
 
 def test_pairs_are_refused_by_tasks_of_one_image(tiny):
     with pytest.raises(UserError, match="regression reads one image .* expected similarity"):
-        prepare(tiny("regression", data__source="digits:pairs"))
+        open_setup(tiny("regression", data__source="digits:pairs"))
 
 
 @pytest.mark.parametrize("keys", [{"texts": True}, {"data__source": "digits:pairs"}])
 def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(keys, tiny, tmp_path):
     """The head starts as the identity, so the first score is that of the bare features."""
-    experiment = prepare(tiny("similarity", **keys))
-    variables, _ = load_variables(experiment)
-    example = experiment.source.read("test")[0]
-    batch = {name: x[None] for name, x in experiment.encode(example).items()}
-    x = experiment.preprocess.device(batch)
-    features = experiment.model.apply(variables, x, stop="head")
+    setup = open_setup(tiny("similarity", **keys))
+    variables, _ = load_variables(setup)
+    example = setup.source.read("test")[0]
+    batch = {name: x[None] for name, x in setup.encode(example).items()}
+    x = setup.preprocess.device(batch)
+    features = setup.model.apply(variables, x, stop="head")
     assert features.shape == (2, 16)
-    np.testing.assert_allclose(experiment.model.apply(variables, x), features, rtol=1e-6)
+    np.testing.assert_allclose(setup.model.apply(variables, x), features, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +129,19 @@ def teacher(tmp_path_factory):
 @pytest.mark.parametrize("loss", ["distill", "distill_features"])
 def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     if not teacher.exists():
-        run(prepare(tiny("classification", data__image_size=8)), teacher)
+        train(open_setup(tiny("classification", data__image_size=8)), teacher)
     text = f"{loss}(teacher={str(teacher)!r})"
     # The teacher sees pictures of another size than the student.
-    experiment = prepare(tiny("classification", text, scheme="linear_probe"))
-    result = run(experiment, tmp_path / "run")
+    setup = open_setup(tiny("classification", text, scheme="linear_probe"))
+    result = train(setup, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")).all()
     # Nothing of it trains, and nothing of it is kept.
     assert result["audit"]["frozen_leaves"] + result["audit"]["moved_leaves"] == len(
-        experiment.plan.leaves
+        setup.plan.leaves
     )
     own = load_artifact(tmp_path / "run")
     assert jax.tree.map(np.shape, own.variables["params"]) == jax.tree.map(
-        lambda x: x.shape, experiment.abstract["params"]
+        lambda x: x.shape, setup.abstract["params"]
     )
     saved = sum(p.stat().st_size for p in (tmp_path / "run" / "checkpoints").rglob("*"))
     assert saved < 2**20
@@ -153,7 +153,7 @@ def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
 @pytest.mark.slow
 def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tmp_path):
     if not teacher.exists():
-        run(prepare(tiny("classification", data__image_size=8)), teacher)
+        train(open_setup(tiny("classification", data__image_size=8)), teacher)
     config = tiny(
         "classification",
         f"distill(teacher={str(teacher)!r}, alpha=1)",
@@ -161,24 +161,24 @@ def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tm
         pretrained__path=str(teacher / "artifact"),
         scheme="linear_probe",
     )
-    run(prepare(config), tmp_path)
+    train(open_setup(config), tmp_path)
     assert losses(tmp_path)[0] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
 def test_a_teacher_of_other_classes_is_refused(tiny, teacher):
     if not teacher.exists():
-        run(prepare(tiny("classification", data__image_size=8)), teacher)
-    experiment = prepare(tiny("classification", f"distill(teacher={str(teacher)!r})"))
-    other = dataclasses.replace(experiment.task, class_names=("a", "b"))
+        train(open_setup(tiny("classification", data__image_size=8)), teacher)
+    setup = open_setup(tiny("classification", f"distill(teacher={str(teacher)!r})"))
+    other = dataclasses.replace(setup.task, class_names=("a", "b"))
     with pytest.raises(UserError, match="answers classification with classes 0, 1, 2, 3, 4, 5, …"):
-        open_teacher(other, experiment.preprocess, experiment.mesh)
+        open_teacher(other, setup.preprocess, setup.mesh)
 
 
 def test_a_teacher_that_is_not_there_is_missed_before_any_step(tiny, tmp_path):
     text = f"distill(teacher={str(tmp_path / 'nobody')!r})"
     with pytest.raises(UserError, match="nobody: no artifact here"):
-        with_teacher(prepare(tiny("classification", text)))
+        with_teacher(open_setup(tiny("classification", text)))
 
 
 def test_a_student_and_its_teacher_see_the_same_picture(tokenizer):
@@ -204,11 +204,11 @@ def test_a_student_and_its_teacher_see_the_same_picture(tokenizer):
 def test_the_teacher_costs_no_gradient(tiny, teacher):
     """Its leaves are read: the step of a student holds their forward pass and nothing more."""
     if not teacher.exists():
-        run(prepare(tiny("classification", data__image_size=8)), teacher)
+        train(open_setup(tiny("classification", data__image_size=8)), teacher)
 
     def flops(loss):
-        experiment = with_teacher(prepare(tiny("classification", loss, scheme="full")))
-        compiled = PhaseRun(experiment).compile_train_step()
+        setup = with_teacher(open_setup(tiny("classification", loss, scheme="full")))
+        compiled = PhaseRun(setup).compile_train_step()
         return compiled.cost_analysis()["flops"]
 
     plain = flops("")
@@ -220,9 +220,9 @@ def test_the_teacher_costs_no_gradient(tiny, teacher):
 @pytest.mark.slow
 def test_arms_with_a_teacher_train_as_each_would_alone(tiny, teacher, tmp_path):
     if not teacher.exists():
-        run(prepare(tiny("classification", data__image_size=8)), teacher)
+        train(open_setup(tiny("classification", data__image_size=8)), teacher)
     text = f"distill(teacher={str(teacher)!r})"
-    arms = [prepare(tiny("classification", text, seed=seed)) for seed in (0, 1)]
+    arms = [open_setup(tiny("classification", text, seed=seed)) for seed in (0, 1)]
     run_arms(arms, [tmp_path / "0", tmp_path / "1"])
-    run(prepare(tiny("classification", text, seed=1)), tmp_path / "alone")
+    train(open_setup(tiny("classification", text, seed=1)), tmp_path / "alone")
     np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "alone"), rtol=1e-5)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from finetune_jax.config import default, to_json
+from finetune_jax.setup import open_setup
 from finetune_jax.training import arms as arms_lib
 from finetune_jax.training.arms import run_arms, structure
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run
+from finetune_jax.training.loop import train
 
 
 def config_of(weights, scheme, **changes):
@@ -29,7 +29,7 @@ def config_of(weights, scheme, **changes):
     config.log.tensorboard = False
     for key, value in changes.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
-    return prepare(config)
+    return open_setup(config)
 
 
 def losses(folder):
@@ -57,12 +57,12 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
     if augment and scheme != "head":
         pytest.skip("augmentation is tried with one scheme")
     fuse_always(monkeypatch)
-    experiments = [config_of(weights, scheme, data__augment=augment, **c) for c in GRID]
+    setups = [config_of(weights, scheme, data__augment=augment, **c) for c in GRID]
     folders = [tmp_path / str(i) for i in range(4)]
-    results = run_arms(experiments, folders)
+    results = run_arms(setups, folders)
     assert len({tuple(losses(f)) for f in folders}) == 4
     for number in (0, 3):
-        solo = run(experiments[number], tmp_path / f"solo{number}")
+        solo = train(setups[number], tmp_path / f"solo{number}")
         np.testing.assert_allclose(
             losses(folders[number]), losses(tmp_path / f"solo{number}"), rtol=1e-5
         )
@@ -78,10 +78,10 @@ def test_arms_that_fill_a_cpu_run_one_after_another_without_a_fused_program(
 ):
     monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", 0.0)
     monkeypatch.setattr(arms_lib._Fused, "_arguments", lambda *_: pytest.fail("was fused"))
-    experiments = [config_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
-    results = run_arms(experiments, [tmp_path / "0", tmp_path / "1"])
+    setups = [config_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
+    results = run_arms(setups, [tmp_path / "0", tmp_path / "1"])
     assert "2 arms one after another" in capsys.readouterr().err
-    solo = run(experiments[1], tmp_path / "solo")
+    solo = train(setups[1], tmp_path / "solo")
     assert results[1]["test"] == solo["test"]
     assert losses(tmp_path / "1") == losses(tmp_path / "solo")
 
@@ -100,13 +100,13 @@ def test_a_fused_step_that_is_slow_is_tried_once():
 def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
     rates = [0.01, 3e38, 0.1]
-    experiments = [config_of(weights, "last_k(1)", optimizer__learning_rate=r) for r in rates]
+    setups = [config_of(weights, "last_k(1)", optimizer__learning_rate=r) for r in rates]
     folders = [tmp_path / str(i) for i in range(3)]
-    results = run_arms(experiments, folders)
+    results = run_arms(setups, folders)
     assert "the loss is" in results[1]["error"]
     assert not (folders[1] / "result.json").exists()
     for number in (0, 2):
-        run(experiments[number], tmp_path / f"solo{number}")
+        train(setups[number], tmp_path / f"solo{number}")
         np.testing.assert_allclose(
             losses(folders[number]), losses(tmp_path / f"solo{number}"), rtol=1e-5
         )
@@ -114,9 +114,9 @@ def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatc
 
 def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
-    experiments = [config_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]
+    setups = [config_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]
     folders = [tmp_path / "0", tmp_path / "1"]
-    run(experiments[1], tmp_path / "solo")
+    train(setups[1], tmp_path / "solo")
 
     class Stop(Exception):
         pass
@@ -133,9 +133,9 @@ def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypat
 
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(Stop):
-        run(experiments[1], folders[1])
+        train(setups[1], folders[1])
     monkeypatch.setattr(Checkpoints, "save", original)
-    run_arms(experiments, folders)
+    run_arms(setups, folders)
     np.testing.assert_allclose(losses(folders[1]), losses(tmp_path / "solo"), rtol=1e-5)
     assert len(losses(folders[0])) == 4
 
@@ -150,9 +150,9 @@ def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
         original(self, calls)
 
     monkeypatch.setattr(arms_lib._Fused, "__init__", count)
-    experiments = [config_of(weights, "head", seed=s) for s in range(3)]
+    setups = [config_of(weights, "head", seed=s) for s in range(3)]
     monkeypatch.setattr(arms_lib._Group, "fitting", lambda self, limit: 2)
-    results = run_arms(experiments, [tmp_path / str(i) for i in range(3)])
+    results = run_arms(setups, [tmp_path / str(i) for i in range(3)])
     assert sizes == [2, 1]
     assert all("test" in r for r in results)
 
@@ -171,7 +171,7 @@ def test_structure_tells_what_is_another_program(weights):
 
 def test_a_step_without_a_form_for_several_runs_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", float("inf"))  # always tried
-    experiments = []
+    setups = []
     for rate in (0.01, 0.1):
         config = default()
         config.scheme, config.optimizer.learning_rate = "last_k(1)", rate
@@ -180,6 +180,6 @@ def test_a_step_without_a_form_for_several_runs_one_after_another(tmp_path, monk
         config.data.test = "test[:8]"
         config.train.batch_size, config.train.steps, config.eval.batch_size = 4, 2, 8
         config.log.tensorboard = False
-        experiments.append(prepare(config))
-    results = run_arms(experiments, [tmp_path / str(i) for i in range(2)])
+        setups.append(open_setup(config))
+    results = run_arms(setups, [tmp_path / str(i) for i in range(2)])
     assert all("test" in result for result in results)

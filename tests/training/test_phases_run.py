@@ -11,9 +11,9 @@ from finetune_jax import tree
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
+from finetune_jax.setup import open_setup
 from finetune_jax.training import loop
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run
+from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
 
 
@@ -67,7 +67,7 @@ def run_until(config, folder, stop, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", save)
         with pytest.raises(Stop):
-            run(prepare(config), folder)
+            train(open_setup(config), folder)
 
 
 def same_end(one, other):
@@ -83,10 +83,10 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
     weights, tmp_path, monkeypatch, stop
 ):
     config = config_of(weights, PHASES, optimizer__name="adamw", optimizer__learning_rate=1e-3)
-    result = run(prepare(config), tmp_path / "whole")
+    result = train(open_setup(config), tmp_path / "whole")
     assert [p["steps"] for p in result["phases"]] == [2, 2, 2]
     run_until(config, tmp_path / "halved", stop, monkeypatch)
-    again = run(prepare(config), tmp_path / "halved")
+    again = train(open_setup(config), tmp_path / "halved")
     assert again["phases"] == result["phases"]
     same_end(tmp_path / "whole", tmp_path / "halved")
 
@@ -109,9 +109,9 @@ def test_every_kind_of_phase_resumes_to_the_same_bits(
     weights, tmp_path, monkeypatch, scheme, stop, changes
 ):
     config = config_of(weights, scheme, optimizer__learning_rate=1e-3, **changes)
-    run(prepare(config), tmp_path / "whole")
+    train(open_setup(config), tmp_path / "whole")
     run_until(config, tmp_path / "halved", stop, monkeypatch)
-    run(prepare(config), tmp_path / "halved")
+    train(open_setup(config), tmp_path / "halved")
     same_end(tmp_path / "whole", tmp_path / "halved")
 
 
@@ -121,7 +121,7 @@ def test_the_best_checkpoint_kept_is_of_the_last_phase(weights, tmp_path):
         weights, "head + phase(steps=4, lr=1.0) >> last_k(1) + phase(steps=3, lr=300.0)",
         artifact__select="best", eval__every_epochs=0.5,
     )  # fmt: skip
-    result = run(prepare(config), tmp_path / "run")
+    result = train(open_setup(config), tmp_path / "run")
     assert result["selected_step"] in (5, 6, 7)
     rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scores = {r["step"]: r["accuracy"] for r in rows if r["split"] == "validation"}
@@ -131,12 +131,12 @@ def test_the_best_checkpoint_kept_is_of_the_last_phase(weights, tmp_path):
 
 def test_a_phase_has_its_own_optimizer_clip_and_decay(weights):
     scheme = "head + phase(steps=2, optimizer='adamw', decay=0.5, clip=0.1) >> last_k(1)"
-    experiment = prepare(config_of(weights, scheme, optimizer__clip_norm=3.0))
-    first, second = PhaseRun(experiment, 0, 0, 2), PhaseRun(experiment, 1, 2, 4)
+    setup = open_setup(config_of(weights, scheme, optimizer__clip_norm=3.0))
+    first, second = PhaseRun(setup, 0, 0, 2), PhaseRun(setup, 1, 2, 4)
     assert (first.settings.name, first.settings.clip_norm) == ("adamw", 0.1)
     assert float(first.hyper()["weight_decay"]) == 0.5
     assert (second.settings.name, second.settings.clip_norm) == ("sgd", 3.0)
-    assert experiment.config.optimizer.name == "sgd"
+    assert setup.config.optimizer.name == "sgd"
     # Other moments have other names: nothing of AdamW's is carried into SGD's.
     _, _, new = states_around_a_boundary(weights, scheme, "sgd")
     assert not any(value.any() for value in moments(new).values())
@@ -144,9 +144,9 @@ def test_a_phase_has_its_own_optimizer_clip_and_decay(weights):
 
 def test_what_a_later_phase_trains_is_never_rounded(weights, tmp_path):
     config = config_of(weights, "head >> last_k(1)", model__frozen_dtype="bfloat16")
-    experiment = prepare(config)
-    variables = experiment.initial_variables()
-    _, base = PhaseRun(experiment, 0, 0, 3).create_state(variables)
+    setup = open_setup(config)
+    variables = setup.initial_variables()
+    _, base = PhaseRun(setup, 0, 0, 3).create_state(variables)
     for path, leaf in tree.flatten(base.params).items():
         wanted = "float32" if path.startswith("layer3_block2") else "bfloat16"
         assert leaf.dtype == wanted, path
@@ -159,16 +159,16 @@ def test_l2_sp_pulls_deltas_to_where_they_started(weights, tmp_path):
         optimizer__learning_rate=0.1, optimizer__schedule="constant", optimizer__momentum=0.0,
         eval__every_epochs=20.0, checkpoint__every_steps=40,
     )  # fmt: skip
-    run(prepare(config), tmp_path / "run")
+    train(open_setup(config), tmp_path / "run")
     scales = [x for p, x in tensors(tmp_path / "run").items() if p.endswith("ssf_scale")]
     assert scales and all(np.abs(x - 1).max() < 0.5 for x in scales)
 
 
 def states_around_a_boundary(weights, scheme, name="adamw"):
     """(phase runs, state at the end of phase 0, state at the start of phase 1)."""
-    experiment = prepare(config_of(weights, scheme, optimizer__name=name))
-    first, second = PhaseRun(experiment, 0, 0, 3), PhaseRun(experiment, 1, 3, 3)
-    params = experiment.initial_variables()
+    setup = open_setup(config_of(weights, scheme, optimizer__name=name))
+    first, second = PhaseRun(setup, 0, 0, 3), PhaseRun(setup, 1, 3, 3)
+    params = setup.initial_variables()
     variables = {**params, "params": second.plan.add_deltas(params["params"], jax.random.key(0))}
     old, _ = first.create_state(params)
     marked = jax.tree_util.tree_map_with_path(
@@ -218,7 +218,7 @@ def test_cached_prefix_gives_the_losses_of_the_uncached(weights, tmp_path, schem
     results = {}
     for enabled in (False, True):
         folder = tmp_path / str(enabled)
-        run(prepare(config_of(weights, scheme, prefix_cache__enabled=enabled)), folder)
+        train(open_setup(config_of(weights, scheme, prefix_cache__enabled=enabled)), folder)
         results[enabled] = losses(folder)
     assert len(results[True]) == 6
     np.testing.assert_allclose(results[True], results[False], atol=1e-6, rtol=1e-6)
@@ -229,34 +229,34 @@ def test_cache_on_disk_is_shared_bounded_and_safe_from_half_written_files(
 ):
     cache = tmp_path / "cache"
     options = {"prefix_cache__dir": str(cache), "prefix_cache__bytes": 0}
-    run(prepare(config_of(weights, "head", **options)), tmp_path / "first")
+    train(open_setup(config_of(weights, "head", **options)), tmp_path / "first")
     assert "written to" in capsys.readouterr().err
     entries = sorted(cache.iterdir())
     assert len(entries) == 2  # train and validation
     # A folder that a killed run left behind is no entry.
     (cache / ".half-x").mkdir()
     (cache / ".half-x" / "activations").write_bytes(b"half")
-    run(prepare(config_of(weights, "head", **options)), tmp_path / "second")
+    train(open_setup(config_of(weights, "head", **options)), tmp_path / "second")
     assert "found in" in capsys.readouterr().err
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
     # Another resolution is another key, and beyond the bound the older entries go.
     size = sum(json.loads((e / "meta.json").read_text())["bytes"] for e in entries)
     small = {**options, "data__image_size": 24, "prefix_cache__dir_bytes": size}
-    run(prepare(config_of(weights, "head", **small)), tmp_path / "third")
+    train(open_setup(config_of(weights, "head", **small)), tmp_path / "third")
     left = [e for e in cache.iterdir() if (e / "meta.json").is_file()]
     assert len(left) == 2 and not set(left) & set(entries)
 
 
 def test_fixed_views_are_cached_and_change_with_the_epoch(weights, tmp_path):
     options = {"data__augment": "flip", "prefix_cache__views": 2, "train__steps": 8}
-    run(prepare(config_of(weights, "head", **options)), tmp_path / "views")
+    train(open_setup(config_of(weights, "head", **options)), tmp_path / "views")
     plain = {**options, "data__augment": ""}
-    run(prepare(config_of(weights, "head", **plain)), tmp_path / "plain")
+    train(open_setup(config_of(weights, "head", **plain)), tmp_path / "plain")
     assert losses(tmp_path / "views") != losses(tmp_path / "plain")
 
 
 def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
-    result = run(prepare(config_of(weights, "lp_ft")), tmp_path / "run")
+    result = train(open_setup(config_of(weights, "lp_ft")), tmp_path / "run")
     (report,) = result["probes"]
     assert len(report["path"]) == 19
     best = max(row["accuracy"] for row in report["path"])
@@ -267,13 +267,13 @@ def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
 @pytest.mark.parametrize("scheme", ["auto_rgn(batches=2)", "auto_snr(batches=2, threshold=0.2)"])
 def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
     config = config_of(weights, scheme, train__steps=4)
-    result = run(prepare(config), tmp_path / "whole")
+    result = train(open_setup(config), tmp_path / "whole")
     assert result["audit"]["moved_leaves"] >= 1
     shutil.copytree(tmp_path / "whole", tmp_path / "copy")
     for name in ("result.json", "artifact"):
         path = tmp_path / "copy" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run(prepare(config), tmp_path / "copy")
+    train(open_setup(config), tmp_path / "copy")
     for name, value in tensors(tmp_path / "whole").items():
         assert np.array_equal(value, tensors(tmp_path / "copy")[name]), name
 
@@ -290,22 +290,22 @@ def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
     ids=lambda c: next(iter(c)),
 )
 def test_options_run_under_the_audit(weights, tmp_path, changes):
-    result = run(prepare(config_of(weights, "last_k(1)", **changes)), tmp_path / "run")
+    result = train(open_setup(config_of(weights, "last_k(1)", **changes)), tmp_path / "run")
     assert result["audit"]["moved_leaves"] == 8
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
 def test_a_frozen_random_head_is_refused(weights):
-    from finetune_jax.training.experiment import load_variables
+    from finetune_jax.setup import load_variables
 
     with pytest.raises(UserError, match="add ' . head' to train them"):
-        load_variables(prepare(config_of(weights, "lora(rank=2)")))
+        load_variables(open_setup(config_of(weights, "lora(rank=2)")))
 
 
 def test_artifact_of_deltas_predicts_like_the_run(weights, tmp_path):
     from finetune_jax.artifact import load_artifact
 
-    run(prepare(config_of(weights, "lora(rank=2) + head")), tmp_path / "run")
+    train(open_setup(config_of(weights, "lora(rank=2) + head")), tmp_path / "run")
     artifact = load_artifact(tmp_path / "run")
     assert any("lora_a" in p for p in tree.flatten(artifact.variables))
     assert artifact.outputs({"image": np.zeros((2, 16, 16, 3), np.uint8)}).shape == (2, 10)

@@ -18,11 +18,11 @@ from finetune_jax.models import initialise
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import open_weights
 from finetune_jax.schemes import Phase, resolve
+from finetune_jax.setup import open_setup
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
-from finetune_jax.training.experiment import prepare
-from finetune_jax.training.loop import run
+from finetune_jax.training.loop import train
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
 from finetune_jax.training.step import make_train_step
 
@@ -149,8 +149,8 @@ def test_reestimation_leaves_the_stages_it_is_not_given(resnet):
 
 def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weights, tmp_path):
     config = config_of(weights, "linear_probe", batch_norm="reestimate", train__steps=3)
-    experiment = prepare(config)
-    run(experiment, tmp_path / "run")
+    setup = open_setup(config)
+    train(setup, tmp_path / "run")
     with open_weights(weights) as file:
         base = {name: file.read(name) for name in file.names()}
     after = tensors(tmp_path / "run")
@@ -158,9 +158,9 @@ def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weight
         free = name.startswith(("params/head/", "batch_stats/"))
         assert (not np.array_equal(value, after[name])) == free, name
     # Batches of equal size that cover the split once: their mean is the split's.
-    examples = experiment.source.read(config.data.train)
-    images = gather(examples, np.arange(len(examples)), experiment.encode)
-    normal = np.asarray(experiment.preprocess.device(images))
+    examples = setup.source.read(config.data.train)
+    images = gather(examples, np.arange(len(examples)), setup.encode)
+    normal = np.asarray(setup.preprocess.device(images))
     variables = tree.unflatten(base)
     mean = stem_output(variables, normal * 255).mean((0, 1, 2))
     np.testing.assert_allclose(after["batch_stats/stem/norm/mean"], mean, rtol=1e-4, atol=1e-5)
@@ -238,5 +238,5 @@ def test_a_checkpoint_of_another_shape_or_dtype_is_refused(saved, field, change,
 
 
 def test_without_dropout_the_policy_costs_no_cached_prefix(weights):
-    experiment = prepare(config_of(weights, "head", frozen_dropout="train"))
-    assert experiment.plan.prefix == experiment.model.stages[:-1]
+    setup = open_setup(config_of(weights, "head", frozen_dropout="train"))
+    assert setup.plan.prefix == setup.model.stages[:-1]

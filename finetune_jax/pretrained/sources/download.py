@@ -105,7 +105,7 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _chunks(stream: BinaryIO, total: int | None, url: str) -> Iterator[bytes]:
-    from finetune_jax.reporting.progress import each, say
+    from finetune_jax.progress import each, say
 
     say(f"fetching {url}" + (f", {total / _CHUNK:.1f} MiB" if total is not None else ""))
     for _ in each(range(-(-(total or 0) // _CHUNK)), "MiB"):

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
-from finetune_jax.training.probe import solve
+from finetune_jax.training.head_solver import solve
 
 
 @pytest.fixture(scope="module")

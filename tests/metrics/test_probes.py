@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from finetune_jax.errors import UserError
-from finetune_jax.evaluation.probes import few_shot, knn, parse_probes, probe_scores, sample
+from finetune_jax.metrics.probes import few_shot, knn, parse_probes, probe_scores, sample
 
 
 def blobs(n, seed=0, spread=0.6, width=12, classes=4):
@@ -37,7 +37,7 @@ def test_neighbours_agree_with_scikit_learn(k, seed):
 def test_neighbours_are_found_whatever_the_chunks(monkeypatch):
     train, test = blobs(200), blobs(300, 1)
     whole = knn(train, test)
-    monkeypatch.setattr("finetune_jax.evaluation.probes._CHUNK", 7)
+    monkeypatch.setattr("finetune_jax.metrics.probes._CHUNK", 7)
     assert knn(train, test) == whole
 
 

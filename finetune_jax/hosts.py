@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.reporting.progress import muted, say
-from finetune_jax.training.mesh import let_cpu_devices_wait
+from finetune_jax.mesh import let_cpu_devices_wait
+from finetune_jax.progress import muted, say
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def _parse(how: str) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def led() -> Iterator[None]:
+def primary_only() -> Iterator[None]:
     """Within it only the leader prints; it is left by all processes together.
 
     One of several that fails says why and is gone at once: were it to wait for what it still writes
@@ -87,11 +87,11 @@ def led() -> Iterator[None]:
     if count == 1:
         yield
         return
-    if leads():
+    if is_primary():
         say(f"{count} processes with {jax.device_count()} devices")
     try:
         with contextlib.ExitStack() as silence:
-            if not leads():
+            if not is_primary():
                 silence.enter_context(muted())
                 silence.enter_context(contextlib.redirect_stdout(None))
             yield
@@ -105,7 +105,7 @@ def led() -> Iterator[None]:
     wait("end")
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this process writes the files; the only one does."""
     return jax.process_index() == 0
 
@@ -118,14 +118,14 @@ def wait(what: str) -> None:
         sync_global_devices(what)
 
 
-def leader_first(make: Callable[[], T]) -> T:
+def primary_first(make: Callable[[], T]) -> T:
     """What `make` returns: it runs on the leader, then on all others.
 
     For what leaves files behind, such as a download, that the others then find.
     """
     if jax.process_count() == 1:
         return make()
-    if leads():
+    if is_primary():
         made = make()
         wait("leader")
         return made
@@ -164,7 +164,7 @@ def require_same(what: dict[str, Any]) -> None:
         )
 
 
-def leaders(values: Any) -> Any:
+def broadcast_from_primary(values: Any) -> Any:
     """A tree of arrays as the leader has it, on every process."""
     if jax.process_count() == 1:
         return values

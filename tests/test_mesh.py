@@ -15,9 +15,9 @@ from commands import QUICK_COMPILE, ROOT
 
 from finetune_jax import tree
 from finetune_jax.config import default
+from finetune_jax.mesh import put_batch
 from finetune_jax.pretrained import save_native
-from finetune_jax.training.experiment import load_variables, prepare
-from finetune_jax.training.mesh import put_batch
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.phase import PhaseRun
 
 STEPS = 3
@@ -34,7 +34,7 @@ def phase_run(scheme, data, fsdp):
     config.eval.batch_size = BATCH
     config.optimizer.update({"name": "adamw", "learning_rate": 1e-3, "schedule": "constant"})
     config.mesh.update({"data": data, "fsdp": fsdp})
-    return PhaseRun(prepare(config))
+    return PhaseRun(open_setup(config))
 
 
 def train(data, fsdp):
@@ -58,7 +58,7 @@ def train(data, fsdp):
             "image": generator.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8),
             "label": generator.integers(0, 10, BATCH, dtype=np.int32),
         }
-        state, metrics = step(state, base, put_batch(batch, run.experiment.mesh))
+        state, metrics = step(state, base, put_batch(batch, run.setup.mesh))
         result["losses"].append(float(metrics["loss"]))
     return {**result, "after": placement(state)}
 
@@ -66,8 +66,8 @@ def train(data, fsdp):
 def load_cut(path):
     """Loads a file straight onto the mesh; where its params lie, and their fingerprint."""
     run = phase_run("full", 2, 4)
-    run.experiment.config.pretrained.path = path
-    params = load_variables(run.experiment)[0]["params"]
+    run.setup.config.pretrained.path = path
+    params = load_variables(run.setup)[0]["params"]
     shards = {
         p: [x.nbytes, x.addressable_shards[0].data.nbytes] for p, x in tree.flatten(params).items()
     }
@@ -157,7 +157,7 @@ def test_fsdp_gives_the_losses_of_one_device(sharded):
 
 def test_weights_are_loaded_straight_into_their_shards(tmp_path):
     run = phase_run("full", -1, 1)
-    variables = run.experiment.initial_variables()
+    variables = run.setup.initial_variables()
     save_native(tmp_path / "w.safetensors", variables, {})
     found = on_eight_devices(f"load_cut({str(tmp_path / 'w.safetensors')!r})")
     assert found["fingerprint"] == tree.fingerprint(variables["params"])

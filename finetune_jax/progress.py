@@ -1,16 +1,12 @@
-"""Progress on a terminal as a bar, elsewhere as plain lines; metrics to JSONL and TensorBoard."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 _quiet = contextvars.ContextVar("quiet", default=False)
@@ -85,65 +81,3 @@ def say(text: str) -> None:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:
         print(text, file=sys.stderr, flush=True)
-
-
-class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and, if asked, TensorBoard events, in a run's folder.
-
-    Args:
-      workdir: run folder; None writes nothing.
-      tensorboard: whether to write events too.
-      resume_step: step that is continued from; lines of later steps, written before a crash, are
-        dropped. None drops all.
-    """
-
-    def __init__(
-        self, workdir: Path | None, *, tensorboard: bool, resume_step: int | None = None
-    ) -> None:
-        self._file = self._events = None
-        if workdir is None:
-            return
-        path = workdir / "metrics.jsonl"
-        kept = []
-        if path.exists() and resume_step is not None:
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                    # The test scores come after the last step: they are written again.
-                    if row["step"] <= resume_step and row["split"] != "test":
-                        kept.append(line)
-                except (ValueError, KeyError):
-                    continue  # the last line of a killed run
-        # Beside and renamed: a crash here must not cost the lines there are.
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
-
-    def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        """One line ``{"step", "split", **metrics}``."""
-        if self._file:
-            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-            self._file.flush()
-        if self._events:
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(f"{split}/{name}", value, step)
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()

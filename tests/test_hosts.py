@@ -17,10 +17,10 @@ import pytest
 from commands import QUICK_COMPILE, ROOT
 from PIL import Image
 
+from finetune_jax import hosts
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
 from finetune_jax.pretrained import open_weights, save_native
-from finetune_jax.training import hosts
 
 VIT = (
     "--config.model.name=vit_ti16",

@@ -22,21 +22,21 @@ from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.evaluation.probes import parse_probes, require_classification
+from finetune_jax.hosts import primary_first
+from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
+from finetune_jax.metrics.probes import parse_probes, require_classification
 from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
+from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task
-from finetune_jax.training.hosts import leader_first
-from finetune_jax.training.mesh import make_mesh, put_leaf, use_cpu_devices
-from finetune_jax.training.schedules import parse_schedule
 
 if TYPE_CHECKING:
     from finetune_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Setup:
     """A resolved config: nothing here has read an image or a weight.
 
     Attributes:
@@ -93,7 +93,7 @@ class Experiment:
         return lengths(self.phases, total, per_epoch)
 
 
-def prepare(config: ml_collections.ConfigDict) -> Experiment:
+def open_setup(config: ml_collections.ConfigDict) -> Setup:
     """Resolves a config; raises UserError for whatever is wrong before any compile.
 
     1. validate values, 2. devices and mesh, 3. data source metadata, 4. preprocessing, 5. task,
@@ -109,7 +109,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
             raise UserError(
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
-    source = leader_first(lambda: open_configured(config.data))
+    source = primary_first(lambda: open_configured(config.data))
     preprocess = _preprocess(config, source)
     task = tasks.create(config.task, source, preprocess)
     if config.checkpoint.metric not in ("", task.metric, "loss"):
@@ -152,11 +152,11 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
                 f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set it to "
                 f"False"
             )
-    experiment = Experiment(config, source, task, preprocess, model, abstract, phases, mesh)
+    setup = Setup(config, source, task, preprocess, model, abstract, phases, mesh)
     if len(phases) > 1 and config.data.train:
         ranges = resolve_split(config.data.train, source.splits)
-        experiment.phase_steps(sum(stop - start for _, start, stop in ranges))
-    return experiment
+        setup.phase_steps(sum(stop - start for _, start, stop in ranges))
+    return setup
 
 
 def _check_columns(source: Source, preprocess: Preprocess) -> None:
@@ -215,7 +215,7 @@ def _features(model: StagedModel, preprocess: Preprocess) -> int:
     return out.shape[-1]
 
 
-def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (variables, manifest JSON): the pretrained file's leaves, or random ones.
 
     On a mesh of several devices a large leaf of the file lies cut over ``fsdp`` from the start, and
@@ -224,35 +224,35 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     Raises:
       UserError: the file does not fit the model, or a leaf that had to be re-initialised is frozen.
     """
-    settings = experiment.config.pretrained
+    settings = setup.config.pretrained
     if not settings.path:
-        variables = experiment.initial_variables()
-        own_head = experiment.task.start_head(variables["params"]["head"], _head_key(experiment))
+        variables = setup.initial_variables()
+        own_head = setup.task.start_head(variables["params"]["head"], _head_key(setup))
         if own_head:
             variables["params"]["head"] = own_head
         return variables, {"file": None, "rows": []}
     if jax.process_count() > 1:
-        leader_first(lambda: resolve(settings.path))
+        primary_first(lambda: resolve(settings.path))
     from finetune_jax.pretrained import load
     from finetune_jax.pretrained.class_names import read_class_names, shared_rows
 
     rows: dict[int, int] = {}
     if settings.head_init == "copy":
-        rows = shared_rows(experiment.task.class_names, read_class_names(settings.class_names))
-    init = experiment.initial_variables(stages=("head", *experiment.model.fresh_stages))
-    own_head = experiment.task.start_head(init["params"]["head"], _head_key(experiment))
+        rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))
+    init = setup.initial_variables(stages=("head", *setup.model.fresh_stages))
+    own_head = setup.task.start_head(init["params"]["head"], _head_key(setup))
     init["params"]["head"] = own_head or _start_head(
-        init["params"]["head"], settings.head_init, experiment
+        init["params"]["head"], settings.head_init, setup
     )
     variables, manifest = load(
         settings.path,
-        MODELS[experiment.config.model.name].family,
+        MODELS[setup.config.model.name].family,
         init,
-        experiment.model,
+        setup.model,
         reinitialise_head=settings.new_head or own_head is not None,
         resize=settings.resize,
         copy_rows=rows,
-        place=_placer(experiment.mesh),
+        place=_placer(setup.mesh),
     )
     fresh = [
         row.leaf.removeprefix("params/")
@@ -262,13 +262,13 @@ def load_variables(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     stuck = [
         path
         for path in fresh
-        if path not in experiment.trainable and not (own_head and path.startswith("head/"))
+        if path not in setup.trainable and not (own_head and path.startswith("head/"))
     ]
     if stuck:
         stages = dict.fromkeys(path.split("/")[0] for path in stuck)
         term = "head" if [*stages] == ["head"] else f"stages({', '.join(map(repr, stages))})"
         raise UserError(
-            f"scheme {experiment.scheme!r} freezes leaves that are new and random: "
+            f"scheme {setup.scheme!r} freezes leaves that are new and random: "
             f"{', '.join(stuck)}; add ' + {term}' to train them"
         )
     return variables, manifest.to_json()
@@ -281,16 +281,16 @@ def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:
     return lambda leaf, array: put_leaf(array, mesh)
 
 
-def _start_head(head: dict[str, Any], how: str, experiment: Experiment) -> dict[str, Any]:
+def _start_head(head: dict[str, Any], how: str, setup: Setup) -> dict[str, Any]:
     """The head's initial leaves: as the model draws them, zero, or LeCun's normal."""
     if how == "zero":
         return jax.tree.map(jnp.zeros_like, head)
     if how == "lecun":
         shape = head["kernel"].shape
-        draw = jax.nn.initializers.lecun_normal()(_head_key(experiment), shape, jnp.float32)
+        draw = jax.nn.initializers.lecun_normal()(_head_key(setup), shape, jnp.float32)
         return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
     return head
 
 
-def _head_key(experiment: Experiment) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
+def _head_key(setup: Setup) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(setup.config.seed), 1)

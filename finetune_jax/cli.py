@@ -1,4 +1,4 @@
-"""What the commands share: the --config flag, --help, and errors a person can read."""
+"""Shared by all commands: the ``--config`` flag, ``--help``, and readable errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from absl import app, flags, logging
 
 from finetune_jax.errors import UserError, nearest
 
-# What is defined here counts as the command's own, so that its --help shows it.
+# absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
 flags.disclaim_key_flags()
 
 
@@ -23,12 +23,12 @@ def define_config() -> flags.FlagHolder[Any]:
     from ml_collections import config_flags
 
     class ConfigFile(flags.ArgumentParser):
-        # ml_collections' own puts off a missing file until the config is first read.
+        # The parser of ml_collections reports a missing file only when the config is first read.
         def parse(self, argument: str) -> Any:
             return load_config(argument)
 
     class Scheme(flags.ArgumentParser):
-        # Text stays text; a config file may have set a list of rules.
+        # A text stays a text, also if the config file has a list of rules for the key.
         def parse(self, argument: Any) -> Any:
             return argument
 
@@ -44,19 +44,20 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 def load_config(path: str) -> Any:
-    """What ``get_config`` of a config file returns, locked; see `call_config_file`."""
+    """Returns the locked result of ``get_config`` of a config file; see `call_config_file`."""
     return call_config_file(path, "get_config").lock()
 
 
 def call_config_file(path: str, function: str) -> Any:
-    """What a function of a config file returns.
+    """Returns the result of a function of a config file.
 
     Args:
-      path: of the file; what follows a colon is handed to the function.
-      function: its name.
+      path: path of the file; the text after a colon is the argument of the function.
+      function: name of the function.
 
     Raises:
-      UserError: no such file or function, or the error it raises, with its line.
+      UserError: the file or the function does not exist, or the file or the function raises an
+        error; the message has the line of the config file.
     """
     name, *arguments = path.split(":", 1)
     file = Path(name)
@@ -64,6 +65,8 @@ def call_config_file(path: str, function: str) -> Any:
         near = [str(p) for folder in (file.parent, Path("configs")) for p in folder.glob("*.py")]
         raise UserError(f"no such config file: {name}.{nearest(name, dict.fromkeys(near))}")
     spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{name}: expected a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -74,25 +77,26 @@ def call_config_file(path: str, function: str) -> Any:
             raise UserError(f"expected a function {function}(), found none.{near}")
         return found(*arguments)
     except Exception as error:
+        line: int | None
         if isinstance(error, SyntaxError):
             line, reason = error.lineno, error.msg
         else:
             calls = traceback.extract_tb(error.__traceback__)
             line = next((c.lineno for c in reversed(calls) if c.filename == str(file)), None)
-            # A locked config lists all it holds before it names the nearest key.
+            # The message of a locked config lists all keys before the nearest key.
             reason = re.sub(
                 r"Other fields present: .*(?=Did you mean)", "", _text(error), flags=re.S
             )
             reason = " ".join(reason.split())
-        where = f"{name}, line {line}" if line else name
-        raise UserError(f"{where}: {type(error).__name__}: {reason}") from error
+        place = f"{name}, line {line}" if line else name
+        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: a `UserError`, or a config that cannot be read, ends it with status 2."""
+    """Runs a command; a `UserError` or an unreadable config ends the process with status 2."""
 
     def guarded(argv: Sequence[str]) -> None:
-        # Orbax logs every write at INFO; our own lines go through reporting.progress.
+        # Orbax logs every write at INFO; lines of this package are printed by progress.say.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
@@ -108,10 +112,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except SystemExit:
-        # The help flags alone end a program here, and absl lets them end it with status 1.
+        # Only the help flags raise SystemExit here; absl would end the process with status 1.
         sys.exit(0)
     except (flags.Error, UserError) as error:
-        # absl wraps what a parser raises, and says again which flag it was.
+        # absl wraps the error of a parser and adds the name of the flag a second time.
         own = error.__context__ if isinstance(error.__context__, UserError) else None
         message = str(own) if own else _key(str(error))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -123,7 +127,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _key(message: str) -> str:
-    """What ml_collections says of a wrong key, which was made for a traceback, in words."""
+    """Turns the message of ml_collections about a wrong key into a sentence."""
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
         return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
     if bare := re.fullmatch(r"\W*(\w+)\W*", message):
@@ -132,7 +136,7 @@ def _key(message: str) -> str:
 
 
 def _text(error: Exception) -> str:
-    # The text of a KeyError is a repr.
+    # str() of a KeyError is the repr of its message.
     return str(error.args[0]) if error.args else str(error)
 
 

@@ -1,12 +1,14 @@
 """The one configuration every command reads: all keys, their types and their defaults.
 
-A file in ``configs/`` starts from `default()` and changes what its setting needs. The config is
-locked, so a key that is not listed here is refused with the nearest one that is.
+A file in ``configs/`` starts from `default()` and changes some keys. The config is locked: a key
+that is not listed here is refused, and the error names the nearest key.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -15,17 +17,18 @@ from finetune_jax.errors import UserError, nearest
 
 
 def default() -> ml_collections.ConfigDict:
-    """Returns a fresh, locked config."""
+    """Returns a new, locked config with the default of every key."""
     c = ml_collections.ConfigDict()
     c.seed = 0
 
-    # What trains: see finetune_jax/schemes. Text such as "last_k(2) + stages('stem')", phases such
-    # as "linear_probe + phase(epochs=2) >> full + phase(lr=0.1)", a program such as "lp_ft", or
-    # ordered rules [("head/.*", "head(lr=10)"), (".*", "frozen")], as a list or as its text.
+    # The scheme: which leaves train (finetune_jax/schemes). A text such as
+    # "last_k(2) + stages('stem')", phases such as
+    # "linear_probe + phase(epochs=2) >> full + phase(lr=0.1)", a program such as "lp_ft", or
+    # ordered rules [("head/.*", "head(lr=10)"), (".*", "frozen")], as a list or as a text.
     c.scheme = config_dict.FieldReference("full", field_type=Sequence)
     c.batch_norm = "frozen"  # frozen | frozen_all | track | reestimate
     c.frozen_dropout = "eval"  # eval | train
-    c.decay_mask = ".*kernel|.*/lora_[ab]"  # regex of the leaf paths weight decay may touch
+    c.decay_mask = ".*kernel|.*/lora_[ab]"  # regex of the leaf paths that weight decay applies to
 
     c.model = ml_collections.ConfigDict()
     c.model.name = "resnet20_cifar"
@@ -33,71 +36,72 @@ def default() -> ml_collections.ConfigDict:
     c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16
     c.model.remat = False
     c.model.dropout = 0.0
-    c.model.head = ""  # of families with several, such as VGG's gap_linear; "": their default
+    c.model.head = ""  # for families with several heads, such as VGG's gap_linear; "": the default
 
     c.pretrained = ml_collections.ConfigDict()
     c.pretrained.path = ""  # weight file; empty trains from scratch
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
-    # How a new head starts: "" as the model draws it, zero, lecun, or copy: rows of the classes
-    # whose names are also in the file `class_names`, which lists those of the weight file in order.
+    # Start values of a new head: "" (the initialiser of the model), zero, lecun, or copy. With
+    # copy, a class whose name is in the file `class_names` takes the row of the weight file; the
+    # file lists the class names of the weight file in order.
     c.pretrained.head_init = ""
     c.pretrained.class_names = ""
-    # Leaves that may be fitted to another input: position, patch, channels.
+    # Leaves that may be resized for another input size: position, patch, channels.
     c.pretrained.resize = ("position",)
 
     c.task = ml_collections.ConfigDict()
     # classification | multilabel | ordinal | regression | segmentation | similarity, and
-    # pre-training without a question: simclr | supcon | mae
+    # tasks of pre-training: simclr | supcon | mae
     c.task.name = "classification"
-    # Of training, such as "focal(gamma=2)" or "distill(teacher='runs/x', temperature=2)"; empty:
-    # the task's first, see finetune_jax/tasks.
+    # Training loss, such as "focal(gamma=2)" or "distill(teacher='runs/x', temperature=2)"; empty:
+    # the first loss of the task (finetune_jax/tasks).
     c.task.loss = ""
     c.task.neck = 0  # segmentation: width of a convolution before the head; 0: a linear head
-    c.task.num_classes = 0  # 0: as many as the data source has; any other number must agree
+    c.task.num_classes = 0  # 0: the number of the data source; another number must be equal to it
     c.task.label_smoothing = 0.0  # in [0, 1)
 
     c.data = ml_collections.ConfigDict()
-    # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | hf:OWNER/NAME[:CONFIG]: see
-    # finetune_jax/data/source_*.py for what each reads and how it splits.
+    # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | hf:OWNER/NAME[:CONFIG].
+    # finetune_jax/data/source_*.py says what each source reads and how the source is split.
     c.data.source = "digits"
-    c.data.data_dir = ""  # of TFDS or the hub's cache; empty takes the library's own default
-    c.data.prepare = False  # tfds and hf: download and prepare a dataset that is not there
-    # Columns of tfds, csv and hf that examples call image, label and mask; csv: paths of images.
-    # Two, "left,right", are the pairs of images that task.name="similarity" compares.
+    c.data.data_dir = ""  # folder of TFDS or of the hub's cache; empty: the default of the library
+    c.data.prepare = False  # tfds and hf: download and prepare a missing data set
+    # Columns of tfds, csv and hf with the image, the label and the mask; a csv file has paths of
+    # images. Two image columns, "left,right", are the pairs that task.name="similarity" compares.
     c.data.image_column = "image"
     c.data.label_column = "label"
     c.data.mask_column = "mask"
-    # Labels of csv and hf: class | classes (several names joined by label_sep) | number | text;
-    # empty infers class or number. label_until cuts each before the first such string.
+    # Kind of the labels of csv and hf: class | classes (several names joined by label_sep) | number
+    # | text; empty: class or number, inferred. A label ends before the first label_until in it.
     c.data.label_kind = ""
     c.data.label_sep = "|"
     c.data.label_until = ""
-    c.data.split_seed = 0  # of 80/10/10 splits and of the order within one; not the run's seed
+    c.data.split_seed = 0  # seed of 80/10/10 splits and of their order; not the seed of the run
     c.data.csv = ml_collections.ConfigDict()
     c.data.csv.sep = ""  # one character, or tab | comma | space; empty: tab for .tsv, else comma
     c.data.csv.header = ()  # names of the columns of a file without a header row
     c.data.csv.encoding = "utf-8"
     c.data.csv.quoting = True  # whether quotes enclose fields
     c.data.csv.extra = "error"  # fields beyond the columns: error | drop | join (to the last)
-    c.data.on_bad_image = "error"  # error | skip: decode all once, print and leave out the bad
-    c.data.workers = 0  # processes that read and decode; 0: a thread. The order is the same
+    c.data.on_bad_image = "error"  # error | skip: decode all once, then print and skip bad images
+    c.data.workers = 0  # processes that read and decode; 0: a thread. The order never changes
     c.data.train = "train"  # TFDS split syntax, here and below
     c.data.validation = "validation"
     c.data.test = "test"
-    # How images reach the model; 0, "", () and -1 take what the model's published weights want.
+    # Preprocessing of images; 0, "", () and -1 take the values of the model's published weights.
     c.data.image_size = 0  # side in pixels
     c.data.interpolation = ""  # nearest | bilinear | bicubic
-    c.data.mean = ()  # per channel, of values in [0, 1]
+    c.data.mean = ()  # per channel, for pixel values in [0, 1]
     c.data.std = ()
-    c.data.crop = -1.0  # share of the short side that the central square keeps; 0 squeezes instead
-    # Texts: the model's tokenizer.json; empty looks beside the weight file.
+    c.data.crop = -1.0  # central square as a share of the short side; 0 resizes without a crop
+    # Texts: path of the model's tokenizer.json; empty: the file beside the weight file.
     c.data.tokenizer = ""
-    c.data.max_tokens = 0  # per input; 0: the model's own
-    c.data.text_columns = ("text",)  # of an example: one text, or two
-    # Text such as "random_crop(pad=4) + flip", or a list of such: on device, in training only, see
-    # finetune_jax/data/augment.
+    c.data.max_tokens = 0  # per input; 0: the number of the model
+    c.data.text_columns = ("text",)  # one or two columns of an example
+    # Augmentation, on device and in training only: a text such as "random_crop(pad=4) + flip", or a
+    # list of such texts (finetune_jax/data/augment).
     c.data.augment = config_dict.FieldReference("", field_type=Sequence)
-    c.data.cache_bytes = 2**30  # decoded images are kept in memory up to this many bytes
+    c.data.cache_bytes = 2**30  # most bytes of decoded images in memory
 
     c.train = ml_collections.ConfigDict()
     c.train.batch_size = 128  # over all devices and hosts
@@ -115,25 +119,31 @@ def default() -> ml_collections.ConfigDict:
     c.optimizer.weight_decay = 0.0
     c.optimizer.schedule = "cosine"  # cosine | linear | constant | onecycle(...) | slanted(...)
     c.optimizer.warmup_steps = 0
-    c.optimizer.clip_norm = 0.0  # 0: off; global norm of the trainable half
-    c.optimizer.ema_decay = 0.0  # 0: off; of the trainable half, used for evaluation and artifact
+    c.optimizer.clip_norm = 0.0  # 0: off; limit of the global norm of trainable gradients
+    c.optimizer.ema_decay = (
+        0.0  # 0: off; average of the trainable half, for evaluation and artifact
+    )
 
     c.optimizer.sam_rho = 0.0  # 0: off; radius of sharpness-aware minimisation
     c.optimizer.l2_sp = 0.0  # 0: off; pull of trainable leaves towards their pretrained values
     c.optimizer.l2_sp_head = 0.0  # pull of re-initialised leaves towards 0
 
-    # Activations after the frozen prefix, computed once and read in later epochs.
+    # The activations after the frozen prefix are computed once and read in later epochs.
     c.prefix_cache = ml_collections.ConfigDict()
     c.prefix_cache.enabled = True
-    c.prefix_cache.bytes = 2**30  # of one split in memory; more goes to `dir`, or is not cached
-    c.prefix_cache.dir = ""  # folder kept between runs; empty uses memory alone
-    c.prefix_cache.dir_bytes = 100 * 2**30  # the longest unused entries are removed beyond this
-    c.prefix_cache.views = 0  # with data.augment: this many fixed views per image, one per epoch
+    c.prefix_cache.bytes = (
+        2**30
+    )  # most bytes of one split in memory; a larger split is cached in `dir`, or not
+    c.prefix_cache.dir = ""  # folder that is kept between runs; empty: memory only
+    c.prefix_cache.dir_bytes = (
+        100 * 2**30
+    )  # above this size the least recently used entries are removed
+    c.prefix_cache.views = 0  # with data.augment: number of fixed views per image, one per epoch
 
     c.mesh = ml_collections.ConfigDict()
-    c.mesh.data = -1  # devices per axis; -1 takes what is left
+    c.mesh.data = -1  # devices per axis; -1: the number of devices divided by the other axis
     c.mesh.fsdp = 1
-    c.mesh.cpu_devices = 0  # split a CPU into this many devices; 0 leaves JAX's default
+    c.mesh.cpu_devices = 0  # split a CPU into this number of devices; 0: JAX's default
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every_epochs = 1.0
@@ -145,12 +155,12 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint.every_steps = 0  # 0: at every evaluation
     c.checkpoint.keep_last = 1
     c.checkpoint.keep_best = 1
-    c.checkpoint.metric = ""  # validation score that names the best: the task's metric, or loss
+    c.checkpoint.metric = ""  # validation score that ranks checkpoints: loss, or "": the task's
 
     c.artifact = ml_collections.ConfigDict()
-    c.artifact.contents = "all"  # all | delta: delta needs the base weight file to predict
-    c.artifact.merge = False  # fold the deltas into the base, where the maths allows
-    c.artifact.select = "last"  # last | best: the checkpoint it is made of
+    c.artifact.contents = "all"  # all | delta: prediction from a delta needs the base weight file
+    c.artifact.merge = False  # merge the deltas into the base weights, if they can be merged
+    c.artifact.select = "last"  # last | best: which checkpoint the artifact is made from
 
     c.log = ml_collections.ConfigDict()
     c.log.every_steps = 50
@@ -158,33 +168,63 @@ def default() -> ml_collections.ConfigDict:
     return c.lock()
 
 
+_LEAST = {
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "eval.batch_size": 1,
+    "data.image_size": 0,
+    "data.workers": 0,
+    "data.split_seed": 0,
+    "log.every_steps": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+    "checkpoint.every_steps": 0,
+    "optimizer.warmup_steps": 0,
+}
+"""Smallest value of each key that holds a whole number."""
+
+_NOT_NEGATIVE = ("weight_decay", "clip_norm", "sam_rho", "l2_sp", "l2_sp_head")
+"""Keys of ``config.optimizer`` whose value is a number >= 0."""
+
+_FRACTIONS = ("task.label_smoothing", "optimizer.ema_decay", "optimizer.momentum")
+"""Keys whose value is a number in [0, 1)."""
+
+_CHOICES = {
+    "optimizer.name": ("sgd", "adamw"),
+    "model.frozen_dtype": ("float32", "bfloat16"),
+    "artifact.contents": ("all", "delta"),
+    "artifact.select": ("last", "best"),
+    "pretrained.head_init": ("", "zero", "lecun", "copy"),
+    "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
+    "data.on_bad_image": ("error", "skip"),
+    "data.label_kind": ("", "class", "classes", "number", "text"),
+    "data.csv.extra": ("error", "drop", "join"),
+}
+"""Valid values of each key that holds one of several texts."""
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for values that no later room checks by itself."""
-    least = {
-        "train.batch_size": 1,
-        "train.accumulate": 1,
-        "eval.batch_size": 1,
-        "data.image_size": 0,
-        "data.workers": 0,
-        "data.split_seed": 0,
-        "log.every_steps": 1,
-        "checkpoint.keep_last": 1,
-        "checkpoint.keep_best": 0,
-        "checkpoint.every_steps": 0,
-        "optimizer.warmup_steps": 0,
-    }
-    for key, low in least.items():
-        if config[key] < low:
+    """Raises UserError for a bad value of a key that no other module checks."""
+    _check_numbers(config)
+    _check_choices(config)
+    _check_data(config)
+    _check_combinations(config)
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for key, least in _LEAST.items():
+        if config[key] < least:
             raise UserError(
-                f"{key}: expected a whole number of at least {low}, found {config[key]}"
+                f"{key}: expected a whole number of at least {least}, found {config[key]}"
             )
-    if config.train.batch_size % config.train.accumulate:
-        raise UserError(
-            f"train.accumulate: {config.train.accumulate} does not divide the batch size "
-            f"{config.train.batch_size}"
-        )
-    if config.train.steps <= 0 and config.train.epochs <= 0:
-        raise UserError("train.epochs or train.steps must be positive")
+    for key in _FRACTIONS:
+        if not 0 <= config[key] < 1:
+            raise UserError(f"{key}: expected a number in [0, 1), found {config[key]}")
+    for key in _NOT_NEGATIVE:
+        if not config.optimizer[key] >= 0:
+            raise UserError(
+                f"optimizer.{key}: expected a number >= 0, found {config.optimizer[key]}"
+            )
     if not config.eval.every_epochs > 0:
         raise UserError(
             f"eval.every_epochs: expected a number > 0, found {config.eval.every_epochs}"
@@ -194,37 +234,22 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"optimizer.learning_rate: expected a number > 0, found "
             f"{config.optimizer.learning_rate}; to freeze leaves use the scheme"
         )
-    for key, low, high in (
-        ("task.label_smoothing", 0, 1),
-        ("optimizer.ema_decay", 0, 1),
-        ("optimizer.momentum", 0, 1),
-    ):
-        if not low <= config[key] < high:
-            raise UserError(f"{key}: expected a number in [{low}, {high}), found {config[key]}")
-    for key in ("weight_decay", "clip_norm", "sam_rho", "l2_sp", "l2_sp_head"):
-        if not config.optimizer[key] >= 0:
-            raise UserError(
-                f"optimizer.{key}: expected a number >= 0, found {config.optimizer[key]}"
-            )
-    choices = {
-        "optimizer.name": ("sgd", "adamw"),
-        "model.frozen_dtype": ("float32", "bfloat16"),
-        "artifact.contents": ("all", "delta"),
-        "artifact.select": ("last", "best"),
-        "pretrained.head_init": ("", "zero", "lecun", "copy"),
-        "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
-        "data.on_bad_image": ("error", "skip"),
-        "data.label_kind": ("", "class", "classes", "number", "text"),
-        "data.csv.extra": ("error", "drop", "join"),
-    }
+    if config.train.steps <= 0 and config.train.epochs <= 0:
+        raise UserError("train.epochs or train.steps must be positive")
+
+
+def _check_choices(config: ml_collections.ConfigDict) -> None:
     if config.pretrained.head_init == "probe":
         raise UserError(
             "pretrained.head_init: a head that starts as a solved probe is a phase of the scheme, "
             "such as \"linear_probe + phase(solve='ridge') >> full\""
         )
-    for key, valid in choices.items():
+    for key, valid in _CHOICES.items():
         if config[key] not in valid:
             raise UserError(f"{key}: unknown value {config[key]!r}.{nearest(config[key], valid)}")
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
     sep = config.data.csv.sep
     if len(sep) > 1 and sep not in ("tab", "comma", "space", "\\t"):
         raise UserError(
@@ -235,40 +260,52 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("mean", "std"):
         if len(config.data[key]) not in (0, 3) or not all(x > 0 for x in config.data.std):
             raise UserError(
-                f"data.{key}: expected three numbers, of std above 0, found {config.data[key]}"
+                f"data.{key}: expected three numbers, in data.std above 0, found {config.data[key]}"
             )
     if not (config.data.crop == -1 or 0 <= config.data.crop <= 1):
         raise UserError(f"data.crop: expected a share in [0, 1], or -1, found {config.data.crop}")
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+    if config.train.batch_size % config.train.accumulate:
+        raise UserError(
+            f"train.accumulate: {config.train.accumulate} does not divide the batch size "
+            f"{config.train.batch_size}"
+        )
     if config.artifact.select == "best" and not config.data.validation:
         raise UserError(
-            "artifact.select: 'best' is chosen on validation, and data.validation is empty"
+            "artifact.select: 'best' is chosen by a score of the validation split, and "
+            "data.validation is empty"
         )
     if config.artifact.select == "best" and not config.checkpoint.keep_best:
         raise UserError("artifact.select: 'best' needs checkpoint.keep_best of at least 1, found 0")
     if (config.pretrained.head_init == "copy") != bool(config.pretrained.class_names):
         raise UserError(
-            f"pretrained.class_names: a file for head_init='copy' and for no other, found "
-            f"{config.pretrained.class_names!r} and {config.pretrained.head_init!r}"
+            f"pretrained.class_names: expected a file with head_init='copy' and no file with any "
+            f"other; found {config.pretrained.class_names!r} with head_init="
+            f"{config.pretrained.head_init!r}"
         )
     if config.artifact.contents == "delta" and not config.pretrained.path:
         raise UserError(
-            "artifact.contents: 'delta' is what differs from a weight file, and pretrained.path is "
-            "empty; expected 'all'"
+            "artifact.contents: 'delta' stores the difference from a weight file, and "
+            "pretrained.path is empty; expected 'all'"
         )
 
 
-def to_json(config: ml_collections.ConfigDict) -> dict:
-    """The resolved config as plain JSON values (tuples become lists)."""
-    import json
-
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the resolved config as plain JSON values; tuples become lists."""
     return json.loads(config.to_json_best_effort())
 
 
-def from_json(values: dict) -> ml_collections.ConfigDict:
-    """Rebuilds a config from `to_json`; keys of an older version that are gone raise UserError."""
+def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config of a `to_json` object.
+
+    Raises:
+      UserError: the object has a key that this version does not have.
+    """
     config = default()
 
-    def fill(node: ml_collections.ConfigDict, given: dict, prefix: str) -> None:
+    def fill(node: ml_collections.ConfigDict, given: dict[str, Any], prefix: str) -> None:
         for key, value in given.items():
             if key not in node:
                 raise UserError(f"unknown config key {prefix + key!r}.{nearest(key, node.keys())}")
@@ -282,8 +319,8 @@ def from_json(values: dict) -> ml_collections.ConfigDict:
     return config
 
 
-def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every differing leaf of two `to_json` dicts."""
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line ``key: old -> new`` for every key in which two `to_json` objects differ."""
     lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and the words that point at the nearest valid name."""
+"""The error class for bad input of a user, and the hint at the nearest valid name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: says what was expected, what was found and the nearest valid name.
+    """Bad input. The text says what was expected, what was found, and the nearest valid name.
 
-    Commands print its text without a traceback and leave with exit status 2; everything else that
-    is raised is a bug of ours and keeps its traceback.
+    A command prints the text without a traceback and ends with exit status 2. Any other exception
+    is a bug of this package and keeps its traceback.
     """
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the closest name, or the names if none is close."""
+    """Returns ``" Did you mean 'x'?"`` with the closest valid name.
+
+    If no valid name is close, the result lists the first 20 valid names.
+    """
     names = [str(v) for v in valid]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:

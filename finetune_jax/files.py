@@ -1,4 +1,4 @@
-"""Small JSON files: written whole or not at all, read with an error that names the file."""
+"""Small JSON files: atomic writes, and reads whose errors name the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_jax.errors import UserError
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
+    """Writes a JSON file atomically: after a crash the file has the old or the new content."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: no such file, or not a JSON object.
+      UserError: the file does not exist, or does not hold a JSON object.
     """
     try:
         content = json.loads(path.read_text())
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values with null in place of what JSON has no number for."""
+    """Returns a JSON value in which null replaces NaN and infinity, which JSON cannot express."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
 """Several processes, such as the hosts of a pod, that run one program together.
 
-Each computes the rows of a batch that lie on its own devices, and decodes only these where a split
-does not fit ``data.cache_bytes``. The first process leads: it alone writes files and prints, but
-for checkpoints, which all of them write.
+Each process computes the rows of a batch that are on the devices of the process. If a split is
+larger than ``data.cache_bytes``, each process decodes these rows only. Process 0, the primary, is
+the only process that prints and writes files; checkpoints are written by all processes.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from finetune_jax.progress import muted, say
 
 T = TypeVar("T")
 
-# What a process that fails waits for the others, which may be waiting for it. Those that end well
-# meet before they leave.
+# Time that a process which fails waits for the other processes, which may wait for this process.
+# Processes that end without an error pass a barrier before they exit.
 _SECONDS_TO_LEAVE = 10
 
 
 def connect(how: str) -> None:
-    """Connects this process with the others of its job, before the first use of a device.
+    """Connects this process with the other processes of the job.
 
-    One process is meant for each TPU host, and for each GPU under SLURM or Open MPI.
+    This function must be called before the first use of a device. A job has one process for each
+    TPU host, or one process for each GPU under SLURM or Open MPI.
 
     Args:
-      how: ``auto``, by what TPU, SLURM, Open MPI or Kubernetes say of the job, or
-        ``HOST:PORT,COUNT,NUMBER``: address of the first process, how many there are, and which
-        this one is, from 0, with all devices of its machine. Empty for a process by itself.
+      how: ``auto`` reads the job from the environment of TPU, SLURM, Open MPI or Kubernetes.
+        ``HOST:PORT,COUNT,NUMBER`` gives the address of process 0, the number of processes, and the
+        number of this process, counted from 0; this process then uses all devices of its machine.
+        An empty text is for a single process.
 
     Raises:
-      UserError: written otherwise, no such job, or the others cannot be reached.
+      UserError: `how` has another form, no job was found, or the other processes cannot be reached.
     """
     if not how:
         return
-    options = {} if how == "auto" else _parse(how)
+    options: dict[str, Any] = {} if how == "auto" else _parse(how)
     let_cpu_devices_wait()
     try:
         jax.distributed.initialize(shutdown_timeout_seconds=_SECONDS_TO_LEAVE, **options)
@@ -58,7 +60,7 @@ def connect(how: str) -> None:
         raise UserError(f"--distributed={how}: {reason}") from None
 
 
-def _parse(how: str) -> dict[str, object]:
+def _parse(how: str) -> dict[str, Any]:
     address, *numbers = how.split(",")
     host, colon, port = address.rpartition(":")
     right = len(numbers) == 2 and all(n.strip().isdigit() for n in (port, *numbers))
@@ -71,17 +73,18 @@ def _parse(how: str) -> dict[str, object]:
         "coordinator_address": address,
         "num_processes": int(numbers[0]),
         "process_id": int(numbers[1]),
-        # Else JAX takes one GPU where it happens to see a cluster's variables.
+        # Otherwise JAX uses one GPU only, if the environment has variables of a cluster.
         "cluster_detection_method": "deactivate",
     }
 
 
 @contextlib.contextmanager
 def primary_only() -> Iterator[None]:
-    """Within it only the leader prints; it is left by all processes together.
+    """In this context only the primary prints; all processes leave the context together.
 
-    One of several that fails says why and is gone at once: were it to wait for what it still writes
-    with the others, who wait for it, nobody would ever end.
+    If one of several processes fails, the process prints the error and exits immediately. If the
+    process waited for a file that all processes write together, while the other processes wait for
+    this process, no process would end.
     """
     count = jax.process_count()
     if count == 1:
@@ -95,7 +98,7 @@ def primary_only() -> Iterator[None]:
                 silence.enter_context(muted())
                 silence.enter_context(contextlib.redirect_stdout(None))
             yield
-    except BaseException as error:  # noqa: BLE001  whatever it is
+    except BaseException as error:  # noqa: BLE001  no error may keep the process waiting
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
         else:
@@ -106,12 +109,12 @@ def primary_only() -> Iterator[None]:
 
 
 def is_primary() -> bool:
-    """Whether this process writes the files; the only one does."""
+    """Returns whether this process is process 0, which prints and writes files."""
     return jax.process_index() == 0
 
 
 def wait(what: str) -> None:
-    """Returns when all processes are here."""
+    """Waits until all processes have called this function with the same text."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
@@ -119,22 +122,23 @@ def wait(what: str) -> None:
 
 
 def primary_first(make: Callable[[], T]) -> T:
-    """What `make` returns: it runs on the leader, then on all others.
+    """Calls `make` on the primary, then on all other processes, and returns the result.
 
-    For what leaves files behind, such as a download, that the others then find.
+    The order matters if `make` writes files, such as a download, that the other processes then
+    find.
     """
     if jax.process_count() == 1:
         return make()
     if is_primary():
         made = make()
-        wait("leader")
+        wait("primary first")
         return made
-    wait("leader")
+    wait("primary first")
     return make()
 
 
 def all_agree(found: bool) -> bool:
-    """Whether it is so for every process."""
+    """Returns whether `found` is true on every process."""
     if jax.process_count() == 1:
         return found
     from jax.experimental.multihost_utils import process_allgather
@@ -143,10 +147,13 @@ def all_agree(found: bool) -> bool:
 
 
 def require_same(what: dict[str, Any]) -> None:
-    """Raises UserError, on all processes, where one of these values differs between them.
+    """Checks that all processes have the same values.
 
     Args:
-      what: values with a `repr`, by what they are.
+      what: values by name; two values are the same if their `repr` is.
+
+    Raises:
+      UserError: on all processes, if a value differs between two processes.
     """
     if jax.process_count() == 1:
         return
@@ -165,7 +172,7 @@ def require_same(what: dict[str, Any]) -> None:
 
 
 def broadcast_from_primary(values: Any) -> Any:
-    """A tree of arrays as the leader has it, on every process."""
+    """Returns, on every process, the tree of arrays that the primary has."""
     if jax.process_count() == 1:
         return values
     from jax.experimental.multihost_utils import broadcast_one_to_all

@@ -1,4 +1,4 @@
-"""Devices as a mesh with a ``data`` and an ``fsdp`` axis, and where each array lives on it."""
+"""The mesh of devices, with a ``data`` and an ``fsdp`` axis, and the sharding of each array."""
 
 from __future__ import annotations
 
@@ -13,39 +13,44 @@ from finetune_jax.errors import UserError
 
 _POOL_THREADS = 64
 
-# Smaller leaves are cheaper to keep on every device than to gather.
+# A smaller leaf is replicated: a copy on every device costs less than gathering the leaf.
 _MIN_SHARDED_SIZE = 2**16
 
 
 def use_cpu_devices(count: int) -> None:
-    """Splits the CPU into `count` devices; 0 leaves JAX's default.
+    """Splits the CPU into `count` devices; 0 keeps JAX's default.
 
-    Two devices on two cores ran the ResNet-20 train step about twice as fast as one device with two
-    threads: XLA's CPU weight gradients of convolutions hardly spread over threads. Must come before
-    the first use of a device.
+    This function must be called before the first use of a device. Two devices on two cores ran the
+    ResNet-20 train step about twice as fast as one device with two threads, because XLA's CPU code
+    for weight gradients of convolutions hardly uses a second thread.
     """
-    if count and jax.config.jax_num_cpu_devices != count:
+    # JAX declares its options at run time, so their types are unknown.
+    if count and jax.config.jax_num_cpu_devices != count:  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", count)
         let_cpu_devices_wait()
 
 
 def let_cpu_devices_wait() -> None:
-    """Keeps CPU devices that wait for each other from waiting for ever.
+    """Prevents a deadlock of CPU devices that share one thread pool.
 
-    Devices that are threads of one CPU wait in collectives, each in a thread of a common pool: with
-    as few threads as cores, gradients of one device that are ready early can take all of them, and
-    the other device never gets to its own. So there are more (XLA reads NPROC), and a call returns
-    when it is done, before another program starts.
+    In a collective, each CPU device waits in a thread of the pool. If the pool has only as many
+    threads as there are cores, collectives of one device can take all threads, and the other device
+    never reaches the collective. So the pool gets more threads (XLA reads ``NPROC``), and
+    asynchronous dispatch is off: one program ends before the next program starts.
     """
     os.environ.setdefault("NPROC", str(_POOL_THREADS))
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Returns a mesh over all devices; an axis of -1 takes what the other leaves.
+    """Returns a mesh over all devices.
+
+    Args:
+      data: size of the ``data`` axis; -1 for the number of devices divided by `fsdp`.
+      fsdp: size of the ``fsdp`` axis; -1 for the number of devices divided by `data`.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the product of the two sizes is not the number of devices.
     """
     count = jax.device_count()
     if data == -1 and fsdp >= 1:
@@ -61,15 +66,15 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices."""
+    """Returns the sharding of a batch: the leading axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Shardings in the structure of `state` (arrays or shape structs).
+    """Returns a tree of shardings with the structure of `state` (arrays or shape structs).
 
-    A large leaf is cut over ``fsdp`` along its longest axis that divides; all others are whole on
-    every device.
+    A large leaf is split over ``fsdp`` along the longest axis whose size is a multiple of the size
+    of ``fsdp``. All other leaves are replicated.
     """
     parts = mesh.shape["fsdp"]
 
@@ -86,20 +91,28 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Rows i64 of a global batch that lie on this process' devices, rising."""
+    """Returns the ascending row numbers, i64, of a global batch on the devices of this process."""
     spans = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places this process' rows of a global batch; leading axes must divide over the devices."""
+    """Puts the rows of a global batch that this process has on the devices of this process.
+
+    Args:
+      batch: arrays whose leading axis has the rows `local_rows` of the global batch.
+      mesh: all devices; the size of the global batch is a multiple of their number.
+
+    Returns:
+      The global arrays.
+    """
     return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
 def put_leaf(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Places a leaf that every process has, as `state_sharding` says."""
+    """Puts a leaf that every process has on the mesh, with the sharding of `state_sharding`."""
     sharding = state_sharding(mesh, array)
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
-    # `jax.device_put` would send the leaf around to compare it.
+    # `jax.device_put` would send the leaf to the other processes to compare the values.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

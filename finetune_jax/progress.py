@@ -14,7 +14,7 @@ _quiet = contextvars.ContextVar("quiet", default=False)
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within it, `say` says nothing and no bar is drawn."""
+    """In this context, `say` prints nothing and no progress bar is drawn."""
     token = _quiet.set(True)
     try:
         yield
@@ -23,25 +23,28 @@ def muted() -> Iterator[None]:
 
 
 class Progress:
-    """A bar with loss, throughput and ETA on a terminal, one line per log step otherwise.
+    """Progress of training: loss, examples per second and the time that is left.
+
+    On a terminal the progress is a bar; elsewhere `update` prints one line for each call with
+    metrics.
 
     Args:
-      total: steps of the run.
-      start: steps already done, after a resume.
-      batch_size: examples per step, for the throughput.
+      total: number of steps of the run.
+      start: number of steps that were done before this process started.
+      batch_size: examples per step, from which the throughput is computed.
     """
 
     def __init__(self, total: int, start: int, batch_size: int) -> None:
         self._total, self._start, self._batch_size = total, start, batch_size
         self._began = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
         if sys.stderr.isatty() and not _quiet.get():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Moves to `step` steps done; prints metrics when given."""
+        """Shows that `step` steps are done, and the metrics if there are any."""
         rate = (step - self._start) * self._batch_size / (time.monotonic() - self._began)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -53,13 +56,13 @@ class Progress:
             say(f"step {step}/{self._total}  {shown}  {rate:.0f}/s  {_clock(left)} left")
 
     def close(self) -> None:
-        """Removes the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def each(items: Sequence[Any], what: str) -> Iterator[Any]:
-    """The items, under a bar on a terminal."""
+    """Yields the items; on a terminal a bar with the text `what` shows the progress."""
     if not sys.stderr.isatty() or _quiet.get():
         yield from items
         return
@@ -74,7 +77,7 @@ def _clock(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line on standard error at once, without tearing a progress bar."""
+    """Prints a line on standard error immediately, above a progress bar if one is shown."""
     if _quiet.get():
         return
     if "tqdm" in sys.modules and sys.stderr.isatty():

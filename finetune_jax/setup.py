@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, in the one order that works."""
+"""From a config to a setup: data source, task, model, phases and mesh, in a fixed order."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A resolved config: nothing here has read an image or a weight.
+    """A resolved config. No image and no weight has been read yet.
 
     Attributes:
-      config: validated.
-      source: opened data source (metadata only).
-      task: with the source's class names.
-      preprocess: deterministic part.
-      model: staged module.
-      abstract: variables as shape structs, without deltas.
-      phases: what `config.scheme` resolves to.
-      mesh: devices.
+      config: the validated config.
+      source: the data source; only its metadata has been read.
+      task: the task, with the class names of the data source.
+      preprocess: the deterministic preprocessing.
+      model: the staged module.
+      abstract: variables of the model, without deltas, as shape structs.
+      phases: the phases of `config.scheme`.
+      mesh: the mesh of all devices.
       teacher: what ``task.teacher`` names, once `loop.steps` has loaded it.
     """
 
@@ -63,30 +63,34 @@ class Setup:
 
     @property
     def encode(self) -> Encoder:
-        """Of a source's example to what a batch has of it: inputs and targets."""
+        """Turns an example of the data source into arrays of a batch: inputs and targets."""
         return Encoder((self.preprocess, self.task))
 
     @property
     def scheme(self) -> str:
-        """Canonical text of all phases."""
+        """The canonical text of the scheme with all its phases."""
         return print_phases(self.phases)
 
     @property
     def plan(self) -> Plan:
-        """The plan of the last phase, which is the only one of most runs."""
+        """The plan of the last phase. Most runs have one phase only."""
         return self.phases[-1].plan
 
     @property
     def trainable(self) -> frozenset[str]:
-        """Paths of all leaves that any phase trains."""
+        """Leaf paths that at least one phase trains."""
         return frozenset(p for phase in self.phases for p in phase.plan.trainable)
 
     def initial_variables(self, stages: Collection[str] | None = None) -> dict[str, Any]:
-        """Random variables from ``config.seed``, without deltas; see `models.initial_variables`."""
+        """Returns random variables, without deltas, drawn from ``config.seed``.
+
+        Args:
+          stages: see `models.initial_variables`.
+        """
         return initial_variables(self.model, self.preprocess.size, self.config.seed, stages=stages)
 
     def phase_steps(self, train_examples: int) -> list[int]:
-        """Steps of each phase, for a training split of that many examples."""
+        """Returns the steps of each phase for a training split of `train_examples` examples."""
         config = self.config.train
         per_epoch = train_examples / config.batch_size
         total = config.steps or max(1, round(config.epochs * per_epoch))
@@ -94,42 +98,75 @@ class Setup:
 
 
 def open_setup(config: ml_collections.ConfigDict) -> Setup:
-    """Resolves a config; raises UserError for whatever is wrong before any compile.
+    """Resolves a config into a setup.
 
-    1. validate values, 2. devices and mesh, 3. data source metadata, 4. preprocessing, 5. task,
-    6. model, 7. abstract variables, 8. phases and their plans. Weights, surgery, state and restore
-    come later and in that order, because each needs the one before.
+    The order is fixed, because each step needs the result of an earlier step: 1. validation of the
+    values, 2. devices and mesh, 3. metadata of the data source, 4. preprocessing, 5. task,
+    6. model, 7. abstract variables, 8. phases with their plans. Weights, surgery, train state and
+    restore follow later (`training.loop`).
+
+    Raises:
+      UserError: anything in the config is wrong; nothing has been compiled or downloaded yet.
     """
     config_lib.validate(config)
     use_cpu_devices(config.mesh.cpu_devices)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    _check_batch_sizes(config)
+    source = primary_first(lambda: open_configured(config.data))
+    preprocess = _preprocess(config, source)
+    _check_columns(source, preprocess)
+    task = tasks.create(config.task, source, preprocess)
+    _check_task(config, task, preprocess)
+    task, model = _model(config, task, preprocess)
+    abstract = initial_variables(model, preprocess.size, stages=())
+    phases = _phases(config, model, abstract)
+    setup = Setup(config, source, task, preprocess, model, abstract, phases, mesh)
+    if len(phases) > 1 and config.data.train:
+        ranges = resolve_split(config.data.train, source.splits)
+        setup.phase_steps(sum(stop - start for _, start, stop in ranges))
+    return setup
+
+
+def _check_batch_sizes(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if a batch cannot be divided over devices and micro-batches."""
     for key in ("train.batch_size", "eval.batch_size"):
         parts = jax.device_count() * (config.train.accumulate if key.startswith("train") else 1)
         if config[key] % parts:
             raise UserError(
                 f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
             )
-    source = primary_first(lambda: open_configured(config.data))
-    preprocess = _preprocess(config, source)
-    task = tasks.create(config.task, source, preprocess)
+
+
+def _check_task(config: ml_collections.ConfigDict, task: Task, preprocess: Preprocess) -> None:
+    """Raises UserError if a metric, an augmentation or a probe does not fit the task."""
     if config.checkpoint.metric not in ("", task.metric, "loss"):
         known = nearest(config.checkpoint.metric, (task.metric, "loss"))
         raise UserError(f"checkpoint.metric: unknown score {config.checkpoint.metric!r}.{known}")
-    _check_columns(source, preprocess)
     augmented(preprocess, config.data.augment)
     check_targets(config.data.augment, task.abstract(1))
     if task.needs_augment and not canonical(config.data.augment):
         raise UserError(
-            f"data.augment: {task.name} tells apart views of an image, which are all the same "
-            f"without augmentation; expected such as 'random_crop(pad=4) + flip', found ''"
+            f"data.augment: {task.name} compares views of an image, and without augmentation all "
+            f"views are equal; expected a text such as 'random_crop(pad=4) + flip', found ''"
         )
     if parse_probes(config.eval.probes):
         require_classification(task)
+
+
+def _model(
+    config: ml_collections.ConfigDict, task: Task, preprocess: Preprocess
+) -> tuple[Task, StagedModel]:
+    """Returns the task and the model with a head of the size that the task needs."""
     options = _model_options(config, preprocess)
     if not task.head_size:
         task = task.for_features(_features(build(config.model.name, 1, **options), preprocess))
-    model = task.adapt(build(config.model.name, task.head_size, **options))
-    abstract = initial_variables(model, preprocess.size, stages=())
+    return task, task.adapt(build(config.model.name, task.head_size, **options))
+
+
+def _phases(
+    config: ml_collections.ConfigDict, model: StagedModel, abstract: dict[str, Any]
+) -> tuple[Phase, ...]:
+    """Resolves the scheme, and checks the schedules and the merge that the config asks for."""
     parse_schedule(config.optimizer.schedule, 1)
     phases = resolve_phases(
         config.scheme,
@@ -137,7 +174,7 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
         abstract["params"],
         abstract["batch_stats"],
         batch_norm=config.batch_norm,
-        # A model without dropout has none to keep on, and its prefix can be cached.
+        # Without dropout in the model both modes are equal, and "eval" lets the prefix be cached.
         frozen_dropout=config.frozen_dropout if config.model.dropout else "eval",
         decay=config.decay_mask,
     )
@@ -149,28 +186,24 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
         stuck = sorted({d.kind for d in unmergeable(model, phases[-1].plan.deltas)})
         if stuck:
             raise UserError(
-                f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set it to "
-                f"False"
+                f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set "
+                f"artifact.merge to False"
             )
-    setup = Setup(config, source, task, preprocess, model, abstract, phases, mesh)
-    if len(phases) > 1 and config.data.train:
-        ranges = resolve_split(config.data.train, source.splits)
-        setup.phase_steps(sum(stop - start for _, start, stop in ranges))
-    return setup
+    return phases
 
 
 def _check_columns(source: Source, preprocess: Preprocess) -> None:
-    """Raises UserError for a column that the model's inputs need and no example has."""
+    """Raises UserError if the model needs a column that the data source does not have."""
     for column in preprocess.columns if source.columns else ():
         if column not in source.columns:
             raise UserError(
-                f"data.source: examples of {source.name!r} have no {column!r}, which the model "
-                f"reads.{nearest(column, source.columns)}"
+                f"data.source: the model reads {column!r}, and examples of {source.name!r} have no "
+                f"such column.{nearest(column, source.columns)}"
             )
 
 
 def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess:
-    """The model's own constants, where the config does not set others."""
+    """Returns the preprocessing; the config overrides the constants of the model."""
     entry, data = entry_of(config.model.name), config.data
     apart = tasks.kind_of(config.task.name).views == 2
     if entry.tokens:
@@ -179,8 +212,8 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
         return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
     if source.pairs and not apart:
         raise UserError(
-            f"task.name: {config.task.name} reads one image of an example, and those of "
-            f"{source.name!r} have two; expected similarity"
+            f"task.name: {config.task.name} reads one image per example, and examples of "
+            f"{source.name!r} have two images; expected 'similarity'"
         )
     own = entry.inputs
     return (ImagePairPreprocess if apart else ImagePreprocess)(
@@ -205,7 +238,7 @@ def _model_options(config: ml_collections.ConfigDict, preprocess: Preprocess) ->
 
 
 def _features(model: StagedModel, preprocess: Preprocess) -> int:
-    """Width of what the head reads."""
+    """Returns the width of the features that the head reads."""
     variables = initial_variables(model, preprocess.size, stages=())
     out = jax.eval_shape(
         lambda v, batch: model.apply(v, preprocess.device(batch), stop="head"),
@@ -216,13 +249,16 @@ def _features(model: StagedModel, preprocess: Preprocess) -> int:
 
 
 def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (variables, manifest JSON): the pretrained file's leaves, or random ones.
+    """Loads the pretrained weights, or draws random weights if ``pretrained.path`` is empty.
 
-    On a mesh of several devices a large leaf of the file lies cut over ``fsdp`` from the start, and
-    is never whole on any of them.
+    On a mesh of several devices each leaf is put on the mesh as soon as the leaf is read: a large
+    leaf is sharded over ``fsdp`` and is never whole on a device.
+
+    Returns:
+      (variables, manifest as JSON).
 
     Raises:
-      UserError: the file does not fit the model, or a leaf that had to be re-initialised is frozen.
+      UserError: the file does not fit the model, or a re-initialised leaf is frozen.
     """
     settings = setup.config.pretrained
     if not settings.path:
@@ -268,21 +304,21 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         stages = dict.fromkeys(path.split("/")[0] for path in stuck)
         term = "head" if [*stages] == ["head"] else f"stages({', '.join(map(repr, stages))})"
         raise UserError(
-            f"scheme {setup.scheme!r} freezes leaves that are new and random: "
-            f"{', '.join(stuck)}; add ' + {term}' to train them"
+            f"scheme {setup.scheme!r} freezes new leaves, which have random values: "
+            f"{', '.join(stuck)}; add ' + {term}' to train these leaves"
         )
     return variables, manifest.to_json()
 
 
 def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:
-    """Puts each leaf on its devices as soon as it is read, where there are several."""
+    """Returns a function that puts a leaf on the mesh; None for a mesh of one device."""
     if mesh.size == 1:
         return None
     return lambda leaf, array: put_leaf(array, mesh)
 
 
 def _start_head(head: dict[str, Any], how: str, setup: Setup) -> dict[str, Any]:
-    """The head's initial leaves: as the model draws them, zero, or LeCun's normal."""
+    """Returns the start values of the head: of the model's initialiser, zero, or LeCun normal."""
     if how == "zero":
         return jax.tree.map(jnp.zeros_like, head)
     if how == "lecun":

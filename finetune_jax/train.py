@@ -18,13 +18,15 @@ from absl import app, flags
 from finetune_jax import cli
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created when absent.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; created if it does not exist.", required=True
+)
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     "",
     "auto, or HOST:PORT,COUNT,NUMBER: this process is one of several; --workdir is shared.",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""Leaf paths: the '/'-joined keys of an array in a nested dict, and what can be done with them.
+"""Leaf paths: the '/'-joined keys of an array in a nested dict, and operations on such trees.
 
-Every other room names parameters by leaf path (``block_3/attn/query/kernel``) and nothing else, so
-that a plan, a manifest, a checkpoint and an error message all speak of the same thing.
+All modules name a parameter by its leaf path (``block_3/attn/query/kernel``). So a plan, a
+manifest, a checkpoint and an error message use the same name for the same array.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ import jax
 import numpy as np
 
 Tree = Mapping[str, Any]
+"""A nested dict with string keys, whose leaves are arrays or shape structs."""
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """Returns ``{leaf path: leaf}`` of a nested dict, in the dict's own order.
+    """Returns ``{leaf path: leaf}`` of a nested dict, in the order of the dict.
 
-    Empty sub-dicts vanish. Raises ValueError if a key holds '/', which would make paths ambiguous.
+    Empty sub-dicts have no leaf path and are left out.
+
+    Args:
+      tree: the nested dict.
+      prefix: leaf path that is put before every path of the result.
+
+    Raises:
+      ValueError: a key contains '/', which would make leaf paths ambiguous.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -34,7 +42,11 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`; raises ValueError where one path runs through another's leaf."""
+    """Returns the nested dict of ``{leaf path: leaf}``; the inverse of `flatten`.
+
+    Raises:
+      ValueError: a leaf path is given twice, or a leaf path continues another leaf path.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -42,15 +54,19 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{path!r} runs through a leaf")
+                raise ValueError(f"a part of the path {path!r} is itself a leaf")
         if name in node:
-            raise ValueError(f"{path!r} is given twice, or is a leaf and a branch")
+            raise ValueError(f"the path {path!r} is given twice, or is both a leaf and a branch")
         node[name] = leaf
     return tree
 
 
 def split(tree: Tree, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits into (leaves whose path is in `paths`, all others), both nested and without holes."""
+    """Returns (leaves whose path is in `paths`, all other leaves), both as nested dicts.
+
+    Raises:
+      KeyError: `paths` has a path that the tree does not have.
+    """
     chosen = frozenset(paths)
     flat = flatten(tree)
     missing = chosen - flat.keys()
@@ -62,7 +78,11 @@ def split(tree: Tree, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, A
 
 
 def merge(left: Tree, right: Tree) -> dict[str, Any]:
-    """The inverse of `split`; raises ValueError if a leaf is in both halves."""
+    """Returns one nested dict of two halves; the inverse of `split`.
+
+    Raises:
+      ValueError: a leaf is in both halves.
+    """
     flat, other = flatten(left), flatten(right)
     both = flat.keys() & other.keys()
     if both:
@@ -71,18 +91,18 @@ def merge(left: Tree, right: Tree) -> dict[str, Any]:
 
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> dict[str, Any]:
-    """``fn(leaf path, leaf, *leaves of rest)`` over every leaf, keeping the nesting."""
+    """Applies ``fn(leaf path, leaf, *leaves of rest)`` to every leaf and keeps the nesting."""
     others = [flatten(r) for r in rest]
     return unflatten({p: fn(p, leaf, *(o[p] for o in others)) for p, leaf in flatten(tree).items()})
 
 
 def size(tree: Any) -> int:
-    """Number of scalars in all leaves of any pytree of arrays or shape structs."""
+    """Returns the number of scalars in a pytree of arrays or shape structs."""
     return int(sum(np.prod(leaf.shape, dtype=np.int64) for leaf in jax.tree.leaves(tree)))
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of all leaves of any pytree of arrays or shape structs."""
+    """Returns the number of bytes of a pytree of arrays or shape structs."""
     return int(
         sum(
             np.prod(leaf.shape, dtype=np.int64) * np.dtype(leaf.dtype).itemsize
@@ -92,7 +112,10 @@ def nbytes(tree: Any) -> int:
 
 
 def on_host(array: Any) -> np.ndarray:
-    """The values of an array; of one cut over several processes all of them must ask."""
+    """Returns the values of an array as a NumPy array.
+
+    If the array is sharded over several processes, all processes must call this function.
+    """
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
@@ -103,7 +126,7 @@ def on_host(array: Any) -> np.ndarray:
 
 
 def checksum(array: Any) -> str:
-    """SHA-256 (hex) of dtype, shape and the C-ordered bytes of one array."""
+    """Returns the SHA-256 (hex) of the dtype, the shape and the C-ordered bytes of an array."""
     array = on_host(array)
     digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
@@ -111,7 +134,10 @@ def checksum(array: Any) -> str:
 
 
 def fingerprint(tree: Tree) -> str:
-    """SHA-256 (hex) over sorted leaf paths and their checksums: equal iff bit-identical."""
+    """Returns the SHA-256 (hex) of the sorted leaf paths with the checksums of the leaves.
+
+    Two trees have the same fingerprint if and only if the trees are bit-identical.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(tree).items()):
         digest.update(f"{path}={checksum(leaf)};".encode())
@@ -119,5 +145,5 @@ def fingerprint(tree: Tree) -> str:
 
 
 def leaf_checksums(tree: Tree) -> dict[str, str]:
-    """``{leaf path: checksum}`` of every leaf."""
+    """Returns ``{leaf path: checksum}`` of every leaf."""
     return {path: checksum(leaf) for path, leaf in flatten(tree).items()}

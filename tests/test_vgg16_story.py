@@ -164,7 +164,7 @@ def test_from_the_keras_file_to_a_prediction(tmp_path, write, head, scheme, cont
 
 def test_what_is_new_must_train(tmp_path):
     setup = open_setup(settings(write_safetensors(tmp_path), "flatten_mlp", "linear_probe"))
-    with pytest.raises(UserError, match=r"new and random: fc1.*stages\('fc1', 'fc2'\)"):
+    with pytest.raises(UserError, match=r"have random values: fc1.*stages\('fc1', 'fc2'\)"):
         load_variables(setup)
 
 

@@ -170,7 +170,7 @@ def test_numbers_that_should_be_classes_are_pointed_at(tmp_path):
     config.data.label_kind = "class"
     assert open_setup(config).task.class_names == ("0", "1")
     config.data.source = f"csv:{write(tmp_path / 'u.csv', 'text,label' + chr(10) + 'a,b')}"
-    with pytest.raises(UserError, match="have no 'image', which the model reads"):
+    with pytest.raises(UserError, match="the model reads 'image', and examples of"):
         open_setup(config)
 
 

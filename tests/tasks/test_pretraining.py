@@ -77,7 +77,7 @@ def test_contrastive_views_are_two_draws_in_a_row(tiny):
 
 
 def test_what_contrastive_pretraining_cannot_do(tiny):
-    with pytest.raises(UserError, match="data.augment: simclr tells apart views of an image"):
+    with pytest.raises(UserError, match="data.augment: simclr compares views of an image"):
         open_setup(tiny("simclr"))
     with pytest.raises(UserError, match="unknown argument 'temprature'. Did you mean 'temperature"):
         open_setup(tiny("simclr", "ntxent(temprature=1)", data__augment=AUGMENT))

@@ -48,7 +48,7 @@ def ours(folder: Path, *, augment: bool, workers: int = 0) -> Callable[[], Itera
     """Passes over all images: yields the images of each batch when it is ready."""
     import jax
 
-    from finetune_jax.data.augment import augmented
+    from finetune_jax.data.augment import make_input_pipeline
     from finetune_jax.data.batches import Encoder, TrainBatches
     from finetune_jax.data.preprocess import ImagePreprocess
     from finetune_jax.data.sources import open_source
@@ -57,8 +57,8 @@ def ours(folder: Path, *, augment: bool, workers: int = 0) -> Callable[[], Itera
     examples = open_source(f"folder:{folder}").read("train")
     preprocess = ImagePreprocess(SIZE, crop=0)
     encode = Encoder((preprocess, Classification(("a", "b"))))
-    first, second = augmented(preprocess, "random_resized_crop + flip")
-    change = jax.jit(lambda key, batch: second(key, first(batch), batch)[0])
+    pipeline = make_input_pipeline(preprocess, "random_resized_crop + flip")
+    change = jax.jit(lambda key, batch: pipeline(key, batch)[0])
 
     def run() -> Iterator[int]:
         batches = TrainBatches(examples, encode, BATCH, 0, workers=workers)

@@ -33,7 +33,7 @@ from absl import app, flags
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.deltas import LoRA, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
@@ -89,8 +89,7 @@ class Side:
             _TASK,
             self.plan,
             make_optimizer(self.config, self.rates),
-            lambda batch: batch["image"].astype(jnp.float32) / 255,
-            parse_augment(""),
+            InputPipeline(lambda batch: batch["image"].astype(jnp.float32) / 255),
         )
         state, base = jax.eval_shape(self.create, self.abstract)
         batch = jax.eval_shape(lambda: batch_of(size, batch_size))

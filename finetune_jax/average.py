@@ -63,6 +63,7 @@ def combine(
     from finetune_jax import config as config_lib
     from finetune_jax.artifact import load_artifact, save_artifact
     from finetune_jax.artifact.average import average, comparable, differing, greedy, uniform
+    from finetune_jax.data.augment import make_input_pipeline
     from finetune_jax.data.batches import TrainBatches, cached
     from finetune_jax.data.sources import open_configured
     from finetune_jax.evaluation.scores import evaluate, headline
@@ -102,7 +103,7 @@ def combine(
     if statistics:
         batches = TrainBatches(splits["train"], first.encode, config.train.batch_size, config.seed)
         images = [batches.batch(i) for i in range(statistics_batches)]
-    step = jax.jit(make_eval_step(first.model, first.task, first.preprocess.device))
+    step = jax.jit(make_eval_step(first.model, first.task, make_input_pipeline(first.preprocess)))
 
     def score(variables: Any, split: str) -> dict[str, Any]:
         return evaluate(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
 from finetune_jax import tasks
-from finetune_jax.data.augment import augmented, canonical, check_targets
+from finetune_jax.data.augment import canonical, check_targets, make_input_pipeline
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import ImagePairPreprocess, ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source, open_configured
@@ -142,7 +142,7 @@ def _check_task(config: ml_collections.ConfigDict, task: Task, preprocess: Prepr
     if config.checkpoint.metric not in ("", task.metric, "loss"):
         known = nearest(config.checkpoint.metric, (task.metric, "loss"))
         raise UserError(f"checkpoint.metric: unknown score {config.checkpoint.metric!r}.{known}")
-    augmented(preprocess, config.data.augment)
+    make_input_pipeline(preprocess, config.data.augment)
     check_targets(config.data.augment, task.abstract(1))
     if task.needs_augment and not canonical(config.data.augment):
         raise UserError(

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from finetune_jax.data.augment import augmented, canonical
+from finetune_jax.data.augment import canonical, make_input_pipeline
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
@@ -148,8 +148,7 @@ class Subject:
 def _eval_step(model: Any, task: Task, preprocess: Preprocess, augment: str) -> Any:
     from finetune_jax.training.step import make_eval_step
 
-    prepare, change = augmented(preprocess, augment)
-    return jax.jit(make_eval_step(model, task, prepare, augment=change))
+    return jax.jit(make_eval_step(model, task, make_input_pipeline(preprocess, augment)))
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import Frozen, State
 from finetune_jax.training.step import make_loss
@@ -29,8 +29,7 @@ def make_gradient(run: PhaseRun) -> Any:
         run.model,
         setup.task,
         run.plan,
-        setup.preprocess.device,
-        parse_augment(""),
+        make_input_pipeline(setup.preprocess),
         setup.teacher,
     )
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.data.augment import augmented
+from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
 from finetune_jax.mesh import batch_sharding, state_sharding
@@ -198,14 +198,12 @@ class PhaseRun:
     def train_step(self) -> Any:
         """The step, not yet compiled."""
         setup, config = self.setup, self.setup.config
-        prepare, augment = augmented(setup.preprocess, config.data.augment)
         return make_train_step(
             self.model,
             setup.task,
             self.plan,
             self.optimizer,
-            prepare,
-            augment,
+            make_input_pipeline(setup.preprocess, config.data.augment),
             accumulate=config.train.accumulate,
             ema_decay=config.optimizer.ema_decay,
             sam_rho=config.optimizer.sam_rho,
@@ -254,10 +252,9 @@ class PhaseRun:
         )
         start = self.plan.stages[len(self.plan.prefix)] if cached else None
         task, config = self.setup.task, self.setup.config
-        prepare, augment = augmented(
-            self.setup.preprocess, config.data.augment if task.random_inputs else ""
-        )
-        step = make_eval_step(self.model, task, prepare, start, augment)
+        augment = config.data.augment if task.random_inputs else ""
+        pipeline = make_input_pipeline(self.setup.preprocess, augment)
+        step = make_eval_step(self.model, task, pipeline, start)
         placed = state_sharding(self.setup.mesh, like)
         return (
             jax.jit(step, in_shardings=(placed, batch_sharding(self.setup.mesh)))

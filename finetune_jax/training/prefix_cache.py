@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.data.augment import augmented, canonical, mixes
+from finetune_jax.data.augment import canonical, make_input_pipeline, mixes
 from finetune_jax.data.batches import eval_batches
 from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.errors import UserError
@@ -156,12 +156,12 @@ def _batches(
     """
     setup = run.setup
     stop = run.plan.stages[len(run.plan.prefix)]
-    inputs_of, change = augmented(setup.preprocess, augment)
+    pipeline = make_input_pipeline(setup.preprocess, augment)
     # The train step's batch size, so that the same kernels run as without a cache.
     batch_size = setup.config.train.batch_size
 
     def forward(variables: Any, batch: Any, key: Any) -> Any:
-        x, _ = change(key, inputs_of(batch), batch)
+        x, _ = pipeline(key, batch)
         return run.model.apply(variables, x, stop=stop)
 
     mesh = setup.mesh

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from finetune_jax import tree
-from finetune_jax.data.augment import Augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.deltas import Adapted
 from finetune_jax.models import StagedModel
 from finetune_jax.schemes import Plan
@@ -28,8 +28,7 @@ def make_loss(
     model: Adapted,
     task: Task,
     plan: Plan,
-    prepare: Callable[[Batch], Any],
-    augment: Augment,
+    pipeline: InputPipeline,
     teacher: Teacher | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
     """Returns the loss of the trainable half; arguments as for `make_train_step`.
@@ -47,7 +46,7 @@ def make_loss(
             x, start = batch["activation"], after_prefix
         else:
             raw, start = batch, None
-            x, batch = task.inputs(augment_key, lambda key: augment(key, prepare(raw), raw))
+            x, batch = task.inputs(augment_key, lambda key: pipeline(key, raw))
             if teacher:
                 batch = {**batch, **teacher.answer(base.teacher, x)}
         variables = {
@@ -79,8 +78,7 @@ def make_train_step(
     task: Task,
     plan: Plan,
     optimizer: optax.GradientTransformationExtraArgs,
-    prepare: Callable[[Batch], Any],
-    augment: Augment,
+    pipeline: InputPipeline,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -100,8 +98,7 @@ def make_train_step(
       task: gives the loss.
       plan: halves, and the mode the stages run in.
       optimizer: over the trainable half.
-      prepare: the batch to what the model is called with, on device.
-      augment: changes that at random, and the batch's targets with it.
+      pipeline: from the batch to the model's inputs.
       accumulate: micro-batches whose gradients are averaged; BatchNorm sees each by itself.
       ema_decay: 0 for none.
       sam_rho: radius of sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412): the
@@ -117,7 +114,7 @@ def make_train_step(
       Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty, what else the task
       gives per example, and ``grad_norm`` over the trainable half.
     """
-    slope = jax.grad(make_loss(model, task, plan, prepare, augment, teacher), has_aux=True)
+    slope = jax.grad(make_loss(model, task, plan, pipeline, teacher), has_aux=True)
 
     def gradient(params: Any, stats: Any, *rest: Any) -> Any:
         grads, aux = slope(params, stats, *rest)
@@ -198,25 +195,22 @@ def _complete(updated: Any, stats: Any) -> Any:
 def make_eval_step(
     model: Adapted | StagedModel,
     task: Task,
-    prepare: Callable[[Batch], Any],
+    pipeline: InputPipeline,
     start: str | None = None,
-    augment: Augment | None = None,
 ) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
     """Returns (variables, batch) to what the task observes of each example.
 
     Every stage runs in inference mode. Padding is left to the caller, who has the mask. With
-    `start`, the batch holds ``activation``, what enters that stage, instead of inputs. A task of
-    random inputs draws them by the same key for every batch, with `augment` between `prepare` and
-    the model; the others do without it.
+    `start`, the batch holds ``activation``, what enters that stage, instead of inputs. Only a task
+    with random inputs has a pipeline that augments, and the PRNG key is the same for every batch.
     """
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         if task.random_inputs:
-            change = augment or (lambda key, inputs, batch: (inputs, batch))
             raw = batch
-            x, batch = task.inputs(jax.random.key(0), lambda key: change(key, prepare(raw), raw))
+            x, batch = task.inputs(jax.random.key(0), lambda key: pipeline(key, raw))
         else:
-            x = batch["activation"] if start else prepare(batch)
+            x = batch["activation"] if start else pipeline.prepare(batch)
         if task.reads_features:
             x = model.apply(variables, x, start=start, stop="head")
             batch, start_head = {**batch, "features": x}, "head"

@@ -10,7 +10,13 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from finetune_jax.config import default
-from finetune_jax.data.augment import augmented, canonical, check_targets, colour, parse_augment
+from finetune_jax.data.augment import (
+    canonical,
+    check_targets,
+    colour,
+    make_input_pipeline,
+    parse_augment,
+)
 from finetune_jax.data.augment.geometry import draw_boxes, random_resized_crop, rotation, warp
 from finetune_jax.data.augment.rand_augment import OPERATIONS, operate
 from finetune_jax.data.preprocess import ImagePreprocess
@@ -249,8 +255,8 @@ def test_pixels_augmented_before_normalising_are_normalised_pixels_augmented(cha
     preprocess = ImagePreprocess(12, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), crop=0, channels=channels)
     batch = {"image": jnp.asarray(PICTURES)}
     text = "random_crop(pad=4) + flip"
-    prepare, augment = augmented(preprocess, text)
-    found = jax.jit(lambda b: augment(KEY, prepare(b), b)[0])(batch)
+    pipeline = make_input_pipeline(preprocess, text)
+    found = jax.jit(lambda b: pipeline(KEY, b)[0])(batch)
     after = jax.jit(lambda b: parse_augment(text)(KEY, preprocess.device(b), b)[0])(batch)
     np.testing.assert_allclose(found, after, atol=1e-6)  # XLA fuses the two differently
     np.testing.assert_array_equal(
@@ -264,9 +270,8 @@ def test_colours_are_told_apart_whatever_order_the_model_wants():
     outs = []
     for preprocess in (rgb, bgr):
         batch = {"image": np.stack([preprocess.host({"image": p})["image"] for p in PICTURES])}
-        first, second = augmented(preprocess, "colour_jitter(0, 0, 0.4, 0.1) + random_crop(2)")
-        apply = jax.jit(lambda b, first=first, second=second: second(KEY, first(b), b)[0])
-        outs.append(apply(batch))
+        pipeline = make_input_pipeline(preprocess, "colour_jitter(0, 0, 0.4, 0.1) + random_crop(2)")
+        outs.append(jax.jit(pipeline)(KEY, batch)[0])
     np.testing.assert_allclose(outs[0], outs[1][..., ::-1], atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.deltas import IA3, Adapted, Bottleneck, from_json, merge
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initial_variables
@@ -98,7 +98,7 @@ def train(plan, model, variables, steps=3, learning_rate=0.05):
     config.learning_rate = learning_rate
     config.schedule = "constant"
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    step = jax.jit(make_train_step(model, TASK, plan, tx, scaled, parse_augment("")))
+    step = jax.jit(make_train_step(model, TASK, plan, tx, InputPipeline(scaled)))
     state, frozen = state_lib.create(
         variables, plan, tx, hyper_parameters(config, plan), seed=0, ema=False
     )
@@ -211,7 +211,7 @@ def test_lora_forms_no_full_size_gradient(base):
         model, plan, with_deltas, variables = adapted(base, "vit_ti16", scheme)
         config = default().optimizer
         tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-        step = make_train_step(with_deltas, TASK, plan, tx, scaled, parse_augment(""))
+        step = make_train_step(with_deltas, TASK, plan, tx, InputPipeline(scaled))
         state, frozen = jax.eval_shape(
             lambda v: state_lib.create(
                 v, plan, tx, hyper_parameters(config, plan), seed=0, ema=False

@@ -11,7 +11,7 @@ from test_step import TASK, batch_of, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.data.batches import gather
 from finetune_jax.errors import UserError
 from finetune_jax.models import initialise
@@ -61,7 +61,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
     plan = plan_of(vit, "linear_probe", policy)
     config = default().optimizer
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    step = jax.jit(make_train_step(plan.adapt(model), TASK, plan, tx, scaled, parse_augment("")))
+    step = jax.jit(make_train_step(plan.adapt(model), TASK, plan, tx, InputPipeline(scaled)))
     found = []
     for seed in (0, 1):
         hyper = hyper_parameters(config, plan)

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.schemes.schedules import parse_schedule
@@ -33,8 +33,7 @@ def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **opti
         TASK,
         plan,
         tx,
-        lambda batch: batch["image"].astype(jnp.float32) / 255,
-        parse_augment(""),
+        InputPipeline(scaled),
         accumulate=accumulate,
         ema_decay=config.ema_decay,
     )
@@ -44,6 +43,10 @@ def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **opti
         return state_lib.create(variables, plan, tx, hyper, seed=0, ema=config.ema_decay > 0)
 
     return model, abstract, plan, create, step
+
+
+def scaled(batch):
+    return batch["image"].astype(jnp.float32) / 255
 
 
 def batch_of(size, n=8, seed=0):
@@ -64,7 +67,7 @@ def step_flops(name, size, scheme, **options):
 def forward_flops(name, size):
     model = build(name, TASK.head_size, image_size=size)
     abstract = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
-    step = make_eval_step(model, TASK, lambda batch: batch["image"].astype(jnp.float32) / 255)
+    step = make_eval_step(model, TASK, InputPipeline(scaled))
     return jax.jit(step).lower(abstract, batch_of(size)).compile().cost_analysis()["flops"]
 
 

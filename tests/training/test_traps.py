@@ -9,7 +9,7 @@ from test_step import TASK, batch_of, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
-from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.augment import InputPipeline
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import Phase, resolve
@@ -146,8 +146,8 @@ def stepped(**options):
     config.update({"name": "sgd", "momentum": 0.0, "learning_rate": 0.1, "schedule": "constant"})
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = make_train_step(
-        plan.adapt(model), TASK, plan, tx, lambda batch: batch["image"].astype(jnp.float32) / 255,
-        parse_augment(""), **options,
+        plan.adapt(model), TASK, plan, tx,
+        InputPipeline(lambda batch: batch["image"].astype(jnp.float32) / 255), **options,
     )  # fmt: skip
     # Away from the start, so that a pull back to it has a length.
     start = variables["params"]["head"]

@@ -6,6 +6,7 @@ from the step's key alone: the same on any number of devices, and one program wh
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,35 @@ from finetune_jax.data.augment import colour, geometry, mix, rand_augment
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse
 
-Augment = Callable[[jax.Array, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
-"""(PRNG key, what the batch's inputs became, batch) to both, changed."""
+Batch = dict[str, Any]
+Augment = Callable[[jax.Array, Any, Batch], tuple[Any, Batch]]
+"""A function of (PRNG key, prepared inputs, batch) to (model inputs, batch), both augmented."""
+
+
+def no_augment(key: jax.Array, prepared: Any, batch: Batch) -> tuple[Any, Batch]:
+    """The `Augment` that changes nothing."""
+    del key
+    return prepared, batch
+
+
+@dataclasses.dataclass(frozen=True)
+class InputPipeline:
+    """From a batch on device to the model's inputs: preprocessing and random augmentation.
+
+    Attributes:
+      prepare: deterministic function of the batch to what `augment` reads: pixels
+        f32[b, h, w, 3], RGB in [0, 1], or, without augmentation, the model's inputs.
+      augment: function of (PRNG key, result of `prepare`, batch) to (the model's inputs, the batch
+        with its targets changed likewise).
+    """
+
+    prepare: Callable[[Batch], Any]
+    augment: Augment = no_augment
+
+    def __call__(self, key: jax.Array, batch: Batch) -> tuple[Any, Batch]:
+        """The model's inputs, and the batch with its targets."""
+        return self.augment(key, self.prepare(batch), batch)
+
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "flip": geometry.flip,
@@ -79,23 +107,18 @@ def parse_augment(augment: str | Sequence[str], fill: Any = 0.0) -> Augment:
     return apply
 
 
-def augmented(
-    preprocess: Any, augment: str | Sequence[str]
-) -> tuple[Callable[[dict[str, Any]], Any], Augment]:
-    """The two halves of a preprocessing's `device` with augmentation between them.
+def make_input_pipeline(preprocess: Any, augment: str | Sequence[str] = "") -> InputPipeline:
+    """Returns the device half of a preprocessing, with augmentation before the normalisation.
 
     Args:
-      preprocess: `Preprocess`.
+      preprocess: a `finetune_jax.data.preprocess.Preprocess`.
       augment: see `parse_augment`.
-
-    Returns:
-      A function of the batch, and what makes the model's input of its result.
 
     Raises:
       UserError: `parse_augment`'s, and inputs that are no images.
     """
     if not canonical(augment):
-        return preprocess.device, lambda key, inputs, batch: (inputs, batch)
+        return InputPipeline(preprocess.device)
     if not hasattr(preprocess, "pixels"):
         raise UserError(
             f"data.augment: {canonical(augment)!r} is for images, and the model reads "
@@ -107,7 +130,7 @@ def augmented(
         pixels, batch = change(key, pixels, batch)
         return preprocess.normalise(pixels), batch
 
-    return preprocess.pixels, apply
+    return InputPipeline(preprocess.pixels, apply)
 
 
 def check_targets(augment: str | Sequence[str], targets: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ def features_of(config: Any, on: str) -> Features:
     import jax
 
     from finetune_jax.data.batches import Encoder, eval_batches
+    from finetune_jax.evaluation.step import make_forward
     from finetune_jax.setup import load_variables, open_setup
 
     setup = open_setup(config)
@@ -53,8 +54,7 @@ def features_of(config: Any, on: str) -> Features:
     encode = Encoder((preprocess, setup.task))
     if on != "pixels":
         variables, _ = load_variables(setup)
-        model, device = setup.model, preprocess.device
-        forward = jax.jit(lambda v, b: model.apply(v, device(b), stop="head"))
+        forward = jax.jit(make_forward(setup.model, preprocess.device, stop="head"))
     for split in (config.data.train, config.data.test):
         rows, labels = [], []
         for batch in eval_batches(setup.source.read(split), encode, config.eval.batch_size):

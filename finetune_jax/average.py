@@ -66,11 +66,11 @@ def combine(
     from finetune_jax.data.augment import make_input_pipeline
     from finetune_jax.data.batches import TrainBatches, cached
     from finetune_jax.data.sources import open_configured
+    from finetune_jax.evaluation.batch_norm import reestimate
     from finetune_jax.evaluation.scores import evaluate, headline
+    from finetune_jax.evaluation.step import make_eval_step
     from finetune_jax.files import read_json, write_json
     from finetune_jax.progress import say
-    from finetune_jax.training.batch_norm import reestimate
-    from finetune_jax.training.step import make_eval_step
 
     if len(members) < 2 or (method == "interpolate" and len(members) != 2):
         wanted = "two" if method == "interpolate" else "at least two"

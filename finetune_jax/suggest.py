@@ -86,11 +86,12 @@ def _with_solved_head(setup: Any, variables: Any, source: Any) -> Any:
     import numpy as np
 
     from finetune_jax.data.batches import gather
+    from finetune_jax.evaluation.step import make_forward
     from finetune_jax.training import head_solver
 
     count = min(_HEAD_IMAGES, len(source.examples))
     chosen = np.random.default_rng(0).permutation(len(source.examples))[:count]
-    forward = jax.jit(lambda v, x: setup.model.apply(v, setup.preprocess.device(x), stop="head"))
+    forward = jax.jit(make_forward(setup.model, setup.preprocess.device, stop="head"))
     size = min(source.batch_size, count)
     features, labels = [], []
     for start in range(0, count - count % size, size):

@@ -11,6 +11,7 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import forward_all
+from finetune_jax.evaluation.step import make_forward
 from finetune_jax.evaluation.subject import Subject
 
 
@@ -67,13 +68,13 @@ def feature_drift(subject: Subject, base: Base, split: str) -> dict[str, float]:
       Means over the split: ``feature_norm_base`` |f0(x)|, ``feature_drift`` |f(x) - f0(x)|, and
       ``feature_drift_relative`` |f(x) - f0(x)| / |f0(x)|, Euclidean norms of what enters the head.
     """
-    model, start = subject.model, subject.setup.model
+    prepare = subject.preprocess.device
+    tuned_features = make_forward(subject.model, prepare, stop="head")
+    first_features = make_forward(subject.setup.model, prepare, stop="head")
 
     @jax.jit
     def measure(tuned: Any, first: Any, batch: Any) -> jax.Array:
-        x = subject.preprocess.device(batch)
-        f = model.apply(tuned, x, stop="head")
-        f0 = start.apply(first, x, stop="head")
+        f, f0 = tuned_features(tuned, batch), first_features(first, batch)
         rows = (v.reshape(subject.batch_size, -1) for v in (f - f0, f0))
         return jax.numpy.stack([jax.numpy.linalg.norm(v, axis=-1) for v in rows], -1)
 

@@ -18,6 +18,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.scores import forward_all, observe
+from finetune_jax.evaluation.step import make_eval_step, make_forward
 from finetune_jax.metrics.probes import require_classification, sample
 from finetune_jax.tasks import Task
 
@@ -146,14 +147,12 @@ class Subject:
 # Many subjects of one structure, such as the arms of an ablation, are compiled for once.
 @functools.lru_cache(maxsize=16)
 def _eval_step(model: Any, task: Task, preprocess: Preprocess, augment: str) -> Any:
-    from finetune_jax.training.step import make_eval_step
-
     return jax.jit(make_eval_step(model, task, make_input_pipeline(preprocess, augment)))
 
 
 @functools.lru_cache(maxsize=16)
 def _feature_step(model: Any, preprocess: Preprocess) -> Any:
-    return jax.jit(lambda v, batch: model.apply(v, preprocess.device(batch), stop="head"))
+    return jax.jit(make_forward(model, preprocess.device, stop="head"))
 
 
 def open_subject(config: ml_collections.ConfigDict, artifact: Artifact | None = None) -> Subject:

@@ -19,13 +19,13 @@ from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import TrainBatches, cached, gather
 from finetune_jax.data.sources import EncodedExamples, Examples
 from finetune_jax.deltas import Adapted, merge
+from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.files import write_json
 from finetune_jax.hosts import all_agree, is_primary, require_same
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.models import MODELS
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
-from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.folder import claim_workdir, finished_result, open_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter

@@ -16,6 +16,7 @@ from finetune_jax import tree
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
+from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.mesh import batch_sharding, state_sharding
 from finetune_jax.models import DTYPES, initial_variables
 from finetune_jax.schemes import Leaf, Phase, Plan
@@ -28,7 +29,7 @@ from finetune_jax.training.optimizer import (
     make_rates,
     migrate,
 )
-from finetune_jax.training.step import make_eval_step, make_train_step
+from finetune_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one train step, a pure function of (state, base, batch), and the evaluation step."""
+"""The one train step, a pure function of (state, base, batch)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import optax
 from finetune_jax import tree
 from finetune_jax.data.augment import InputPipeline
 from finetune_jax.deltas import Adapted
-from finetune_jax.models import StagedModel
 from finetune_jax.schemes import Plan
 from finetune_jax.tasks import Task
 from finetune_jax.training.state import Frozen, State
@@ -190,32 +189,3 @@ def make_train_step(
 def _complete(updated: Any, stats: Any) -> Any:
     """Statistics after a pass that may have left out stages before its start."""
     return tree.unflatten({**tree.flatten(stats), **tree.flatten(updated)})
-
-
-def make_eval_step(
-    model: Adapted | StagedModel,
-    task: Task,
-    pipeline: InputPipeline,
-    start: str | None = None,
-) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
-    """Returns (variables, batch) to what the task observes of each example.
-
-    Every stage runs in inference mode. Padding is left to the caller, who has the mask. With
-    `start`, the batch holds ``activation``, what enters that stage, instead of inputs. Only a task
-    with random inputs has a pipeline that augments, and the PRNG key is the same for every batch.
-    """
-
-    def eval_step(variables: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        if task.random_inputs:
-            raw = batch
-            x, batch = task.inputs(jax.random.key(0), lambda key: pipeline(key, raw))
-        else:
-            x = batch["activation"] if start else pipeline.prepare(batch)
-        if task.reads_features:
-            x = model.apply(variables, x, start=start, stop="head")
-            batch, start_head = {**batch, "features": x}, "head"
-        else:
-            start_head = start
-        return task.observe(model.apply(variables, x, start=start_head), batch)
-
-    return eval_step

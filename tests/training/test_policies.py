@@ -14,13 +14,13 @@ from finetune_jax.config import default
 from finetune_jax.data.augment import InputPipeline
 from finetune_jax.data.batches import gather
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.models import initialise
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import open_weights
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.setup import open_setup
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.batch_norm import reestimate
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.loop import train
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates

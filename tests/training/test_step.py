@@ -8,13 +8,14 @@ import pytest
 from finetune_jax import tree
 from finetune_jax.config import default
 from finetune_jax.data.augment import InputPipeline
+from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
-from finetune_jax.training.step import make_eval_step, make_train_step
+from finetune_jax.training.step import make_train_step
 
 TASK = Classification(tuple("abcde"))
 

@@ -38,7 +38,8 @@ what, path = sys.argv[1:]
 if what != "plain":
     model = build({model!r}, 1000)
     init = initial_variables(model, 224, stages=())
-    from finetune_jax.pretrained.maps import NAME_MAPS
+    from finetune_jax.pretrained.maps import maps_of
+    maps_of({family!r})
 if what == "mesh":
     mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
     spec = jax.sharding.PartitionSpec

@@ -15,7 +15,7 @@ from absl import app, flags
 
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
-from finetune_jax.models import MODELS
+from finetune_jax.models import entry_of
 from finetune_jax.progress import say
 from finetune_jax.schemes.library import SCHEMES
 from finetune_jax.setup import open_setup
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     for scheme in EXAMPLES:
         config = default()
         config.model.name = _MODEL.value
-        config.data.image_size = MODELS[_MODEL.value].image_size
+        config.data.image_size = entry_of(_MODEL.value).image_size
         config.train.batch_size = _BATCH.value
         config.optimizer.name = "adamw"
         with config.ignore_type():
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     full = rows[0]
     keys = ("flops_step", "temp_bytes", "optimizer_bytes")
     lines = [
-        f"`{_MODEL.value}` at {MODELS[_MODEL.value].image_size} pixels, batch {_BATCH.value}, "
+        f"`{_MODEL.value}` at {entry_of(_MODEL.value).image_size} pixels, batch {_BATCH.value}, "
         f"AdamW. Full: {full['flops_step'] / 1e9:.1f} GFLOP, "
         f"{full['temp_bytes'] / 2**20:.0f} MiB temporary, "
         f"{full['optimizer_bytes'] / 2**20:.1f} MiB optimizer.",

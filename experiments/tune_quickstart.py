@@ -17,8 +17,8 @@ from absl import app, flags
 
 from configs.quickstart import QUICKSTART, get_config
 from finetune_jax.progress import muted, say
-from finetune_jax.reporting.tables import table
 from finetune_jax.setup import open_setup
+from finetune_jax.tables import table
 from finetune_jax.training.arms import run_arms
 
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs per scheme and rate.", lower_bound=1)

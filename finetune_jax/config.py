@@ -40,6 +40,9 @@ def default() -> ml_collections.ConfigDict:
 
     c.pretrained = ml_collections.ConfigDict()
     c.pretrained.path = ""  # weight file; empty trains from scratch
+    # Names of the file's tensors: an origin such as "timm", or "package.module:NAME" of a NameMap;
+    # empty takes the origin that knows most of them.
+    c.pretrained.name_map = ""
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
     # Start values of a new head: "" (the initialiser of the model), zero, lecun, or copy. With
     # copy, a class whose name is in the file `class_names` takes the row of the weight file; the

@@ -67,8 +67,8 @@ def render(numbers: dict[str, Any], setup: Any) -> str:
 
 
 def _render(numbers: dict[str, Any], plan: Any, default_decay: float) -> str:
-    from finetune_jax.reporting.tables import count, size, table
     from finetune_jax.schemes import FROZEN
+    from finetune_jax.tables import count, size, table
 
     statistics = {path.split("/", 1)[0] for path in plan.statistics}
     rows = []

@@ -46,7 +46,7 @@ def make_anew(folder: Path) -> None:
 
 
 def _row(result: dict[str, Any], plan: Any) -> list[str]:
-    from finetune_jax.reporting.tables import count, size
+    from finetune_jax.tables import count, size
 
     trainable = sum(_scalars(leaf.shape) for leaf in plan.leaves if leaf.trains)
     total = sum(_scalars(leaf.shape) for leaf in plan.leaves)
@@ -73,8 +73,8 @@ def main(_: Sequence[str]) -> None:
     from finetune_jax.artifact import load_artifact
     from finetune_jax.progress import say
     from finetune_jax.reporting.figures import accuracy_against_cost
-    from finetune_jax.reporting.tables import table
     from finetune_jax.setup import open_setup
+    from finetune_jax.tables import table
     from finetune_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)

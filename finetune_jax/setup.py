@@ -25,7 +25,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes, require_classification
-from finetune_jax.models import MODELS, StagedModel, build, entry_of, initial_variables
+from finetune_jax.models import StagedModel, build, entry_of, initial_variables
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
@@ -282,9 +282,10 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     variables, manifest = load(
         settings.path,
-        MODELS[setup.config.model.name].family,
+        entry_of(setup.config.model.name).family,
         init,
         setup.model,
+        name_map=settings.name_map,
         reinitialise_head=settings.new_head or own_head is not None,
         resize=settings.resize,
         copy_rows=rows,

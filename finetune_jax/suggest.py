@@ -113,7 +113,7 @@ def _scalars(shape: Sequence[int]) -> int:
 
 def render(report: dict[str, Any]) -> str:
     """The tables a person reads."""
-    from finetune_jax.reporting.tables import count, size, table
+    from finetune_jax.tables import count, size, table
 
     top = max(row["rgn"] for row in report["stages"])
     stages = [

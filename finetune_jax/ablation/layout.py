@@ -14,7 +14,7 @@ from finetune_jax.ablation.extras import Extra
 from finetune_jax.ablation.outcome import Outcome, Row
 from finetune_jax.ablation.statistics import COSTS, Compared, Comparison, Estimate
 from finetune_jax.reporting.html import number
-from finetune_jax.reporting.tables import count, size
+from finetune_jax.tables import count, size
 
 EDGE = "†"
 """Beside a chosen value that is at an end of those tried."""

@@ -16,7 +16,7 @@ from finetune_jax.ablation.page import page
 from finetune_jax.ablation.stage_map import stage_map
 from finetune_jax.ablation.statistics import compare
 from finetune_jax.errors import UserError
-from finetune_jax.reporting.tables import table
+from finetune_jax.tables import table
 
 _ON_TERMINAL = ("trained", "FLOPs/step", "marks")
 

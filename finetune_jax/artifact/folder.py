@@ -101,7 +101,8 @@ def save_artifact(
       task: what the outputs are.
       preprocess: deterministic part.
       plan: the plan's JSON.
-      base: ``file`` and ``sha256`` of the weights it started from.
+      base: ``file`` and ``sha256`` of the weights it started from, and ``name_map`` where the
+        config sets one.
       scores: by split.
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
@@ -175,6 +176,7 @@ def load_artifact(folder: Path, base_path: str = "") -> Artifact:
             family,
             initial,
             model,
+            name_map=card["base"].get("name_map", ""),
             reinitialise_head=head <= arrays.keys(),
             # Whatever surgery the run allowed: the fingerprint below tells whether it is the same.
             resize=KINDS,

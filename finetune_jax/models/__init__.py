@@ -1,60 +1,73 @@
-"""Model registry: names such as ``resnet20_cifar`` and ``vit_ti16`` to staged Flax modules."""
+"""Model registry: from names such as ``resnet20_cifar`` and ``vit_ti16`` to staged Flax modules."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import importlib
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from finetune_jax.doors import is_door, open_door
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import (
-    bit,
-    convnext,
-    mixer,
-    mobilenet_v1,
-    mobilenet_v2,
-    resnet,
-    resnet8_mlperf,
-    resnet_cifar,
-    squeezenet,
-    text_encoder,
-    vgg,
-    vit,
-)
-from finetune_jax.models.registry import Entry, Inputs
+from finetune_jax.models.registry import FAMILY_MODULES, Entry, Inputs, entry_of_class
 from finetune_jax.models.staged import EVAL, Mode, StagedModel
 
 __all__ = [
-    "EVAL", "MODELS", "Entry", "Inputs", "Mode", "StagedModel", "build", "entry_of",
-    "initial_variables", "initialise",
+    "DTYPES", "EVAL", "MODELS", "MODULE_OF_FAMILY", "Entry", "Inputs", "Mode", "StagedModel",
+    "build", "entry_of", "initial_variables", "initialise",
 ]  # fmt: skip
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-MODELS: dict[str, Entry] = {
-    **bit.ENTRIES,
-    **convnext.ENTRIES,
-    **mixer.ENTRIES,
-    **mobilenet_v1.ENTRIES,
-    **mobilenet_v2.ENTRIES,
-    **resnet.ENTRIES,
-    **resnet8_mlperf.ENTRIES,
-    **resnet_cifar.ENTRIES,
-    **squeezenet.ENTRIES,
-    **text_encoder.ENTRIES,
-    **vgg.ENTRIES,
-    **vit.ENTRIES,
+_ENTRIES: dict[str, dict[str, Entry]] = {
+    module: importlib.import_module(f"{__name__}.{module}").ENTRIES for module in FAMILY_MODULES
 }
+
+MODELS: dict[str, Entry] = {
+    name: entry for entries in _ENTRIES.values() for name, entry in entries.items()
+}
+"""All models of this package by name; use `entry_of` to look a name up."""
+
+MODULE_OF_FAMILY: dict[str, str] = {
+    entry.family: module for module, entries in _ENTRIES.items() for entry in entries.values()
+}
+"""For each family of this package, the member of `FAMILY_MODULES` that defines it."""
 
 
 def entry_of(name: str) -> Entry:
-    """The registry's entry of a name; UserError with the nearest one if there is none."""
-    if name not in MODELS:
-        raise UserError(f"model.name: unknown model {name!r}.{nearest(name, MODELS)}")
-    return MODELS[name]
+    """The registry's entry of a model.
+
+    Args:
+      name: a key of `MODELS`, or ``package.module:NAME`` of an `Entry` or a `StagedModel` class in
+        another package; see `finetune_jax.models.registry`.
+
+    Raises:
+      UserError: no such model, with the nearest name.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if is_door(name):
+        return _entry_behind(name)
+    raise UserError(
+        f"model.name: unknown model {name!r}.{nearest(name, MODELS)} A model of another package is "
+        f"named package.module:NAME."
+    )
+
+
+@functools.cache
+def _entry_behind(name: str) -> Entry:
+    found: Entry | type = open_door(name, "model.name", (Entry, type))
+    if isinstance(found, Entry):
+        return found
+    if not issubclass(found, StagedModel):
+        raise UserError(
+            f"model.name: {name!r}: expected an Entry or a subclass of StagedModel, found the "
+            f"class {found.__name__}"
+        )
+    return entry_of_class(name, found)
 
 
 def build(
@@ -67,16 +80,17 @@ def build(
     dropout: float = 0.0,
     head: str = "",
 ) -> StagedModel:
-    """Returns the module called `name`.
+    """Builds the module of a model.
 
     Args:
-      name: a key of `MODELS`.
-      num_classes: rows of the head, at least 1.
-      image_size: side of the input images in pixels; checked against the patch size.
-      dtype: compute dtype, ``float32`` or ``bfloat16``; parameters are f32 either way.
-      remat: recompute activations in the backward pass.
-      dropout: rate in [0, 1).
-      head: one of the entry's `heads`; empty takes the default.
+      name: name of the model, see `entry_of`.
+      num_classes: number of outputs of the head, at least 1.
+      image_size: side of the input images in pixels, which must be a multiple of the patch size;
+        0 for no check.
+      dtype: compute dtype, ``float32`` or ``bfloat16``; parameters are f32 in both cases.
+      remat: whether activations are recomputed in the backward pass.
+      dropout: dropout rate in [0, 1).
+      head: one of the entry's `heads`; empty for the default.
 
     Raises:
       UserError: unknown name or dtype, or a value out of range.
@@ -106,11 +120,19 @@ def build(
 
 
 def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str, Any]:
-    """Returns ``{"params": …, "batch_stats": …}``, f32 leaves, `batch_stats` empty without BN.
+    """Draws all variables of a model.
 
     Works under `jax.eval_shape` for the abstract tree. The top-level keys of params are the
-    stages; their forward order is `model.stages`, because jit hands dicts back sorted by key.
-    `image_size` is the number of tokens for a model of texts.
+    stages. Their forward order is `model.stages`, because jit returns dicts sorted by key.
+
+    Args:
+      model: staged module.
+      image_size: side of the input images in pixels; for a model of texts, the number of tokens.
+      key: PRNG key.
+
+    Returns:
+      ``{"params": {stage: …}, "batch_stats": {stage: …}}`` with f32 leaves. ``batch_stats`` is
+      empty for a model without BatchNorm.
     """
     variables = model.init(key, model.example(image_size))
     stats = variables.get("batch_stats", {})
@@ -123,32 +145,37 @@ def initialise(model: StagedModel, image_size: int, key: jax.Array) -> dict[str,
 def initial_variables(
     model: StagedModel, image_size: int, seed: int = 0, *, stages: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """What `initialise` draws from a seed, compiled; stages not in `stages` as shape structs.
+    """The variables that `initialise` draws from a seed, for some stages; shape structs for others.
 
-    A loaded model needs random values for its new head alone, and the program that draws only those
-    compiles in a fraction of the time. They are the same values.
+    A loaded model needs random values for its new head alone. The program that draws only the
+    head's values compiles in a fraction of the time, and the values are the same.
 
     Args:
       model: staged module.
-      image_size: side of the input images in pixels.
-      seed: of the PRNG key.
-      stages: whose values to draw; None draws all, () none.
+      image_size: side of the input images in pixels; for a model of texts, the number of tokens.
+      seed: seed of the PRNG key.
+      stages: stages whose values are drawn; None draws all stages, () draws none.
     """
-    wanted = frozenset(model.stages if stages is None else stages)
+    drawn_stages = frozenset(model.stages if stages is None else stages)
     key = jax.random.key(seed)
-    drawn = _drawer(model, image_size, wanted)(key)
+    drawn = _drawer(model, image_size, drawn_stages)(key)
     return {c: {**abstract, **drawn[c]} for c, abstract in _shapes(model, image_size).items()}
 
 
 @functools.cache
 def _shapes(model: StagedModel, image_size: int) -> dict[str, Any]:
-    """Of all variables; traced once for all runs of the same model."""
-    return jax.eval_shape(lambda key: initialise(model, image_size, key), jax.random.key(0))
+    """Shape structs of all variables; traced once for all runs of the same model."""
+    shapes: dict[str, Any] = jax.eval_shape(
+        lambda key: initialise(model, image_size, key), jax.random.key(0)
+    )
+    return shapes
 
 
 @functools.cache
-def _drawer(model: StagedModel, image_size: int, stages: frozenset[str]) -> Any:
-    """Compiled once for all runs of the same model."""
+def _drawer(
+    model: StagedModel, image_size: int, stages: frozenset[str]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """The compiled function that draws the stages; compiled once for all runs of the same model."""
 
     def draw(key: jax.Array) -> dict[str, Any]:
         variables = initialise(model, image_size, key)

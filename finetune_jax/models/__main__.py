@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     from finetune_jax.models import MODELS
     from finetune_jax.progress import each
-    from finetune_jax.reporting.tables import count, table
+    from finetune_jax.tables import count, table
 
     pattern = argv[1] if len(argv) > 1 else ".*"
     try:

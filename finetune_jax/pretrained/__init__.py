@@ -3,14 +3,15 @@
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.load import load
-from finetune_jax.pretrained.manifest import Manifest, Row
-from finetune_jax.pretrained.names import NameMap, find_map, map_of
+from finetune_jax.pretrained.manifest import Manifest, ManifestRow
+from finetune_jax.pretrained.maps import find_map, map_of
+from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.save import save_as, save_native
 
 __all__ = [
     "Manifest",
     "NameMap",
-    "Row",
+    "ManifestRow",
     "Weights",
     "find_map",
     "load",

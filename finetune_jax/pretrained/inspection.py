@@ -12,11 +12,11 @@ from finetune_jax import tree
 from finetune_jax.models import MODELS, StagedModel, build
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.layout import LayoutError
-from finetune_jax.pretrained.maps import NAME_MAPS
+from finetune_jax.pretrained.maps import all_maps
 from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
-from finetune_jax.reporting.tables import count, size, table
+from finetune_jax.tables import count, size, table
 
 # Maps that are shown when none fits.
 _CLOSEST = 3
@@ -44,7 +44,7 @@ def fits(weights: Weights) -> list[Fit]:
     Models are sought for the maps that know every name.
     """
     found = []
-    for name_map in NAME_MAPS:
+    for name_map in all_maps():
         rows = unstack(weights, (name_map,))
         # Any name is a leaf path to our own maps; only their models tell them apart.
         unknown = tuple(

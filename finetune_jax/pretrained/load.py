@@ -13,12 +13,14 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.models import MODULE_OF_FAMILY
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
-from finetune_jax.pretrained.manifest import Decision, Manifest, Row
-from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target, closest_map, maps_of
+from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
+from finetune_jax.pretrained.maps import closest_map, map_of, maps_of
+from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
@@ -30,6 +32,7 @@ def load(
     init: tree.Tree,
     model: StagedModel | None = None,
     *,
+    name_map: str = "",
     reinitialise: Sequence[str] = ("head",),
     reinitialise_head: bool = False,
     resize: Sequence[str] = ("position",),
@@ -52,6 +55,8 @@ def load(
       model: says what may differ: which leaves follow its input (`StagedModel.resizable`), which
         stages keep their initial values unless the file is our own and has them (`fresh_stages`),
         which tensors it goes without (`absent_stages`). None allows nothing of that.
+      name_map: ``pretrained.name_map``: an origin of the family, or the door of a `NameMap` of
+        another package; empty takes the family's name map that knows most of the file's names.
       reinitialise: stages that may differ in shape.
       reinitialise_head: keep the initial values of those stages even if the file's would fit, for
         another task with as many outputs; the file may then lack them.
@@ -72,11 +77,15 @@ def load(
     for kind in resize:
         if kind not in KINDS:
             raise UserError(f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}")
-    name_maps = maps_of(family)
+    if name_map:
+        name_maps: tuple[NameMap, ...] = (map_of(family, name_map, key="pretrained.name_map"),)
+    else:
+        name_maps = maps_of(family)
     with unstack(open_weights(path), name_maps) as weights:
         return _Load(
             weights=weights,
             family=family,
+            name_maps=name_maps,
             collections=tuple(init),
             leaves=tree.flatten(init),
             stages=frozenset(reinitialise),
@@ -114,6 +123,7 @@ class _Load:
 
     Attributes:
       weights, family, place: as for `load`.
+      name_maps: candidates.
       collections: of the result.
       leaves: initial values by ``collection/leaf path``.
       stages, always: that may be re-initialised, and whether they are in any case.
@@ -126,6 +136,7 @@ class _Load:
 
     weights: Weights
     family: str
+    name_maps: tuple[NameMap, ...]
     collections: tuple[str, ...]
     leaves: dict[str, Any]
     stages: frozenset[str]
@@ -139,7 +150,7 @@ class _Load:
     place: Callable[[str, np.ndarray], Any]
     problems: list[str] = dataclasses.field(default_factory=list)
     homeless: list[str] = dataclasses.field(default_factory=list)
-    rows: list[Row] = dataclasses.field(default_factory=list)
+    rows: list[ManifestRow] = dataclasses.field(default_factory=list)
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self) -> tuple[dict[str, Any], Manifest]:
@@ -202,13 +213,18 @@ class _Load:
         return waiting.result
 
     def _choose_map(self, names: tuple[str, ...]) -> NameMap:
-        best, unmatched = closest_map(self.family, names, self.leaves)
+        best, unmatched = closest_map(self.name_maps, names, self.leaves)
         if len(unmatched) == len(names):
-            origins = ", ".join(m.origin for m in maps_of(self.family))
+            origins = ", ".join(m.origin for m in self.name_maps)
+            foreign = (
+                ""
+                if self.family in MODULE_OF_FAMILY
+                else f" The family is none of this package.{nearest(self.family, MODULE_OF_FAMILY)}"
+            )
             shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
             raise UserError(
                 f"{self.weights.path}: no tensor has a name of the family {self.family!r} (known "
-                f"origins: {origins}): {shown}"
+                f"origins: {origins}): {shown}.{foreign}"
             )
         return best
 
@@ -271,7 +287,7 @@ class _Load:
                     f"{nearest(name, known)}"
                 )
             else:
-                self.rows.append(Row(*source, None, None, None, "dropped", reason))
+                self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
             return
         values = None
         for target in targets:
@@ -279,10 +295,10 @@ class _Load:
             if target.leaf not in self.leaves:
                 if stage in self.absent:
                     reason = f"the model has no stage {stage}: {self.absent[stage]}"
-                    self.rows.append(Row(*source, None, None, None, "dropped", reason))
+                    self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
                 elif stage in fresh:
                     reason = f"stage {stage} is re-initialised: {fresh[stage]}"
-                    self.rows.append(Row(*source, None, None, None, "dropped", reason))
+                    self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
                 else:
                     self.homeless.append(name)
                     self.problems.append(
@@ -383,5 +399,7 @@ class _Load:
     def _add(
         self, decision: Decision, leaf: str, source: Source, reason: str, array: np.ndarray
     ) -> None:
-        self.rows.append(Row(*source, leaf, array.shape, str(array.dtype), decision, reason))
+        self.rows.append(
+            ManifestRow(*source, leaf, array.shape, str(array.dtype), decision, reason)
+        )
         self.arrays[leaf] = self.place(leaf, array)

@@ -12,7 +12,7 @@ Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised",
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One tensor of the file or a part of it, one leaf of the model, or (mostly) both together.
 
     Attributes:
@@ -53,7 +53,7 @@ class Manifest:
     family: str
     origin: str
     beside: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ManifestRow, ...]
 
     @property
     def sha256(self) -> str:

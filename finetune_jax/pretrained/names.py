@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError
 from finetune_jax.pretrained.layout import Layout, layout
 
 # What training wrappers put before every name: torch's DataParallel and compile, and the optimizers
@@ -265,65 +265,3 @@ def layer(source: str, leaf: str, layout: str = "", *, weight: str = "kernel") -
 
 
 COUNTER = ("{path}.num_batches_tracked", "torch's counter; momentum is constant here")
-
-
-def maps_of(family: str) -> tuple[NameMap, ...]:
-    """All name maps of a family; UserError if there is none."""
-    from finetune_jax.pretrained.maps import NAME_MAPS
-
-    found = tuple(m for m in NAME_MAPS if m.family == family)
-    if not found:
-        families = dict.fromkeys(m.family for m in NAME_MAPS)
-        raise UserError(f"no name map for the family {family!r}.{nearest(family, families)}")
-    return found
-
-
-def map_of(family: str, origin: str) -> NameMap:
-    """The family's map of one origin; UserError if there is none."""
-    maps = {m.origin: m for m in maps_of(family)}
-    if origin not in maps:
-        raise UserError(f"the family {family!r} has no origin {origin!r}.{nearest(origin, maps)}")
-    return maps[origin]
-
-
-def closest_map(
-    family: str, names: Iterable[str], leaves: Iterable[str] = ()
-) -> tuple[NameMap, tuple[str, ...]]:
-    """The family's origin that knows most of the names, and the names that it does not know.
-
-    Among equals, the one that leaves fewest of the model's `leaves` without a tensor.
-
-    Raises UserError if the family has no name map.
-    """
-    names, leaves = tuple(names), frozenset(leaves)
-
-    best: tuple[int, int] | None = None
-    for name_map in maps_of(family):
-        unknown, reached = [], set()
-        for name in names:
-            targets = name_map.targets(name)
-            reached.update(t.leaf for t in targets)
-            if not targets and name_map.ignored(name) is None:
-                unknown.append(name)
-                if best is not None and len(unknown) > best[0]:
-                    break  # others know more
-        misses = (len(unknown), len(leaves - reached))
-        if best is None or misses < best:
-            best, found = misses, (name_map, tuple(unknown))
-    return found
-
-
-def find_map(family: str, names: Iterable[str]) -> NameMap:
-    """The family's origin that knows every one of the names.
-
-    Raises UserError listing the names that the closest origin does not know.
-    """
-    best, unmatched = closest_map(family, names)
-    if unmatched:
-        origins = ", ".join(m.origin for m in maps_of(family))
-        shown = ", ".join(map(repr, unmatched[:20])) + (", …" if len(unmatched) > 20 else "")
-        raise UserError(
-            f"{len(unmatched)} tensor names fit no origin of the family {family!r} "
-            f"(known: {origins}; closest: {best.origin}): {shown}"
-        )
-    return best

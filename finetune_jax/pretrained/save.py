@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from finetune_jax import tree
 from finetune_jax.pretrained.formats.safetensors_file import write_safetensors
-from finetune_jax.pretrained.names import map_of
+from finetune_jax.pretrained.maps import map_of
 
 COLLECTIONS = ("params", "batch_stats")
 

@@ -23,7 +23,7 @@ from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.files import write_json
 from finetune_jax.hosts import all_agree, is_primary, require_same
 from finetune_jax.mesh import local_rows, put_batch
-from finetune_jax.models import MODELS
+from finetune_jax.models import entry_of
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.checkpoints import Checkpoints
@@ -230,7 +230,7 @@ def steps(setup: Setup, workdir: Path, shared: Shared) -> Generator[StepCall, An
         workdir / "artifact",
         variables=jax.tree.map(np.asarray, final),
         model={
-            "family": MODELS[config.model.name].family,
+            "family": entry_of(config.model.name).family,
             "name": config.model.name,
             "num_classes": setup.task.head_size,
             "image_size": setup.preprocess.size,
@@ -241,7 +241,11 @@ def steps(setup: Setup, workdir: Path, shared: Shared) -> Generator[StepCall, An
         task=setup.task,
         preprocess=setup.preprocess,
         plan=plan_json,
-        base={"file": manifest["file"], "sha256": manifest.get("sha256")},
+        base={
+            "file": manifest["file"],
+            "sha256": manifest.get("sha256"),
+            **({"name_map": name_map} if (name_map := config.pretrained.name_map) else {}),
+        },
         scores={split: result[split] for split in ("validation", "test") if split in result},
         contents=config.artifact.contents,
         changed=current.settled,

@@ -31,7 +31,7 @@ from finetune_jax.files import read_json, write_json
 from finetune_jax.hosts import all_agree, is_primary, wait
 from finetune_jax.mesh import batch_sharding, local_rows, state_sharding
 from finetune_jax.progress import say
-from finetune_jax.reporting.tables import size as show_bytes
+from finetune_jax.tables import size as show_bytes
 from finetune_jax.training.phase import PhaseRun
 
 

@@ -10,7 +10,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, Mode, build, initialise
 from finetune_jax.models.text_encoder import TextEncoder
 from finetune_jax.pretrained import map_of
-from finetune_jax.pretrained.names import closest_map
+from finetune_jax.pretrained.maps import closest_map, maps_of
 from finetune_jax.schemes import resolve
 
 SMALL = TextEncoder(
@@ -157,8 +157,9 @@ def test_names_lead_there_and_back(family, origin, model):
 
 def test_the_model_decides_whether_a_pooler_is_read():
     names = [map_of("bert", "transformers").source(x) for x in tree.flatten(abstract(SMALL))]
-    assert closest_map("bert", names, tree.flatten(abstract(SMALL)))[0].origin == "transformers"
-    found, unknown = closest_map("bert", names, tree.flatten(abstract(MEAN)))
+    maps = maps_of("bert")
+    assert closest_map(maps, names, tree.flatten(abstract(SMALL)))[0].origin == "transformers"
+    found, unknown = closest_map(maps, names, tree.flatten(abstract(MEAN)))
     assert (found.origin, unknown) == ("transformers_without_pooler", ())
     assert "no pooler" in found.ignored("pooler.dense.weight")
     assert "pre-training" in found.ignored("cls.predictions.transform.dense.weight")

@@ -10,7 +10,7 @@ from finetune_jax import tree
 from finetune_jax.models import MODELS, Mode, build, initialise
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import map_of
-from finetune_jax.pretrained.names import closest_map
+from finetune_jax.pretrained.maps import closest_map, maps_of
 from finetune_jax.schemes import resolve
 
 SMALL = ViT(width=16, depth=2, heads=2, patch=8, num_classes=5)
@@ -132,9 +132,9 @@ def test_names_read_both_ways(origin, variant, lacks):
 
 def test_our_own_files_are_told_from_those_of_big_vision():
     leaves = tree.flatten(abstract(VARIANTS["map"]))
-    assert closest_map("vit", leaves, leaves)[0].origin == "native"
+    assert closest_map(maps_of("vit"), leaves, leaves)[0].origin == "native"
     theirs = [map_of("vit", "big_vision").source(leaf) for leaf in leaves]
-    assert closest_map("vit", theirs, leaves)[0].origin == "big_vision"
+    assert closest_map(maps_of("vit"), theirs, leaves)[0].origin == "big_vision"
 
 
 def test_tokens_without_a_position_differ_from_tokens_with_one_of_zero_in_nothing():

@@ -29,7 +29,7 @@ from finetune_jax.models import (
     initialise,
 )
 from finetune_jax.pretrained import load, save_as
-from finetune_jax.pretrained.names import closest_map
+from finetune_jax.pretrained.maps import closest_map, maps_of
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
 
@@ -385,7 +385,7 @@ def assert_shapes(
     model = build(name, entry.classes or 1000)
     ours = initial_variables(model, 8 if entry.tokens else entry.image_size, stages=())
     expected = {leaf: tuple(x.shape) for leaf, x in tree.flatten(ours).items()}
-    names, unknown = closest_map(entry.family, state, expected)
+    names, unknown = closest_map(maps_of(entry.family), state, expected)
     assert names.origin == origin
     assert not unknown
     found: dict[str, tuple[int, ...]] = {}

@@ -11,7 +11,7 @@ transformers = pytest.importorskip(
 
 from harness import assert_shapes  # noqa: E402
 
-from finetune_jax.pretrained.names import map_of  # noqa: E402
+from finetune_jax.pretrained.maps import map_of  # noqa: E402
 
 _MINILM = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 _LARGE = {

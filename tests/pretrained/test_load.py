@@ -19,7 +19,7 @@ from torch_writer import tensor, write_legacy
 from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import find_map, load, save_native
-from finetune_jax.pretrained.names import maps_of
+from finetune_jax.pretrained.maps import maps_of
 
 
 def check_complete(manifest, names, init) -> None:

@@ -8,7 +8,7 @@ from finetune_jax.models import initialise
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import load, map_of, open_weights
 from finetune_jax.pretrained.inspection import report
-from finetune_jax.pretrained.names import maps_of
+from finetune_jax.pretrained.maps import maps_of
 from finetune_jax.pretrained.stacked import unstack
 
 MODEL = ViT(width=16, depth=3, heads=2, patch=8, num_classes=5, pooling="map")

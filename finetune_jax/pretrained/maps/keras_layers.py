@@ -2,6 +2,9 @@
 
 from finetune_jax.pretrained.names import Rule
 
+# Keras' kernels of depthwise convolutions.
+DEPTHWISE = "h w channels multiplier -> h w multiplier channels"
+
 
 def keras_layer(source: str, leaf: str) -> tuple[Rule, ...]:
     """Rules of a layer with kernel and bias, from templates of its name and of our module."""

@@ -1,7 +1,6 @@
 """Names of MobileNet."""
 
-from finetune_jax.pretrained.maps.keras_layers import keras_batch_norm
-from finetune_jax.pretrained.maps.mobilenet_v2 import DEPTHWISE
+from finetune_jax.pretrained.maps.keras_layers import DEPTHWISE, keras_batch_norm
 from finetune_jax.pretrained.names import NameMap, Rule, native
 
 _KERAS = NameMap(

@@ -2,13 +2,11 @@
 
 from finetune_jax.models.mobilenet_v2 import LAYOUT
 from finetune_jax.pretrained.layout import CONV, DENSE
-from finetune_jax.pretrained.maps.keras_layers import keras_batch_norm, keras_layer
+from finetune_jax.pretrained.maps.keras_layers import DEPTHWISE, keras_batch_norm, keras_layer
 from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, layer, native
 
 # Our convolutions of a block and the norms that follow them.
 _PARTS = (("conv1", "norm1"), ("depthwise", "norm2"), ("conv2", "norm3"))
-
-DEPTHWISE = "h w channels multiplier -> h w multiplier channels"
 
 
 def _conv(source: str, leaf: str) -> Rule:

@@ -24,12 +24,12 @@ from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
-from finetune_jax.metrics.probes import parse_probes, require_classification
+from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
-from finetune_jax.tasks import Task
+from finetune_jax.tasks import Task, require_classification
 
 if TYPE_CHECKING:
     from finetune_jax.training.teacher import Teacher

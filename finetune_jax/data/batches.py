@@ -128,6 +128,9 @@ class TrainBatches:
     seed: int
     rows: np.ndarray | None = None
     workers: int = 0
+    _last: tuple[int, np.ndarray] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def indices(self, step: int) -> np.ndarray:
         """Example numbers i64[batch_size] of global batch `step`; epochs run into each other.
@@ -137,7 +140,7 @@ class TrainBatches:
         count = len(self.examples)
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // count
-        views = getattr(self.examples, "views", 1)
+        views = self.examples.views if isinstance(self.examples, ActivationExamples) else 1
         return np.concatenate(
             [
                 self._order(int(e))[positions[epochs == e] % count] + (int(e) % views) * count
@@ -146,8 +149,8 @@ class TrainBatches:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
-        # Threads share the last one: epoch and order are set as one, or they could part.
-        known = getattr(self, "_last", None)
+        # Threads share the tuple, so epoch and order are replaced in one assignment.
+        known = self._last
         if known is None or known[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             known = self._last = (epoch, generator.permutation(len(self.examples)))

@@ -42,15 +42,14 @@ def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
     """
     from PIL import Image, UnidentifiedImageError
 
+    file: io.BytesIO | Path
     if isinstance(source, bytes):
-        file = io.BytesIO(source)
-        size = len(source)
-        name = name or "image"
+        file, size, name = io.BytesIO(source), len(source), name or "image"
     else:
-        file, name = Path(source), str(source)
-        if not file.is_file():
+        path, name = Path(source), str(source)
+        if not path.is_file():
             raise BadImage(f"{name}: no such image file")
-        size = file.stat().st_size
+        file, size = path, path.stat().st_size
     if not size:
         raise BadImage(f"{name}: the file is empty (0 bytes); expected an image")
     try:

@@ -21,15 +21,22 @@ Batch = dict[str, Any]
 class Preprocess(Protocol):
     """From a source's example to what the model is called with.
 
-    Attributes:
-      kind: its name in an artifact.
-      columns: of an example, which it reads.
-      size: of the model's input: side in pixels, or number of tokens.
+    A value: equal objects preprocess alike, and an object is a key of caches of compiled programs.
     """
 
-    kind: ClassVar[str]
-    columns: tuple[str, ...]
-    size: int
+    @property
+    def kind(self) -> str:
+        """Name of the kind in an artifact: ``image``, ``image pair`` or ``text``."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of an example that `host` reads."""
+
+    @property
+    def size(self) -> int:
+        """Size of the model's input: side in pixels, or number of tokens."""
+
+    def __hash__(self) -> int: ...
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """An example's inputs as arrays of fixed shape, by their name in a batch."""
@@ -97,7 +104,10 @@ class ImagePreprocess(Inputs):
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path | None = None) -> ImagePreprocess:
         """The inverse of `to_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        options: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,25 +17,32 @@ if TYPE_CHECKING:
 _SHOWN = 100  # more say the same again
 
 
-class Chosen:
-    """Some examples of others, by number.
+class Subset:
+    """Some examples of a split.
 
     Attributes:
-      examples: all.
-      indices: i64[n] of those that are meant.
-      left_out: why the others are not, one line each.
+      examples: the whole split.
+      indices: i64[n], numbers of the examples that are in the subset.
+      left_out: one line per bad image that is not in the subset: the path and what is wrong.
     """
 
     def __init__(
         self, examples: Examples, indices: np.ndarray, left_out: tuple[str, ...] = ()
     ) -> None:
-        self.examples, self.indices, self.left_out = examples, indices, left_out
+        self.examples = examples
+        self.indices = indices
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[int(self.indices[index])]
+
+
+def bad_images(examples: Examples) -> tuple[str, ...]:
+    """One line per bad image that `without_bad` left out: the path and what is wrong."""
+    return examples.left_out if isinstance(examples, Subset) else ()
 
 
 def without_bad(examples: Examples, where: str) -> Examples:
@@ -68,4 +75,4 @@ def without_bad(examples: Examples, where: str) -> Examples:
     if len(bad) > _SHOWN:
         lines.append(f"  … and {len(bad) - _SHOWN} more")
     print("\n".join(lines), flush=True)
-    return Chosen(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)
+    return Subset(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)

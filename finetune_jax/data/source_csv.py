@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.listing import TableExamples, fingerprint, renamed
@@ -54,8 +54,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         count = len(next(iter(table.values())))
         splits += [split] * count
         folders += [path.parent] * count
-        for column, values in table.items():
-            columns.setdefault(column, []).extend(values)
+        for column, texts in table.items():
+            columns.setdefault(column, []).extend(texts)
     where = ", ".join(str(path) for _, path in files)
     called = renamed(options, columns, where)
     label = next((column for column, key in called.items() if key == "label"), "")
@@ -133,7 +133,7 @@ def _read(path: Path, options: Options) -> dict[str, list[str]]:
     """Columns by name; a row of another number of fields than columns is told by its line."""
     separator = _SEPARATORS.get(options.sep, options.sep)
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    quoting = csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE
     encoding = "utf-8-sig" if options.encoding.lower() in ("utf-8", "utf8") else options.encoding
     columns: list[list[str]] = []
     header = list(options.header)

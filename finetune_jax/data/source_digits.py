@@ -73,8 +73,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
             arrays["label"] = (arrays["label"] == labels[others]).astype(np.float32)
         return ArrayExamples(arrays)
 
-    columns = ("image", "mask" if rest == "masks" else "label")
-    columns += ("image2",) if rest == "pairs" else ()
+    target = "mask" if rest == "masks" else "label"
+    columns = ("image", target, "image2") if rest == "pairs" else ("image", target)
     return Source(name, names, _SIZES, read, columns=columns, pairs=rest == "pairs")
 
 

@@ -77,8 +77,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         ranges = resolve_split(split, sizes)
         rows = [row for part, start, stop in ranges for row in tables[part][start:stop]]
         images = [path for path, _ in rows]
-        columns = {"label": [label for _, label in rows], "path": images}
-        return TableExamples(columns, {"image": images})
+        labels = [label for _, label in rows]
+        return TableExamples({"label": labels, "path": images}, {"image": images})
 
     everything = sorted(Path(path) for rows in tables.values() for path, _ in rows)
     return Source(

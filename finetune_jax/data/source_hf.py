@@ -16,7 +16,7 @@ import numpy as np
 from finetune_jax.data.images import decode
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.listing import fingerprint, renamed
-from finetune_jax.data.skip import Chosen
+from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Examples, Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
 from finetune_jax.errors import UserError
@@ -86,15 +86,15 @@ def open_(name: str, rest: str, options: Options) -> Source:
         whole = rows["train"]
         known = labels.get("train") or (loaded["train"][label] if label else [0] * len(whole))
         parts = hold_out(list(known), options.split_seed)
-        rows = {split: Chosen(whole, indices) for split, indices in parts.items()}
+        rows = {split: Subset(whole, indices) for split, indices in parts.items()}
     sizes = {split: len(part) for split, part in rows.items()}
 
     def read(split: str) -> Examples:
         parts = resolve_split(split, sizes)
         if len(parts) > 1:
-            return _Joined([Chosen(rows[p], np.arange(a, b)) for p, a, b in parts])
+            return _Joined([Subset(rows[p], np.arange(a, b)) for p, a, b in parts])
         part, start, stop = parts[0]
-        return Chosen(rows[part], np.arange(start, stop))
+        return Subset(rows[part], np.arange(start, stop))
 
     files = sorted({Path(f["filename"]) for d in loaded.values() for f in d.cache_files})
     return Source(

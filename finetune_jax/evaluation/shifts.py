@@ -21,7 +21,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.subject import Subject
 from finetune_jax.files import read_json
 from finetune_jax.metrics.intervals import wilson
-from finetune_jax.metrics.probes import require_classification
+from finetune_jax.tasks import require_classification
 
 
 @dataclasses.dataclass(frozen=True)

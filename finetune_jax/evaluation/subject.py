@@ -19,8 +19,8 @@ from finetune_jax.data.sources import Examples, Source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.scores import forward_all, observe
 from finetune_jax.evaluation.step import make_eval_step, make_forward
-from finetune_jax.metrics.probes import require_classification, sample
-from finetune_jax.tasks import Task
+from finetune_jax.metrics.probes import sample
+from finetune_jax.tasks import Task, require_classification
 
 if TYPE_CHECKING:
     from finetune_jax.artifact import Artifact

@@ -55,3 +55,10 @@ def bootstrap(
         return math.nan, math.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_pairs(
+    score: Callable[[np.ndarray, np.ndarray], float], predicted: np.ndarray, targets: np.ndarray
+) -> tuple[float, float]:
+    """`bootstrap` of a score of predictions [n, …] and their targets [n, …]."""
+    return bootstrap(lambda rows: score(predicted[rows], targets[rows]), len(targets))

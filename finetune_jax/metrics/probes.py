@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse
-
-if TYPE_CHECKING:
-    from finetune_jax.tasks import Task
 
 TRAINING_EXAMPLES = 10_000
 """That probes read at most at an evaluation during training, where all would take too long."""
@@ -117,15 +113,6 @@ def sample(count: int, limit: int) -> np.ndarray:
         return np.arange(count)
     generator = np.random.Generator(np.random.Philox(0))
     return np.sort(generator.choice(count, limit, replace=False))
-
-
-def require_classification(task: Task) -> None:
-    """UserError for a task whose examples have no one class each."""
-    if task.name != "classification":
-        raise UserError(
-            f"probes of features and shifted test sets need one class per example; expected "
-            f"the task 'classification', found {task.name!r}"
-        )
 
 
 def knn(

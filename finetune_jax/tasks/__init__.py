@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.tasks.base import Task
+from finetune_jax.tasks.base import ClassTask, Task, require_classification
 from finetune_jax.tasks.classification import Classification
 from finetune_jax.tasks.contrastive import SimCLR, SupCon
 from finetune_jax.tasks.masked import MaskedPixels
@@ -32,7 +34,16 @@ TASKS: dict[str, type[Task]] = {
     )
 }
 
-__all__ = ["TASKS", "Classification", "Task", "create", "from_json", "kind_of"]
+__all__ = [
+    "TASKS",
+    "ClassTask",
+    "Classification",
+    "Task",
+    "create",
+    "from_json",
+    "kind_of",
+    "require_classification",
+]
 
 
 def kind_of(name: str) -> type[Task]:
@@ -42,7 +53,7 @@ def kind_of(name: str) -> type[Task]:
     return TASKS[name]
 
 
-def create(settings: Any, source: Source, preprocess: Preprocess) -> Task:
+def create(settings: ConfigDict, source: Source, preprocess: Preprocess) -> Task:
     """The task that ``config.task`` names, for a source; UserError if they do not go together."""
     return kind_of(settings.name).create(settings, source, preprocess)
 

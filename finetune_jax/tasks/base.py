@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
@@ -22,6 +23,7 @@ class Task:
     """A task value; a subclass is a frozen dataclass whose fields go into the artifact.
 
     Attributes:
+      class_names: names of the classes, in label order; empty for a task without classes.
       name: as in ``config.task.name``.
       metric: the score that names the best checkpoint and is printed first.
       better: whether more of it is better: ``max`` or ``min``.
@@ -38,8 +40,10 @@ class Task:
     random_inputs: ClassVar[bool] = False
     needs_augment: ClassVar[bool] = False
 
+    class_names: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False)
+
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Preprocess) -> Task:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Task:
         """The task of a config and its source.
 
         Args:
@@ -178,3 +182,28 @@ class Task:
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         except TypeError as error:
             raise UserError(f"task {cls.name!r}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTask(Task):
+    """A task whose targets are classes with names.
+
+    Attributes:
+      class_names: names of the classes, in label order.
+    """
+
+    class_names: tuple[str, ...] = dataclasses.field()
+
+    @property
+    def head_size(self) -> int:
+        """One row per class."""
+        return len(self.class_names)
+
+
+def require_classification(task: Task) -> None:
+    """Raises UserError for a task whose examples do not have exactly one class each."""
+    if task.name != "classification":
+        raise UserError(
+            f"probes of features and shifted test sets need one class per example; expected "
+            f"the task 'classification', found {task.name!r}"
+        )

@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
-from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.objectives import SINGLE, Objective, mixed, parse_loss
 
 
-def require_classes(source: Source, settings: Any) -> tuple[str, ...]:
+def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
     """The source's class names, as many as ``task.num_classes`` says if it says a number."""
     names = source.class_names
     if not names:
@@ -53,7 +55,7 @@ def class_number(label: Any, names: tuple[str, ...]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Task):
+class Classification(ClassTask):
     """One class of several.
 
     Attributes:
@@ -62,7 +64,6 @@ class Classification(Task):
       counts: training examples per class, where the loss weighs classes by them.
     """
 
-    class_names: tuple[str, ...]
     loss: str = ""
     counts: tuple[int, ...] = ()
 
@@ -70,7 +71,7 @@ class Classification(Task):
     metric = "accuracy"
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Classification:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Classification:
         parse_loss(settings.loss, SINGLE)
         return cls(require_classes(source, settings), settings.loss)
 
@@ -94,12 +95,8 @@ class Classification(Task):
         counts = np.bincount(targets["label"], minlength=self.head_size)
         return dataclasses.replace(self, counts=tuple(counts.tolist()))
 
-    @property
-    def head_size(self) -> int:
-        return len(self.class_names)
-
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.int32(class_number(example["label"], self.class_names))}
+        return {"label": np.asarray(class_number(example["label"], self.class_names), np.int32)}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}

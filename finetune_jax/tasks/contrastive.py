@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics.intervals import wilson
@@ -78,7 +80,7 @@ class SimCLR(Task):
     needs_augment = True
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any) -> SimCLR:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> SimCLR:
         if preprocess.kind != "image":
             raise UserError(f"task.name: {cls.name} needs images, not {preprocess.kind}")
         made = cls(cls._labels(source, settings), settings.loss)
@@ -86,7 +88,7 @@ class SimCLR(Task):
         return made
 
     @classmethod
-    def _labels(cls, source: Source, settings: Any) -> tuple[str, ...]:
+    def _labels(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
         del settings
         return source.class_names
 
@@ -130,7 +132,7 @@ class SimCLR(Task):
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         if not self.class_names:
             return {}
-        return {"label": np.int32(class_number(example["label"], self.class_names))}
+        return {"label": np.asarray(class_number(example["label"], self.class_names), np.int32)}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)} if self.class_names else {}
@@ -146,7 +148,7 @@ class SimCLR(Task):
           hyper: unused.
         """
         del hyper
-        losses = self._objective(outputs, batch.get("label"))
+        losses = self._objective(outputs, _labels(batch, len(outputs) // 2))
         pairs = outputs.reshape(-1, 2, outputs.shape[-1])
         length = jnp.maximum(jnp.linalg.norm(pairs, axis=-1), 1e-12)
         cosine = jnp.sum(pairs[:, 0] * pairs[:, 1], axis=-1) / (length[:, 0] * length[:, 1])
@@ -172,7 +174,7 @@ class SimCLR(Task):
         for start in range(0, len(embedding), _TOGETHER):
             part = {name: jnp.asarray(x[start : start + _TOGETHER]) for name, x in observed.items()}
             rows = part["embedding"].reshape(-1, embedding.shape[-1])
-            total += float(self._objective(rows, part.get("label")).sum()) / 2
+            total += float(self._objective(rows, _labels(part, len(rows) // 2)).sum()) / 2
         found = {"loss": total / len(embedding)}
         if self.class_names:
             right = nearest_agree(observed["features"], observed["label"], _NEIGHBOURS)
@@ -203,12 +205,17 @@ class SupCon(SimCLR):
     name = "supcon"
 
     @classmethod
-    def _labels(cls, source: Source, settings: Any) -> tuple[str, ...]:
+    def _labels(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
         return require_classes(source, settings)
 
     @property
     def _objective(self) -> Objective:
         return parse_loss(self.loss, (supcon,))
+
+
+def _labels(batch: Mapping[str, jax.Array], count: int) -> jax.Array:
+    """``label`` i32[count] of a batch; zeros where the task has no labels, which no loss reads."""
+    return batch["label"] if "label" in batch else jnp.zeros(count, jnp.int32)
 
 
 def nearest_agree(features: np.ndarray, labels: np.ndarray, neighbours: int) -> np.ndarray:

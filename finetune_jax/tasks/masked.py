@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics.intervals import bootstrap
@@ -69,7 +71,7 @@ class MaskedPixels(Task):
     random_inputs = True
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any) -> MaskedPixels:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> MaskedPixels:
         del source
         if preprocess.kind != "image":
             raise UserError(f"task.name: mae needs images, not {preprocess.kind}")

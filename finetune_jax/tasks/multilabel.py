@@ -9,17 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import bootstrap
-from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.objectives import MULTI, parse_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLabel(Task):
+class MultiLabel(ClassTask):
     """Any number of several labels.
 
     An example's ``label`` is a number, a name, or several of either; an array of zeros and ones as
@@ -30,20 +32,15 @@ class MultiLabel(Task):
       loss: of training, one of `objectives.MULTI` as text; empty for sigmoid cross-entropy.
     """
 
-    class_names: tuple[str, ...]
     loss: str = ""
 
     name = "multilabel"
     metric = "average_precision"
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> MultiLabel:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> MultiLabel:
         parse_loss(settings.loss, MULTI)
         return cls(require_classes(source, settings), settings.loss)
-
-    @property
-    def head_size(self) -> int:
-        return len(self.class_names)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         label, hot = example["label"], np.zeros(self.head_size, np.float32)

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics.classification import confusion
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.ordinal import weighted_kappa
-from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.objectives import mixed
 
 
 @dataclasses.dataclass(frozen=True)
-class Ordinal(Task):
+class Ordinal(ClassTask):
     """One class of several in an order, by the thresholds it exceeds.
 
     Output k says whether the class is above k; the prediction is how many are (Niu et al. 2016,
@@ -32,13 +34,11 @@ class Ordinal(Task):
       class_names: in order.
     """
 
-    class_names: tuple[str, ...]
-
     name = "ordinal"
     metric = "kappa"
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Ordinal:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Ordinal:
         names = require_classes(source, settings)
         if len(names) < 2:
             raise UserError(f"task.name: {source.name!r} has one class, and an order needs two")
@@ -53,7 +53,7 @@ class Ordinal(Task):
         return len(self.class_names) - 1
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"label": np.int32(class_number(example["label"], self.class_names))}
+        return {"label": np.asarray(class_number(example["label"], self.class_names), np.int32)}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
-from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.metrics.intervals import bootstrap_pairs
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.objectives import REAL, parse_loss
 
 
-def real_value(label: Any) -> np.float32:
-    """A target as a number; UserError if it is none, or not finite."""
+def real_value(label: Any) -> np.ndarray:
+    """A target as f32[]; raises UserError for a label that is not a finite number."""
     try:
-        value = np.float32(label)
+        value = np.asarray(np.float32(label))
     except (TypeError, ValueError):
-        value = np.float32("nan")
-    if np.ndim(value) or not np.isfinite(value):
+        value = np.asarray(np.nan, np.float32)
+    if value.ndim or not np.isfinite(value):
         raise UserError(f"label {label!r}: expected a finite number")
     return value
+
+
+_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "rmse": metrics.rmse,
+    "mae": metrics.mae,
+    "pearson": metrics.pearson,
+    "spearman": metrics.spearman,
+    "r2": metrics.r2,
+}
+"""Scores of (predicted f32[n], targets f32[n])."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +62,9 @@ class Regression(Task):
     better = "min"
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any = None) -> Regression:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Regression:
         parse_loss(settings.loss, REAL)
-        return cls(settings.loss)
+        return cls(loss=settings.loss)
 
     @property
     def needs_fit(self) -> bool:
@@ -103,11 +115,7 @@ class Regression(Task):
         """``rmse``, ``mae`` in the target's unit; ``pearson``, ``spearman``, ``r2``; ``loss``."""
         predicted, targets = observed["predicted"], observed["label"]
         return {
-            "rmse": metrics.rmse(predicted, targets),
-            "mae": metrics.mae(predicted, targets),
-            "pearson": metrics.pearson(predicted, targets),
-            "spearman": metrics.spearman(predicted, targets),
-            "r2": metrics.r2(predicted, targets),
+            **{name: score(predicted, targets) for name, score in _SCORES.items()},
             "loss": float(observed["loss"].mean(dtype=np.float64)),
         }
 
@@ -115,9 +123,8 @@ class Regression(Task):
         """`scores` with bootstrap intervals."""
         predicted, targets = observed["predicted"], observed["label"]
         found = self.scores(observed)
-        for name in ("rmse", "mae", "pearson", "spearman", "r2"):
-            score = getattr(metrics, name)
-            low, high = bootstrap(lambda i, s=score: s(predicted[i], targets[i]), len(targets))
+        for name, score in _SCORES.items():
+            low, high = bootstrap_pairs(score, predicted, targets)
             found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 

@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from finetune_jax.data.images import resize
+from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.segmentation import mean_iou
 from finetune_jax.models import StagedModel
 from finetune_jax.models.dense import per_place
-from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import require_classes
 
 VOID = 255
@@ -26,7 +28,7 @@ VOID = 255
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(ClassTask):
     """One class per pixel; the head answers per place and is enlarged to the image.
 
     An example's ``mask`` is uint8[height, width] of class numbers, 255 where it counts nowhere.
@@ -37,7 +39,6 @@ class Segmentation(Task):
       neck: width of a 3x3 convolution before the head; 0 for a linear head.
     """
 
-    class_names: tuple[str, ...]
     size: int
     crop: float = 0.0
     neck: int = 0
@@ -46,9 +47,9 @@ class Segmentation(Task):
     metric = "mean_iou"
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any) -> Segmentation:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Segmentation:
         names = require_classes(source, settings)
-        if preprocess.kind != "image":
+        if preprocess.kind != "image" or not isinstance(preprocess, ImagePreprocess):
             raise UserError(f"task.name: segmentation needs images, not {preprocess.kind}")
         if settings.loss:
             raise UserError(
@@ -57,10 +58,6 @@ class Segmentation(Task):
         if len(names) > VOID:
             raise UserError(f"task.name: masks hold {VOID} classes at most, not {len(names)}")
         return cls(names, preprocess.size, preprocess.crop, settings.neck)
-
-    @property
-    def head_size(self) -> int:
-        return len(self.class_names)
 
     def adapt(self, model: StagedModel) -> StagedModel:
         return per_place(model, self.size, self.neck)

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
+from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
 from finetune_jax.metrics.classification import auroc
-from finetune_jax.metrics.intervals import bootstrap
+from finetune_jax.metrics.intervals import bootstrap_pairs
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.objectives import Given, parse_loss
 from finetune_jax.tasks.regression import real_value
@@ -46,13 +48,20 @@ def contrastive(
 
 _LOSSES = (cosine, contrastive)
 
+Score = Callable[[np.ndarray, np.ndarray], float]
+"""A function of (cosines f32[n], labels f32[n]) to a score."""
 
-def _measures(labels: np.ndarray) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+
+def _measures(labels: np.ndarray) -> dict[str, Score]:
     """Scores of (cosines, labels). Of labels that say only alike or not, their separation too."""
-    found = {"spearman": metrics.spearman, "pearson": metrics.pearson}
+    found: dict[str, Score] = {"spearman": metrics.spearman, "pearson": metrics.pearson}
     values = np.unique(labels)
     if len(values) == 2:
-        found["auroc"] = lambda cosine, label: auroc(cosine, label == values[1])
+
+        def separation(cosine: np.ndarray, label: np.ndarray) -> float:
+            return auroc(cosine, label == values[1])
+
+        found["auroc"] = separation
     return found
 
 
@@ -77,7 +86,7 @@ class Similarity(Task):
     views = 2
 
     @classmethod
-    def create(cls, settings: Any, source: Source, preprocess: Any) -> Similarity:
+    def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Similarity:
         parse_loss(settings.loss, _LOSSES)
         if len(preprocess.columns) != 2:
             raise UserError(
@@ -160,7 +169,7 @@ class Similarity(Task):
         cosine, labels = observed["cosine"], observed["label"]
         found = self.scores(observed)
         for name, measure in _measures(labels).items():
-            low, high = bootstrap(lambda i, m=measure: m(cosine[i], labels[i]), len(labels))
+            low, high = bootstrap_pairs(measure, cosine, labels)
             found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 

@@ -17,6 +17,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import TrainBatches, cached, gather
+from finetune_jax.data.skip import bad_images
 from finetune_jax.data.sources import EncodedExamples, Examples
 from finetune_jax.deltas import Adapted, merge
 from finetune_jax.evaluation.batch_norm import reestimate
@@ -88,7 +89,7 @@ def steps(setup: Setup, workdir: Path, shared: Shared) -> Generator[StepCall, An
         )
         for name in names
     }
-    left_out = {n: list(x.left_out) for n, x in opened.items() if getattr(x, "left_out", ())}
+    left_out = {n: list(bad_images(x)) for n, x in opened.items() if bad_images(x)}
     splits = {
         name: shared.once(
             ("split", name),

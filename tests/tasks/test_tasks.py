@@ -45,13 +45,13 @@ def test_names_that_do_not_exist():
     with pytest.raises(UserError, match="unknown task 'clasification'. Did you mean 'classificat"):
         tasks.kind_of("clasification")
     with pytest.raises(UserError, match="task.num_classes: the head would have 5 classes"):
-        tasks.Classification.create(settings(num_classes=5), SOURCE)
+        tasks.Classification.create(settings(num_classes=5), SOURCE, IMAGES)
     numbers = Source("numbers", (), {"train": 1}, lambda split: [])
     with pytest.raises(UserError, match="'numbers' has no classes"):
-        tasks.Classification.create(settings(), numbers)
+        tasks.Classification.create(settings(), numbers, IMAGES)
     one = Source("one", ("a",), {"train": 1}, lambda split: [])
     with pytest.raises(UserError, match="has one class, and an order needs two"):
-        tasks.Ordinal.create(settings(), one)
+        tasks.Ordinal.create(settings(), one, IMAGES)
     for name in ("ordinal", "segmentation"):
         with pytest.raises(UserError, match=f"{name} has one loss only; expected ''"):
             tasks.kind_of(name).create(settings("focal"), SOURCE, IMAGES)

@@ -1,18 +1,31 @@
 """Call expressions such as ``last_k(2, lr=0.1) + norm >> full``: parsed, never evaluated.
 
-Python's own parser reads the text; only names, calls with literal arguments, ``+`` between them and
-``>>`` ("then") between sums are let through. Printing is canonical: what `parse` or
-`parse_sequence` returns, printed with `print_sum` and joined by `` >> ``, parses to itself.
+Python's own parser reads the text. Only names, calls with literal arguments, ``+`` between calls
+and ``>>`` ("then") between sums are accepted. A name may be a door, ``package.module:name``.
+Printing is canonical: what `parse` or `parse_sequence` returns, printed with `print_sum` and joined
+by `` >> ``, parses to itself.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from finetune_jax.doors import DOOR
 from finetune_jax.errors import UserError
+
+# A string literal, or a door outside of string literals. True, False and None are no modules.
+_LITERAL_OR_DOOR = re.compile(
+    r"(?P<literal>'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\""
+    r"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\")"
+    rf"|(?<![\w.])(?!(?:True|False|None):)(?P<door>{DOOR.pattern})",
+    re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +42,27 @@ class Call:
 
 
 Sum = tuple[Call, ...]
+"""The terms of a sum, from left to right."""
+
+
+def call(name: str, *args: Any, **kwargs: Any) -> Call:
+    """The call that the text ``name(*args, **kwargs)`` parses to."""
+    return Call(name, args, tuple(sorted(kwargs.items())))
 
 
 def parse(text: str) -> Sum:
     """Returns the terms of a sum from left to right.
 
     Raises:
-      UserError: not a sum of names and calls with literal arguments; shows where it went wrong.
+      UserError: the text is not a sum of names and calls with literal arguments; the message shows
+        the wrong part.
     """
-    return _sum(_expression(text), text)
+    return _Text(text).sums(sequence=False)[0]
 
 
 def parse_sequence(text: str) -> tuple[Sum, ...]:
-    """Returns the sums between ``>>``, from left to right; `parse`'s errors."""
-    node, sums = _expression(text), []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
-        sums.append(_sum(node.right, text))
-        node = node.left
-    sums.append(_sum(node, text))
-    return tuple(reversed(sums))
+    """Returns the sums between ``>>``, from left to right; raises as `parse` does."""
+    return _Text(text).sums(sequence=True)
 
 
 def print_sum(terms: Sequence[Call]) -> str:
@@ -55,36 +70,71 @@ def print_sum(terms: Sequence[Call]) -> str:
     return " + ".join(map(str, terms))
 
 
-def _expression(text: str) -> ast.expr:
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"cannot read {text!r}: {error}") from None
+class _Text:
+    """A text whose doors are replaced by identifiers, because Python's parser rejects the colon.
 
+    Attributes:
+      text: the text as written, for messages.
+      replaced: the text for Python's parser.
+      doors: ``{identifier: door}``.
+    """
 
-def _sum(node: ast.expr, text: str) -> Sum:
-    terms = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        terms.append(_call(node.right, text))
-        node = node.left
-    terms.append(_call(node, text))
-    return tuple(reversed(terms))
+    def __init__(self, text: str):
+        self.text, self.doors = text, dict[str, str]()
+        # A prefix that the text does not hold, so that no other name is taken for a door. Python's
+        # parser normalises identifiers, so the search is in the normalised text.
+        normal = unicodedata.normalize("NFKC", text)
+        prefix = next(p for n in itertools.count() if (p := f"door{n}_") not in normal)
 
+        def identifier(match: re.Match[str]) -> str:
+            if match["door"] is None:
+                return match[0]
+            name = f"{prefix}{len(self.doors)}"
+            self.doors[name] = match["door"]
+            return name
 
-def _call(node: ast.expr, text: str) -> Call:
-    if isinstance(node, ast.Name):
-        return Call(node.id)
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise UserError(
-            f"cannot read {text!r}: expected terms like 'name' or 'name(2, key=0.1)' joined by "
-            f"'+', found {ast.unparse(node)!r}"
-        )
-    try:
-        args = tuple(ast.literal_eval(a) for a in node.args)
-        kwargs = tuple(sorted((str(k.arg), ast.literal_eval(k.value)) for k in node.keywords))
-    except (ValueError, TypeError, SyntaxError):
-        raise UserError(
-            f"cannot read {text!r}: the arguments of {node.func.id!r} must be plain numbers, "
-            f"strings or lists, found {ast.unparse(node)!r}"
-        ) from None
-    return Call(node.func.id, args, kwargs)
+        self.replaced = _LITERAL_OR_DOOR.sub(identifier, text)
+
+    def sums(self, *, sequence: bool) -> tuple[Sum, ...]:
+        """The sums between ``>>``, or the only sum."""
+        try:
+            node = ast.parse(self.replaced.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"cannot read {self.text!r}: {error}") from None
+        sums = []
+        while sequence and isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+            sums.append(self._sum(node.right))
+            node = node.left
+        sums.append(self._sum(node))
+        return tuple(reversed(sums))
+
+    def _sum(self, node: ast.expr) -> Sum:
+        terms = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            terms.append(self._call(node.right))
+            node = node.left
+        terms.append(self._call(node))
+        return tuple(reversed(terms))
+
+    def _call(self, node: ast.expr) -> Call:
+        if isinstance(node, ast.Name):
+            return Call(self.doors.get(node.id, node.id))
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            raise UserError(
+                f"cannot read {self.text!r}: expected terms like 'name' or 'name(2, key=0.1)' "
+                f"joined by '+', found {self._written(node)!r}"
+            )
+        name = self.doors.get(node.func.id, node.func.id)
+        try:
+            args = tuple(ast.literal_eval(a) for a in node.args)
+            kwargs = tuple(sorted((str(k.arg), ast.literal_eval(k.value)) for k in node.keywords))
+        except (ValueError, TypeError, SyntaxError):
+            raise UserError(
+                f"cannot read {self.text!r}: the arguments of {name!r} must be plain numbers, "
+                f"strings or lists, found {self._written(node)!r}"
+            ) from None
+        return Call(name, args, kwargs)
+
+    def _written(self, node: ast.expr) -> str:
+        """The text of a node, with the doors."""
+        return re.sub(r"\w+", lambda m: self.doors.get(m[0], m[0]), ast.unparse(node))

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.deltas.adapters import AdaptFormer, Bottleneck
-from finetune_jax.deltas.base import Delta
-from finetune_jax.deltas.lora import LoRA
-from finetune_jax.deltas.prompts import Prompt
-from finetune_jax.deltas.scaling import IA3, SSF
-from finetune_jax.deltas.sparse import Sparse
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.deltas.base import Arrays, Delta
+from finetune_jax.errors import UserError
 from finetune_jax.models import EVAL, Mode, StagedModel
 
-KINDS: dict[str, type[Delta]] = {
-    c.kind: c for c in (LoRA, IA3, SSF, Bottleneck, AdaptFormer, Prompt, Sparse)
-}
-
-# Of the largest logit; tests hold every mergeable delta to a tenth of it.
+# As a fraction of the largest logit; tests hold every mergeable delta to a tenth of it.
 _MERGE_TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """Calls a model with deltas, which wrap the calls of its modules.
+    """A model whose module calls are wrapped by deltas.
 
     Attributes:
-      model: staged module, as published.
-      deltas: what is added.
+      model: staged module, without deltas.
+      deltas: the deltas around the model's modules.
     """
 
     model: StagedModel
@@ -43,7 +34,7 @@ class Adapted:
 
     @property
     def nested(self) -> list[Delta]:
-        """The deltas from the innermost out, see `Delta.nesting`."""
+        """The deltas from the innermost to the outermost, see `Delta.nesting`."""
         return sorted(self.deltas, key=lambda delta: delta.nesting)
 
     @property
@@ -53,8 +44,8 @@ class Adapted:
 
     def apply(
         self,
-        variables: dict[str, Any],
-        x: jax.Array,
+        variables: tree.Tree,
+        x: Any,
         mode: Mode = EVAL,
         *,
         start: str | None = None,
@@ -65,58 +56,63 @@ class Adapted:
 
         Args:
           variables: ``{"params": base and delta leaves, "batch_stats": …}``.
-          x: as for the model.
-          mode: as for the model.
-          start: first stage to run.
-          stop: first stage not to run.
-          **options: of ``apply``: ``rngs``, ``mutable``.
+          x: input of the model or of the stage `start`, see `StagedModel.__call__`.
+          mode: which stages run as in training.
+          start: name of the first stage to run.
+          stop: name of the first stage not to run.
+          **options: ``rngs`` and ``mutable`` of ``flax.linen.Module.apply``.
+
+        Returns:
+          What ``flax.linen.Module.apply`` returns.
         """
         if not self.deltas:
             return self.model.apply(variables, x, mode, start=start, stop=stop, **options)
         leaves = tree.flatten(variables["params"])
         for delta in self.nested:
             leaves |= delta.effective(leaves)
-        wrapped: dict[str, list[Delta]] = {}
+        changed = {**variables, "params": tree.unflatten(leaves)}
+        with nn.intercept_methods(self._interceptor(leaves)):
+            return self.model.apply(changed, x, mode, start=start, stop=stop, **options)
+
+    def _interceptor(self, leaves: Arrays) -> Callable[..., Any]:
+        """Flax's method interceptor that leads the calls of modules through their deltas."""
+        deltas_at: dict[str, list[Delta]] = {}
         for delta in self.nested:
             for module in delta.modules:
-                if not isinstance(delta, Sparse):
-                    wrapped.setdefault(module, []).append(delta)
-        inside: set[str] = set()
+                deltas_at.setdefault(module, []).append(delta)
+        running: set[str] = set()
         memory: dict[str, Any] = {}
 
-        def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        def intercept(
+            call: Callable[..., Any],
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            context: nn.module.InterceptorContext,
+        ) -> Any:
             path = "/".join(context.module.path)
-            # A subclass that calls its parent's __call__ comes through here twice.
-            if context.method_name != "__call__" or path not in wrapped or path in inside:
+            # A subclass that calls its parent's __call__ is intercepted twice for one call.
+            if context.method_name != "__call__" or path not in deltas_at or path in running:
                 return call(*args, **kwargs)
-            inside.add(path)
+            running.add(path)
             try:
-                current = lambda *a: call(*a, **kwargs)  # noqa: E731
-                for delta in wrapped[path]:
+                current: Callable[..., Any] = functools.partial(call, **kwargs)
+                for delta in deltas_at[path]:
                     current = _wrap(delta, context.module, current, leaves, memory)
                 return current(*args)
             finally:
-                inside.discard(path)
+                running.discard(path)
 
-        whole = {**variables, "params": tree.unflatten(leaves)}
-        with nn.intercept_methods(intercept):
-            return self.model.apply(whole, x, mode, start=start, stop=stop, **options)
+        return intercept
 
 
-def _wrap(delta: Delta, module: Any, call: Any, leaves: dict[str, Any], memory: Any) -> Any:
+def _wrap(
+    delta: Delta,
+    module: nn.Module,
+    call: Callable[..., Any],
+    leaves: Arrays,
+    memory: dict[str, Any],
+) -> Callable[..., Any]:
     return lambda *args: delta.call(module, call, args, leaves, memory)
-
-
-def from_json(values: dict[str, Any]) -> Delta:
-    """Rebuilds a delta from `Delta.to_json`; an unknown kind or option raises UserError."""
-    options = dict(values)
-    kind = options.pop("kind", None)
-    if kind not in KINDS:
-        raise UserError(f"unknown delta {kind!r}.{nearest(str(kind), KINDS)}")
-    try:
-        return KINDS[kind](**options)
-    except TypeError as error:
-        raise UserError(f"delta {kind!r}: {error}") from None
 
 
 def unmergeable(model: StagedModel, deltas: Iterable[Delta]) -> list[Delta]:
@@ -125,23 +121,25 @@ def unmergeable(model: StagedModel, deltas: Iterable[Delta]) -> list[Delta]:
         delta
         for delta in deltas
         if not delta.mergeable
-        # What is part of the leaf itself is standardised with it.
-        or (model.standardised(delta.module) and not isinstance(delta, Sparse))
+        # A delta that changes the leaf itself, and wraps no call, is standardised with the leaf.
+        or (model.standardised(delta.module) and delta.modules)
     ]
 
 
 def merge(
-    adapted: Adapted, variables: dict[str, Any], images: Any = None
+    adapted: Adapted, variables: tree.Tree, inputs: Any = None
 ) -> tuple[dict[str, Any], float]:
     """Folds all deltas into the base.
 
     Args:
       adapted: model and deltas.
-      variables: base and delta leaves.
-      images: normalised f32[b, h, w, 3] on which the two are compared; None skips it.
+      variables: base and delta leaves, and ``batch_stats``.
+      inputs: inputs of the model, such as normalised images f32[batch, height, width, 3], on which
+        the logits of both forms are compared; None skips the comparison.
 
     Returns:
-      (variables of the bare model, largest absolute difference of a logit; nan when skipped).
+      (variables of the model without deltas, largest absolute difference of a logit; nan when
+      skipped).
 
     Raises:
       UserError: a delta that no kernel can express, or logits that differ by more than rounding.
@@ -149,26 +147,27 @@ def merge(
     for delta in unmergeable(adapted.model, adapted.deltas):
         if delta.mergeable:
             raise UserError(
-                f"{delta.kind} at {delta.module!r} cannot be merged into the base: that "
-                f"convolution standardises its kernel, and what is beside it is not standardised"
+                f"{delta.kind} at {delta.module!r} cannot be merged into the base: this "
+                f"convolution standardises its kernel, and the delta's product is not standardised"
             )
     leaves = {p: jnp.asarray(x) for p, x in tree.flatten(variables["params"]).items()}
-    own: set[str] = set()
+    added: set[str] = set()
     for delta in adapted.nested:
-        own |= delta.leaves(leaves).keys()
+        added |= delta.leaves(leaves).keys()
         leaves |= delta.merge(leaves)
     merged = {
-        "params": tree.unflatten({p: x for p, x in leaves.items() if p not in own}),
+        "params": tree.unflatten({p: x for p, x in leaves.items() if p not in added}),
         "batch_stats": variables["batch_stats"],
     }
-    if images is None:
+    if inputs is None:
         return merged, float("nan")
-    before = np.asarray(adapted.apply(variables, images))
-    difference = float(np.max(np.abs(before - np.asarray(adapted.model.apply(merged, images)))))
+    before = np.asarray(adapted.apply(variables, inputs))
+    after = np.asarray(adapted.model.apply(merged, inputs))
+    difference = float(np.max(np.abs(before - after)))
     scale = max(float(np.max(np.abs(before))), 1.0)
     if adapted.model.dtype == jnp.float32 and not difference <= _MERGE_TOLERANCE * scale:
         raise UserError(
-            f"the merged model is not the same: a logit differs by {difference:.3g} at a scale of "
-            f"{scale:.3g}; keep the deltas beside the base"
+            f"the merged model computes other logits: a logit differs by {difference:.3g}, and the "
+            f"largest logit is {scale:.3g}; keep the deltas beside the base"
         )
     return merged, difference

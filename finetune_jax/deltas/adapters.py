@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.deltas.base import Delta, DeltaLeaf, Leaves, cast, leaf_key
+from finetune_jax.deltas.base import Arrays, Delta, DeltaLeaf, Shapes, cast, leaf_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,14 @@ class Bottleneck(Delta):
 
     Houlsby: after each sublayer, before the residual sum. Pfeiffer: after a whole block.
 
-    With both projections at zero, three of the four gradients would be zero for ever.
+    Only one projection starts at zero: if both did, the gradients of both kernels and of the bias
+    of `down` would stay zero for ever.
 
     Attributes:
-      width: of y.
-      size: of the bottleneck.
+      width: width of y.
+      size: width of the bottleneck.
       scale: factor on the branch.
-      act: ``gelu`` or ``relu``.
+      act: activation, ``gelu`` or ``relu``.
     """
 
     width: int = 0
@@ -40,7 +41,7 @@ class Bottleneck(Delta):
 
     kind = "adapter"
 
-    def leaves(self, base: Leaves) -> dict[str, DeltaLeaf]:
+    def leaves(self, base: Shapes) -> dict[str, DeltaLeaf]:
         return {
             self.path("down/kernel"): DeltaLeaf((self.width, self.size)),
             self.path("down/bias"): DeltaLeaf((self.size,)),
@@ -48,7 +49,7 @@ class Bottleneck(Delta):
             self.path("up/bias"): DeltaLeaf((self.width,)),
         }
 
-    def initial(self, key: jax.Array, base: Leaves) -> dict[str, jax.Array]:
+    def initial(self, key: jax.Array, base: Arrays) -> dict[str, jax.Array]:
         values = {path: jnp.zeros(leaf.shape) for path, leaf in self.leaves(base).items()}
         down = self.path("down/kernel")
         bound = 1 / math.sqrt(self.width)
@@ -57,38 +58,41 @@ class Bottleneck(Delta):
         )
         return values
 
-    def branch(self, x: jax.Array, own: Leaves) -> jax.Array:
-        """The bottleneck of x [..., width], in x's dtype."""
-        down, bias = cast(own[self.path("down/kernel")], x), cast(own[self.path("down/bias")], x)
-        hidden = x @ down + bias
+    def branch(self, x: jax.Array, leaves: Arrays) -> jax.Array:
+        """scale * up(act(down(x))) of x f[..., width], in x's dtype."""
+        down, down_bias, up, up_bias = (
+            cast(leaves[self.path(leaf)], x)
+            for leaf in ("down/kernel", "down/bias", "up/kernel", "up/bias")
+        )
+        hidden = x @ down + down_bias
         hidden = nn.relu(hidden) if self.act == "relu" else nn.gelu(hidden, approximate=False)
-        up, bias = cast(own[self.path("up/kernel")], x), cast(own[self.path("up/bias")], x)
-        return self.scale * (hidden @ up + bias)
+        return self.scale * (hidden @ up + up_bias)
 
     def call(
         self,
-        module: Any,
+        module: nn.Module,
         next_call: Callable[..., Any],
-        args: tuple,
-        own: Leaves,
+        args: tuple[Any, ...],
+        leaves: Arrays,
         memory: dict[str, Any],
     ) -> Any:
         y = next_call(*args)
-        if isinstance(y, tuple):  # a block over texts hands its mask on beside the tokens
+        if isinstance(y, tuple):  # A block over texts returns its tokens and their mask.
             tokens, *others = y
-            return (tokens + self.branch(tokens, own), *others)
-        return y + self.branch(y, own)
+            return (tokens + self.branch(tokens, leaves), *others)
+        return y + self.branch(y, leaves)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptFormer(Bottleneck):
-    """A branch parallel to the feed-forward: reads what enters it, adds to its output.
+    """A bottleneck parallel to the feed-forward: same input, and its output is added.
 
-    The module is where it reads: the norm before the feed-forward, or in a post-norm block the
-    first dense layer.
+    `module` is the module whose input the bottleneck reads: the norm before the feed-forward, or in
+    a post-norm block the first dense layer of the feed-forward.
 
     Attributes:
-      adds_to: path of the last dense layer of the feed-forward.
+      adds_to: path of the last dense layer of the feed-forward, to whose output the bottleneck's
+        output is added.
     """
 
     adds_to: str = ""
@@ -101,14 +105,14 @@ class AdaptFormer(Bottleneck):
 
     def call(
         self,
-        module: Any,
+        module: nn.Module,
         next_call: Callable[..., Any],
-        args: tuple,
-        own: Leaves,
+        args: tuple[Any, ...],
+        leaves: Arrays,
         memory: dict[str, Any],
     ) -> Any:
         if "/".join(module.path) == self.module:
             memory[self.module] = args[0]
             return next_call(*args)
         y = next_call(*args)
-        return y + self.branch(cast(memory.pop(self.module), y), own)
+        return y + self.branch(cast(memory.pop(self.module), y), leaves)

@@ -16,27 +16,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.deltas.base import Delta, DeltaLeaf, Leaves, cast, leaf_key
+from finetune_jax.deltas.base import Arrays, Delta, DeltaLeaf, Shapes, cast, leaf_key
 from finetune_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Delta):
-    """y = x W + s (x A) B, with A f32[in, rank] and B f32[rank, out]; A of a convolution is one.
+    """y = x W + s (x A) B, with A f32[in, rank] and B f32[rank, out].
 
-    The gradient of W is never formed: what is differentiated are two thin products beside the
-    frozen one.
+    Beside the kernel f32[h, w, in, out] of a convolution, A is a convolution f32[h, w, in, rank].
+    The gradient of W is never formed: the backward pass differentiates the two thin products.
 
     Attributes:
-      rank: of A B, at least 1.
-      alpha: s = alpha / rank; with `rslora`, alpha / sqrt(rank).
-      rslora: see `alpha`.
-      dora: columns of W + s A B are scaled to the length ‖W‖ + shift, where shift f32[out] trains
-        from 0 and the column norm counts as constant in the backward pass, as in the paper.
-        Dense kernels only.
-      pissa: A and B start from the leading singular vectors of W; the start values stay as constant
-        leaves that are subtracted, so the base is left as it is. Dense kernels only.
-      plus: learning rate of B over that of A (LoRA+; the paper advises about 16).
+      rank: rank of A B, at least 1.
+      alpha: numerator of s = alpha / rank; with `rslora`, s = alpha / sqrt(rank).
+      rslora: whether s divides by sqrt(rank) instead of rank.
+      dora: whether each column of W + s A B is scaled to the length ‖W‖ + shift (norm of the
+        column of W), where shift f32[out] trains from 0. The norm by which a column is divided
+        counts as a constant in the backward pass, as in the paper. Dense kernels only.
+      pissa: whether A and B start from the leading singular vectors of W. Constant leaves keep the
+        start values, whose product is subtracted, so the base does not change. Dense kernels only.
+      plus: ratio of the learning rate of B to the learning rate of A (LoRA+; the paper advises
+        about 16).
     """
 
     rank: int = 8
@@ -47,14 +48,14 @@ class LoRA(Delta):
     plus: float = 1.0
 
     kind = "lora"
-    nesting = 0  # DoRA's lengths are those of the bare kernel's columns
+    nesting = 0  # DoRA's column norms are norms of the kernel, without scales such as SSF's.
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The factor s."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def leaves(self, base: Leaves) -> dict[str, DeltaLeaf]:
+    def leaves(self, base: Shapes) -> dict[str, DeltaLeaf]:
         kernel = self.require(base, "kernel")
         *window, inputs, outputs = kernel.shape
         if window and (self.dora or self.pissa):
@@ -79,10 +80,10 @@ class LoRA(Delta):
             result[self.path("b0")] = DeltaLeaf(b, trains=False)
         return result
 
-    def initial(self, key: jax.Array, base: Leaves) -> dict[str, jax.Array]:
+    def initial(self, key: jax.Array, base: Arrays) -> dict[str, jax.Array]:
         kernel = jnp.asarray(base[f"{self.module}/kernel"], jnp.float32)
         *window, inputs, outputs = kernel.shape
-        result = {}
+        result: dict[str, jax.Array] = {}
         if self.pissa:
             u, singular, v = jnp.linalg.svd(kernel, full_matrices=False)
             root = jnp.sqrt(singular[: self.rank] / self.scale)
@@ -103,78 +104,85 @@ class LoRA(Delta):
 
     def call(
         self,
-        module: Any,
+        module: nn.Module,
         next_call: Callable[..., Any],
-        args: tuple,
-        own: Leaves,
+        args: tuple[Any, ...],
+        leaves: Arrays,
         memory: dict[str, Any],
     ) -> Any:
         x, y = args[0], next_call(*args)
-        a, b = own[self.path("a")], own[self.path("b")]
+        a, b = leaves[self.path("a")], leaves[self.path("b")]
         delta = self._product(module, x, y, a, b)
         if self.pissa:
-            a0, b0 = own[self.path("a0")], own[self.path("b0")]
+            a0, b0 = leaves[self.path("a0")], leaves[self.path("b0")]
             delta = delta - self._product(module, x, y, a0, b0)
         if not self.dora:
             return y + delta
-        norm, length = self._lengths(own)
-        bias = own.get(f"{self.module}/bias")
+        norm, length = self._lengths(leaves)
+        bias = leaves.get(f"{self.module}/bias")
         linear = y if bias is None else y - cast(bias, y)
         ratio = length / norm
-        # Written as a change of y, which is exactly zero at the start.
+        # y plus a change, because this change is exactly 0 at the start.
         return y + delta * cast(ratio, y) + linear * cast(ratio - 1, y)
 
-    def _product(self, module: Any, x: jax.Array, y: jax.Array, a: Any, b: Any) -> jax.Array:
+    def _product(
+        self, module: nn.Module, x: jax.Array, y: jax.Array, a: jax.Array, b: jax.Array
+    ) -> jax.Array:
         x, a, b = cast(x, y), cast(a, y), cast(b, y)
         if isinstance(module, nn.Conv):
             if module.feature_group_count != 1:
                 raise UserError(f"lora: {self.module!r} is a grouped convolution")
-            padding = module.padding
-            if isinstance(padding, int):
-                padding = [(padding, padding)] * (a.ndim - 2)
-            elif not isinstance(padding, str):
-                padding = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
-            strides = module.strides
-            if strides is None or isinstance(strides, int):
-                strides = (strides or 1,) * (a.ndim - 2)
+            strides, padding = _window(module, a.ndim - 2)
             inner = jax.lax.conv_general_dilated(
-                x, a, tuple(strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, a, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
         else:
             inner = x @ a
         return (inner @ b) * self.scale
 
-    def _difference(self, own: Leaves) -> jax.Array:
-        product = jnp.asarray(own[self.path("a")]) @ jnp.asarray(own[self.path("b")])
+    def _difference(self, leaves: Arrays) -> jax.Array:
+        product = jnp.asarray(leaves[self.path("a")]) @ jnp.asarray(leaves[self.path("b")])
         if self.pissa:
-            product -= jnp.asarray(own[self.path("a0")]) @ jnp.asarray(own[self.path("b0")])
+            product -= jnp.asarray(leaves[self.path("a0")]) @ jnp.asarray(leaves[self.path("b0")])
         return self.scale * product
 
-    def _lengths(self, own: Leaves) -> tuple[jax.Array, jax.Array]:
-        """(column norms of the moved kernel, the lengths its columns are scaled to)."""
-        kernel = jnp.asarray(own[f"{self.module}/kernel"], jnp.float32)
-        a, b = own[self.path("a")], own[self.path("b")]
+    def _lengths(self, leaves: Arrays) -> tuple[jax.Array, jax.Array]:
+        """(column norms of W + s A B, lengths to which these columns are scaled), f32[out] each."""
+        kernel = jnp.asarray(leaves[f"{self.module}/kernel"], jnp.float32)
+        a, b = leaves[self.path("a")], leaves[self.path("b")]
 
-        def inner(a: Any, b: Any, c: Any, d: Any) -> jax.Array:
-            # <A B, C D> column by column, without forming either.
+        def inner(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
+            # <A B, C D> of each column, without forming A B or C D.
             return jnp.sum(((a.T @ c) @ d) * b, axis=0)
 
-        # ‖W + s D‖² = ‖W‖² + 2 s <W, D> + s² ‖D‖² by columns, with D = A B, or A B - A0 B0: as
-        # differences of equal terms at the start, where they cancel to exactly 0.
+        # ‖W + s D‖² = ‖W‖² + 2 s <W, D> + s² ‖D‖² by columns, with D = A B, or A B - A0 B0. At the
+        # start the terms of <W, D> and of ‖D‖² are equal in pairs and cancel to exactly 0.
         start, cross = jnp.sum(kernel**2, axis=0), jnp.sum((a.T @ kernel) * b, axis=0)
         square = inner(a, b, a, b)
         if self.pissa:
-            a0, b0 = own[self.path("a0")], own[self.path("b0")]
+            a0, b0 = leaves[self.path("a0")], leaves[self.path("b0")]
             cross -= jnp.sum((a0.T @ kernel) * b0, axis=0)
             square = square - 2 * inner(a, b, a0, b0) + inner(a0, b0, a0, b0)
         moved = start + 2 * self.scale * cross + self.scale**2 * square
         norm = jax.lax.stop_gradient(jnp.sqrt(moved))
-        return norm, jnp.sqrt(start) + own[self.path("shift")]
+        return norm, jnp.sqrt(start) + leaves[self.path("shift")]
 
-    def merge(self, leaves: Leaves) -> dict[str, Any]:
+    def merge(self, leaves: Arrays) -> dict[str, jax.Array]:
         kernel = jnp.asarray(leaves[f"{self.module}/kernel"], jnp.float32)
         merged = kernel + self._difference(leaves)
         if self.dora:
             norm, length = self._lengths(leaves)
             merged = merged * (length / norm)
         return {f"{self.module}/kernel": merged}
+
+
+def _window(module: nn.Conv, axes: int) -> tuple[tuple[int, ...], str | list[tuple[int, int]]]:
+    """(strides, padding) of a Flax convolution, as `jax.lax.conv_general_dilated` takes them."""
+    strides, padding = module.strides, module.padding
+    if strides is None or isinstance(strides, int):
+        strides = (strides or 1,) * axes
+    if isinstance(padding, int):
+        padding = [padding] * axes
+    if isinstance(padding, str):
+        return tuple(strides), padding
+    return tuple(strides), [(p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding]

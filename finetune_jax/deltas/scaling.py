@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.deltas.base import Delta, DeltaLeaf, Leaves, cast, leaf_key
+from finetune_jax.deltas.base import Arrays, Delta, DeltaLeaf, Shapes, cast, leaf_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,36 +21,36 @@ class IA3(Delta):
     """y = (x W + b) * l, or with `inputs` y = (x * l) W + b; l starts at 1.
 
     Attributes:
-      inputs: scale the input (the second dense layer of a feed-forward block) instead of the
-        output (keys and values).
+      inputs: whether l scales the input (the second dense layer of a feed-forward block) instead of
+        the output (keys and values).
     """
 
     inputs: bool = False
 
     kind = "ia3"
 
-    def leaves(self, base: Leaves) -> dict[str, DeltaLeaf]:
+    def leaves(self, base: Shapes) -> dict[str, DeltaLeaf]:
         kernel = self.require(base, "kernel")
         return {self.path("scale"): DeltaLeaf((kernel.shape[-2 if self.inputs else -1],))}
 
-    def initial(self, key: jax.Array, base: Leaves) -> dict[str, jax.Array]:
+    def initial(self, key: jax.Array, base: Arrays) -> dict[str, jax.Array]:
         return {path: jnp.ones(leaf.shape) for path, leaf in self.leaves(base).items()}
 
     def call(
         self,
-        module: Any,
+        module: nn.Module,
         next_call: Callable[..., Any],
-        args: tuple,
-        own: Leaves,
+        args: tuple[Any, ...],
+        leaves: Arrays,
         memory: dict[str, Any],
     ) -> Any:
-        scale = own[self.path("scale")]
+        scale = leaves[self.path("scale")]
         if self.inputs:
             return next_call(args[0] * cast(scale, args[0]), *args[1:])
         y = next_call(*args)
         return y * cast(scale, y)
 
-    def merge(self, leaves: Leaves) -> dict[str, Any]:
+    def merge(self, leaves: Arrays) -> dict[str, jax.Array]:
         scale = jnp.asarray(leaves[self.path("scale")])
         kernel = jnp.asarray(leaves[f"{self.module}/kernel"], jnp.float32)
         if self.inputs:
@@ -65,36 +66,38 @@ class SSF(Delta):
     """y * gamma + beta after an operation that has a bias: dense, convolution or norm.
 
     Attributes:
-      std: spread of the start values, gamma ~ N(1, std), beta ~ N(0, std); 0 is the identity. The
-        released code draws with 0.02.
+      std: standard deviation of the start values, gamma ~ N(1, std²) and beta ~ N(0, std²); with 0
+        the start is the identity. The released code draws with 0.02.
     """
 
     std: float = 0.0
 
     kind = "ssf"
 
-    def leaves(self, base: Leaves) -> dict[str, DeltaLeaf]:
+    def leaves(self, base: Shapes) -> dict[str, DeltaLeaf]:
         shape = tuple(self.require(base, "bias").shape)
         return {self.path("scale"): DeltaLeaf(shape), self.path("shift"): DeltaLeaf(shape)}
 
-    def initial(self, key: jax.Array, base: Leaves) -> dict[str, jax.Array]:
+    def initial(self, key: jax.Array, base: Arrays) -> dict[str, jax.Array]:
         scale, shift = self.leaves(base)
         size = base[f"{self.module}/bias"].shape
-        draw = lambda path: self.std * jax.random.normal(leaf_key(key, path), size)  # noqa: E731
-        return {scale: 1 + draw(scale), shift: draw(shift)}
+        noise = {
+            path: self.std * jax.random.normal(leaf_key(key, path), size) for path in (scale, shift)
+        }
+        return {scale: 1 + noise[scale], shift: noise[shift]}
 
     def call(
         self,
-        module: Any,
+        module: nn.Module,
         next_call: Callable[..., Any],
-        args: tuple,
-        own: Leaves,
+        args: tuple[Any, ...],
+        leaves: Arrays,
         memory: dict[str, Any],
     ) -> Any:
         y = next_call(*args)
-        return y * cast(own[self.path("scale")], y) + cast(own[self.path("shift")], y)
+        return y * cast(leaves[self.path("scale")], y) + cast(leaves[self.path("shift")], y)
 
-    def merge(self, leaves: Leaves) -> dict[str, Any]:
+    def merge(self, leaves: Arrays) -> dict[str, jax.Array]:
         gamma, beta = jnp.asarray(leaves[self.path("scale")]), leaves[self.path("shift")]
         weight = "kernel" if f"{self.module}/kernel" in leaves else "scale"
         return {

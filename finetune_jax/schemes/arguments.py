@@ -1,4 +1,4 @@
-"""Checks of what a person wrote between a term's brackets."""
+"""Checks of the arguments that a user gives to a term."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from finetune_jax.errors import UserError
 
 
 def positive(name: str, *values: Any) -> None:
-    """Raises UserError unless all are finite numbers > 0."""
+    """Raises UserError unless all values are finite numbers > 0."""
     for value in values:
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (good and 0 < value < math.inf):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and 0 < value < math.inf):
             raise UserError(f"{name}: expected numbers > 0, found {value!r}")
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value`, or a UserError unless it is a whole number of at least `least`."""
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """Returns `value`, a whole number >= `least`; UserError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be a whole number >= {least}, found {value!r}")
     return value
+
+
+def non_negative_int(name: str, value: Any) -> int:
+    """Returns `value`, a whole number >= 0; UserError for anything else."""
+    return positive_int(name, value, least=0)

@@ -1,24 +1,30 @@
-"""Phases: a run as a list of schemes, each with its length and rates; and programs that make them.
+"""Phases: a run as a list of schemes, each with a length and learning rates.
 
 ``linear_probe + phase(epochs=2) >> full + phase(lr=0.1)`` trains the head for two epochs, then
-everything for the rest of the run at a tenth of its learning rate. A program such as ``lp_ft`` or
-``gradual(epochs=1)`` stands for such a list; terms beside it (``gradual + discriminative(2.6)``)
-join every phase it makes.
+everything for the rest of the run at a tenth of the run's learning rate. A program such as
+``lp_ft`` or ``gradual(epochs=1)`` stands for a list of phases; the other terms of a program's sum
+(``gradual + discriminative(2.6)``) join every phase of the list.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_jax import tree
+from finetune_jax.deltas import Delta
+from finetune_jax.doors import is_door
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.grammar import Call, Sum, parse, parse_sequence, print_sum
+from finetune_jax.grammar import Call, Sum, parse_sequence, print_sum
+from finetune_jax.schemes.arguments import non_negative_int, positive_int
+from finetune_jax.schemes.library import expand
+from finetune_jax.schemes.model_spec import ModelSpec
 from finetune_jax.schemes.plan import Plan
 from finetune_jax.schemes.resolve import Scheme, resolve
+from finetune_jax.schemes.rules import is_rules_text
+from finetune_jax.schemes.terms import with_schemes
 
 SOLVERS = ("lbfgs", "ridge")
 OPTIMIZERS = ("sgd", "adamw")
@@ -29,19 +35,22 @@ class Phase:
     """A span of steps under one plan.
 
     Attributes:
-      plan: what trains.
-      epochs: length in epochs; None, with `steps` None too, takes an equal share of what the other
-        phases leave of the run.
+      plan: the plan of these steps.
+      epochs: length in epochs, > 0. If `epochs` and `steps` are None, the phase shares the steps
+        that the phases with a length leave of the run.
       steps: length in steps, instead of `epochs`.
-      lr: factor on the run's learning rate.
-      schedule: learning rate schedule; None takes the run's.
-      warmup: warm-up steps; None takes the run's in the first phase and 0 in later ones.
-      reset: start with a fresh optimizer state instead of keeping the survivors'.
-      optimizer: ``sgd`` or ``adamw``; None takes the run's. After a change of optimizer all moments
-        start fresh.
-      decay: weight decay; None takes the run's.
-      clip: limit of the gradient norm, 0 for none; None takes the run's.
-      solve: ``lbfgs`` or ``ridge``: the head is solved on frozen features instead of trained.
+      lr: factor on the run's learning rate, > 0.
+      schedule: learning rate schedule; None takes the run's schedule.
+      warmup: number of warm-up steps; None takes the run's number in the first phase, and 0 in all
+        later phases.
+      reset: whether the optimizer state starts fresh. Otherwise the leaves that train in the phase
+        before, too, keep their state.
+      optimizer: ``sgd`` or ``adamw``; None takes the run's optimizer. After a change of optimizer
+        all moments start fresh.
+      decay: weight decay, >= 0; None takes the run's decay.
+      clip: limit of the gradient norm, 0 for no limit; None takes the run's limit.
+      solve: ``lbfgs`` or ``ridge`` solves the head on frozen features instead of training it; None
+        trains.
     """
 
     plan: Plan
@@ -62,90 +71,6 @@ class Phase:
         return {**options, "plan": self.plan.to_json()}
 
 
-def lp_ft(stages: Sequence[str], blocks: Sequence[str], solve: str = "lbfgs") -> list[str]:
-    """Linear probe to convergence, then everything (Kumar et al. 2022, arXiv 2202.10054)."""
-    del stages, blocks
-    return [f"linear_probe + phase(solve={solve!r})", "full"]
-
-
-def _groups(stages: Sequence[str], blocks: Sequence[str], count: int) -> list[list[str]]:
-    """Stages in `count` runs of about equal length; what is before the blocks joins the first."""
-    body = [[b] for b in blocks]
-    body[0] = [*stages[: stages.index(blocks[0])], *body[0]]
-    count = min(count or len(body), len(body))
-    edges = [round(i * len(body) / count) for i in range(count + 1)]
-    runs = [sum(body[a:b], []) for a, b in zip(edges, edges[1:], strict=False)]
-    return [*runs, list(stages[stages.index(blocks[-1]) + 1 :])]
-
-
-def _stages(names: Sequence[str]) -> str:
-    return f"stages({', '.join(map(repr, names))})"
-
-
-def gradual(
-    stages: Sequence[str],
-    blocks: Sequence[str],
-    epochs: float = 1.0,
-    order: str = "top_down",
-    groups: int = 0,
-) -> list[str]:
-    """Gradual unfreezing: one group of blocks more per phase (Howard & Ruder 2018, 1801.06146).
-
-    Args:
-      stages: of the model.
-      blocks: of the model.
-      epochs: of each phase but the last, which takes the rest of the run.
-      order: ``top_down`` starts with what follows the blocks; ``bottom_up`` with the first blocks,
-        and the head from the start.
-      groups: number of groups the blocks are cut into; 0 gives every block its own.
-    """
-    if order not in ("top_down", "bottom_up"):
-        raise UserError(
-            f"gradual: unknown order {order!r}.{nearest(order, ('top_down', 'bottom_up'))}"
-        )
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 0:
-        raise UserError(f"gradual: groups must be a whole number >= 0, found {groups!r}")
-    *body, top = _groups(stages, blocks, groups)
-    body = body[::-1] if order == "top_down" else body
-    phases = [top] if order == "top_down" else []
-    for run in body:
-        before = phases[-1] if phases else top
-        phases.append(sorted([*before, *run], key=stages.index))
-    texts = [_stages(p) for p in phases]
-    return [*(f"{t} + phase(epochs={epochs!r})" for t in texts[:-1]), texts[-1]]
-
-
-def chain_thaw(stages: Sequence[str], blocks: Sequence[str], epochs: float = 1.0) -> list[str]:
-    """Head, then each stage alone from the first, then everything (Felbo et al. 2017, 1708.00524).
-
-    Every phase starts with a fresh optimizer; the last takes the rest of the run.
-    """
-    del blocks
-    singles = ["head", *stages[:-1]]
-    option = f"phase(epochs={epochs!r}, reset=True)"
-    return [*(f"{_stages([s])} + {option}" for s in singles), "full + phase(reset=True)"]
-
-
-def fine_tune(
-    stages: Sequence[str], blocks: Sequence[str], freeze_epochs: float = 1.0
-) -> list[str]:
-    """fastai's ``fine_tune``: head and norms for some epochs, then everything at half the rate.
-
-    One-cycle in both phases, of the rate alone (fastai also cycles the momentum); rates
-    ``slice(base)``, then ``slice(base / 200, base / 2)``.
-    """
-    del stages, blocks
-    return [
-        f"head + norm(lr=0.1) + phase(epochs={freeze_epochs!r}, schedule='onecycle(pct=0.99)')",
-        "full + slice(0.01, 1.0) + phase(lr=0.5, schedule='onecycle(pct=0.3, div=5)', reset=True)",
-    ]
-
-
-PROGRAMS: dict[str, Callable[..., list[str]]] = {
-    f.__name__: f for f in (lp_ft, gradual, chain_thaw, fine_tune)
-}
-
-
 def resolve_phases(
     scheme: Scheme,
     stages: Sequence[str],
@@ -153,85 +78,77 @@ def resolve_phases(
     batch_stats: tree.Tree,
     **options: Any,
 ) -> tuple[Phase, ...]:
-    """Resolves what `config.scheme` says, one phase or many; see `resolve` for the arguments.
+    """Resolves `config.scheme` to one or more phases.
+
+    Args:
+      scheme: as for `resolve`, or sums of terms joined by ``>>``.
+      stages: stage names in forward order.
+      params: param pytree of the base, concrete or abstract.
+      batch_stats: BatchNorm statistics.
+      **options: the policies of `resolve`: ``batch_norm``, ``frozen_dropout``, ``decay``.
 
     Raises:
-      UserError: as `resolve`, and for bad phase options.
+      UserError: as `resolve`, and for wrong options of a phase.
     """
-    if not isinstance(scheme, str) or scheme.lstrip().startswith(("[", "(")):
+    if not isinstance(scheme, str) or is_rules_text(scheme):
         return (Phase(resolve(scheme, stages, params, batch_stats, **options)),)
+    spec = ModelSpec(tuple(stages), tree.flatten({stage: params[stage] for stage in stages}))
     phases: list[Phase] = []
-    deltas: tuple[Any, ...] = ()
-    for terms in _expand(parse_sequence(scheme), stages):
+    deltas: tuple[Delta, ...] = ()
+    for terms, doors in _expand(parse_sequence(scheme), spec):
         body = tuple(t for t in terms if t.name != "phase")
         settings = [t for t in terms if t.name == "phase"]
         if not body or len(settings) > 1:
-            raise UserError(f"scheme: a phase is a sum of schemes with at most one phase(...), "
-                            f"found {print_sum(terms)!r}")  # fmt: skip
-        plan = resolve(body, stages, params, batch_stats, deltas=deltas, **options)
+            raise UserError(
+                f"scheme: a phase is a sum of schemes with at most one phase(...), found "
+                f"{print_sum(terms)!r}"
+            )
+        plan = resolve(body, stages, params, batch_stats, deltas=deltas, doors=doors, **options)
         deltas = plan.deltas
-        phases.append(_phase(plan, settings[0] if settings else Call("phase"), print_sum(terms)))
+        phases.append(_phase(plan, settings[0] if settings else Call("phase")))
     return tuple(phases)
 
 
-def _expand(sums: Sequence[Sum], stages: Sequence[str]) -> list[Sum]:
-    from finetune_jax.schemes.outline import Outline
-
-    result: list[Sum] = []
+def _expand(sums: Sequence[Sum], spec: ModelSpec) -> list[tuple[Sum, list[str]]]:
+    """The sum of every phase, programs replaced, and the doors of the program behind the phase."""
+    result: list[tuple[Sum, list[str]]] = []
     for terms in sums:
-        programs = [t for t in terms if t.name in PROGRAMS]
-        if not programs:
-            result.append(terms)
+        doors: list[str] = []
+        found = [
+            (i, phases)
+            for i, term in enumerate(terms)
+            if term.name != "phase"
+            and (phases := expand(term, with_schemes(spec, doors))) is not None
+        ]
+        if not found:
+            result.append((terms, []))
             continue
-        if len(programs) > 1:
+        if len(found) > 1:
             raise UserError(f"scheme: two programs in one sum: {print_sum(terms)!r}")
-        program, others = programs[0], [t for t in terms if t.name not in PROGRAMS]
-        blocks = Outline(tuple(stages), {}).blocks
-        function = PROGRAMS[program.name]
-        try:
-            inspect.signature(function).bind(stages, blocks, *program.args, **dict(program.kwargs))
-        except TypeError as error:
-            names = list(inspect.signature(function).parameters)[2:]
-            raise UserError(
-                f"scheme {program}: {error}; {program.name} takes ({', '.join(names)})"
-            ) from None
-        for text in function(tuple(stages), blocks, *program.args, **dict(program.kwargs)):
-            made = parse(text)
-            options = tuple(t for t in made if t.name == "phase")
-            body = tuple(t for t in made if t.name != "phase")
-            result.append((*body, *others, *options))
+        [(place, phases)] = found
+        if is_door(terms[place].name):
+            doors.append(terms[place].name)
+        others = (*terms[:place], *terms[place + 1 :])
+        for phase in phases:
+            body = tuple(t for t in phase if t.name != "phase")
+            options = tuple(t for t in phase if t.name == "phase")
+            result.append(((*body, *others, *options), doors))
     return result
 
 
-def _phase(plan: Plan, call: Call, text: str) -> Phase:
+def _phase(plan: Plan, call: Call) -> Phase:
+    """The phase with the options that `call` gives, checked."""
     valid = [f.name for f in dataclasses.fields(Phase)][1:]
     options = dict(call.kwargs)
     if call.args:
-        raise UserError(f"phase: give its options by name ({', '.join(valid)}), found {call}")
+        raise UserError(f"phase: give the options by name ({', '.join(valid)}), found {call}")
     for key, value in options.items():
         if key not in valid:
             raise UserError(f"phase: unknown option {key!r}.{nearest(key, valid)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        number = number and math.isfinite(value)
-        if key in ("epochs", "lr") and not (number and value > 0):
-            raise UserError(f"phase: {key} must be a number > 0, found {value!r}")
-        if key in ("decay", "clip") and not (number and value >= 0):
-            raise UserError(f"phase: {key} must be a number >= 0, found {value!r}")
-        least = {"steps": 1, "warmup": 0}.get(key)
-        if least is not None and not (isinstance(value, int) and number and value >= least):
-            raise UserError(f"phase: {key} must be a whole number >= {least}, found {value!r}")
-        if key == "reset" and not isinstance(value, bool):
-            raise UserError(f"phase: reset must be True or False, found {value!r}")
-        if key == "schedule" and not isinstance(value, str):
-            raise UserError(f"phase: schedule must be text, found {value!r}")
-        if key == "optimizer" and value not in OPTIMIZERS:
-            raise UserError(f"phase: unknown optimizer {value!r}.{nearest(str(value), OPTIMIZERS)}")
+        _check_option(key, value)
     if "epochs" in options and "steps" in options:
         raise UserError("phase: give epochs or steps, not both")
-    solve = options.get("solve")
-    if solve is not None:
-        if solve not in SOLVERS:
-            raise UserError(f"phase: unknown solver {solve!r}.{nearest(str(solve), SOLVERS)}")
+    if (solve := options.get("solve")) is not None:
         if {p.split("/")[0] for p in plan.trainable} != {"head"}:
             raise UserError(f"phase: solve={solve!r} solves the head alone, found {plan.scheme!r}")
         if "epochs" in options or "steps" in options:
@@ -240,36 +157,62 @@ def _phase(plan: Plan, call: Call, text: str) -> Phase:
     return Phase(plan, **options)
 
 
-def lengths(phases: Sequence[Phase], total: int, steps_per_epoch: float) -> list[int]:
-    """Steps of each phase, for a run of `total` steps.
+def _check_option(key: str, value: Any) -> None:
+    """Raises UserError unless the value is one that the option of a phase can have."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_number and math.isfinite(value)
+    if key in ("epochs", "lr") and not (is_number and value > 0):
+        raise UserError(f"phase: {key} must be a number > 0, found {value!r}")
+    if key in ("decay", "clip") and not (is_number and value >= 0):
+        raise UserError(f"phase: {key} must be a number >= 0, found {value!r}")
+    if key == "steps":
+        positive_int("phase: steps", value)
+    if key == "warmup":
+        non_negative_int("phase: warmup", value)
+    if key == "reset" and not isinstance(value, bool):
+        raise UserError(f"phase: reset must be True or False, found {value!r}")
+    if key == "schedule" and not isinstance(value, str):
+        raise UserError(f"phase: schedule must be text, found {value!r}")
+    if key == "optimizer" and value not in OPTIMIZERS:
+        raise UserError(f"phase: unknown optimizer {value!r}.{nearest(str(value), OPTIMIZERS)}")
+    if key == "solve" and value not in SOLVERS:
+        raise UserError(f"phase: unknown solver {value!r}.{nearest(str(value), SOLVERS)}")
 
-    Phases without a length share evenly what the others leave; if all have one, `total` is not
-    used.
+
+def lengths(phases: Sequence[Phase], total: int, steps_per_epoch: float) -> list[int]:
+    """Number of steps of each phase.
+
+    Args:
+      phases: the phases of a run.
+      total: number of steps of the run. The phases without a length share evenly the steps that
+        the other phases leave; if every phase has a length, `total` is not used.
+      steps_per_epoch: number of steps of an epoch.
 
     Raises:
-      UserError: nothing is left for a phase without a length.
+      UserError: no step is left for a phase without a length.
     """
-    given = [
-        p.steps if p.steps is not None
-        else None if p.epochs is None
-        else max(1, round(p.epochs * steps_per_epoch))
-        for p in phases
-    ]  # fmt: skip
-    open_phases = [i for i, n in enumerate(given) if n is None]
-    left = total - sum(n or 0 for n in given)
-    if open_phases and left < len(open_phases):
+    given = [_length(phase, steps_per_epoch) for phase in phases]
+    without_length = given.count(None)
+    left = total - sum(steps or 0 for steps in given)
+    if without_length and left < without_length:
         raise UserError(
-            f"train.epochs: the run has {total} steps, of which the phases with a length take "
-            f"{total - left}; {left} are left for {len(open_phases)} others"
+            f"train.epochs: the run has {total} steps, and the phases with a length take "
+            f"{total - left}; {left} steps are left for {without_length} phases without a length"
         )
-    for place, i in enumerate(open_phases):
-        share = left * (place + 1) // len(open_phases) - left * place // len(open_phases)
-        given[i] = share
-    return [int(n) for n in given]
+    shares = iter(
+        left * (i + 1) // without_length - left * i // without_length for i in range(without_length)
+    )
+    return [next(shares) if steps is None else steps for steps in given]
+
+
+def _length(phase: Phase, steps_per_epoch: float) -> int | None:
+    if phase.steps is not None or phase.epochs is None:
+        return phase.steps
+    return max(1, round(phase.epochs * steps_per_epoch))
 
 
 def print_phases(phases: Sequence[Phase]) -> str:
-    """The canonical text of a list of phases; `resolve_phases` reads it back."""
+    """The canonical text of a list of phases; `resolve_phases` resolves it to the same phases."""
     texts = []
     for phase in phases:
         options = {

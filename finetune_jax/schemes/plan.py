@@ -1,4 +1,4 @@
-"""The plan: a scheme resolved against one model, the one place where trainability is decided."""
+"""The plan: a scheme resolved against one model; only the plan decides what trains."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from finetune_jax import tree
+from finetune_jax import deltas, doors, tree
 from finetune_jax.deltas import Adapted, Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import Mode, StagedModel
+from finetune_jax.schemes.model_spec import Measurement
 
 FROZEN = "frozen"
+"""Name of the group of leaves that do not train."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +26,10 @@ class Group:
     """Leaves that share weight decay and schedule.
 
     Attributes:
-      decay: weight decay of this group, >= 0; None takes the run's.
-      schedule: learning rate schedule, such as ``onecycle(pct=0.3)``; None takes the phase's.
-      warmup: warm-up steps; None takes the phase's.
+      decay: weight decay of this group, >= 0; None takes the run's decay.
+      schedule: learning rate schedule, such as ``onecycle(pct=0.3)``; None takes the phase's
+        schedule.
+      warmup: number of warm-up steps; None takes the phase's number.
     """
 
     decay: float | None = None
@@ -35,16 +39,16 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """What the plan says of one leaf.
+    """The plan's entry for one leaf.
 
     Attributes:
       path: leaf path.
-      shape: of the array.
-      dtype: of the array.
-      group: name of its group, or ``frozen``.
+      shape: shape of the array.
+      dtype: name of the array's dtype.
+      group: name of the leaf's group, or ``frozen``.
       lr: factor on the phase's learning rate, > 0; 0 when frozen.
       decays: whether weight decay applies.
-      delta: whether the scheme added it.
+      delta: whether the scheme added the leaf.
     """
 
     path: str
@@ -68,19 +72,22 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Group of every leaf, mode of every stage.
+    """The group of every leaf and the mode of every stage.
 
     Attributes:
       scheme: canonical text of the scheme.
       stages: stage names in forward order.
-      leaves: one entry per leaf, in forward order of stages, delta leaves included.
+      leaves: one entry per leaf, delta leaves included, in forward order of stages.
       groups: trainable groups by name.
       deltas: all deltas in place, those of earlier phases first.
-      measured: (statistic, settings) when the rates are measured on data before every epoch.
-      batch_norm: the BatchNorm policy the modes follow.
-      tracked: stages whose BatchNorm statistics follow the batches; others use and keep theirs.
+      measured: how the rates are measured on data before every epoch; None for fixed rates.
+      batch_norm: the BatchNorm policy, see `finetune_jax.schemes.resolve`.
+      tracked: stages whose BatchNorm statistics follow the batches; all other stages use and keep
+        their statistics.
       statistics: paths of all running statistics.
       dropout: stages whose dropout is active in training.
+      doors: names ``package.module:name`` of the other packages' schemes and programs that made the
+        plan, for the record.
     """
 
     scheme: str
@@ -88,11 +95,12 @@ class Plan:
     leaves: tuple[Leaf, ...]
     groups: dict[str, Group]
     deltas: tuple[Delta, ...]
-    measured: tuple[str, tuple[tuple[str, Any], ...]] | None
+    measured: Measurement | None
     batch_norm: str
     tracked: tuple[str, ...]
     statistics: tuple[str, ...]
     dropout: tuple[str, ...]
+    doors: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -111,13 +119,14 @@ class Plan:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """The longest run of stages from the input that training cannot change.
+        """The first stages, up to the first stage whose output training can change.
 
-        Nothing trains in them, their statistics stay, their dropout is off: for the same image they
-        give the same activations in every epoch.
+        No leaf of these stages trains, their statistics stay and their dropout is off, so they
+        compute the same activations of the same image in every epoch.
         """
-        busy = {leaf.stage for leaf in self.leaves if leaf.trains} | {*self.tracked, *self.dropout}
-        count = next(i for i, stage in enumerate(self.stages) if stage in busy)
+        active = {leaf.stage for leaf in self.leaves if leaf.trains}
+        active |= {*self.tracked, *self.dropout}
+        count = next(i for i, stage in enumerate(self.stages) if stage in active)
         return self.stages[:count]
 
     def adapt(self, model: StagedModel) -> Adapted:
@@ -125,7 +134,7 @@ class Plan:
         return Adapted(model, self.deltas)
 
     def add_deltas(self, params: tree.Tree, key: jax.Array) -> dict[str, Any]:
-        """Puts start values of the deltas that `params` does not hold yet beside its leaves."""
+        """`params` and the start values of the delta leaves that `params` does not hold yet."""
         leaves = tree.flatten(params)
         for delta in self.deltas:
             values = delta.initial(key, leaves)
@@ -133,10 +142,10 @@ class Plan:
         return tree.unflatten(leaves)
 
     def split(self, params: tree.Tree) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns (trainable, frozen) halves of a param pytree; `tree.merge` undoes it.
+        """Returns (trainable, frozen) halves of a param pytree; `tree.merge` joins them again.
 
         Raises:
-          UserError: one array stands at two paths (tied leaves) that the plan treats differently.
+          UserError: one array is at two paths (tied leaves) that belong to different groups.
         """
         seen: dict[int, str] = {}
         groups = {leaf.path: leaf.group for leaf in self.leaves}
@@ -157,29 +166,49 @@ class Plan:
         """One attribute of `Leaf` in the structure of the trainable half."""
         return tree.unflatten({x.path: getattr(x, attribute) for x in self.leaves if x.trains})
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that holds the whole plan and its hash."""
-        return {"hash": self.hash, **self._content}
+    @property
+    def providers(self) -> list[dict[str, str]]:
+        """The package and version of every scheme, program and delta of another package."""
+        names = [*self.doors, *deltas.doors_of(self._content["deltas"])]
+        return [doors.provider(name) for name in dict.fromkeys(names)]
 
-    # Every checkpoint holds it, and is checked against it.
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the whole plan, its hash, and `providers` if there are any."""
+        providers = {"providers": self.providers} if self.providers else {}
+        return {"hash": self.hash, **self._content, **providers}
+
+    # Cached, because every checkpoint holds the plan's JSON and is compared with it.
     @functools.cached_property
     def _content(self) -> dict[str, Any]:
         content = dataclasses.asdict(dataclasses.replace(self, deltas=()))
+        del content["doors"]
         content["deltas"] = [delta.to_json() for delta in self.deltas]
         return json.loads(json.dumps(content))
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of everything the plan says; its wording is left out."""
+        """SHA-256 (first 16 hex digits) of the plan without the scheme's text and `providers`."""
         content = {key: value for key, value in self._content.items() if key != "scheme"}
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], limit: int = 12) -> str:
-    """A readable diff of two plans' JSON: scheme, policy, and the leaves that changed group."""
+def doors_of(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names ``package.module:name`` in a plan's JSON: of schemes, programs and deltas."""
+    providers = [str(provider["door"]) for provider in plan.get("providers", ())]
+    return tuple(dict.fromkeys([*providers, *deltas.doors_of(plan.get("deltas", ()))]))
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 12) -> str:
+    """The differences of two plans' JSON as text: options, and leaves whose entry changed.
+
+    Args:
+      old: the first plan's JSON.
+      new: the second plan's JSON.
+      limit: the largest number of leaves to print.
+    """
     lines = []
-    for key in ("scheme", "batch_norm", "measured"):
+    for key in ("scheme", "batch_norm", "measured", "providers"):
         if old.get(key) != new.get(key):
             lines.append(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}")
     before = {leaf["path"]: leaf for leaf in old["leaves"]}
@@ -198,7 +227,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], limit: int = 12) -> str
     return "\n".join(lines)
 
 
-def _describe(leaf: dict[str, Any] | None) -> str:
+def _describe(leaf: Mapping[str, Any] | None) -> str:
     if leaf is None:
         return "absent"
     rate = f" lr x{leaf['lr']:g}" if leaf["group"] != FROZEN and leaf["lr"] != 1 else ""

@@ -37,7 +37,7 @@ def audit(
 
     A leaf that gradients reached without moving it is no dead leaf: its updates were smaller than
     the last bit of its values, as those of a key's bias are, to which softmax is blind. It is said
-    and counted, as is one of a delta that `may_rest`.
+    and counted, as is one of a delta that `may_have_zero_gradient`.
 
     Args:
       plan: what was to train.
@@ -62,7 +62,7 @@ def audit(
     still = sorted(free - changed - {f"params/{p}" for p in idle})
     if still and not broken:
         excused = {f"params/{p}" for p in reached()} if steps >= _STEPS_TO_MOVE else {*still}
-        resting = tuple(f"params/{d.path('')}" for d in plan.deltas if d.may_rest)
+        resting = tuple(f"params/{d.path('')}" for d in plan.deltas if d.may_have_zero_gradient)
         excused |= {path for path in still if path.startswith(resting)}
         names = [path for path in still if path in excused]
         still = [path for path in still if path not in excused]

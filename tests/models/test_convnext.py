@@ -14,7 +14,7 @@ from conv_checks import (
 from finetune_jax import tree
 from finetune_jax.models.convnext import ConvNeXt
 from finetune_jax.schemes.masks import norm_only
-from finetune_jax.schemes.outline import Outline
+from finetune_jax.schemes.model_spec import ModelSpec
 
 V1 = ConvNeXt((1, 1), (8, 12), 5)
 V2 = V1.clone(version=2)
@@ -54,8 +54,8 @@ def test_the_mean_comes_before_the_last_norm():
 
 def test_layer_scale_and_response_are_no_norms():
     for model in (V1, V2):
-        outline = Outline(model.stages, tree.flatten(abstract(model)["params"]))
-        chosen = set(norm_only(outline).leaves)
+        spec = ModelSpec(model.stages, tree.flatten(abstract(model)["params"]))
+        chosen = set(norm_only(spec).leaves)
         assert {"stem/norm/scale", "stage1_block0/downsample/norm/bias", "norm/scale"} <= chosen
         assert not [leaf for leaf in chosen if "layer_scale" in leaf or "response" in leaf]
 

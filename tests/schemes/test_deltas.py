@@ -273,7 +273,7 @@ def test_a_merge_that_changes_the_logits_is_refused(base, monkeypatch):
     _, _, model, variables = adapted(base, "vit", "ia3")
     params = tree.map_with_path(lambda p, x: 1.5 * x if "ia3" in p else x, variables["params"])
     monkeypatch.setattr(IA3, "merge", lambda self, leaves: {})
-    with pytest.raises(UserError, match="merged model is not the same"):
+    with pytest.raises(UserError, match="merged model computes other logits"):
         merge(model, {**variables, "params": params}, images())
 
 
@@ -325,12 +325,12 @@ def test_a_random_mask_is_a_function_of_its_seed(base):
         ("vit", "random_mask('norm_onli')", "Did you mean 'norm_only'"),
         ("vit", "random_mask('head')", "trains 0 scalars outside the head"),
         ("vit", "vpt(tokens=-1)", "tokens must be a whole number"),
-        ("vit", "lora(on='head')", "matches the head alone"),
-        ("vit", "ssf(on='head')", "matches the head alone"),
+        ("vit", "lora(on='head')", "matches only the head"),
+        ("vit", "ssf(on='head')", "matches only the head"),
         ("vit", "lora(rank='8')", "rank must be a whole number"),
         ("vit", "lora(rank=2.5)", "rank must be a whole number"),
         ("vit", "ssf(std='a')", "std must be a number"),
-        ("vit", "norm(decay=0.1)", "matches no leaf of it"),
+        ("vit", "norm(decay=0.1)", "matches no leaf of the group"),
         ("vit", "full(lr=1e999)", "lr must be a number > 0"),
     ],
 )

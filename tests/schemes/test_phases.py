@@ -241,7 +241,7 @@ def test_lengths_share_what_is_left():
         "vit_ti16", "head + phase(epochs=2) >> full >> last_k(1) + phase(steps=5) >> full"
     )
     assert lengths(phases, 50, 10.0) == [20, 12, 5, 13]
-    with pytest.raises(UserError, match="1 are left for 2 others"):
+    with pytest.raises(UserError, match="1 steps are left for 2 phases"):
         lengths(phases, 26, 10.0)
 
 

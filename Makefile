@@ -1,10 +1,11 @@
-# make quickstart | make test | make lint | make parity: each installs what it needs first.
+# make quickstart | test | slow | parity | lint | docs | lock | lowest: each installs what it needs
+# first, this package as an editable installation included.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-# uv makes an environment even where Python lacks ensurepip; it then holds no pip, nor needs one.
+# uv makes an environment even where Python lacks ensurepip; such an environment has no pip.
 ifdef UV
 CREATE = $(UV) venv --quiet --python $(PYTHON) $(VENV)
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python
@@ -13,10 +14,10 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: quickstart test slow parity lint clean
+.PHONY: quickstart test slow parity lint docs lock lowest clean
 
 quickstart: $(VENV)/run.stamp
-	$(BIN)/python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=runs/quickstart
+	$(BIN)/finetune-jax quickstart --config=quickstart --workdir=runs/quickstart
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2
@@ -31,21 +32,36 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/build.py
+
+# The newest versions of everything, for the tests. Needs uv.
+lock:
+	uv pip compile --quiet --universal --upgrade --extra dev --no-emit-index-url \
+	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+# The oldest versions that requirements.txt allows, in an environment of their own. Needs uv.
+lowest:
+	uv venv --quiet --clear --python 3.11 $(VENV)-lowest
+	uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e .[dev]
+	$(VENV)-lowest/bin/python -m pytest tests/test_run.py tests/artifact tests/pretrained tests/data
+
 $(BIN)/python:
 	$(CREATE)
 
-$(VENV)/run.stamp: requirements.txt | $(BIN)/python
-	$(INSTALL) -r requirements.txt
+$(VENV)/run.stamp: requirements.txt pyproject.toml setup.py | $(BIN)/python
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
-	$(INSTALL) -r requirements-dev.txt
+$(VENV)/dev.stamp: requirements.lock pyproject.toml setup.py | $(BIN)/python
+	$(INSTALL) -r requirements.lock
+	$(INSTALL) --no-deps -e .
 	touch $@
 
-$(VENV)-ref/ref.stamp: requirements-reference.txt requirements-dev.txt requirements.txt
+$(VENV)-ref/ref.stamp: requirements-reference.txt requirements.lock
 	$(MAKE) VENV=$(VENV)-ref $(VENV)-ref/dev.stamp
 	$(subst $(BIN),$(VENV)-ref/bin,$(INSTALL)) -r requirements-reference.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ref runs
+	rm -rf $(VENV) $(VENV)-ref $(VENV)-lowest runs site build

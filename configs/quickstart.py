@@ -25,7 +25,7 @@ QUICKSTART = {
 def get_config():
     config = default()
     config.scheme = "last_k(3)"
-    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.path = "package:resnet20_cifar10"
     config.pretrained.new_head = True
     config.model.name = "resnet20_cifar"
     config.data.source = "digits"

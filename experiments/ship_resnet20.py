@@ -22,8 +22,8 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from configs import eval_cifar10, pretrain_resnet20_cifar10
 from finetune_jax.artifact import load_artifact
+from finetune_jax.configs import eval_cifar10, pretrain_resnet20_cifar10
 from finetune_jax.evaluation.subject import score
 from finetune_jax.files import read_json, write_json
 from finetune_jax.pretrained import save_native

@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from configs.ablations._materials import MATERIALS
+    from finetune_jax.configs.ablations._materials import MATERIALS
+
     from experiments.ablated import ablated, difference, figure, row, scores
 
     outcome, about = ablated("surgical")

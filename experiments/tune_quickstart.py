@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags
+from finetune_jax.configs.quickstart import QUICKSTART, get_config
 
-from configs.quickstart import QUICKSTART, get_config
 from finetune_jax.progress import muted, say
 from finetune_jax.setup import open_setup
 from finetune_jax.tables import table

@@ -107,7 +107,8 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from configs.pods.vtab import GROUPS, TASKS
+    from finetune_jax.configs.pods.vtab import GROUPS, TASKS
+
     from experiments.pod_table import run_table
 
     schemes = list(_SOURCES)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
 
+from finetune_jax.configs import shipped
 from finetune_jax.errors import UserError, nearest
 
 # absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
@@ -36,8 +40,8 @@ def define_config() -> flags.FlagHolder[Any]:
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, such as configs/quickstart.py; every key can be overridden with "
-        "--config.key=value.",
+        "A shipped config, such as quickstart, or a file, such as configs/mine.py; every key can "
+        "be overridden with --config.key=value.",
     )
     flags.FLAGS["config"].parser = ConfigFile()
     return holder
@@ -49,10 +53,11 @@ def load_config(path: str) -> Any:
 
 
 def call_config_file(path: str, function: str) -> Any:
-    """Returns the result of a function of a config file.
+    """Calls a function of a config file.
 
     Args:
-      path: path of the file; the text after a colon is the argument of the function.
+      path: path of the file, or name of a shipped config, such as ``tasks/flowers``; the text after
+        a colon is the argument of the function.
       function: name of the function.
 
     Raises:
@@ -60,22 +65,24 @@ def call_config_file(path: str, function: str) -> Any:
         error; the message has the line of the config file.
     """
     name, *arguments = path.split(":", 1)
-    file = Path(name)
-    if not file.is_file():
-        near = [str(p) for folder in (file.parent, Path("configs")) for p in folder.glob("*.py")]
-        raise UserError(f"no such config file: {name}.{nearest(name, dict.fromkeys(near))}")
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{name}: expected a Python file, whose name ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    return _in_config_file(name, lambda module: _member(module, function)(*arguments))
+
+
+def config_constant(path: str, name: str) -> Any:
+    """Reads a module-level constant of a config file; raises as `call_config_file` does."""
+    return _in_config_file(path.split(":", 1)[0], lambda module: _member(module, name))
+
+
+def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
+    file = _config_file(name)
+    loader = SourceFileLoader("config_file", str(file))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path
+    sys.modules[loader.name] = module
     try:
-        spec.loader.exec_module(module)
-        found = getattr(module, function, None)
-        if found is None:
-            near = nearest(function, vars(module))
-            raise UserError(f"expected a function {function}(), found none.{near}")
-        return found(*arguments)
+        with _siblings(file.parent):
+            loader.exec_module(module)
+            return use(module)
     except Exception as error:
         line: int | None
         if isinstance(error, SyntaxError):
@@ -92,6 +99,45 @@ def call_config_file(path: str, function: str) -> Any:
         raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
 
 
+def _config_file(name: str) -> Path:
+    file, known = Path(name), shipped()
+    if file.is_file():
+        return file
+    if name in known:
+        return known[name]
+    if beside := [str(path) for path in sorted(file.parent.glob("*.py"))]:
+        hint = nearest(name, [*beside, *known])
+    else:
+        hint = nearest(name.removeprefix("configs/").removesuffix(".py"), known)
+    raise UserError(f"no such config file: {name}.{hint}")
+
+
+def _member(module: ModuleType, name: str) -> Any:
+    if not hasattr(module, name):
+        raise UserError(f"expected {name} in the file, found none.{nearest(name, vars(module))}")
+    return getattr(module, name)
+
+
+@contextlib.contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Lets a config import the files beside it by name, and forgets these modules afterwards.
+
+    Another config may lie beside other files of the same names.
+    """
+    before = {*sys.modules}
+    root = str(folder.resolve())
+    sys.path.insert(0, root)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(root)
+        for name in {*sys.modules} - before:
+            found = getattr(sys.modules[name], "__file__", None)
+            if found and "." not in name and Path(found).parent == Path(root):
+                del sys.modules[name]
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command; a `UserError` or an unreadable config ends the process with status 2."""
 
@@ -105,6 +151,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
+    # --help prints the docstring of the main module.
+    module = sys.modules["__main__"]
+    module.__doc__ = _as_typed(module.__doc__ or "")
     app.run(guarded, flags_parser=_parse)
 
 
@@ -122,7 +171,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         # ml_collections raises these for unknown keys, wrong types and unreadable files.
         message = _key(_text(error))
     print(f"error: {message}", file=sys.stderr)
-    print(f"see: python -m {_module_name()} --help", file=sys.stderr)
+    print(f"see: {_program()} --help", file=sys.stderr)
     sys.exit(2)
 
 
@@ -140,6 +189,16 @@ def _text(error: Exception) -> str:
     return str(error.args[0]) if error.args else str(error)
 
 
-def _module_name() -> str:
+def _program() -> str:
+    """The command that the user typed, such as ``python -m finetune_jax.train``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else sys.argv[0]
+    # Only `finetune-jax` runs a file: the __main__.py of a package.
+    name = spec.name if spec else f"finetune_jax.{Path(sys.argv[0]).parent.name}"
+    return _as_typed(f"python -m {name.removesuffix('.__main__')}")
+
+
+def _as_typed(text: str) -> str:
+    """Rewrites commands in a text for a user of the console script."""
+    if not any(Path(word).stem == "finetune-jax" for word in sys.orig_argv[:2]):
+        return text
+    return re.sub(r"python -m finetune_jax\.(\w+)", r"finetune-jax \1", text)

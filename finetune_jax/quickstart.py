@@ -5,7 +5,6 @@ python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Sequence
@@ -20,13 +19,6 @@ from finetune_jax.errors import UserError
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the runs; made anew.")
 flags.mark_flag_as_required("config")
-
-
-def _schemes(config_path: str) -> dict[str, float]:
-    spec = importlib.util.spec_from_file_location("quickstart_config", config_path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.QUICKSTART
 
 
 def make_anew(folder: Path) -> None:
@@ -80,7 +72,7 @@ def main(_: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     path = flags.FLAGS["config"].config_filename
     results, rows = [], []
-    schemes = _schemes(path)
+    schemes = cli.config_constant(path, "QUICKSTART")
     folders = [workdir / re.sub(r"\W+", "_", scheme).strip("_") for scheme in schemes]
     for folder in folders:  # before the first run, so that a refusal costs no minutes
         make_anew(folder)

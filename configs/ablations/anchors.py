@@ -8,7 +8,8 @@ is, with L2-SP, with an average of the weights, with sharpness-aware minimisatio
 two). 500 to choose on, 1,000 to test on.
 """
 
-from configs.ablations._materials import resnet20_on_bangla
+from finetune_jax.configs.ablations._materials import resnet20_on_bangla
+
 from finetune_jax.ablation.axes import chain, over, product
 from finetune_jax.ablation.study import Study
 

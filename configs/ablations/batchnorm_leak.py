@@ -6,7 +6,8 @@ Command (see experiments/batchnorm_leak.py):
 1,000 digits to train on, 500 to choose on, 1,000 to test on; features are compared with the base's.
 """
 
-from configs.ablations._materials import resnet20_on_bangla
+from finetune_jax.configs.ablations._materials import resnet20_on_bangla
+
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 

@@ -7,7 +7,8 @@ A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm, gra
 groups; 500 to choose on, 1,000 to test on.
 """
 
-from configs.ablations._materials import resnet20_on_bangla
+from finetune_jax.configs.ablations._materials import resnet20_on_bangla
+
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 

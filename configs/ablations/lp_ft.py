@@ -8,7 +8,8 @@ distribution: the same test images under seven corruptions at severity 3. Statis
 stay those of the base in all arms, as in the published code.
 """
 
-from configs.ablations._materials import resnet20_on_bangla
+from finetune_jax.configs.ablations._materials import resnet20_on_bangla
+
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 

@@ -4,9 +4,9 @@ Command:
   python -m finetune_jax.ablate --config=configs/ablations/quickstart.py --workdir=DIR
 """
 
-from configs import quickstart
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
+from finetune_jax.configs import quickstart
 
 
 def get_config():

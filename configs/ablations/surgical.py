@@ -7,7 +7,8 @@ Command (see experiments/surgical.py):
 the pretrained one. A table per corruption.
 """
 
-from configs.ablations._materials import MATERIALS, resnet20
+from finetune_jax.configs.ablations._materials import MATERIALS, resnet20
+
 from finetune_jax.ablation.axes import chain, over, product
 from finetune_jax.ablation.study import Study
 

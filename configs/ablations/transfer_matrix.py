@@ -7,7 +7,8 @@ MobileNetV1 0.25 (ImageNet) at 64 pixels; at most 500 images to train on, 3 epoc
 set, tuned over three rates each.
 """
 
-from configs.ablations._materials import DATA, MATERIALS, MOBILENET
+from finetune_jax.configs.ablations._materials import DATA, MATERIALS, MOBILENET
+
 from finetune_jax.ablation.axes import over, product
 from finetune_jax.ablation.study import Study
 from finetune_jax.config import default

@@ -11,7 +11,8 @@ The release starts from gs://vit_models/augreg/B_32-i21k-300ep-lr_0.001-aug_ligh
 sd_0.0.npz; this config from timm's AugReg B/32, which may be another of those runs.
 """
 
-from configs.pods._argument import read_argument, tfds_images
+from finetune_jax.configs.pods._argument import read_argument, tfds_images
+
 from finetune_jax.config import default
 
 # Learning rate, steps, warm-up, share of the training split to train on, crop.

@@ -10,7 +10,8 @@ Images are squeezed to a square; the original crops 128 of 160 and 480 of 512 pi
 config out of an image with the same margin around it.
 """
 
-from configs.pods._argument import arguments, read_argument, tfds_images
+from finetune_jax.configs.pods._argument import arguments, read_argument, tfds_images
+
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
 

@@ -14,7 +14,8 @@ The test labels of GLUE are secret: as in the papers the validation split is sco
 training on all of train; to choose a rate, keep some of train back and leave data.test empty.
 """
 
-from configs.pods._argument import arguments, read_argument
+from finetune_jax.configs.pods._argument import arguments, read_argument
+
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
 

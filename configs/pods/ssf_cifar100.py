@@ -10,8 +10,9 @@ scripts, the other rates ours; the augmentation is what its train.py does by def
 keeps 2 % of training back and counts the last epoch.
 """
 
-from configs.pods._argument import read_argument, tfds_images
-from configs.pods.vtab import SCHEMES
+from finetune_jax.configs.pods._argument import read_argument, tfds_images
+from finetune_jax.configs.pods.vtab import SCHEMES
+
 from finetune_jax.config import default
 
 RATES = {

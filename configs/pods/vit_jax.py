@@ -10,7 +10,8 @@ data and weights). The models are ours with the tanh form of GELU, as in Flax; i
 to a square, as there.
 """
 
-from configs.pods._argument import arguments, read_argument, tfds_images
+from finetune_jax.configs.pods._argument import arguments, read_argument, tfds_images
+
 from finetune_jax.config import default
 
 WEIGHTS = {

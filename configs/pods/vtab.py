@@ -15,7 +15,8 @@ and prompts were tuned per task by VPT (arXiv 2203.12119); the rates here are si
 a grid, so tune before a figure of theirs is called not reproduced.
 """
 
-from configs.pods._argument import arguments, read_argument
+from finetune_jax.configs.pods._argument import arguments, read_argument
+
 from finetune_jax.config import default
 
 # By task, in the three groups of the benchmark: TFDS name, column of the label, and the splits of

@@ -7,7 +7,7 @@ def resnet20():
     """The shipped CIFAR-10 ResNet-20 with a new head, all of it training on digits."""
     config = default()
     config.scheme = "full"
-    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.path = "package:resnet20_cifar10"
     config.pretrained.new_head = True
     config.model.name = "resnet20_cifar"
     config.data.source = "digits"

@@ -10,7 +10,7 @@ Expected on the test split (seed 0, n=360, 95 % interval): average_precision 0.9
 the same: average_precision 0.4417. From experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 
 def get_config():

@@ -12,7 +12,7 @@ Expected on the test split (seed 0, n=360, 95 % interval of each within 0.96 to 
 digits can show. Beside it: 1-nearest neighbour in pixels 0.9722. From experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 _OBJECTIVES = {
     "smoothing": ("task.label_smoothing", 0.1),

@@ -9,7 +9,7 @@ Expected on the test split (seed 0, n=360, 95 % interval): kappa 0.9929 [0.9840,
 it: 1-nearest neighbour in pixels: kappa 0.9572. From experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 
 def get_config():

@@ -10,7 +10,7 @@ mean of 3 nearest neighbours in pixels: rmse 0.6854; mean of the training values
 experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 
 def get_config():

@@ -10,7 +10,7 @@ it: the mask itself with the 1-nearest neighbour's digit: mean_iou 0.9531; backg
 mean_iou 0.0615. From experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 
 def get_config():

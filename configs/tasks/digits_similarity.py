@@ -11,7 +11,7 @@ Expected on the test split (seed 0, n=360, 95 % interval): auroc 0.9949 [0.9907,
 experiments/task_results.py.
 """
 
-from configs.tasks._digits import resnet20
+from finetune_jax.configs.tasks._digits import resnet20
 
 
 def get_config():

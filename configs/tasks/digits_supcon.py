@@ -11,7 +11,7 @@ Expected on the test split (seed 0, n=360, 95 % interval): loss 3.9211, knn_accu
 experiments/task_results.py.
 """
 
-from configs.tasks._digits import contrastive
+from finetune_jax.configs.tasks._digits import contrastive
 
 
 def get_config():

@@ -11,7 +11,7 @@ class 0.5669; published, InferSent (Conneau et al. 2017, arXiv 1705.02364) 0.863
 experiments/task_results.py.
 """
 
-from configs.tasks._minilm import DATA, minilm
+from finetune_jax.configs.tasks._minilm import DATA, minilm
 
 
 def get_config():

@@ -11,8 +11,8 @@ Expected on the test split (seed 0, n=1379, 95 % interval): spearman 0.7737 [0.7
 experiments/task_results.py.
 """
 
-from configs.tasks._minilm import minilm
-from configs.tasks.sts_similarity import stsb
+from finetune_jax.configs.tasks._minilm import minilm
+from finetune_jax.configs.tasks.sts_similarity import stsb
 
 
 def get_config():

@@ -11,7 +11,7 @@ Expected on the test split (seed 0, n=1379, 95 % interval): zero-shot spearman 0
 0.8401]; after training 0.8390 [0.8185, 0.8575]. From experiments/task_results.py.
 """
 
-from configs.tasks._minilm import DATA, minilm
+from finetune_jax.configs.tasks._minilm import DATA, minilm
 
 
 def stsb(config):

@@ -14,7 +14,7 @@ neighbours on the same frozen features: sst2 accuracy 0.8116 [0.7930, 0.8289] (n
 (n=3080), 0.9292, 0.8942. From experiments/task_results.py.
 """
 
-from configs.tasks._minilm import DATA, minilm
+from finetune_jax.configs.tasks._minilm import DATA, minilm
 
 # Longest texts in tokens; what is longer is cut.
 _TOKENS = {"sst2": 64, "trec": 32, "banking77": 48}

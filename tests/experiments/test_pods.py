@@ -22,7 +22,7 @@ CONFIGS = sorted(path.stem for path in Path("configs/pods").glob("[!_]*.py"))
 
 
 def _all(name):
-    module = importlib.import_module(f"configs.pods.{name}")
+    module = importlib.import_module(f"finetune_jax.configs.pods.{name}")
     return {a: load_config(f"configs/pods/{name}.py:{a}") for a in module.ARGUMENTS}
 
 
@@ -87,7 +87,7 @@ def test_targets_of_pods_are_what_their_configs_make():
     for one in of_pods:
         if one.name == "vtab_1k":
             continue  # means of what its config makes
-        module = importlib.import_module(f"configs.pods.{Path(one.config).stem}")
+        module = importlib.import_module(f"finetune_jax.configs.pods.{Path(one.config).stem}")
         assert {target.name for target in one.targets} <= {*module.ARGUMENTS}, one.name
 
 
@@ -103,13 +103,13 @@ def test_targets_of_pods_are_what_their_configs_make():
     ],
 )
 def test_the_hyperrule(examples, side, expected):
-    from configs.pods.bit_hyperrule import hyperrule
+    from finetune_jax.configs.pods.bit_hyperrule import hyperrule
 
     assert hyperrule(examples, side) == expected
 
 
 def test_the_hyperrule_refuses_nothing_to_train_on():
-    from configs.pods.bit_hyperrule import hyperrule
+    from finetune_jax.configs.pods.bit_hyperrule import hyperrule
 
     with pytest.raises(UserError, match="found 0"):
         hyperrule(0, 32)
@@ -124,7 +124,7 @@ def test_the_hyperrule_refuses_nothing_to_train_on():
     ],
 )
 def test_the_rate_falls_where_the_hyperrule_says(steps, warmup, decays):
-    from configs.pods.bit_hyperrule import staircase
+    from finetune_jax.configs.pods.bit_hyperrule import staircase
 
     config = load_config("configs/pods/bit_hyperrule.py:r50x1,cifar10")
     config.model.name, config.data.image_size = "bit_r50x1", 32
@@ -161,7 +161,8 @@ def test_splits_of_vtab_are_apart_and_of_a_thousand_examples():
         "cifar100": 90, "caltech101": 90, "oxford_iiit_pet": 80, "svhn_cropped": 90,
         "eurosat/rgb": 60, "resisc45": 60,
     }  # fmt: skip
-    from configs.pods.vtab import TASKS
+    from finetune_jax.configs.pods.vtab import TASKS
+
     from finetune_jax.data.splits import resolve_split
 
     assert len(TASKS) == 14
@@ -199,7 +200,7 @@ def test_means_of_vtab_follow_from_the_published_rows():
 
 
 def test_the_two_averages_of_vtab_differ_and_need_every_task():
-    from configs.pods.vtab import GROUPS
+    from finetune_jax.configs.pods.vtab import GROUPS
 
     tasks = {group: list(names) for group, names in GROUPS.items()}
     assert [len(names) for names in tasks.values()] == [7, 4, 8]
@@ -221,7 +222,7 @@ from finetune_jax.config import default
 def get_config(argument):
     config = default()
     config.scheme = "linear_probe"
-    config.pretrained.path = "finetune_jax/weights/resnet20_cifar10.safetensors"
+    config.pretrained.path = "package:resnet20_cifar10"
     config.pretrained.new_head = True
     config.data.source = {"here": "digits", "nowhere": "tfds:cifar10"}[argument]
     config.data.image_size = 8

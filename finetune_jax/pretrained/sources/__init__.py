@@ -1,10 +1,11 @@
-"""Where weights come from: a path, a Hugging Face repository, an address, or Keras' cache.
+"""Where weights come from: a path, a Hugging Face repository, an address, Keras, this package.
 
 runs/base/model.safetensors
 hf:google/vit-base-patch16-224@main
 hf:google/vit-base-patch16-224/model.safetensors
 https://host/name.npz#sha256=…      gs://bucket/name.npz#sha256=…
 keras:vgg16_notop
+package:resnet20_cifar10
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ _KERAS_FILES: dict[str, tuple[str, str]] = {
     ),
 }
 _NO_TOP = "_notop"
+_SHIPPED = Path(__file__).parents[2] / "weights"
 
 
 def resolve(source: str) -> Path:
     """The file or folder that a source names, fetched into a cache if it is not here.
 
     Args:
-      source: a path; ``hf:owner/name[@revision][/file]``; ``http(s)://…#sha256=HEX`` or
-        ``gs://…#sha256=HEX``; ``keras:name`` or ``keras:name_notop``, looked up in Keras' own cache
+      source: a path; ``package:name`` of weights that ship with this package;
+        ``hf:owner/name[@revision][/file]``; ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``;
+        ``keras:name`` or ``keras:name_notop``, looked up in Keras' own cache
         and never fetched.
 
     Returns:
@@ -54,14 +57,23 @@ def resolve(source: str) -> Path:
         return resolve_hub(rest)
     if colon and scheme == "keras":
         return _keras(rest)
+    if colon and scheme == "package":
+        return _shipped(rest)
     if "://" in source:
         if scheme not in ("http", "https", "gs"):
             raise UserError(
-                f"{source}: unknown kind of address {scheme!r}; expected a path, hf:, keras:, "
-                f"http://, https:// or gs://.{nearest(scheme, ('http', 'https', 'gs'))}"
+                f"{source}: unknown kind of address {scheme!r}; expected a path, package:, hf:, "
+                f"keras:, http://, https:// or gs://.{nearest(scheme, ('http', 'https', 'gs'))}"
             )
         return download(source)
     return Path(source).expanduser()
+
+
+def _shipped(name: str) -> Path:
+    files = {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
+    if name not in files:
+        raise UserError(f"package:{name}: no such weights.{nearest(name, files)}")
+    return files[name]
 
 
 def _keras(name: str) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction import RESULTS, Measured
-from finetune_jax.ablation.outcome import Outcome, Row
-from finetune_jax.ablation.statistics import t_interval
+from finetune_jax.ablation.outcome import Outcome, TableRow
+from finetune_jax.ablation.report.statistics import t_interval
 
 RUNS = Path("runs")
 """Where run folders are; an ablation that is there goes on, or only writes its tables again."""
@@ -23,29 +23,28 @@ def ablated(name: str) -> tuple[Outcome, dict[str, Any]]:
     """
     from absl import logging
 
-    from finetune_jax.ablation.about import about
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
-    from finetune_jax.ablation.report import write_report
-    from finetune_jax.ablation.study import load_study
+    from finetune_jax.ablation.provenance import provenance
+    from finetune_jax.ablation.report.write import write_report
+    from finetune_jax.ablation.study_file import load_study
     from finetune_jax.cli import load_config
 
     logging.set_verbosity(logging.WARNING)
     path = f"configs/ablations/{name}.py"
     config = load_config(path)
     command = f"python -m finetune_jax.ablate --config={path} --workdir=runs/{name}"
-    facts = about(path, config, command)
     conductor = Conductor(load_study(path), config, RUNS / name, make_launcher("local", {}))
-    outcome = conductor.run(facts)
+    outcome = conductor.run(provenance(path, config, command))
     for file in write_report(outcome, RESULTS / name):
         if file.suffix in (".html", ".pdf"):  # large, and made again by the same command
             file.unlink()
-    return outcome, {k: outcome.about[k] for k in ("config_hash", "versions", "seconds")}
+    return outcome, {k: outcome.provenance[k] for k in ("config_hash", "versions", "seconds")}
 
 
-def row(outcome: Outcome, label: str, table: str = "") -> Row:
+def row(outcome: Outcome, label: str, table: str = "") -> TableRow:
     """The row of a label; KeyError if there is none."""
-    return {(r.line.table, r.line.label): r for r in outcome.rows}[table, label]
+    return {(r.spec.table, r.spec.label): r for r in outcome.rows}[table, label]
 
 
 def scores(found: Mapping[int, Mapping[str, Any]], metric: str, scale: float = 100.0) -> Measured:

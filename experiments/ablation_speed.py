@@ -27,7 +27,8 @@ from typing import Any
 from absl import app, flags
 
 from finetune_jax.ablation.arm import make_arm
-from finetune_jax.ablation.study import lines_of, load_study
+from finetune_jax.ablation.study import row_specs
+from finetune_jax.ablation.study_file import load_study
 from finetune_jax.cli import load_config
 
 _CASE = flags.DEFINE_enum(
@@ -44,9 +45,9 @@ def arms(case: str) -> list[tuple[str, float, int]]:
     path = f"{CONFIG}:{case}"
     study, base = load_study(path), load_config(path)
     found = []
-    for line in lines_of(study, base):
-        for point, seed in itertools.product(line.points, study.tune_seeds):
-            config = make_arm(base, line.name, line.overrides, point, seed).config
+    for row in row_specs(study, base):
+        for point, seed in itertools.product(row.points, study.tune_seeds):
+            config = make_arm(base, row.name, row.overrides, point, seed).config
             found.append((config["scheme"], config["optimizer"]["learning_rate"], seed))
     return found
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax.ablation.about import about, versions
+    from finetune_jax.ablation.provenance import provenance, versions
     from finetune_jax.cli import load_config
     from finetune_jax.evaluation.subject import score
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
             continue
         path = f"{REPRODUCTION.config}:{depth}"
         config = load_config(path)
-        hashes[f"ResNet-{depth}"] = about(path, config, REPRODUCTION.command)["config_hash"]
+        hashes[f"ResNet-{depth}"] = provenance(path, config, REPRODUCTION.command)["config_hash"]
         config.pretrained.path, config.data.data_dir = str(files[0]), _DATA_DIR.value
         scores = score(config, "test")
         low, high = (100 * (1 - scores[f"accuracy_{end}"]) for end in ("high", "low"))

@@ -44,7 +44,7 @@ def run_table(
       SystemExit: nothing could be run; the message says what it needs.
     """
     from experiments.ablated import scores
-    from finetune_jax.ablation.about import about, versions
+    from finetune_jax.ablation.provenance import provenance, versions
     from finetune_jax.cli import load_config
     from finetune_jax.errors import UserError, nearest
     from finetune_jax.training.folder import finished_result
@@ -64,7 +64,7 @@ def run_table(
     for name, argument in arguments.items():
         path = f"{reproduction.config}:{argument}"
         config = load_config(path)
-        hashes[name] = about(path, config, command)["config_hash"]
+        hashes[name] = provenance(path, config, command)["config_hash"]
         config.data.data_dir = _DATA_DIR.value
         folders = {
             seed: Path(_WORKDIR.value) / reproduction.name / argument / str(seed)

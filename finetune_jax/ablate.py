@@ -1,9 +1,10 @@
-"""Runs an ablation: every row tuned with the same budget, scored once, and put into tables.
+"""Runs an ablation: tunes every row with the same budget, scores it once, and writes tables.
 
   python -m finetune_jax.ablate --config=configs/ablations/quickstart.py --workdir=DIR
 
-Run again, it goes on where it was; arms whose config has changed run anew, no arm runs twice.
-Writes ``results.jsonl``, a run folder for each arm, and ``report/``: tables, figures, one page.
+Run again, the command continues where it was: arms with a changed config run again, and no arm
+runs twice. Writes ``results.jsonl``, a run folder for each arm, and ``report/``: tables, figures,
+and one HTML page.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from typing import Any
 from absl import app, flags
 
 from finetune_jax import cli
+from finetune_jax.ablation.launch import NAMES
 from finetune_jax.errors import UserError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the ablation.", required=True)
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "ray"], "Where arms run.")
+_LAUNCHER = flags.DEFINE_enum("launcher", "local", NAMES, "Where the arms run.")
 _OPTIONS = flags.DEFINE_multi_string(
-    "launcher_option", [], "key=value, such as partition=gpu of slurm; see ablation/launch_*.py."
+    "launcher_option",
+    [],
+    "Option of the launcher as key=value, such as partition=gpu for slurm; "
+    "finetune_jax/ablation/launch/ lists the options.",
 )
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Of the local launcher.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Number of processes of the local launcher.", lower_bound=1
+)
 _UNIT_ARMS = flags.DEFINE_integer(
-    "unit_arms", 0, "Arms a process runs at most; 0: all of one structure.", lower_bound=0
+    "unit_arms",
+    0,
+    "Largest number of arms in one process; 0: all arms of one structure.",
+    lower_bound=0,
 )
 flags.mark_flag_as_required("config")
 
@@ -43,22 +53,21 @@ def _options() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax.ablation.about import about
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
-    from finetune_jax.ablation.report import terminal_tables, write_report
-    from finetune_jax.ablation.study import load_study
+    from finetune_jax.ablation.provenance import provenance
+    from finetune_jax.ablation.report.write import terminal_tables, write_report
+    from finetune_jax.ablation.study_file import load_study
 
-    path = flags.FLAGS["config"].config_filename
+    path: str = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]  # of its class
     study, config = load_study(path), _CONFIG.value
     launcher = make_launcher(_LAUNCHER.value, _options())
     conductor = Conductor(study, config, Path(_WORKDIR.value), launcher, _UNIT_ARMS.value)
     command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
-    facts = about(path, config, command)
-    outcome = conductor.run(facts)
+    outcome = conductor.run(provenance(path, config, command))
     folder = Path(_WORKDIR.value) / "report"
     write_report(outcome, folder)
     print("\n" + terminal_tables(outcome))

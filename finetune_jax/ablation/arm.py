@@ -1,4 +1,4 @@
-"""An arm: one run of an ablation, named by the hash of its resolved config."""
+"""An arm: one run of an ablation, identified by the hash of its resolved config."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from finetune_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One run: a row at one point of its hyper-parameters, with one seed.
+    """One run: a row of the study at one point of its hyper-parameters, with one seed.
 
     Attributes:
-      row: name of the row it belongs to.
-      point: overrides that tuning chose or tries.
-      seed: of the run.
-      share: of the whole training length, in (0, 1].
-      config: resolved, as JSON, without a test split: no arm reads one while it trains.
+      row: name of the row.
+      point: overrides of the tuned hyper-parameters.
+      seed: seed of the run.
+      share: share of the full training length, in (0, 1].
+      config: resolved config as JSON. Its test split is empty, because no arm reads the test split
+        during training.
     """
 
     row: str
@@ -49,12 +50,22 @@ def make_arm(
     seed: int,
     share: float = 1.0,
 ) -> Arm:
-    """An arm from the base config, the row's overrides, and then the point's.
+    """An arm from the base config, the overrides of a row, and the overrides of a point.
+
+    Overrides of the point take precedence over overrides of the row.
+
+    Args:
+      base: config that the overrides change.
+      row: name of the row.
+      overrides: overrides of the row.
+      point: overrides of the tuned hyper-parameters.
+      seed: seed of the run.
+      share: share of the full training length, in (0, 1].
 
     Raises:
-      UserError: no such config key, or a value of another type.
+      UserError: unknown config key, or a value of the wrong type.
     """
-    config = overridden(base, {**overrides, **point, "seed": seed, "data.test": ""})
+    config = apply_overrides(base, {**overrides, **point, "seed": seed, "data.test": ""})
     if share != 1.0:
         if config.train.steps:
             config.train.steps = max(1, round(config.train.steps * share))
@@ -63,30 +74,34 @@ def make_arm(
     return Arm(row, dict(point), seed, share, config_lib.to_json(config))
 
 
-def overridden(
-    base: ml_collections.ConfigDict, values: Mapping[str, Any]
+def apply_overrides(
+    base: ml_collections.ConfigDict, overrides: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """A copy of `base` with values by dotted key.
+    """A copy of a config with other values.
+
+    Args:
+      base: the config.
+      overrides: values by dotted key, such as ``optimizer.learning_rate``.
 
     Raises:
-      UserError: no such config key, or a value of another type.
+      UserError: unknown config key, or a value of the wrong type.
     """
     config = base.copy_and_resolve_references()
-    for key, value in values.items():
-        node, last = config, key.split(".")
-        for depth, part in enumerate(last):
+    for key, value in overrides.items():
+        node, parts = config, key.split(".")
+        for depth, part in enumerate(parts):
             known = node.keys() if isinstance(node, config_dict.ConfigDict) else ()
             if part not in known:
-                prefix = ".".join(last[:depth]) + "." * bool(depth)
+                prefix = ".".join(parts[:depth]) + "." * bool(depth)
                 raise UserError(
                     f"no config key {key!r}.{nearest(prefix + part, [prefix + k for k in known])}"
                 )
-            if depth < len(last) - 1:
+            if depth < len(parts) - 1:
                 node = node[part]
         try:
-            # Text or a list of rules; the fields are references to either.
+            # These two fields may hold either text or a list of rules.
             with node.ignore_type() if key in ("scheme", "data.augment") else node.unlocked():
-                node[last[-1]] = value
+                node[parts[-1]] = value
         except TypeError as error:
             raise UserError(f"{key}={value!r}: {error}") from None
     return config

@@ -1,8 +1,8 @@
-"""What varies over the arms of an ablation, as lists of config overrides that combine.
+"""Axes of an ablation: lists of config overrides, and functions that combine the lists.
 
     product(over("scheme", ["linear_probe", "full"]), over("batch_norm", ["frozen", "track"]))
 
-gives four overrides. Anything that yields dicts of config keys does as well, such as a generator.
+gives four overrides. Any iterable of dicts of config keys can be an axis, such as a generator.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ Overrides = dict[str, Any]
 
 
 def over(key: str, values: Iterable[Any]) -> list[Overrides]:
-    """One override per value of a config key."""
+    """One override for each value of a config key."""
     return [{key: value} for value in values]
 
 
 def product(*axes: Iterable[Overrides]) -> list[Overrides]:
-    """Every combination; the last axis varies fastest.
+    """Every combination of the axes; the last axis varies fastest.
 
     Raises:
       UserError: two axes set the same key.
     """
-    return [_joined(parts) for parts in itertools.product(*map(list, axes))]
+    return [_merged(parts) for parts in itertools.product(*map(list, axes))]
 
 
 def zipped(*axes: Iterable[Overrides]) -> list[Overrides]:
-    """The first of each axis together, then the second of each, and so on.
+    """The first elements of all axes merged, then the second elements merged, and so on.
 
     Raises:
-      UserError: axes of different lengths, or two that set the same key.
+      UserError: the axes have different lengths, or two axes set the same key.
     """
     lists = [list(axis) for axis in axes]
     if len({len(axis) for axis in lists}) > 1:
         found = ", ".join(str(len(axis)) for axis in lists)
         raise UserError(f"zipped: expected axes of one length, found {found}")
-    return [_joined(parts) for parts in zip(*lists, strict=True)]
+    return [_merged(parts) for parts in zip(*lists, strict=True)]
 
 
 def chain(*axes: Iterable[Overrides]) -> list[Overrides]:
-    """One axis after the other."""
+    """The elements of the first axis, then the elements of the second axis, and so on."""
     return list(itertools.chain(*axes))
 
 
-def _joined(parts: Sequence[Overrides]) -> Overrides:
-    whole: Overrides = {}
+def _merged(parts: Sequence[Overrides]) -> Overrides:
+    merged: Overrides = {}
     for part in parts:
-        if twice := whole.keys() & part.keys():
-            raise UserError(f"two axes set {', '.join(sorted(twice))}; join them with chain")
-        whole |= part
-    return whole
+        if repeated := merged.keys() & part.keys():
+            raise UserError(f"two axes set {', '.join(sorted(repeated))}; join them with chain")
+        merged |= part
+    return merged

@@ -1,4 +1,4 @@
-"""An ablation from its study to its outcome: tune on validation, score the chosen arms once."""
+"""Runs an ablation: tunes each row on validation, then scores the chosen arms once on test."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from typing import Any
 import ml_collections
 
 from finetune_jax.ablation import worker
-from finetune_jax.ablation.arm import Arm, make_arm, overridden
+from finetune_jax.ablation.arm import Arm, apply_overrides, make_arm
 from finetune_jax.ablation.axes import Overrides
-from finetune_jax.ablation.launch import Launcher
+from finetune_jax.ablation.launch.base import Launcher
 from finetune_jax.ablation.ledger import Ledger
-from finetune_jax.ablation.outcome import Cost, Outcome, Row
-from finetune_jax.ablation.search import Trial, best, budget, edges, parse_search
-from finetune_jax.ablation.study import Line, Study, lines_of
+from finetune_jax.ablation.outcome import Outcome, RunCost, TableRow
+from finetune_jax.ablation.records import TRAINED, scored_kind, scored_record, trained_record
+from finetune_jax.ablation.search import parse_search
+from finetune_jax.ablation.search.base import Proposal, Trial, best_trial, budget, edges
+from finetune_jax.ablation.study import RowSpec, Study, row_specs
 from finetune_jax.errors import UserError
 from finetune_jax.files import write_json
 from finetune_jax.reporting.live import Live
+from finetune_jax.setup import open_setup
+from finetune_jax.training.arms import structure
 
 
 class Conductor:
-    """Runs a study in a folder, going on with what is there.
+    """Runs a study in a folder, and continues with what an earlier call left there.
 
     Args:
       study: what to compare.
       base: config that rows and points override.
-      workdir: gets ``results.jsonl``, ``runs/KEY/`` and ``units/``.
-      launcher: runs units.
-      unit_arms: arms of a unit at most, so that several machines share those of one structure; 0
-        puts all of a structure into one.
+      workdir: folder for ``results.jsonl``, ``runs/KEY/`` and ``units/``.
+      launcher: runs the units.
+      unit_arms: largest number of arms in a unit, so that several machines can share the arms of
+        one structure; 0 puts all arms of one structure into one unit.
 
     Raises:
-      UserError: a row, point or search that cannot be, before anything runs.
+      UserError: an invalid row, point or search, or a folder that cannot be written. All of these
+        are found before anything runs.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class Conductor:
         self._study, self._base, self._launcher = study, base, launcher
         self._workdir, self._unit_arms = workdir, unit_arms
         self._search = parse_search(study.search)
-        self._lines = lines_of(study, base)
+        self._rows = row_specs(study, base)
         self._metric, self._better = self._check()
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -57,17 +62,17 @@ class Conductor:
             raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
         self._ledger = Ledger(workdir / "results.jsonl")
 
-    def run(self, about: dict[str, Any]) -> Outcome:
-        """Tunes, trains and scores what is missing; returns what was found.
+    def run(self, provenance: dict[str, Any]) -> Outcome:
+        """Tunes, trains and scores what is missing; returns the outcome.
 
         Args:
-          about: for people, see `Outcome`; gets ``seconds``, of all runs of the folder together.
+          provenance: see `Outcome`; ``seconds``, summed over all calls for this folder, is added.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            rows = self._rows()
+            rows = self._run_rows()
         finally:
-            seconds = self._spend(time.monotonic() - began)
+            seconds = self._add_seconds(time.monotonic() - start)
         return Outcome(
             rows,
             self._metric,
@@ -75,101 +80,102 @@ class Conductor:
             self._study.reference,
             tuple(self._study.seeds),
             len(self._study.tune_seeds),
-            {**about, "seconds": seconds},
+            {**provenance, "seconds": seconds},
         )
 
-    def _spend(self, seconds: float) -> float:
-        """Notes the time of this process; returns that of all that worked in the folder."""
+    def _add_seconds(self, seconds: float) -> float:
+        """Writes down the time of this call; returns the time of all calls for this folder."""
         path = self._workdir / "seconds.txt"
-        known = path.read_text().split() if path.exists() else []
-        path.write_text("\n".join([*known, f"{seconds:.1f}"]) + "\n")
-        return sum(map(float, known)) + seconds
+        earlier = path.read_text().split() if path.exists() else []
+        path.write_text("\n".join([*earlier, f"{seconds:.1f}"]) + "\n")
+        return sum(map(float, earlier)) + seconds
 
-    def _rows(self) -> tuple[Row, ...]:
-        with Live([line.name for line in self._lines]) as live:
-            tried = self._tune(live)
-            chosen = {line.name: best(tried[line.name]) for line in self._lines}
+    def _run_rows(self) -> tuple[TableRow, ...]:
+        with Live([row.name for row in self._rows]) as live:
+            trials = self._tune(live)
+            chosen = {row.name: best_trial(trials[row.name]) for row in self._rows}
             arms = {
-                line.name: [self._arm(line, trial.point, seed) for seed in self._study.seeds]
-                for line in self._lines
-                if (trial := chosen[line.name]) is not None
+                row.name: [self._arm(row, trial.point, seed) for seed in self._study.seeds]
+                for row in self._rows
+                if (trial := chosen[row.name]) is not None
             }
-            self._train([arm for row in arms.values() for arm in row], live)
+            self._train([arm for of_row in arms.values() for arm in of_row], live)
             self._score(arms, live)
         return tuple(
-            self._row(line, tried[line.name], chosen[line.name], arms.get(line.name, []))
-            for line in self._lines
+            self._table_row(row, trials[row.name], chosen[row.name], arms.get(row.name, []))
+            for row in self._rows
         )
 
     def _check(self) -> tuple[str, str]:
-        """The tasks' metric and its direction; resolves one arm of each row."""
-        from finetune_jax.setup import open_setup
-        from finetune_jax.training.arms import structure
-
-        found: dict[tuple[str, str], str] = {}
-        for line in self._lines:
-            if not self._config(line, line.points[0]).data.validation:
+        """The metric of the tasks and its direction; opens one setup per structure as a check."""
+        metrics: dict[tuple[str, str], str] = {}
+        for row in self._rows:
+            if not self._config(row, row.points[0]).data.validation:
                 raise UserError(
-                    f"row {line.name!r}: rows are tuned on validation, and data.validation is empty"
+                    f"row {row.name!r}: rows are tuned on validation, and data.validation is empty"
                 )
-            known: set[str] = set()
-            for point in line.points:
-                # Those that differ in a learning rate, say, have the same model, data and plan.
-                text = structure(self._arm(line, point, 0).config)
-                if text not in known:
-                    known.add(text)
-                    task = open_setup(self._config(line, point)).task
-                    found.setdefault((task.metric, task.better), line.name)
-        if len(found) > 1:
-            said = ", ".join(f"{name!r} {metric}" for (metric, _), name in found.items())
-            raise UserError(f"rows: expected tasks with one metric, found {said}")
-        return next(iter(found))
+            checked: set[str] = set()
+            for point in row.points:
+                # Points of one structure, which differ only in a learning rate for example, have
+                # the same model, data and plan: one check is enough.
+                key = structure(self._arm(row, point, 0).config)
+                if key not in checked:
+                    checked.add(key)
+                    task = open_setup(self._config(row, point)).task
+                    metrics.setdefault((task.metric, task.better), row.name)
+        if len(metrics) > 1:
+            found = ", ".join(f"{name!r} {metric}" for (metric, _), name in metrics.items())
+            raise UserError(f"rows: expected tasks with one metric, found {found}")
+        return next(iter(metrics))
 
-    def _config(self, line: Line, point: Overrides) -> ml_collections.ConfigDict:
-        return overridden(self._base, {**line.overrides, **point})
+    def _config(self, row: RowSpec, point: Overrides) -> ml_collections.ConfigDict:
+        return apply_overrides(self._base, {**row.overrides, **point})
 
-    def _arm(self, line: Line, point: Overrides, seed: int, share: float = 1.0) -> Arm:
-        return make_arm(self._base, line.name, line.overrides, point, seed, share)
+    def _arm(self, row: RowSpec, point: Overrides, seed: int, share: float = 1.0) -> Arm:
+        return make_arm(self._base, row.name, row.overrides, point, seed, share)
 
     def _tune(self, live: Live) -> dict[str, list[Trial]]:
-        """Everything the search asks for, by name of row."""
-        tried: dict[str, list[Trial]] = {line.name: [] for line in self._lines}
+        """Trains what the search proposes; returns the trials by row name."""
+        trials: dict[str, list[Trial]] = {row.name: [] for row in self._rows}
         while True:
-            wishes = {}
-            for line in self._lines:
-                same = {x.name: tried[x.name] for x in self._lines if x.table == line.table}
-                wishes[line.name] = self._search.ask(line, same)
-            if not any(wishes.values()):
-                return tried
-            asked = {
-                line.name: [
-                    [self._arm(line, point, s, share) for s in self._study.tune_seeds]
-                    for point, share in wishes[line.name]
+            proposals = {row.name: self._propose(row, trials) for row in self._rows}
+            if not any(proposals.values()):
+                return trials
+            arms = {
+                row.name: [
+                    [self._arm(row, point, seed, share) for seed in self._study.tune_seeds]
+                    for point, share in proposals[row.name]
                 ]
-                for line in self._lines
+                for row in self._rows
             }
-            self._train([a for row in asked.values() for arms in row for a in arms], live)
-            for name, row in asked.items():
-                for (point, share), arms in zip(wishes[name], row, strict=True):
-                    tried[name].append(Trial(point, share, self._value(arms)))
+            self._train([arm for of_row in arms.values() for of_point in of_row
+                         for arm in of_point], live)  # fmt: skip
+            for name, of_row in arms.items():
+                for (point, share), of_point in zip(proposals[name], of_row, strict=True):
+                    trials[name].append(Trial(point, share, self._validation_score(of_point)))
 
-    def _value(self, arms: Sequence[Arm]) -> float | None:
-        """Mean validation score, more is better; None if an arm failed."""
-        values = [self._ledger.get(arm.key, "trained").get("validation") for arm in arms]
-        if any(value is None or value.get(self._metric) is None for value in values):
-            return None
-        mean = math.fsum(value[self._metric] for value in values) / len(values)
+    def _propose(self, row: RowSpec, trials: dict[str, list[Trial]]) -> list[Proposal]:
+        of_table = {x.name: trials[x.name] for x in self._rows if x.table == row.table}
+        return self._search.propose(row, of_table)
+
+    def _validation_score(self, arms: Sequence[Arm]) -> float | None:
+        """Mean validation score of arms, where more is better; None if an arm failed."""
+        values: list[float] = []
+        for arm in arms:
+            scores = self._ledger.get(arm.key, TRAINED).get("validation") or {}
+            if (value := scores.get(self._metric)) is None:
+                return None
+            values.append(value)
+        mean = math.fsum(values) / len(values)
         if not math.isfinite(mean):
             return None
         return mean if self._better == "max" else -mean
 
     def _train(self, arms: Sequence[Arm], live: Live) -> None:
-        """Trains the arms that have not been, structure by structure."""
-        from finetune_jax.training.arms import structure
-
+        """Trains the arms that have no record; each unit has arms of one structure."""
         missing: dict[str, Arm] = {}
         for arm in arms:
-            if self._ledger.get(arm.key, "trained") is None:
+            if self._ledger.find(arm.key, TRAINED) is None:
                 missing.setdefault(arm.key, arm)
         groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
         for arm in missing.values():
@@ -183,47 +189,45 @@ class Conductor:
 
         def collect() -> None:
             for key, arm in list(missing.items()):
-                result = worker.trained(self._folder(arm))
+                result = worker.read_result(self._folder(arm))
                 if result is not None:
-                    self._ledger.append(_trained(arm, result))
-                    live.ended(arm.row, self._ledger.get(key, "trained"), self._metric)
+                    self._ledger.append(trained_record(arm, result))
+                    live.ended(arm.row, self._ledger.get(key, TRAINED), self._metric)
                     del missing[key]
 
         self._launch(units, "train", len(missing), collect, live)
 
     def _score(self, arms: dict[str, list[Arm]], live: Live) -> None:
-        """Scores the chosen arms that have trained and have no scores."""
-        asked = {line.name: self._asked(line) for line in self._lines}
+        """Scores the chosen arms that have trained and have no record of their scores."""
+        specs = {row.name: self._score_spec(row) for row in self._rows}
         missing = {
             arm.key: arm
-            for name, row in arms.items()
-            for arm in row
-            if asked[name]["test"]
-            and "error" not in self._ledger.get(arm.key, "trained")
-            and self._ledger.get(arm.key, _scored(asked[name])) is None
+            for name, of_row in arms.items()
+            for arm in of_row
+            if specs[name]["test"]
+            and "error" not in self._ledger.get(arm.key, TRAINED)
+            and self._ledger.find(arm.key, scored_kind(specs[name])) is None
         }
         units = []
         for name in arms:
-            folders = [self._folder(a) for a in missing.values() if a.row == name]
+            folders = [self._folder(arm) for arm in missing.values() if arm.row == name]
             if folders:
-                units.append(worker.score_unit(folders, asked[name]))
+                units.append(worker.score_unit(folders, specs[name]))
 
         def collect() -> None:
             for key, arm in list(missing.items()):
-                scores = worker.scored(self._folder(arm), asked[arm.row])
+                scores = worker.read_scores(self._folder(arm), specs[arm.row])
                 if scores is not None:
-                    named = _named(arm, _scored(asked[arm.row]))
-                    self._ledger.append({**named, "asked": asked[arm.row], **scores})
+                    self._ledger.append(scored_record(arm, specs[arm.row], scores))
                     live.ended(arm.row)
                     del missing[key]
 
         self._launch(units, "score", len(missing), collect, live)
 
-    def _asked(self, line: Line) -> worker.Asked:
-        """What the chosen arms of a row are scored on."""
+    def _score_spec(self, row: RowSpec) -> worker.ScoreSpec:
         study = self._study
         return {
-            "test": self._config(line, {}).data.test,
+            "test": self._config(row, {}).data.test,
             "corruptions": study.corruptions,
             "severity": study.severity if study.corruptions else "",
             "shifts": study.shifts,
@@ -238,7 +242,10 @@ class Conductor:
         collect: Callable[[], None],
         live: Live,
     ) -> None:
-        """Hands units to the launcher; of arms that had ended before a crash, only collects."""
+        """Writes unit files and gives them to the launcher.
+
+        Arms that had ended before an earlier crash are only collected.
+        """
         live.expect(what, count)
         collect()
         folder = self._workdir / "units"
@@ -258,72 +265,38 @@ class Conductor:
     def _folder(self, arm: Arm) -> Path:
         return (self._workdir / "runs" / arm.key).absolute()
 
-    def _row(
-        self, line: Line, trials: Sequence[Trial], chosen: Trial | None, arms: Sequence[Arm]
-    ) -> Row:
-        records = {a.seed: self._ledger.get(a.key, "trained") for a in arms}
-        asked = self._asked(line)
-        scores = {a.seed: s for a in arms if (s := self._ledger.get(a.key, _scored(asked)))}
+    def _table_row(
+        self, row: RowSpec, trials: Sequence[Trial], chosen: Trial | None, arms: Sequence[Arm]
+    ) -> TableRow:
+        records = {arm.seed: self._ledger.get(arm.key, TRAINED) for arm in arms}
+        finished = {seed: r for seed, r in records.items() if "error" not in r}
+        spec = self._score_spec(row)
+        scores = {
+            arm.seed: record
+            for arm in arms
+            if (record := self._ledger.find(arm.key, scored_kind(spec)))
+        }
         others: dict[str, dict[int, dict[str, Any]]] = {}
         for seed, record in scores.items():
             for name, value in record["others"].items():
                 others.setdefault(name, {})[seed] = value
-        costs = [r["cost"] for r in records.values() if "error" not in r]
-        # Halving's short rungs are of the same points: the ends are those of what was asked.
-        points = [t.point for t in trials]
-        return Row(
-            line=line,
+        costs = [record["cost"] for record in finished.values()]
+        # Trials of all lengths count: the short rungs of halving try all points.
+        points = [trial.point for trial in trials]
+        return TableRow(
+            spec=row,
             point=chosen.point if chosen else None,
             edges=tuple(edges(chosen.point, points)) if chosen else (),
             trials=tuple(trials),
             budget=budget(trials) * len(self._study.tune_seeds),
-            validation={s: r["validation"] for s, r in records.items() if "error" not in r},
-            test={s: r["test"] for s, r in scores.items()},
+            validation={seed: record["validation"] for seed, record in finished.items()},
+            test={seed: record["test"] for seed, record in scores.items()},
             others=others,
             predictions={
-                a.seed: worker.predictions_of(self._folder(a), asked)
-                for a in arms
-                if a.seed in scores
+                arm.seed: worker.predictions_file(self._folder(arm), spec)
+                for arm in arms
+                if arm.seed in scores
             },
-            cost=Cost(**costs[0]) if costs else None,
-            errors={s: r["error"] for s, r in records.items() if "error" in r},
+            cost=RunCost(**costs[0]) if costs else None,
+            errors={seed: r["error"] for seed, r in records.items() if "error" in r},
         )
-
-
-def _scored(asked: worker.Asked) -> str:
-    """What the ledger calls an arm's answers to a question."""
-    return f"scored {worker.name_of(asked)}"
-
-
-def _named(arm: Arm, what: str) -> dict[str, Any]:
-    return {
-        "key": arm.key,
-        "what": what,
-        "row": arm.row,
-        "point": arm.point,
-        "seed": arm.seed,
-        "share": arm.share,
-    }
-
-
-def _trained(arm: Arm, result: dict[str, Any]) -> dict[str, Any]:
-    """The record of an arm that has trained, or failed."""
-    if "error" in result:
-        return {**_named(arm, "trained"), "error": result["error"]}
-    step = result["cost"] or {}
-    cost = Cost(
-        trainable=result["trainable_params"],
-        total=result["total_params"],
-        step_flops=step.get("flops", 0.0),
-        train_flops=result["train_flops"],
-        peak_bytes=step.get("argument_bytes", 0) + step.get("temp_bytes", 0),
-        optimizer_bytes=step.get("optimizer_bytes", 0),
-        checkpoint_bytes=step.get("checkpoint_bytes", 0),
-        seconds=result["seconds"],
-    )
-    return {
-        **_named(arm, "trained"),
-        "steps": result["steps"],
-        "validation": result["validation"],
-        "cost": vars(cost),
-    }

@@ -1,4 +1,4 @@
-"""What an ablation found for each row: the input of every table, figure and test."""
+"""The outcome of an ablation: what each row reached, the input of every table, figure and test."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.ablation.axes import Overrides
-from finetune_jax.ablation.search import Trial
-from finetune_jax.ablation.study import Line
+from finetune_jax.ablation.search.base import Trial
+from finetune_jax.ablation.study import RowSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What one run of a row trains and takes.
+class RunCost:
+    """What one run of a row trains, and the resources that the run takes.
 
     Attributes:
-      trainable: scalars that any phase trains.
-      total: scalars, deltas included.
-      step_flops: of the compiled step that ran, behind the cached prefix where there is one.
-      train_flops: of all steps.
-      peak_bytes: arguments and temporaries of the compiled step.
-      optimizer_bytes: of the optimizer's state.
-      checkpoint_bytes: of the training state.
-      seconds: of the run by the wall clock, beside whatever ran with it; for orientation.
+      trainable: number of scalars that any phase trains.
+      total: number of all scalars, scalars of deltas included.
+      step_flops: FLOPs of the compiled training step; without the frozen prefix if it is cached.
+      train_flops: FLOPs of all training steps.
+      peak_bytes: bytes of the arguments and temporaries of the compiled step.
+      optimizer_bytes: bytes of the optimizer state.
+      checkpoint_bytes: bytes of the training state.
+      seconds: wall-clock time of the run, for orientation only: other runs may have run at the same
+        time.
     """
 
     trainable: int
@@ -37,24 +38,25 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a table: tuned on validation, scored over seeds.
+class TableRow:
+    """A row of a table: tuned on validation, scored with several seeds.
 
     Attributes:
-      line: its names and overrides.
+      spec: names and overrides of the row.
       point: hyper-parameters chosen on validation; None if every arm failed.
-      edges: keys in which the point is at an end of what was tried.
-      trials: all that were tried.
-      budget: runs of whole length that tuning took, times its seeds.
-      validation: of the chosen point by seed, the task's scores.
-      test: likewise on the test split, each with ``n_scored``.
-      others: by name such as ``corruptions``, ``shifts`` or ``drift``: by seed, as evaluate prints.
-      predictions: by seed, file of the test predictions.
-      cost: of the run with the first seed; None if there is no run.
-      errors: of arms that failed, by seed, at the chosen point.
+      edges: keys in which the chosen value is the smallest or the largest value tried.
+      trials: all trials of the search.
+      budget: cost of tuning in runs of full length, over all tuning seeds.
+      validation: by seed, the task's scores of the chosen point on the validation split.
+      test: by seed, the task's scores of the chosen point on the test split, with ``n_scored``.
+      others: further scores by name (``corruptions``, ``shifts`` or ``drift``) and by seed, in the
+        format of the evaluate command.
+      predictions: by seed, path of the file of test predictions.
+      cost: cost of the run with the first seed; None if no run was finished.
+      errors: by seed, error message of each failed arm of the chosen point.
     """
 
-    line: Line
+    spec: RowSpec
     point: Overrides | None
     edges: tuple[str, ...]
     trials: tuple[Trial, ...]
@@ -63,7 +65,7 @@ class Row:
     test: dict[int, dict[str, Any]]
     others: dict[str, dict[int, dict[str, Any]]]
     predictions: dict[int, Path]
-    cost: Cost | None
+    cost: RunCost | None
     errors: dict[int, str]
 
 
@@ -72,27 +74,29 @@ class Outcome:
     """All rows of a study.
 
     Attributes:
-      rows: in the study's order; those with one `Line.table` are compared with each other.
-      metric: that rows are tuned on and compared by, such as ``accuracy``.
+      rows: in the order of the study. Rows with the same `RowSpec.table` are compared.
+      metric: metric by which rows are tuned and compared, such as ``accuracy``.
       better: ``max`` or ``min``.
-      reference: label of the row to compare with in every table that has it; empty: the first.
-      seeds: of the scored arms.
-      tuned_over: number of seeds of each trial.
-      about: for people: ``config`` (path), ``config_hash``, ``command``, ``versions``, ``seconds``.
+      reference: label of the row that the other rows of its table are compared with; if empty, or
+        if a table has no such row, the first row of the table.
+      seeds: seeds of the scored arms.
+      tuning_seeds: number of seeds of each trial.
+      provenance: ``config`` (path), ``config_hash``, ``command``, ``versions`` and ``seconds``, all
+        optional.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     metric: str
     better: str
     reference: str
     seeds: tuple[int, ...]
-    tuned_over: int
-    about: dict[str, Any]
+    tuning_seeds: int
+    provenance: dict[str, Any]
 
     @property
-    def tables(self) -> dict[str, tuple[Row, ...]]:
+    def tables(self) -> dict[str, tuple[TableRow, ...]]:
         """Rows by table, in order."""
-        found: dict[str, list[Row]] = {}
+        found: dict[str, list[TableRow]] = {}
         for row in self.rows:
-            found.setdefault(row.line.table, []).append(row)
+            found.setdefault(row.spec.table, []).append(row)
         return {name: tuple(rows) for name, rows in found.items()}

@@ -1,6 +1,7 @@
-"""What an ablation compares, how each line of its table is tuned, and on what it is scored.
+"""A study: what an ablation compares, how each row is tuned, and how each row is scored.
 
-A config file of an ablation has ``get_config()``, the base, and ``get_study()``:
+A config file of an ablation has ``get_config()``, which returns the base config, and
+``get_study()``:
 
     def get_study():
         return Study(
@@ -17,9 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import ml_collections
 
-from finetune_jax.ablation.arm import overridden
+from finetune_jax.ablation.arm import apply_overrides
 from finetune_jax.ablation.axes import Overrides
-from finetune_jax.cli import call_config_file
 from finetune_jax.errors import UserError, nearest
 
 Points = Iterable[Overrides] | Callable[[Overrides], Iterable[Overrides]]
@@ -27,24 +27,27 @@ Points = Iterable[Overrides] | Callable[[Overrides], Iterable[Overrides]]
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """An ablation.
+    """What an ablation compares.
 
     Attributes:
-      rows: overrides of each line of a table: schemes, data sets, policies. Lines with other data
-        go into a table of their own.
-      tune: points of hyper-parameters to try for every row, chosen on validation; or a function of
-        a row's overrides that gives them, for keys of its own. Every row gets as many.
-      seeds: of the chosen point of each row, whose scores count.
-      tune_seeds: over which a point's validation score is averaged.
+      rows: overrides of each row: schemes, data sets, policies. Rows with different data or tasks
+        are in different tables.
+      tune: points of hyper-parameters to try for every row; the best point is chosen on validation.
+        A function of the overrides of a row may return points with other keys for each row. Every
+        row must have the same number of points.
+      seeds: seeds of the scored runs of each row.
+      tune_seeds: seeds over which the validation score of a point is averaged.
       search: ``grid``, ``grid(extend=1)``, ``halving(factor=3, rungs=3)`` or ``optuna(trials=20)``;
-        see `search`.
-      reference: name of the row that the others are compared with; empty takes the first of each
-        table.
-      control: adds to every scheme the same number of trainable scalars at random places.
-      corruptions: scored on the chosen arms beside the test split, as evaluate's flag.
-      severity: of the corruptions, as evaluate's flag.
-      shifts: shifted test sets, as evaluate's flag.
-      drift: whether to measure how far the chosen arms' features moved from the base.
+        see `ablation.search`.
+      reference: label of the row that the other rows are compared with; if empty, the first row of
+        each table.
+      control: whether to add a control row for each scheme, which trains the same number of scalars
+        at random places.
+      corruptions: corruptions to score the chosen arms on, in the format of evaluate's flag.
+      severity: severity of the corruptions, in the format of evaluate's flag.
+      shifts: shifted test sets to score the chosen arms on, in the format of evaluate's flag.
+      drift: whether to measure how far the features of the chosen arms are from those of the
+        pretrained model.
     """
 
     rows: Iterable[Overrides]
@@ -61,15 +64,15 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A row of a study with its names resolved.
+class RowSpec:
+    """A row of a study with its names.
 
     Attributes:
-      name: unique.
-      label: what tells it from the others of its table.
-      table: what tells its table from others; empty if there is one.
-      overrides: of the base config.
-      points: to try, in order; one empty point where nothing is tuned.
+      name: name of the row, unique in the study.
+      label: name of the row within its table.
+      table: name of the table; empty if the study has only one table.
+      overrides: overrides of the base config.
+      points: points to try, in order; a single empty point if nothing is tuned.
     """
 
     name: str
@@ -79,11 +82,16 @@ class Line:
     points: tuple[Overrides, ...]
 
 
-def lines_of(study: Study, base: ml_collections.ConfigDict) -> list[Line]:
-    """The rows of a study, checked against the config's keys.
+def row_specs(study: Study, base: ml_collections.ConfigDict) -> list[RowSpec]:
+    """The rows of a study, after checks.
+
+    Args:
+      study: the study.
+      base: config that the rows override.
 
     Raises:
-      UserError: two equal rows, rows with different numbers of points, unknown keys or reference.
+      UserError: two equal rows, rows with different numbers of points, an unknown config key or
+        reference, or no seeds or repeated seeds.
     """
     rows = [dict(row) for row in study.rows]
     if not rows:
@@ -92,18 +100,17 @@ def lines_of(study: Study, base: ml_collections.ConfigDict) -> list[Line]:
         rows += [
             {**row, "scheme": f"random_mask({str(row['scheme'])!r})"}
             for row in rows
-            if isinstance(row.get("scheme"), str) and _has_body(row["scheme"])
+            if isinstance(row.get("scheme"), str) and _has_control(row["scheme"])
         ]
     for row in rows:
-        overridden(base, row)  # says what is no key
-    # What is asked and of what: a table compares answers to one question.
-    asked = [{k: v for k, v in row.items() if k.split(".")[0] in ("data", "task")} for row in rows]
-    tables = _short_names(asked)
-    lines = []
-    for row, question, table in zip(rows, asked, tables, strict=True):
-        label = _name({k: v for k, v in row.items() if k not in question}) or "base"
-        lines.append(
-            Line(
+        apply_overrides(base, row)  # raises for an unknown key
+    # Only rows with the same data and task can be compared, so these overrides name the table.
+    data = [{k: v for k, v in row.items() if k.split(".")[0] in ("data", "task")} for row in rows]
+    specs = []
+    for row, of_data, table in zip(rows, data, _table_names(data), strict=True):
+        label = _name({k: v for k, v in row.items() if k not in of_data}) or "base"
+        specs.append(
+            RowSpec(
                 name=f"{table}: {label}" if table else label,
                 label=label,
                 table=table,
@@ -111,61 +118,50 @@ def lines_of(study: Study, base: ml_collections.ConfigDict) -> list[Line]:
                 points=_points(study.tune, row),
             )
         )
-    names = [line.name for line in lines]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"rows: expected different ones, found twice: {', '.join(twice)}")
-    counts = {line.name: len(line.points) for line in lines}
+    _check_rows(specs, study)
+    return specs
+
+
+def _check_rows(specs: Sequence[RowSpec], study: Study) -> None:
+    names = [spec.name for spec in specs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"rows: expected different ones, found twice: {', '.join(repeated)}")
+    counts = {spec.name: len(spec.points) for spec in specs}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise UserError(f"tune: expected as many points for every row, found {found}")
-    labels = dict.fromkeys(line.label for line in lines)
+    labels = dict.fromkeys(spec.label for spec in specs)
     if study.reference and study.reference not in labels:
         raise UserError(f"reference: no row {study.reference!r}.{nearest(study.reference, labels)}")
-    for part in ("seeds", "tune_seeds"):
-        seeds = list(getattr(study, part))
+    for field in ("seeds", "tune_seeds"):
+        seeds = list(getattr(study, field))
         if not seeds or len(set(seeds)) < len(seeds):
-            raise UserError(f"{part}: expected different whole numbers, found {seeds}")
-    return lines
-
-
-def load_study(path: str) -> Study:
-    """What ``get_study`` of a config file returns.
-
-    Raises:
-      UserError: it has none, or returns something else.
-    """
-    study = call_config_file(path, "get_study")
-    if not isinstance(study, Study):
-        raise UserError(
-            f"{path}: get_study() must return a finetune_jax.ablation.study.Study, found "
-            f"{type(study).__name__}"
-        )
-    return study
+            raise UserError(f"{field}: expected different whole numbers, found {seeds}")
 
 
 def _points(tune: Points, row: Overrides) -> tuple[Overrides, ...]:
-    given = tune(row) if callable(tune) else tune
-    return tuple(dict(point) for point in given) or ({},)
+    points = tune(row) if callable(tune) else tune
+    return tuple(dict(point) for point in points) or ({},)
 
 
 def _name(overrides: Overrides) -> str:
-    """A scheme by its text; other keys as ``last_part=value``."""
+    """The text of the scheme, and ``last_part=value`` for every other key."""
     parts = [str(v) for k, v in overrides.items() if k == "scheme"]
     parts += [f"{k.rpartition('.')[2]}={v}" for k, v in overrides.items() if k != "scheme"]
     return ", ".join(parts)
 
 
-def _short_names(asked: Sequence[Overrides]) -> list[str]:
-    """Names of questions: by the source alone where that tells them apart."""
-    whole = [_name(question) for question in asked]
-    sources = [str(question.get("data.source", "")) for question in asked]
-    return sources if len(set(zip(sources, whole, strict=True))) == len(set(sources)) else whole
+def _table_names(data: Sequence[Overrides]) -> list[str]:
+    """Names of tables from overrides of data and task: the data source alone if it is unique."""
+    full = [_name(overrides) for overrides in data]
+    sources = [str(overrides.get("data.source", "")) for overrides in data]
+    return sources if len(set(zip(sources, full, strict=True))) == len(set(sources)) else full
 
 
-def _has_body(scheme: str) -> bool:
-    """Whether a random mask can stand in: phases and bare heads have no such control."""
+def _has_control(scheme: str) -> bool:
+    """Whether a random mask can be a control; not for phases, bare heads and full training."""
     programs = ("lp_ft", "gradual", "chain_thaw", "fine_tune", "random_mask")
-    whole = scheme.strip()
-    if ">>" in whole or whole.startswith(programs):
+    scheme = scheme.strip()
+    if ">>" in scheme or scheme.startswith(programs):
         return False
-    return whole not in ("linear_probe", "head", "full")
+    return scheme not in ("linear_probe", "head", "full")

@@ -1,10 +1,11 @@
-"""Does what a unit says: trains arms that share a structure, or scores chosen ones.
+"""Runs a unit: trains arms with the same structure, or scores chosen arms.
 
 python -m finetune_jax.ablation.worker UNIT.json
 
-What comes of an arm is in its own folder: ``trained.json`` or ``error.json`` of its training,
-``scores_NAME.json`` and ``predictions_NAME.npz`` of its scoring, named by what was asked. So a unit
-that was cut short is run again, and goes on with what is missing.
+The results of an arm are in its own folder: ``trained.json`` or ``error.json`` after training,
+``scores_HASH.json`` and ``predictions_HASH.npz`` after scoring, where HASH identifies the score
+specification. If a unit is interrupted, it is run again and continues with the arms that have not
+ended.
 """
 
 from __future__ import annotations
@@ -16,61 +17,84 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
+from absl import logging
+
+from finetune_jax import config as config_lib
+from finetune_jax.artifact import load_artifact
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation import drift
+from finetune_jax.evaluation.corrupted import corrupted_scores
+from finetune_jax.evaluation.predictions import predict_split, save_predictions
+from finetune_jax.evaluation.shifts import shifted_scores
+from finetune_jax.evaluation.subject import open_subject, read_config
 from finetune_jax.files import plain, read_json, write_json
-
-if TYPE_CHECKING:
-    from finetune_jax.setup import Setup
-
-Asked = dict[str, Any]
-"""Of an arm that has trained: ``test``, the text of its split, and ``corruptions``, ``severity``,
-``shifts`` and ``drift`` of the `Study`."""
+from finetune_jax.mesh import use_cpu_devices
+from finetune_jax.setup import Setup, open_setup
+from finetune_jax.training.arms import run_arms, structure
 
 
-def name_of(asked: Asked) -> str:
-    """First 8 hex digits of the SHA-256 of what is asked: other questions have other answers."""
-    text = json.dumps(asked, sort_keys=True)
+class ScoreSpec(TypedDict):
+    """What the chosen arms of a row are scored on, as JSON.
+
+    Attributes:
+      test: test split in the format of ``data.test``; empty if the arms are not scored.
+      corruptions: see `Study`.
+      severity: severity of the corruptions; empty without corruptions.
+      shifts: see `Study`.
+      drift: see `Study`.
+    """
+
+    test: str
+    corruptions: str
+    severity: str
+    shifts: str
+    drift: bool
+
+
+def spec_hash(spec: ScoreSpec) -> str:
+    """First 8 hex digits of the SHA-256 of a score specification."""
+    text = json.dumps(spec, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def predictions_of(folder: Path, asked: Asked) -> Path:
-    """Where an arm keeps what it said of each test example."""
-    return folder / f"predictions_{name_of(asked)}.npz"
+def predictions_file(folder: Path, spec: ScoreSpec) -> Path:
+    """Path of the test predictions in the folder of an arm."""
+    return folder / f"predictions_{spec_hash(spec)}.npz"
 
 
 def train_unit(arms: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    """The content of a unit that trains.
+    """The content of a unit file that trains arms.
 
     Args:
-      arms: folder and resolved config of each.
+      arms: folder and resolved config of each arm.
     """
     return {"what": "train", "arms": [{"folder": str(f), "config": c} for f, c in arms]}
 
 
-def score_unit(folders: Sequence[Path], asked: Asked) -> dict[str, Any]:
-    """The content of a unit that scores arms that have trained.
+def score_unit(folders: Sequence[Path], spec: ScoreSpec) -> dict[str, Any]:
+    """The content of a unit file that scores arms that have trained.
 
     Args:
-      folders: of the arms.
-      asked: of all of them.
+      folders: folders of the arms.
+      spec: what all of these arms are scored on.
     """
-    return {"what": "score", "arms": [{"folder": str(f), "asked": asked} for f in folders]}
+    return {"what": "score", "arms": [{"folder": str(f), "asked": spec} for f in folders]}
 
 
 def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
-    """Does what a unit says, as far as it is not done yet.
+    """Runs a unit, except for arms that have ended.
 
     Args:
-      path: of the unit.
+      path: path of the unit file.
       done: called after each arm.
 
     Raises:
-      UserError: not a unit, or what no arm is to blame for.
+      UserError: not a unit file, or an error that does not belong to one arm.
     """
     unit = read_json(path)
-    missing = [arm for arm in unit["arms"] if not _ended(arm)]
+    missing = [arm for arm in unit["arms"] if not _has_ended(arm)]
     if unit["what"] == "train":
         _train(missing, done)
     else:
@@ -80,108 +104,89 @@ def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
 
 
 def finished(path: Path) -> bool:
-    """Whether every arm of a unit has come to its end."""
+    """Whether every arm of a unit has ended."""
     unit = read_json(path)
-    return all(_ended(arm) for arm in unit["arms"])
+    return all(_has_ended(arm) for arm in unit["arms"])
 
 
-def trained(folder: Path) -> dict[str, Any] | None:
-    """The figures of an arm's training, or ``{"error": message}``; None if it has not ended."""
-    # An arm that failed has no artifact; one that has ended has all of its files.
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of an arm's training, or ``{"error": message}``; None if it has not ended."""
+    # error.json is read first: an arm that failed has no artifact, whatever other files it has.
     for name in ("error.json", "trained.json"):
         if (folder / name).is_file():
             return read_json(folder / name)
     return None
 
 
-def scored(folder: Path, asked: Asked) -> dict[str, Any] | None:
-    """The scores of an arm; None if it was not asked."""
-    path = _scores_of(folder, asked)
+def read_scores(folder: Path, spec: ScoreSpec) -> dict[str, Any] | None:
+    """``test`` and ``others`` scores of an arm; None if the arm was not scored on this."""
+    path = _scores_file(folder, spec)
     return read_json(path) if path.is_file() else None
 
 
-def _scores_of(folder: Path, asked: Asked) -> Path:
-    return folder / f"scores_{name_of(asked)}.json"
+def _scores_file(folder: Path, spec: ScoreSpec) -> Path:
+    return folder / f"scores_{spec_hash(spec)}.json"
 
 
-def _ended(arm: dict[str, Any]) -> bool:
+def _has_ended(arm: dict[str, Any]) -> bool:
     folder = Path(arm["folder"])
-    found = scored(folder, arm["asked"]) if "asked" in arm else trained(folder)
+    found = read_scores(folder, arm["asked"]) if "asked" in arm else read_result(folder)
     return found is not None
 
 
 def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
-    from finetune_jax.training.arms import run_arms
-
     folders = [Path(arm["folder"]) for arm in arms]
-    setups = _prepare([arm["config"] for arm in arms])
+    setups = _open_setups([arm["config"] for arm in arms])
 
-    def ended(number: int, result: dict[str, Any]) -> None:
+    def write_result(number: int, result: dict[str, Any]) -> None:
         folder = folders[number]
         folder.mkdir(parents=True, exist_ok=True)
-        if "error" in result:  # what is still being saved is left alone
+        if "error" in result:  # checkpoints stay: one may still be being written
             write_json(folder / "error.json", result)
-        else:  # nobody continues it any more, and an ablation has many
+        else:  # the run is complete, and the checkpoints of many arms would fill the disk
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             write_json(folder / "trained.json", plain(result))
         done()
 
-    run_arms(setups, folders, done=ended)
+    run_arms(setups, folders, done=write_result)
 
 
-def _prepare(configs: Sequence[dict[str, Any]]) -> list[Setup]:
-    """The setups of some configs; what follows from the structure alone is made once."""
-    from finetune_jax import config as config_lib
-    from finetune_jax.setup import open_setup
-    from finetune_jax.training.arms import structure
-
-    known: dict[str, Setup] = {}
+def _open_setups(configs: Sequence[dict[str, Any]]) -> list[Setup]:
+    """The setup of each config; configs with the same structure share everything but the config."""
+    by_structure: dict[str, Setup] = {}
     setups = []
     for values in configs:
-        config, text = config_lib.from_json(values), structure(values)
-        if text not in known:
-            known[text] = open_setup(config)
+        config, key = config_lib.from_json(values), structure(values)
+        if key not in by_structure:
+            by_structure[key] = open_setup(config)
         config_lib.validate(config)
-        setups.append(dataclasses.replace(known[text], config=config))
+        setups.append(dataclasses.replace(by_structure[key], config=config))
     return setups
 
 
-def _score(folder: Path, asked: Asked) -> None:
-    """Scores an arm on the test split, once, and keeps what it said of each example."""
-    from finetune_jax.artifact import load_artifact
-    from finetune_jax.evaluation.predictions import predict_split, save_predictions
-    from finetune_jax.evaluation.subject import open_subject, read_config
-    from finetune_jax.mesh import use_cpu_devices
-
+def _score(folder: Path, spec: ScoreSpec) -> None:
+    """Scores an arm on the test split, and writes its scores and predictions."""
     config = read_config(folder)
-    config.data.test = asked["test"]
+    config.data.test = spec["test"]
     use_cpu_devices(config.mesh.cpu_devices)
     subject = open_subject(config, load_artifact(folder))
     predictions = predict_split(subject, "test")
-    save_predictions(predictions_of(folder, asked), predictions)
+    save_predictions(predictions_file(folder, spec), predictions)
     others: dict[str, Any] = {}
-    if asked["corruptions"]:
-        from finetune_jax.evaluation.corrupted import corrupted_scores
-
+    if spec["corruptions"]:
         others["corruptions"] = corrupted_scores(
-            subject, "test", asked["corruptions"], asked["severity"]
+            subject, "test", spec["corruptions"], spec["severity"]
         )
-    if asked["shifts"]:
-        from finetune_jax.evaluation.shifts import shifted_scores
-
-        others["shifts"] = shifted_scores(subject, predictions.observed, asked["shifts"], "")
-    if asked["drift"]:
-        from finetune_jax.evaluation import drift
-
+    if spec["shifts"]:
+        others["shifts"] = shifted_scores(subject, predictions.observed, spec["shifts"], "")
+    if spec["drift"]:
         others["drift"] = drift.feature_drift(subject, drift.load_base(subject, ""), "test")
     scores = subject.scores(predictions.observed)
-    write_json(_scores_of(folder, asked), plain({"test": scores, "others": others}))
+    write_json(_scores_file(folder, spec), plain({"test": scores, "others": others}))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns its status."""
-    from absl import logging
-
+    """Runs the command and returns its exit status."""
     if len(arguments) != 1:
         print("usage: python -m finetune_jax.ablation.worker UNIT.json", file=sys.stderr)
         return 2

@@ -1,10 +1,10 @@
 """An outcome with rows of every kind, and its report."""
 
 import pytest
-from made import HOSTILE, RATE, cost, made_outcome, made_row, rights
+from synthetic import HOSTILE, RATE, cost, make_outcome, make_row, rights
 
-from finetune_jax.ablation.report import write_report
-from finetune_jax.ablation.search import Trial
+from finetune_jax.ablation.report.write import write_report
+from finetune_jax.ablation.search.base import Trial
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def outcome(tmp_path_factory):
     tried = (Trial({RATE: 0.01}, 1 / 3, 0.4), Trial({RATE: 0.1}, 1.0, 0.8),
              Trial({RATE: 1.0}, 1.0, None), Trial({RATE: 0.01}, 1.0, 0.7))  # fmt: skip
     rows = [
-        made_row(folder, "full", rights(0.9), cost=cost(5_000_000, 2e9), others=others(0.9)),
-        made_row(folder, "linear_probe", rights(0.6, start=9), cost=cost(650, 0.0),
+        make_row(folder, "full", rights(0.9), cost=cost(5_000_000, 2e9), others=others(0.9)),
+        make_row(folder, "linear_probe", rights(0.6, start=9), cost=cost(650, 0.0),
                  others=others(0.6), trials=tried, edges=(RATE,)),
-        made_row(folder, HOSTILE, rights(0.55, start=20), cost=cost(800, 10.0)),
-        made_row(folder, "half", rights(0.7, seeds=(0, 2)), errors={1: "loss is nan\nat step 7"}),
-        made_row(folder, "lost", {}, failed=True, trials=(Trial({RATE: 0.1}, 1.0, None),)),
+        make_row(folder, HOSTILE, rights(0.55, start=20), cost=cost(800, 10.0)),
+        make_row(folder, "half", rights(0.7, seeds=(0, 2)), errors={1: "loss is nan\nat step 7"}),
+        make_row(folder, "lost", {}, failed=True, trials=(Trial({RATE: 0.1}, 1.0, None),)),
     ]  # fmt: skip
-    return made_outcome(rows)
+    return make_outcome(rows)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import classified, cost, made_outcome, made_row, ordered, regressed, rights
+from synthetic import classified, cost, make_outcome, make_row, ordered, regressed, rights
 
-from finetune_jax.ablation.statistics import compare, estimate, pareto, t_interval, t_test
+from finetune_jax.ablation.report.statistics import compare, estimate, pareto, t_interval, t_test
 from finetune_jax.errors import UserError
 
 property_test = settings(max_examples=60, deadline=None)
@@ -20,7 +20,7 @@ spread_out = st.floats(-1, 1).map(lambda x: round(x, 3))
 
 def only(outcome):
     (comparison,) = compare(outcome)
-    return comparison, {x.row.line.label: x for x in comparison.rows}
+    return comparison, {x.row.spec.label: x for x in comparison.rows}
 
 
 def binomial(first, second):
@@ -78,17 +78,17 @@ def test_differences_are_paired_over_common_seeds(tmp_path):
     runs = {s: classified(np.arange(n) < round(n * x)) for s, x in share.items()}
     better = {s: classified(np.arange(n) < round(n * (x + 0.03 + 0.01 * s)))
               for s, x in share.items() if s != 0}  # fmt: skip
-    rows = [made_row(tmp_path, "base", runs), made_row(tmp_path, "other", better)]
-    _, found = only(made_outcome(rows))
+    rows = [make_row(tmp_path, "base", runs), make_row(tmp_path, "other", better)]
+    _, found = only(make_outcome(rows))
     assert found["base"].difference is None
     difference = found["other"].difference
     # 0.04 and 0.05; one degree of freedom: P(|T| > t) = 1 - 2 atan(t) / pi, quantile 12.706.
     assert difference.seeds == 2
     assert difference.value == pytest.approx(0.045)
     assert difference.low == pytest.approx(0.045 - 12.7062047362 * 0.005, abs=1e-6)
-    assert difference.p_seeds == pytest.approx(1 - 2 * math.atan(0.045 / 0.005) / math.pi)
+    assert found["other"].p_seeds == pytest.approx(1 - 2 * math.atan(0.045 / 0.005) / math.pi)
     # Of the common seeds: 4 and 5 examples more are right, none less.
-    assert difference.p_examples == pytest.approx(binomial(9, 0))
+    assert found["other"].p_examples == pytest.approx(binomial(9, 0))
 
 
 @property_test
@@ -100,26 +100,26 @@ def test_mcnemar_is_on_the_predictions_of_all_seeds_together(tmp_path_factory, c
         first = np.arange(30) < only_ours
         second = (np.arange(30) >= only_ours) & (np.arange(30) < only_ours + only_theirs)
         ours[seed], theirs[seed] = classified(first), classified(second)
-    rows = [made_row(folder, "theirs", theirs), made_row(folder, "ours", ours)]
-    comparison, found = only(made_outcome(rows))
+    rows = [make_row(folder, "theirs", theirs), make_row(folder, "ours", ours)]
+    comparison, found = only(make_outcome(rows))
     assert comparison.test == "McNemar's test"
     first, second = map(sum, zip(*counts, strict=True))
-    assert found["ours"].difference.p_examples == pytest.approx(binomial(first, second), abs=1e-9)
+    assert found["ours"].p_examples == pytest.approx(binomial(first, second), abs=1e-9)
 
 
 def test_holm_is_over_the_rows_of_the_table(tmp_path):
     n, better = 100, {"a": 6, "b": 7, "c": 9}
-    rows = [made_row(tmp_path, "base", {0: classified(np.arange(n) < 50)})]
-    rows += [made_row(tmp_path, k, {0: classified(np.arange(n) < 50 + v)})
+    rows = [make_row(tmp_path, "base", {0: classified(np.arange(n) < 50)})]
+    rows += [make_row(tmp_path, k, {0: classified(np.arange(n) < 50 + v)})
              for k, v in better.items()]  # fmt: skip
-    _, found = only(made_outcome(rows, seeds=(0,)))
+    _, found = only(make_outcome(rows, seeds=(0,)))
     p = {k: binomial(v, 0) for k, v in better.items()}
     assert p["a"] < 0.05
     expected = {"c": 3 * p["c"], "b": max(3 * p["c"], 2 * p["b"])}
     expected["a"] = max(expected["b"], p["a"])
     for name, adjusted in expected.items():
-        assert found[name].difference.p_examples_holm == pytest.approx(adjusted)
-        assert math.isnan(found[name].difference.p_seeds_holm)
+        assert found[name].p_examples_holm == pytest.approx(adjusted)
+        assert math.isnan(found[name].p_seeds_holm)
 
 
 def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
@@ -128,12 +128,12 @@ def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
     found = {}
     for seeds in (1, 3):
         rows = [
-            made_row(tmp_path, "base", dict.fromkeys(range(seeds), regressed(base))),
-            made_row(tmp_path, "other", dict.fromkeys(range(seeds), regressed(other))),
+            make_row(tmp_path, "base", dict.fromkeys(range(seeds), regressed(base))),
+            make_row(tmp_path, "other", dict.fromkeys(range(seeds), regressed(other))),
         ]
-        comparison, by_label = only(made_outcome(rows, "rmse", better="min"))
+        comparison, by_label = only(make_outcome(rows, "rmse", better="min"))
         assert comparison.test == "paired bootstrap"
-        found[seeds] = by_label["other"].difference.p_examples
+        found[seeds] = by_label["other"].p_examples
     # Three equal runs know no more about the examples than one.
     assert found[3] == found[1]
     draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
@@ -148,21 +148,21 @@ def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
     errors = [generator.normal(0, 1.0, 80) for _ in range(2)]
     base = {s: regressed(e) for s, e in enumerate(errors)}
     rows = [
-        made_row(tmp_path, "base", base),
+        make_row(tmp_path, "base", base),
         # A little nearer in every example: sure, if the same examples are drawn for both.
-        made_row(tmp_path, "nearer", {s: regressed(0.97 * e) for s, e in enumerate(errors)}),
+        make_row(tmp_path, "nearer", {s: regressed(0.97 * e) for s, e in enumerate(errors)}),
         # Better with one seed, as much worse with the other.
-        made_row(tmp_path, "either", {0: regressed(0.5 * errors[0]), 1: regressed(
+        make_row(tmp_path, "either", {0: regressed(0.5 * errors[0]), 1: regressed(
             1.5 * errors[1])}),
     ]  # fmt: skip
-    _, found = only(made_outcome(rows, "rmse", better="min", seeds=(0, 1)))
-    assert found["nearer"].difference.p_examples == 1 / 1000
+    _, found = only(make_outcome(rows, "rmse", better="min", seeds=(0, 1)))
+    assert found["nearer"].p_examples == 1 / 1000
     draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
     first, second = (np.sqrt((e[draws] ** 2).mean(1)) for e in errors)
     gaps = (0.5 * second - 0.5 * first) / 2
     expected = 2 * min((gaps <= 0).mean(), (gaps >= 0).mean())
     assert expected > 0.2
-    assert found["either"].difference.p_examples == pytest.approx(expected, abs=0.1)
+    assert found["either"].p_examples == pytest.approx(expected, abs=0.1)
 
 
 def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
@@ -171,10 +171,10 @@ def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
     near = np.where(np.arange(200) % 10 < 5, label, np.clip(label + 1, 0, 4))
     far = np.where(np.arange(200) % 10 < 8, label, 4 - label)
     rows = [
-        made_row(tmp_path, "near", {0: ordered(near, label)}, cost=cost(10, 10)),
-        made_row(tmp_path, "far", {0: ordered(far, label)}, cost=cost(20, 20)),
+        make_row(tmp_path, "near", {0: ordered(near, label)}, cost=cost(10, 10)),
+        make_row(tmp_path, "far", {0: ordered(far, label)}, cost=cost(20, 20)),
     ]
-    comparison, found = only(made_outcome(rows, "kappa", seeds=(0,)))
+    comparison, found = only(make_outcome(rows, "kappa", seeds=(0,)))
     assert (far == label).mean() > (near == label).mean()
     assert found["near"].score.value > found["far"].score.value
     assert comparison.test == "paired bootstrap"
@@ -182,11 +182,11 @@ def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
 
 
 def test_a_score_without_an_interval_over_examples_has_no_test_over_them(tmp_path):
-    rows = [made_row(tmp_path, name, rights(0.5, start=i)) for i, name in enumerate("ab")]
-    comparison, found = only(made_outcome(rows, "macro_f1"))
+    rows = [make_row(tmp_path, name, rights(0.5, start=i)) for i, name in enumerate("ab")]
+    comparison, found = only(make_outcome(rows, "macro_f1"))
     assert comparison.test == ""
-    assert math.isnan(found["b"].difference.p_examples)
-    assert not math.isnan(found["b"].difference.p_seeds)
+    assert math.isnan(found["b"].p_examples)
+    assert not math.isnan(found["b"].p_seeds)
     assert found["a"].dominated_by == found["b"].dominated_by == ()
 
 
@@ -200,12 +200,12 @@ points = st.lists(
 @property_test
 @given(points, st.sampled_from([1, -1]))
 def test_the_front_is_what_no_row_beats_in_cost_and_score(tmp_path_factory, chosen, sign):
-    template = made_row(tmp_path_factory.mktemp("front"), "x", {})
+    template = make_row(tmp_path_factory.mktemp("front"), "x", {})
     rows = [
         (
             dataclasses.replace(
                 template,
-                line=dataclasses.replace(template.line, name=str(i)),
+                spec=dataclasses.replace(template.spec, name=str(i)),
                 cost=cost(c, 0.0),
             ),
             score,
@@ -230,8 +230,8 @@ def test_dominated_is_what_a_row_that_takes_no_more_is_surely_better_than(tmp_pa
     runs = {k: {0: classified(np.arange(n) < v)} for k, v in right.items()}
     costs = {"good": cost(10, 10), "poor": cost(10, 10), "near": cost(20, 20),
              "thrifty": cost(10, 5), "rich": cost(11, 9)}  # fmt: skip
-    rows = [made_row(tmp_path, k, runs[k], cost=costs[k]) for k in runs]
-    comparison, found = only(made_outcome(rows, seeds=(0,)))
+    rows = [make_row(tmp_path, k, runs[k], cost=costs[k]) for k in runs]
+    comparison, found = only(make_outcome(rows, seeds=(0,)))
     assert found["poor"].dominated_by == ("good",)
     # 3 examples better is no sure difference; "rich" is, and takes no more than "near".
     assert binomial(3, 0) > 0.05
@@ -245,9 +245,9 @@ def test_dominated_is_what_a_row_that_takes_no_more_is_surely_better_than(tmp_pa
 
 def test_domination_is_adjusted_over_all_pairs(tmp_path):
     n, sizes = 100, {"a": 50, "b": 57, "c": 50, "d": 50, "e": 50}
-    rows = [made_row(tmp_path, k, {0: classified(np.arange(n) < v)}) for k, v in sizes.items()]
-    _, two = only(made_outcome(rows[:2], seeds=(0,)))
-    _, five = only(made_outcome(rows, seeds=(0,)))
+    rows = [make_row(tmp_path, k, {0: classified(np.arange(n) < v)}) for k, v in sizes.items()]
+    _, two = only(make_outcome(rows[:2], seeds=(0,)))
+    _, five = only(make_outcome(rows, seeds=(0,)))
     assert binomial(7, 0) < 0.05 < 10 * binomial(7, 0)
     assert two["a"].dominated_by == ("b",)
     # Ten pairs, four of which have this p-value, the least of all.
@@ -258,47 +258,47 @@ def test_less_can_be_better(tmp_path):
     small, large = np.full(60, 0.1), np.full(60, 2.0)
     small[::2] *= -1
     large[::2] *= -1
-    rows = [made_row(tmp_path, "large", {0: regressed(large)}),
-            made_row(tmp_path, "small", {0: regressed(small)})]  # fmt: skip
-    _, found = only(made_outcome(rows, "rmse", better="min", seeds=(0,)))
+    rows = [make_row(tmp_path, "large", {0: regressed(large)}),
+            make_row(tmp_path, "small", {0: regressed(small)})]  # fmt: skip
+    _, found = only(make_outcome(rows, "rmse", better="min", seeds=(0,)))
     assert found["large"].dominated_by == ("small",) and found["small"].front
     assert found["large"].front == () and found["small"].dominated_by == ()
     assert found["small"].difference.value == pytest.approx(-1.9, abs=1e-5)
 
 
 def test_rows_with_other_budgets_are_refused(tmp_path):
-    rows = [made_row(tmp_path, "a", rights(0.5)), made_row(tmp_path, "b", rights(0.5), budget=8)]
+    rows = [make_row(tmp_path, "a", rights(0.5)), make_row(tmp_path, "b", rights(0.5), budget=8)]
     with pytest.raises(UserError, match=r"one tuning budget for all, found 'a': 2, 'b': 8"):
-        compare(made_outcome(rows))
-    apart = [rows[0], dataclasses.replace(rows[1], line=dataclasses.replace(
-        rows[1].line, table="elsewhere"))]  # fmt: skip
-    assert [c.budget for c in compare(made_outcome(apart))] == [2, 8]
+        compare(make_outcome(rows))
+    apart = [rows[0], dataclasses.replace(rows[1], spec=dataclasses.replace(
+        rows[1].spec, table="elsewhere"))]  # fmt: skip
+    assert [c.budget for c in compare(make_outcome(apart))] == [2, 8]
 
 
 def test_predictions_of_other_examples_are_refused(tmp_path):
-    rows = [made_row(tmp_path, "a", rights(0.5)),
-            made_row(tmp_path, "b", rights(0.5), first_example=7)]  # fmt: skip
+    rows = [make_row(tmp_path, "a", rights(0.5)),
+            make_row(tmp_path, "b", rights(0.5), first_example=7)]  # fmt: skip
     with pytest.raises(UserError, match="'a' and 'b', seed 0: expected predictions of the same"):
-        compare(made_outcome(rows))
+        compare(make_outcome(rows))
 
 
 def test_a_failed_row_stays_and_is_compared_with_nothing(tmp_path):
-    rows = [made_row(tmp_path, "lost", {}, failed=True),
-            made_row(tmp_path, "a", rights(0.5)), made_row(tmp_path, "b", rights(0.9))]  # fmt: skip
-    comparison, found = only(made_outcome(rows))
+    rows = [make_row(tmp_path, "lost", {}, failed=True),
+            make_row(tmp_path, "a", rights(0.5)), make_row(tmp_path, "b", rights(0.9))]  # fmt: skip
+    comparison, found = only(make_outcome(rows))
     assert comparison.reference == "lost" and list(found) == ["lost", "a", "b"]
     assert all(x.difference is None for x in found.values())
     assert math.isnan(found["lost"].score.value) and found["lost"].front == ()
-    comparison, found = only(made_outcome(rows, reference="a"))
+    comparison, found = only(make_outcome(rows, reference="a"))
     assert found["b"].difference.value > 0.2 and found["lost"].difference is None
 
 
 def test_every_table_has_its_own_reference_and_its_own_family(tmp_path):
     rows = [
-        made_row(tmp_path, label, rights(0.5 + 0.1 * i, start=10 * i), table=table)
+        make_row(tmp_path, label, rights(0.5 + 0.1 * i, start=10 * i), table=table)
         for table, (i, label) in itertools.product(("x", "y"), enumerate(("a", "b", "c")))
     ]
-    first, second = compare(made_outcome(rows, reference="b"))
+    first, second = compare(make_outcome(rows, reference="b"))
     assert first.reference == second.reference == "b" and (first.name, second.name) == ("x", "y")
     for one, two in zip(first.rows, second.rows, strict=True):
         assert one.difference == two.difference and one.front == two.front

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import RATE, made_outcome, made_row, regressed, rights
+from synthetic import RATE, make_outcome, make_row, regressed, rights
 
-from finetune_jax.ablation import sensitivity
-from finetune_jax.ablation.drawing import drawn, label_beside
-from finetune_jax.ablation.extras import extras
-from finetune_jax.ablation.figures import figures
-from finetune_jax.ablation.report import write_report
-from finetune_jax.ablation.search import Trial
-from finetune_jax.ablation.stage_map import stage_map, stage_scores
-from finetune_jax.ablation.statistics import compare
+from finetune_jax.ablation.report import sensitivity
+from finetune_jax.ablation.report.drawing import label_beside, new_drawing
+from finetune_jax.ablation.report.extra_columns import extra_columns
+from finetune_jax.ablation.report.figures import figures
+from finetune_jax.ablation.report.stage_map import stage_map, stage_scores
+from finetune_jax.ablation.report.statistics import compare
+from finetune_jax.ablation.report.write import write_report
+from finetune_jax.ablation.search.base import Trial
 
 
 def test_corruptions_outside_the_main_fifteen_are_averaged_where_there_are_no_others(tmp_path):
     found = {0: {"mean": {"spatter": 0.5, "saturate": 0.7}, "mean_corrupted": None, "main": []}}
-    row = made_row(tmp_path, "a", rights(0.5, seeds=(0,)), others={"corruptions": found})
-    (extra,) = extras([row], "accuracy")
+    row = make_row(tmp_path, "a", rights(0.5, seeds=(0,)), others={"corruptions": found})
+    (extra,) = extra_columns([row], "accuracy")
     assert extra.estimates["a"].value == pytest.approx(0.6) and extra.shifted
 
 
@@ -33,7 +33,7 @@ points = st.lists(
 @settings(max_examples=12, deadline=None)
 @given(points)
 def test_labels_do_not_overlap(places):
-    with drawn("x", "x", 7, 4.0) as (grid, _):
+    with new_drawing("x", "x", 7, 4.0) as (grid, _):
         axes = grid[0, 0]
         axes.plot(*zip(*places, strict=True), "o")
         label_beside(axes, [(x, y, f"row {i}") for i, (x, y) in enumerate(places)])
@@ -53,9 +53,9 @@ def test_what_is_tuned_is_shown_as_the_metric_itself(tmp_path):
 
     tried = (Trial({RATE: 0.01}, 1.0, -3.0), Trial({RATE: 0.1}, 1.0, -2.0),
              Trial({RATE: 1.0}, 1.0, None), Trial({RATE: 0.01}, 0.5, -5.0))  # fmt: skip
-    row = made_row(tmp_path, "a", {0: regressed(np.linspace(-1, 1, 20))}, trials=tried)
+    row = make_row(tmp_path, "a", {0: regressed(np.linspace(-1, 1, 20))}, trials=tried)
     axes = Figure().subplots()
-    sensitivity._panel(axes, row, RATE, -1)
+    sensitivity._draw_row(axes, row, RATE, -1)
     drawn_as = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert [[0.01, 3], [0.1, 2]] in drawn_as.values()
     assert drawn_as["chosen"] == [[0.1, 2]] and drawn_as["failed"][0][0] == 1.0
@@ -64,18 +64,18 @@ def test_what_is_tuned_is_shown_as_the_metric_itself(tmp_path):
 
 def test_figures_are_of_what_there_is(tmp_path, outcome):
     (comparison,) = compare(outcome)
-    further = extras([x.row for x in comparison.rows], outcome.metric)
+    further = extra_columns([x.row for x in comparison.rows], outcome.metric)
     names = [d.name for d in figures(comparison, further, outcome)]
     assert names == ["cost_trainable", "cost_step_flops", "tuned_0", "shift_0", "shift_2"]
-    failed = [made_row(tmp_path, "lost", {}, failed=True, trials=(Trial({}, 1.0, None),))]
-    bare = made_outcome(failed)
+    failed = [make_row(tmp_path, "lost", {}, failed=True, trials=(Trial({}, 1.0, None),))]
+    bare = make_outcome(failed)
     assert figures(compare(bare)[0], [], bare) == []
     assert any(p.name == "index.html" for p in write_report(bare, tmp_path / "report"))
 
 
 def surgical(folder, schemes, policies=("frozen",), sources=("",)):
     rows = [
-        made_row(
+        make_row(
             folder,
             f"{scheme}, batch_norm={policy}",
             rights(0.4 + 0.1 * i + 0.02 * j, start=10 * i + j),
@@ -87,7 +87,7 @@ def surgical(folder, schemes, policies=("frozen",), sources=("",)):
         for j, policy in enumerate(policies)
         if (scheme, policy) != ("last_k(1)", "track")
     ]
-    return made_outcome(rows)
+    return make_outcome(rows)
 
 
 def test_a_map_of_stages_needs_three_schemes_of_a_part(tmp_path):
@@ -108,7 +108,7 @@ def test_a_map_of_stages_is_of_schemes_by_what_else_varies(tmp_path):
     assert found == schemes[:-1]
     assert columns == [f"{source}, batch_norm={policy}" for source in ("fog", "snow")
                        for policy in ("frozen", "track")]  # fmt: skip
-    by_name = {x.row.line.name: x.score.value for c in comparisons for x in c.rows}
+    by_name = {x.row.spec.name: x.score.value for c in comparisons for x in c.rows}
     assert values[1, 2] == by_name["x/snow: stages('stem'), batch_norm=frozen"]
     assert np.isnan(values).sum() == 2 and np.isnan(values[3, [1, 3]]).all()
     drawing = stage_map(comparisons, outcome)

@@ -5,10 +5,9 @@ import subprocess
 
 import pytest
 
-from finetune_jax.ablation import launch_local
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.conduct import Conductor
-from finetune_jax.ablation.launch import make_launcher
+from finetune_jax.ablation.launch import local, make_launcher
 from finetune_jax.ablation.study import Study
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
@@ -39,7 +38,7 @@ def test_processes_run_at_most_so_many_at_once_and_a_failure_stops_no_other(tmp_
         most[0] = max(most[0], sum(p.poll() is None for p in running))
         return process
 
-    monkeypatch.setattr(launch_local, "_start", start)
+    monkeypatch.setattr(local, "_start", start)
     units = [tmp_path / f"{name}.json" for name in "abcd"]
     polled = []
     with pytest.raises(UserError, match=r"b.json ended with status 3: what went wrong"):
@@ -58,7 +57,7 @@ def test_processes_are_ended_with_the_ablation(tmp_path, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch_local, "_start", start)
+    monkeypatch.setattr(local, "_start", start)
     with pytest.raises(KeyboardInterrupt):
         make_launcher("local", {"processes": 2}).run([tmp_path / "a", tmp_path / "b"], interrupt)
     assert len(started) == 2 and all(process.poll() is not None for process in started)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from finetune_jax.ablation import endings, launch_ray, launch_slurm, worker
+from finetune_jax.ablation import worker
 from finetune_jax.ablation.arm import make_arm
-from finetune_jax.ablation.launch import make_launcher
+from finetune_jax.ablation.launch import completion, make_launcher
+from finetune_jax.ablation.launch import ray as ray_launcher
+from finetune_jax.ablation.launch import slurm as slurm_launcher
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
@@ -170,7 +172,7 @@ def test_slurm_array_with_requeued_units_finishes_exactly(small_config, tmp_path
 def test_slurm_says_which_units_failed_and_spares_the_others(
     small_config, tmp_path, slurm, monkeypatch
 ):
-    monkeypatch.setattr(endings, "SHARED_FILES", 3.0)
+    monkeypatch.setattr(completion, "SHARED_FILES_DELAY", 3.0)
     units = [broken_unit(tmp_path), *make_units(small_config, tmp_path, long=(0, 1))[:3]]
     cancelled = []
 
@@ -204,7 +206,7 @@ def test_slurm_jobs_that_a_killed_launcher_left_end_before_new_ones_start(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(launch_slurm, "_cancel", lambda name: None)  # as if there was no time to
+        patch.setattr(slurm_launcher, "_cancel", lambda name: None)  # as if there was no time to
         make_launcher("slurm", {"minutes": 10}).run(units[:2], stop)
     assert running()
     seen = []
@@ -262,7 +264,7 @@ def test_ray_jobs_that_a_killed_launcher_left_end_before_new_ones_start(
 
     launcher = make_launcher("ray", {"address": address})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(launch_ray, "_stop_all", lambda client, folder: None)
+        patch.setattr(ray_launcher, "_stop_all", lambda client, folder: None)
         launcher.run(units[:2], stop)
     assert processes("ablation.worker", str(units[0]))
     others = []

@@ -33,7 +33,10 @@ def test_nothing_is_written_twice(tmp_path):
     ledger.append({"key": "a", "what": "scored", "value": 3})
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1, 3]
     assert Ledger(path).get("a", "trained")["value"] == 1
-    assert Ledger(path).get("b", "trained") is None
+    assert Ledger(path).find("a", "trained") == Ledger(path).get("a", "trained")
+    assert Ledger(path).find("b", "trained") is None
+    with pytest.raises(KeyError, match="no record 'trained' of the arm b"):
+        Ledger(path).get("b", "trained")
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path):

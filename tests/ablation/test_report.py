@@ -5,9 +5,9 @@ import re
 
 import pytest
 from browser import told_by
-from made import HOSTILE, made_outcome, made_row, rights
+from synthetic import HOSTILE, make_outcome, make_row, rights
 
-from finetune_jax.ablation.report import write_report
+from finetune_jax.ablation.report.write import write_report
 from finetune_jax.errors import UserError
 
 
@@ -31,14 +31,14 @@ def test_a_report_is_the_same_every_time(written, outcome, tmp_path):
 
 
 def test_several_tables_have_files_of_their_own(tmp_path):
-    rows = [made_row(tmp_path, label, rights(0.5, start=i), table=table)
+    rows = [make_row(tmp_path, label, rights(0.5, start=i), table=table)
             for table in ("folder:data/one", "folder:data/two/a", "folder:data/two:a")
             for i, label in enumerate("xy")]  # fmt: skip
-    names = {p.name for p in write_report(made_outcome(rows), tmp_path / "report")}
+    names = {p.name for p in write_report(make_outcome(rows), tmp_path / "report")}
     tables_found = sorted(name for name in names if name.endswith(".csv"))
     assert tables_found == ["one_table.csv", "two_a_2_table.csv", "two_a_table.csv"]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert all(f"<h2>{name}</h2>" in page for name in {row.line.table for row in rows})
+    assert all(f"<h2>{name}</h2>" in page for name in {row.spec.table for row in rows})
 
 
 def test_where_it_cannot_write_it_says_so(outcome, tmp_path):
@@ -84,7 +84,9 @@ def test_the_page_says_where_it_comes_from_and_takes_names_as_text(written):
 
 
 def test_an_outcome_about_which_little_is_known_has_a_page(tmp_path):
-    outcome = dataclasses.replace(made_outcome([made_row(tmp_path, "a", rights(0.5))]), about={})
+    outcome = dataclasses.replace(
+        make_outcome([make_row(tmp_path, "a", rights(0.5))]), provenance={}
+    )
     assert "<h1>Ablation</h1>" in next(
         p.read_text() for p in write_report(outcome, tmp_path / "r") if p.suffix == ".html"
     )

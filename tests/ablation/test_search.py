@@ -7,57 +7,60 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_jax.ablation.axes import over, product
-from finetune_jax.ablation.search import Trial, best, budget, edges, parse_search
-from finetune_jax.ablation.study import Line
+from finetune_jax.ablation.search import parse_search
+from finetune_jax.ablation.search.base import Trial, best_trial, budget, edges
+from finetune_jax.ablation.study import RowSpec
 from finetune_jax.errors import UserError
 
 RATES = (0.01, 0.1, 1.0)
 
 
-def line(name, points):
-    return Line(name, name, "", {}, tuple(points))
+def row_of(name, points):
+    return RowSpec(name, name, "", {}, tuple(points))
 
 
-def drive(search, lines, value):
-    """Asks until nothing is wanted; returns the trials by row."""
-    tried = {x.name: [] for x in lines}
+def drive(search, rows, value):
+    """Asks until nothing is proposed; returns the trials by row."""
+    tried = {x.name: [] for x in rows}
     while True:
-        wishes = {x.name: search.ask(x, tried) for x in lines}
-        if not any(wishes.values()):
+        proposals = {x.name: search.propose(x, tried) for x in rows}
+        if not any(proposals.values()):
             return tried
-        for name, asked in wishes.items():
-            tried[name] += [Trial(p, s, value(name, p, s)) for p, s in asked]
+        for name, proposed in proposals.items():
+            tried[name] += [Trial(p, s, value(name, p, s)) for p, s in proposed]
 
 
 def test_a_grid_tries_each_point_once():
-    lines = [line("a", product(over("lr", RATES), over("wd", (0.0, 0.1))))]
-    tried = drive(parse_search("grid(extend=0)"), lines, lambda n, p, s: p["lr"])
-    assert [t.point for t in tried["a"]] == list(lines[0].points)
+    rows = [row_of("a", product(over("lr", RATES), over("wd", (0.0, 0.1))))]
+    tried = drive(parse_search("grid(extend=0)"), rows, lambda n, p, s: p["lr"])
+    assert [t.point for t in tried["a"]] == list(rows[0].points)
     assert all(t.share == 1.0 for t in tried["a"])
 
 
 def test_a_grid_with_its_best_inside_is_not_extended():
-    lines = [line("a", over("lr", RATES))]
-    tried = drive(parse_search("grid(extend=3)"), lines, lambda n, p, s: -abs(p["lr"] - 0.1))
+    rows = [row_of("a", over("lr", RATES))]
+    tried = drive(parse_search("grid(extend=3)"), rows, lambda n, p, s: -abs(p["lr"] - 0.1))
     assert len(tried["a"]) == 3
 
 
 def test_an_end_is_extended_for_every_row_so_that_budgets_stay_equal():
-    lines = [line("a", over("lr", RATES)), line("b", over("lr", RATES))]
+    rows = [row_of("a", over("lr", RATES)), row_of("b", over("lr", RATES))]
     aims = {"a": 10.0, "b": 0.1}  # a is best beyond the end, b inside
     tried = drive(
-        parse_search("grid(extend=2)"), lines, lambda n, p, s: -abs(math.log(p["lr"] / aims[n]))
+        parse_search("grid(extend=2)"), rows, lambda n, p, s: -abs(math.log(p["lr"] / aims[n]))
     )
     assert [t.point["lr"] for t in tried["a"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
     assert [t.point for t in tried["a"]] == [t.point for t in tried["b"]]
-    assert best(tried["a"]).point == {"lr": 10.0} and best(tried["b"]).point == {"lr": 0.1}
+    assert best_trial(tried["a"]).point == {"lr": 10.0} and best_trial(tried["b"]).point == {
+        "lr": 0.1
+    }
     assert budget(tried["a"]) == budget(tried["b"]) == 5
 
 
 def test_a_failed_end_is_no_optimum():
-    lines = [line("a", over("lr", RATES))]
-    tried = drive(parse_search("grid"), lines, lambda n, p, s: None if p["lr"] == 1 else p["lr"])
-    assert len(tried["a"]) == 3 and best(tried["a"]).point == {"lr": 0.1}
+    rows = [row_of("a", over("lr", RATES))]
+    tried = drive(parse_search("grid"), rows, lambda n, p, s: None if p["lr"] == 1 else p["lr"])
+    assert len(tried["a"]) == 3 and best_trial(tried["a"]).point == {"lr": 0.1}
 
 
 def test_edges_are_of_numbers_with_more_than_one_value():
@@ -68,13 +71,13 @@ def test_edges_are_of_numbers_with_more_than_one_value():
 
 
 def test_halving_keeps_the_best_and_lengthens_them():
-    lines = [line("a", over("lr", range(1, 10)))]
-    tried = drive(parse_search("halving(factor=3, rungs=3)"), lines, lambda n, p, s: p["lr"])["a"]
+    rows = [row_of("a", over("lr", range(1, 10)))]
+    tried = drive(parse_search("halving(factor=3, rungs=3)"), rows, lambda n, p, s: p["lr"])["a"]
     shares = [t.share for t in tried]
     assert shares == [1 / 9] * 9 + [1 / 3] * 3 + [1.0]
     assert [t.point["lr"] for t in tried[9:]] == [9, 8, 7, 9]
     assert budget(tried) == pytest.approx(3.0)
-    assert best(tried).point == {"lr": 9}
+    assert best_trial(tried).point == {"lr": 9}
 
 
 @settings(max_examples=50)
@@ -87,13 +90,13 @@ def test_a_search_asked_anew_with_part_of_the_answers_goes_on(values, text, seed
     def value(name, point, share):
         return math.sin(seed * point["lr"] + share)
 
-    lines = [line("a", over("lr", values)), line("b", over("lr", values))]
-    whole = drive(parse_search(text), lines, value)
+    rows = [row_of("a", over("lr", values)), row_of("b", over("lr", values))]
+    whole = drive(parse_search(text), rows, value)
     assert budget(whole["a"]) == pytest.approx(budget(whole["b"]))
     for cut in range(len(whole["a"])):
-        asked = parse_search(text).ask(lines[0], {"a": whole["a"][:cut], "b": whole["b"][:cut]})
+        asked = parse_search(text).propose(rows[0], {"a": whole["a"][:cut], "b": whole["b"][:cut]})
         known = [(t.point, t.share) for t in whole["a"][:cut]]
-        assert all(wish not in known for wish in asked)
+        assert all(proposal not in known for proposal in asked)
 
 
 @pytest.mark.parametrize(
@@ -114,23 +117,23 @@ def test_wrong_searches_are_refused(text, message):
 def test_optuna_stays_in_the_space_and_goes_on_as_if_uncut():
     pytest.importorskip("optuna")
     points = product(over("lr", (1e-3, 1.0)), over("name", ("sgd", "adamw")), over("k", (1, 5)))
-    lines = [line("a", points), line("b", points)]
+    rows = [row_of("a", points), row_of("b", points)]
 
     def value(name, point, share):
         return -abs(math.log(point["lr"] / 0.1)) if point["name"] == "sgd" else None
 
-    tried = drive(parse_search("optuna(trials=10, batch=3)"), lines, value)
+    tried = drive(parse_search("optuna(trials=10, batch=3)"), rows, value)
     assert len(tried["a"]) == len(tried["b"]) == 10
     for trial in tried["a"]:
         assert 1e-3 <= trial.point["lr"] <= 1 and trial.point["k"] in range(1, 6)
         assert trial.point["name"] in ("sgd", "adamw")
     for cut in (0, 3, 6):
         half = {name: trials[:cut] for name, trials in tried.items()}
-        asked = parse_search("optuna(trials=10, batch=3)").ask(lines[0], half)
+        asked = parse_search("optuna(trials=10, batch=3)").propose(rows[0], half)
         assert [point for point, _ in asked] == [t.point for t in tried["a"][cut : cut + 3]]
 
 
 def test_optuna_refuses_a_row_without_points():
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match="nothing to tune"):
-        parse_search("optuna").ask(line("a", [{}]), {})
+        parse_search("optuna").propose(row_of("a", [{}]), {})

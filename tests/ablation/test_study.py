@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_jax.ablation.arm import make_arm, overridden
+from finetune_jax.ablation.arm import apply_overrides, make_arm
 from finetune_jax.ablation.axes import chain, over, product, zipped
-from finetune_jax.ablation.study import Study, lines_of, load_study
+from finetune_jax.ablation.study import Study, row_specs
+from finetune_jax.ablation.study_file import load_study
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
 
@@ -61,7 +62,7 @@ def test_a_share_shortens_epochs_or_steps():
 )
 def test_wrong_overrides_are_refused(values, message):
     with pytest.raises(UserError, match=message):
-        overridden(default(), values)
+        apply_overrides(default(), values)
 
 
 def test_rows_with_other_data_are_in_a_table_of_their_own():
@@ -69,18 +70,18 @@ def test_rows_with_other_data_are_in_a_table_of_their_own():
         [{"data.source": "folder:a", "data.train": "train"}, {"data.source": "folder:b"}],
         over("scheme", ["head", "full"]),
     )
-    lines = lines_of(Study(rows=rows), default())
-    assert [line.table for line in lines] == ["folder:a", "folder:a", "folder:b", "folder:b"]
-    assert [line.label for line in lines] == ["head", "full"] * 2
-    assert len({line.name for line in lines}) == 4
+    specs = row_specs(Study(rows=rows), default())
+    assert [spec.table for spec in specs] == ["folder:a", "folder:a", "folder:b", "folder:b"]
+    assert [spec.label for spec in specs] == ["head", "full"] * 2
+    assert len({spec.name for spec in specs}) == 4
     sizes = product(over("data.train", ["train[:9]", "train[:99]"]), over("scheme", ["head"]))
-    tables = [line.table for line in lines_of(Study(rows=sizes), default())]
+    tables = [spec.table for spec in row_specs(Study(rows=sizes), default())]
     assert tables == ["train=train[:9]", "train=train[:99]"]
 
 
 def test_a_control_has_as_many_scalars_as_the_scheme_and_stands_beside_it():
     study = Study(rows=over("scheme", ["linear_probe", "norm_only", "lp_ft"]), control=True)
-    labels = [line.label for line in lines_of(study, default())]
+    labels = [spec.label for spec in row_specs(study, default())]
     assert labels == ["linear_probe", "norm_only", "lp_ft", "random_mask('norm_only')"]
 
 
@@ -90,11 +91,11 @@ def test_points_may_depend_on_the_row_but_not_their_number():
         return over(key, [0.1, 0.2])
 
     rows = over("scheme", ["full", "head"])
-    first, second = lines_of(Study(rows=rows, tune=tune), default())
+    first, second = row_specs(Study(rows=rows, tune=tune), default())
     assert first.points[0] == {"optimizer.learning_rate": 0.1}
     assert second.points[1] == {"optimizer.weight_decay": 0.2}
     with pytest.raises(UserError, match="full: 1, head: 2"):
-        lines_of(
+        row_specs(
             Study(rows=rows, tune=lambda row: [{}] * (1 + (row["scheme"] == "head"))), default()
         )
 
@@ -112,7 +113,7 @@ def test_points_may_depend_on_the_row_but_not_their_number():
 )
 def test_wrong_studies_are_refused(study, message):
     with pytest.raises(UserError, match=message):
-        lines_of(study, default())
+        row_specs(study, default())
 
 
 def test_a_config_file_without_a_study_is_named(tmp_path):

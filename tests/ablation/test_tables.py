@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from made import HOSTILE, RATE, classified, made_outcome, made_row
+from synthetic import HOSTILE, RATE, classified, make_outcome, make_row
 
-from finetune_jax.ablation import tables
-from finetune_jax.ablation.layout import Table, interval, lay_out, one_line
-from finetune_jax.ablation.statistics import Estimate, compare
+from finetune_jax.ablation.report import tables
+from finetune_jax.ablation.report.base import Estimate
+from finetune_jax.ablation.report.layout import Table, interval, lay_out, one_line
+from finetune_jax.ablation.report.statistics import compare
 
 property_test = settings(max_examples=150, deadline=None)
 labels = st.one_of(
@@ -133,7 +134,7 @@ def test_the_table_compiles(written, tmp_path):
 def test_no_row_is_dropped_and_marks_are_explained(written, outcome):
     folder, _ = written
     rows = [r for r in markdown_cells((folder / "table.md").read_text()) if len(r) > 1]
-    assert [r[0] for r in rows[1:]] == [one_line(row.line.label) for row in outcome.rows]
+    assert [r[0] for r in rows[1:]] == [one_line(row.spec.label) for row in outcome.rows]
     by_label = {r[0]: dict(zip(rows[0], r, strict=True)) for r in rows[1:]}
     assert by_label["linear_probe"]["chosen"] == "learning_rate=0.1†"
     assert by_label["full"]["chosen"] == "learning_rate=0.1"
@@ -148,17 +149,19 @@ def test_no_row_is_dropped_and_marks_are_explained(written, outcome):
     assert by_label["full"]["accuracy, corrupted"] == "0.8100 [0.7852, 0.8348]"
     assert "P F" in by_label["linear_probe"]["marks"]
     text = (folder / "table.md").read_text()
-    for said in ("†: an end of the values tried", "half: failed with seed 1: loss is nan at step 7",
+    for said in ("†: the smallest or the largest value tried",
+                 "half: failed with seed 1: loss is nan at step 7",
                  "lost: failed: every point", "cifar10_1: not run, needs CIFAR-10.1",
                  "budget of every row: 2 runs", "on 200 examples", "over seeds 0, 1, 2",
-                 "Differences are to full", "McNemar's test", "after Holm"):  # fmt: skip
+                 "Differences are to full", "McNemar's test",
+                 "after Holm's adjustment"):  # fmt: skip
         assert said in text, said
 
 
 def test_dominated_rows_are_marked_and_the_better_one_is_named(tmp_path):
-    rows = [made_row(tmp_path, name, {0: classified(np.arange(100) < right)})
+    rows = [make_row(tmp_path, name, {0: classified(np.arange(100) < right)})
             for name, right in (("good", 90), ("poor", 50))]  # fmt: skip
-    outcome = made_outcome(rows, seeds=(0,))
+    outcome = make_outcome(rows, seeds=(0,))
     (comparison,) = compare(outcome)
     table = lay_out(comparison, [], outcome)
     assert [row[-1] for row in table.rows] == ["P F", "D"]
@@ -170,7 +173,7 @@ def test_dominated_rows_are_marked_and_the_better_one_is_named(tmp_path):
 
 def test_the_csv_has_every_figure_in_full(written, outcome):
     rows = list(csv.DictReader(io.StringIO((written[0] / "table.csv").read_text())))
-    assert [r["row"] for r in rows] == [row.line.label for row in outcome.rows]
+    assert [r["row"] for r in rows] == [row.spec.label for row in outcome.rows]
     (comparison,) = compare(outcome)
     for found, compared in zip(rows, comparison.rows, strict=True):
         row = compared.row
@@ -184,10 +187,12 @@ def test_the_csv_has_every_figure_in_full(written, outcome):
         for seed, scores in row.test.items():
             assert float(found[f"test_accuracy_seed{seed}"]) == scores["accuracy"]
         if compared.difference:
-            for name, value in vars(compared.difference).items():
+            p_values = {k: v for k, v in vars(compared).items() if k.startswith("p_")}
+            assert len(p_values) == 4
+            for name, value in {**vars(compared.difference), **p_values}.items():
                 cell = found[f"difference_{name}"]
                 assert (cell == "") if math.isnan(value) else float(cell) == value
-        assert json.loads(found["overrides"]) == row.line.overrides
+        assert json.loads(found["overrides"]) == row.spec.overrides
         assert float(found[f"chosen.{RATE}"]) == row.point[RATE]
     assert rows[1]["edges"] == RATE
     assert json.loads(rows[3]["errors"]) == {"1": "loss is nan\nat step 7"}

@@ -1,7 +1,8 @@
-"""Bayesian search by Optuna (Akiba et al. 2019, arXiv 1907.10902), an extra: ``optuna(trials=20)``.
+"""Bayesian search by Optuna (Akiba et al. 2019, arXiv 1907.10902), an optional package.
 
-The points of a study then only span the space: numbers lie between the least and the greatest, on a
-log scale where both are positive and a factor of ten or more apart; other values are choices.
+With ``optuna(trials=20)`` the points of a study only define the search space. The values of a
+numeric key range from its smallest to its largest value, on a log scale where both are positive and
+differ by a factor of ten or more; the values of another key are the choices.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_jax.ablation.search import Trial, Wish
-from finetune_jax.ablation.study import Line
+from finetune_jax.ablation.search.base import Proposal, Trial
+from finetune_jax.ablation.study import RowSpec
 from finetune_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class OptunaSearch:
-    """Tree-structured Parzen estimators, asked for a few points at a time.
+    """Tree-structured Parzen estimators, which propose a few points at a time.
 
     Attributes:
-      trials: points per row.
-      batch: asked for at once, so that they can train together.
-      seed: of the draws.
+      trials: number of points per row.
+      batch: number of points proposed at once, so that they can train together.
+      seed: seed of Optuna's sampler.
     """
 
     trials: int = 20
@@ -34,21 +35,22 @@ class OptunaSearch:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"optuna: {name} must be a whole number >= 1, found {value!r}")
-        _library()
+        _import_optuna()
 
-    def ask(self, line: Line, tried: Mapping[str, Sequence[Trial]]) -> list[Wish]:
+    def propose(self, row: RowSpec, trials: Mapping[str, Sequence[Trial]]) -> list[Proposal]:
         """See `Search`."""
-        optuna = _library()
-        own, space = tried.get(line.name, ()), _space(line)
-        if len(own) >= self.trials:
+        optuna = _import_optuna()
+        of_row, space = trials.get(row.name, ()), _search_space(row)
+        if len(of_row) >= self.trials:
             return []
-        # Made anew from what is known, so that a killed search goes on as if it had not been.
+        # A new Optuna study is made from all trials so far, so that an interrupted search continues
+        # as if it had not been interrupted.
         study = optuna.create_study(
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=self.seed + len(own), constant_liar=True),
+            sampler=optuna.samplers.TPESampler(seed=self.seed + len(of_row), constant_liar=True),
         )
         states = optuna.trial.TrialState
-        for trial in own:
+        for trial in of_row:
             study.add_trial(
                 optuna.trial.create_trial(
                     params=trial.point,
@@ -57,16 +59,16 @@ class OptunaSearch:
                     state=states.COMPLETE if trial.value is not None else states.FAIL,
                 )
             )
-        count = min(self.batch, self.trials - len(own))
-        return [(dict(study.ask(space).params), 1.0) for _ in range(count)]
+        count = min(self.batch, self.trials - len(of_row))
+        return [Proposal(dict(study.ask(space).params), 1.0) for _ in range(count)]
 
 
-def _space(line: Line) -> dict[str, Any]:
-    """Optuna's distributions of a row's points."""
-    distributions = _library().distributions
+def _search_space(row: RowSpec) -> dict[str, Any]:
+    """Optuna's distribution of each key of the points of a row."""
+    distributions = _import_optuna().distributions
     space = {}
-    for key in line.points[0]:
-        values = [point[key] for point in line.points]
+    for key in row.points[0]:
+        values = [point[key] for point in row.points]
         low, high = min(values, key=_order), max(values, key=_order)
         if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
             space[key] = distributions.CategoricalDistribution(list(dict.fromkeys(values)))
@@ -76,7 +78,7 @@ def _space(line: Line) -> dict[str, Any]:
             log = low > 0 and high >= 10 * low
             space[key] = distributions.FloatDistribution(float(low), float(high), log=log)
     if not space:
-        raise UserError(f"optuna: row {line.name!r} has nothing to tune; give the study points")
+        raise UserError(f"optuna: row {row.name!r} has nothing to tune; give the study points")
     return space
 
 
@@ -85,7 +87,7 @@ def _order(value: Any) -> tuple[bool, Any]:
     return number, value if number else str(value)
 
 
-def _library() -> Any:
+def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:

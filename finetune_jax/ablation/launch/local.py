@@ -1,4 +1,4 @@
-"""Units on this machine: one after another in this process, or several processes at a time."""
+"""Runs units on this machine: one after another in this process, or in several processes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_jax.ablation.endings import raise_failed, tail
-from finetune_jax.ablation.launch import Poll
+from finetune_jax.ablation.launch.base import Poll
+from finetune_jax.ablation.launch.completion import end_of_output, raise_failed
 from finetune_jax.ablation.worker import run_unit
 from finetune_jax.errors import UserError
 
 
 class LocalLauncher:
-    """See `launch.Launcher`.
+    """Launcher for this machine; see `launch.base.Launcher`.
 
     Args:
-      processes: 1 runs units in this process; more run that many at a time, each in a process of
-        its own, what it prints in ``UNIT.log`` beside the unit. One that fails leaves the others
-        alone.
+      processes: number of units that run at the same time. 1 runs the units in this process. With
+        more, each unit has its own process, whose output is in ``UNIT.log`` beside the unit file.
+        If a process fails, the other processes continue.
 
     Raises:
-      UserError: `processes` is not a whole number from 1 on.
+      UserError: `processes` is not a whole number >= 1.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -32,12 +32,13 @@ class LocalLauncher:
         self._processes = processes
 
     def run(self, units: Sequence[Path], poll: Poll) -> None:
-        """See `launch.Launcher`."""
+        """See `launch.base.Launcher`."""
         if self._processes == 1:
             for unit in units:
                 run_unit(unit, poll)
             return
-        waiting, running = list(units), {}
+        waiting = list(units)
+        running: dict[Path, subprocess.Popen[bytes]] = {}
         failed: dict[Path, str] = {}
         try:
             while waiting or running:
@@ -50,7 +51,8 @@ class LocalLauncher:
                     if (status := process.poll()) is not None:
                         del running[unit]
                         if status:
-                            failed[unit] = f"ended with status {status}: {tail(_printed(unit))}"
+                            output = end_of_output(_output(unit))
+                            failed[unit] = f"ended with status {status}: {output}"
         finally:
             for process in running.values():
                 process.terminate()
@@ -69,5 +71,5 @@ def _start(unit: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _printed(unit: Path) -> str:
+def _output(unit: Path) -> str:
     return unit.with_suffix(".log").read_text(errors="replace")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune_jax.ablation.outcome import Cost, Outcome, Row
-from finetune_jax.ablation.search import Trial
-from finetune_jax.ablation.study import Line
+from finetune_jax.ablation.outcome import Outcome, RunCost, TableRow
+from finetune_jax.ablation.search.base import Trial
+from finetune_jax.ablation.study import RowSpec
 from finetune_jax.evaluation.predictions import Predictions, save_predictions
 from finetune_jax.tasks import Task
 from finetune_jax.tasks.classification import Classification
@@ -23,9 +23,9 @@ RATE = "optimizer.learning_rate"
 TRIALS = tuple(Trial({RATE: rate}, 1.0, value) for rate, value in [(0.01, 0.5), (0.1, 0.8)])
 
 
-def cost(trainable: int, step_flops: float, total: int = 10_000_000) -> Cost:
+def cost(trainable: int, step_flops: float, total: int = 10_000_000) -> RunCost:
     """What a row takes, the rest of it in proportion."""
-    return Cost(
+    return RunCost(
         trainable, total, step_flops, 60 * step_flops, 8 * trainable + 1_000_000, 4 * trainable,
         8 * trainable, 12.5,
     )  # fmt: skip
@@ -62,12 +62,12 @@ def ordered(predicted: np.ndarray, label: np.ndarray) -> tuple[Task, dict[str, n
     return Ordinal(("1", "2", "3", "4", "5")), observed
 
 
-def made_row(
+def make_row(
     folder: Path,
     label: str,
     runs: Mapping[int, tuple[Task, dict[str, np.ndarray]]],
     *,
-    cost: Cost | None = COST,
+    cost: RunCost | None = COST,
     table: str = "",
     overrides: Mapping[str, Any] | None = None,
     trials: Sequence[Trial] = TRIALS,
@@ -77,7 +77,7 @@ def made_row(
     errors: Mapping[int, str] | None = None,
     failed: bool = False,
     first_example: int = 0,
-) -> Row:
+) -> TableRow:
     """A row of which these runs were scored, by seed."""
     name = f"{table}: {label}" if table else label
     test, predictions = {}, {}
@@ -88,8 +88,8 @@ def made_row(
         save_predictions(predictions[seed], said)
         test[seed] = said.scores()
     best = max(trials, key=lambda t: -np.inf if t.value is None else t.value)
-    return Row(
-        line=Line(name, label, table, dict(overrides or {"scheme": label}), ({},)),
+    return TableRow(
+        spec=RowSpec(name, label, table, dict(overrides or {"scheme": label}), ({},)),
         point=None if failed else best.point,
         edges=tuple(edges),
         trials=tuple(trials),
@@ -103,14 +103,14 @@ def made_row(
     )
 
 
-def made_outcome(rows: Sequence[Row], metric: str = "accuracy", **changes: Any) -> Outcome:
+def make_outcome(rows: Sequence[TableRow], metric: str = "accuracy", **changes: Any) -> Outcome:
     """The rows, with what stands around them."""
     values: dict[str, Any] = {
         "better": "max",
         "reference": "",
         "seeds": (0, 1, 2),
-        "tuned_over": 1,
-        "about": {
+        "tuning_seeds": 1,
+        "provenance": {
             "config": "configs/made.py",
             "config_hash": "0123456789abcdef",
             "command": "python -m finetune_jax.ablate --config=configs/made.py --workdir=DIR",

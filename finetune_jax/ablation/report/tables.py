@@ -1,4 +1,4 @@
-"""A laid out table in Markdown and in LaTeX, and a comparison with every figure in full as CSV."""
+"""Writes tables as Markdown and LaTeX, and the full numbers of a comparison as CSV."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_jax.ablation.extras import Extra
-from finetune_jax.ablation.layout import EDGE, Table, one_line
 from finetune_jax.ablation.outcome import Outcome
-from finetune_jax.ablation.statistics import COSTS, Compared, Comparison
+from finetune_jax.ablation.report.base import COSTS, ComparedRow, Comparison, ExtraColumn
+from finetune_jax.ablation.report.layout import EDGE, Table, one_line
 
 
 def markdown(table: Table) -> str:
-    """GitHub's Markdown; its columns are aligned for reading as it is, too."""
+    """A table in GitHub's Markdown, with aligned columns so that the source is readable too."""
     cells = [[_markdown(c) for c in row] for row in (table.header, *table.rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -28,41 +27,43 @@ def markdown(table: Table) -> str:
         ]
         return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * (w - 1) + (":" if i in table.numeric else "-") for i, w in enumerate(widths)]
-    lines = [line(cells[0]), f"| {' | '.join(rule)} |", *map(line, cells[1:])]
-    remarks = "\n".join(f"- {_paragraph(note)}" for note in table.notes)
+    separator = ["-" * (w - 1) + (":" if i in table.numeric else "-") for i, w in enumerate(widths)]
+    lines = [line(cells[0]), f"| {' | '.join(separator)} |", *map(line, cells[1:])]
+    notes = "\n".join(f"- {_paragraph(note)}" for note in table.notes)
     return (
         f"### {_markdown(table.title)}\n\n{_paragraph(table.caption)}\n\n"
         + "\n".join(lines)
-        + f"\n\n{remarks}\n"
+        + f"\n\n{notes}\n"
     )
 
 
 def latex(table: Table) -> str:
-    """A float for ``\\input``; needs the packages booktabs and graphicx."""
-    form = "".join("r" if i in table.numeric else "l" for i in range(len(table.header)))
+    """A LaTeX float for ``\\input``; needs the LaTeX packages booktabs and graphicx."""
+    alignment = "".join("r" if i in table.numeric else "l" for i in range(len(table.header)))
 
     def line(row: Sequence[str]) -> str:
-        cells = [_signs(_latex(c)) if i in table.numeric else _latex(c) for i, c in enumerate(row)]
+        cells = [
+            _minus_signs(_latex(c)) if i in table.numeric else _latex(c) for i, c in enumerate(row)
+        ]
         return " & ".join(cells) + r" \\"
 
     body = "\n".join(map(line, table.rows))
-    remarks = r" \\ ".join(map(_latex, table.notes))
+    notes = r" \\ ".join(map(_latex, table.notes))
     return (
         "% Needs \\usepackage{booktabs,graphicx}\n"
         "\\begin{table}\n\\centering\n"
         f"\\caption{{{_latex(table.caption)}}}\n"
         "\\resizebox{\\linewidth}{!}{%\n"
-        f"\\begin{{tabular}}{{{form}}}\n\\toprule\n{line(table.header)}\n\\midrule\n{body}\n"
+        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{line(table.header)}\n\\midrule\n{body}\n"
         "\\bottomrule\n\\end{tabular}}\n\n"
-        f"\\smallskip\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {remarks}}}\n"
+        f"\\smallskip\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {notes}}}\n"
         "\\end{table}\n"
     )
 
 
-def csv_text(comparison: Comparison, further: Sequence[Extra], outcome: Outcome) -> str:
-    """Every figure of a table in full precision, one line per row; empty where undefined."""
-    records = [_record(x, comparison, further, outcome) for x in comparison.rows]
+def csv_text(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcome) -> str:
+    """Every number of a table in full precision, one line per row; undefined cells are empty."""
+    records = [_record(x, comparison, extra, outcome) for x in comparison.rows]
     file = io.StringIO(newline="")
     names = dict.fromkeys(name for record in records for name in record)
     writer = csv.DictWriter(file, list(names), restval="", lineterminator="\n")
@@ -73,9 +74,10 @@ def csv_text(comparison: Comparison, further: Sequence[Extra], outcome: Outcome)
 
 
 def _markdown(text: str) -> str:
-    """Escaped, so that all of it is text, and no more than that: it is read in terminals, too.
+    """Text in which only the characters that Markdown would interpret are escaped.
 
-    Alone, an underscore inside a word, a bracket, ``<`` before a number and ``&`` are text.
+    Characters that are plain text in their context stay as they are, because the source is also
+    read in terminals: an underscore inside a word, a single bracket, ``<`` before a number, ``&``.
     """
     escaped = re.sub(r"[\\`*|~$#]|[\]](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])", r"\\\g<0>",
                      one_line(text))  # fmt: skip
@@ -83,7 +85,7 @@ def _markdown(text: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """Escaped, also where its first characters would begin a list, a rule or a quotation."""
+    """Escaped text whose first characters do not start a list, a rule or a quotation either."""
     return re.sub(r"^(\d*)([-+=>.)\[])", r"\1\\\2", _markdown(text))
 
 
@@ -93,7 +95,7 @@ _LATEX = str.maketrans(
         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
         "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", '"': r"\string" + '"',
         **{c: f"\\{c}" for c in "{}$&#%_"},
-        # After the end of a row these would be read as its arguments.
+        # LaTeX would read these as arguments of the end of the row before.
         "[": "{[}", "]": "{]}", "*": "{*}",
         "–": "--", EDGE: r"\textdagger{}",
     }
@@ -101,13 +103,13 @@ _LATEX = str.maketrans(
 
 
 def _latex(text: str) -> str:
-    """Escaped; other letters than LaTeX's own need an engine or a font that has them."""
-    # Two of these in a row would become another sign.
+    """Text with escapes for LaTeX; some letters need a LaTeX engine or a font that has them."""
+    # LaTeX would join two of these characters in a row into another character.
     return re.sub(r"([-,])(?=\1)", "\\1\0", one_line(text)).translate(_LATEX).replace("\0", "{}")
 
 
-def _signs(text: str) -> str:
-    """Minus signs in place of hyphens, but in exponents."""
+def _minus_signs(text: str) -> str:
+    """Text with minus signs instead of hyphens before numbers, except in exponents."""
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
 
 
@@ -116,19 +118,22 @@ def _undefined(value: Any) -> bool:
 
 
 def _record(
-    compared: Compared, comparison: Comparison, further: Sequence[Extra], outcome: Outcome
+    compared: ComparedRow,
+    comparison: Comparison,
+    extra: Sequence[ExtraColumn],
+    outcome: Outcome,
 ) -> dict[str, Any]:
-    """All of a row by name of its column."""
+    """All values of a row by column name."""
     row, metric = compared.row, outcome.metric
     record: dict[str, Any] = {
-        "table": row.line.table,
-        "row": row.line.label,
-        "overrides": json.dumps(row.line.overrides),
+        "table": row.spec.table,
+        "row": row.spec.label,
+        "overrides": json.dumps(row.spec.overrides),
         "failed": row.point is None or bool(row.errors and not row.test),
         "edges": " ".join(row.edges),
         "budget": row.budget,
         "trials": len(row.trials),
-        "tuned_over": outcome.tuned_over,
+        "tuned_over": outcome.tuning_seeds,
         "metric": metric,
         "better": outcome.better,
         **{f"chosen.{key}": value for key, value in (row.point or {}).items()},
@@ -137,9 +142,10 @@ def _record(
         "reference": comparison.reference,
         "test_over_examples": comparison.test,
     }
-    names = ("value", "low", "high", "seeds", "p_seeds", "p_seeds_holm", "p_examples",
-             "p_examples_holm")  # fmt: skip
-    record |= {f"difference_{k}": getattr(compared.difference, k, None) for k in names}
+    for name in ("value", "low", "high", "seeds"):
+        record[f"difference_{name}"] = getattr(compared.difference, name, None)
+    for name in ("p_seeds", "p_seeds_holm", "p_examples", "p_examples_holm"):
+        record[f"difference_{name}"] = getattr(compared, name)
     costs = vars(row.cost) if row.cost else {}
     record |= costs
     record["trainable_share"] = costs["trainable"] / costs["total"] if costs else None
@@ -147,8 +153,8 @@ def _record(
     record["dominated_by"] = json.dumps(compared.dominated_by)
     for split, scores in (("test", row.test), ("validation", row.validation)):
         record |= {f"{split}_{metric}_seed{s}": x.get(metric) for s, x in sorted(scores.items())}
-    for extra in further:
-        found = extra.estimates[row.line.name]
-        record |= {f"{extra.name} {k}": v for k, v in vars(found).items()}
+    for column in extra:
+        estimate = column.estimates[row.spec.name]
+        record |= {f"{column.name} {k}": v for k, v in vars(estimate).items()}
     record["errors"] = json.dumps({str(k): v for k, v in row.errors.items()})
     return record

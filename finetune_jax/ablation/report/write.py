@@ -1,4 +1,4 @@
-"""The report of an ablation: tables in three formats, figures in two, and one page of it all."""
+"""Writes the report of an ablation: tables in three formats, figures in two, and one HTML page."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_jax.ablation import tables
-from finetune_jax.ablation.extras import extras
-from finetune_jax.ablation.figures import figures
-from finetune_jax.ablation.layout import lay_out, without_common
 from finetune_jax.ablation.outcome import Outcome
-from finetune_jax.ablation.page import page
-from finetune_jax.ablation.stage_map import stage_map
-from finetune_jax.ablation.statistics import compare
+from finetune_jax.ablation.report import tables
+from finetune_jax.ablation.report.extra_columns import extra_columns
+from finetune_jax.ablation.report.figures import figures
+from finetune_jax.ablation.report.layout import lay_out, without_common
+from finetune_jax.ablation.report.page import TableReport, page
+from finetune_jax.ablation.report.stage_map import stage_map
+from finetune_jax.ablation.report.statistics import compare
 from finetune_jax.errors import UserError
 from finetune_jax.tables import table
 
+# Columns of the tables on the terminal, beside the first five columns.
 _ON_TERMINAL = ("trained", "FLOPs/step", "marks")
 
 
 def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes ``index.html``, and for each table ``table.md``, ``.tex``, ``.csv`` and its figures.
 
-    Where there are several tables, the names of their files begin with theirs. Figures are PNG and
-    PDF. Each file is written whole or not at all; other files of the folder stay.
+    If there are several tables, the files of each table have a prefix made from its name. Figures
+    are PNG and PDF. Each file is written completely or not at all; other files of the folder are
+    not changed.
 
     Args:
-      outcome: of the ablation.
-      folder: made if it is not there.
+      outcome: outcome of the ablation.
+      folder: folder of the report, which is created if it does not exist.
 
     Returns:
-      The files, those of a table together.
+      The paths of the files, ordered by table.
 
     Raises:
       UserError: the rows of a table cannot be compared, predictions are missing, or the folder
@@ -40,23 +42,23 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     """
     comparisons = compare(outcome)
     contents: dict[str, str | bytes] = {}
-    parts = []
+    reports = []
     for prefix, comparison in zip(_prefixes(list(outcome.tables)), comparisons, strict=True):
-        further = extras([x.row for x in comparison.rows], outcome.metric)
-        laid_out = lay_out(comparison, further, outcome)
-        drawings = figures(comparison, further, outcome)
+        extra = extra_columns([x.row for x in comparison.rows], outcome.metric)
+        laid_out = lay_out(comparison, extra, outcome)
+        drawings = figures(comparison, extra, outcome)
         contents[f"{prefix}table.md"] = tables.markdown(laid_out)
         contents[f"{prefix}table.tex"] = tables.latex(laid_out)
-        contents[f"{prefix}table.csv"] = tables.csv_text(comparison, further, outcome)
+        contents[f"{prefix}table.csv"] = tables.csv_text(comparison, extra, outcome)
         for drawing in drawings:
             contents[f"{prefix}{drawing.name}.png"] = drawing.png
             contents[f"{prefix}{drawing.name}.pdf"] = drawing.pdf
-        parts.append((comparison, further, drawings))
+        reports.append(TableReport(comparison, extra, drawings))
     overall = [drawing for drawing in [stage_map(comparisons, outcome)] if drawing]
     for drawing in overall:
         contents[f"{drawing.name}.png"] = drawing.png
         contents[f"{drawing.name}.pdf"] = drawing.pdf
-    contents["index.html"] = page(outcome, parts, overall)
+    contents["index.html"] = page(outcome, reports, overall)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [_write(folder / name, content) for name, content in contents.items()]
@@ -72,11 +74,11 @@ def terminal_tables(outcome: Outcome) -> str:
     """
     parts = []
     for comparison in compare(outcome):
-        whole = lay_out(comparison, [], outcome)
-        columns = [i for i, name in enumerate(whole.header) if name in _ON_TERMINAL or i < 5]
-        rows = [[row[i] for i in columns] for row in whole.rows]
-        text = table([whole.header[i] for i in columns], rows, left=2)
-        parts.append(f"{whole.title}\n{whole.caption}\n\n{text}")
+        laid_out = lay_out(comparison, [], outcome)
+        columns = [i for i, name in enumerate(laid_out.header) if name in _ON_TERMINAL or i < 5]
+        rows = [[row[i] for i in columns] for row in laid_out.rows]
+        text = table([laid_out.header[i] for i in columns], rows, left=2)
+        parts.append(f"{laid_out.title}\n{laid_out.caption}\n\n{text}")
     return "\n\n".join(parts)
 
 
@@ -88,12 +90,12 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """Beginnings of file names, different for different tables; empty for one without a name."""
-    found: list[str] = []
+    """A different prefix of file names for each table; empty if there is only one table."""
+    prefixes: list[str] = []
     for name in without_common(names):
         plain = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:60]
         prefix = f"{plain}_" if plain else ""
-        while prefix in found:
-            prefix = f"{prefix}{len(found)}_"
-        found.append(prefix)
-    return found
+        while prefix in prefixes:
+            prefix = f"{prefix}{len(prefixes)}_"
+        prefixes.append(prefix)
+    return prefixes

@@ -1,7 +1,7 @@
-"""Units under SLURM: one job array, submitted by submitit, an extra.
+"""Runs units as one SLURM job array; needs the optional package submitit.
 
-A unit whose job is preempted, loses its node or reaches its time limit is put back into the queue,
-and then goes on from the checkpoints of its arms.
+A unit whose job is preempted, loses its node or reaches its time limit is requeued, and then
+continues from the checkpoints of its arms.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.ablation.endings import Ends, raise_failed, tail
-from finetune_jax.ablation.launch import Poll
+from finetune_jax.ablation.launch.base import Poll
+from finetune_jax.ablation.launch.completion import CompletionCheck, end_of_output, raise_failed
 from finetune_jax.ablation.worker import run_unit
 from finetune_jax.errors import UserError
 
-# Between two questions to the controller, in seconds: it serves a whole cluster.
-_ASK_EVERY = 10.0
-# What squeue calls a job that will not run again unless it is requeued.
+# Seconds between two calls of squeue: the SLURM controller serves the whole cluster.
+_QUERY_INTERVAL = 10.0
+# States in squeue of a job that will not run again unless it is requeued.
 _ENDED = frozenset(
     (
         "BOOT_FAIL",
@@ -42,25 +42,27 @@ _ENDED = frozenset(
 
 
 class SlurmLauncher:
-    """See `launch.Launcher`.
+    """Launcher for SLURM; see `launch.base.Launcher`.
 
-    The folder of the ablation, this code and its Python must have the same paths on every node.
-    Jobs get the environment and the working directory of this process; what they print is in
-    ``slurm/`` beside the units. If this process ends early it cancels its jobs; those that a killed
-    one left are cancelled by the next on the same folder, before it submits its own.
+    The folder of the ablation, the code and the Python interpreter must have the same paths on
+    every node. Jobs get the environment and the working directory of this process; their output is
+    in ``slurm/`` beside the unit files. If this process ends early, it cancels its jobs. Jobs left
+    by a killed process are cancelled by the next launcher on the same folder, before that launcher
+    submits jobs.
 
     Args:
-      partition: of the jobs; empty takes the cluster's default.
-      minutes: time limit of a job.
-      cpus: of each unit; 0 takes the cluster's default.
-      gpus: of each unit.
-      array: units that run at the same time, at most.
-      requeue: whether a unit goes on after preemption, loss of its node, or its time limit.
-      timeouts: how often a unit may reach its time limit and go on.
-      options: further options as on sbatch's command line: ``--account=lab --constraint=a100``.
+      partition: partition of the jobs; if empty, the default partition of the cluster.
+      minutes: time limit of a job, in minutes.
+      cpus: number of CPUs of each unit; 0 takes the default of the cluster.
+      gpus: number of GPUs of each unit.
+      array: largest number of units that run at the same time.
+      requeue: whether a unit continues after preemption, loss of its node, or its time limit.
+      timeouts: how often a unit may reach its time limit and continue.
+      options: further options in the form of sbatch's command line, such as
+        ``--account=lab --constraint=a100``.
 
     Raises:
-      UserError: a value out of range, no submitit, or no SLURM on this machine.
+      UserError: a value is out of range, submitit is not installed, or this machine has no SLURM.
     """
 
     def __init__(
@@ -79,17 +81,17 @@ class SlurmLauncher:
         for name, (value, least) in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"{name}: expected a whole number >= {least}, found {value!r}")
-        self._requeue = _truth("requeue", requeue)
+        self._requeue = _parse_bool("requeue", requeue)
         self._timeouts = timeouts if self._requeue else 0
-        self._submitit = _library()
+        self._submitit = _import_submitit()
         if shutil.which("sbatch") is None:
             raise UserError(
-                "--launcher=slurm: no sbatch here; run it where jobs are submitted from"
+                "--launcher=slurm: found no sbatch; run this on a machine that can submit jobs"
             )
         self._parameters: dict[str, Any] = {
             "time": minutes,
             "array_parallelism": array,
-            # The signal before the time limit, in which a unit requeues itself.
+            # Seconds before the time limit at which SLURM signals a unit, which then requeues.
             "signal_delay_s": min(90, 20 * minutes),
             "additional_parameters": {
                 "requeue" if self._requeue else "no-requeue": True,
@@ -102,11 +104,11 @@ class SlurmLauncher:
             self._parameters["gpus_per_node"] = gpus
         if cpus:
             self._parameters["cpus_per_task"] = cpus
-            # Since SLURM 22.05 srun does not take this from the job it is in.
+            # Since SLURM 22.05, srun does not inherit this value from its job.
             self._parameters["srun_args"] = [f"--cpus-per-task={cpus}"]
 
     def run(self, units: Sequence[Path], poll: Poll) -> None:
-        """See `launch.Launcher`."""
+        """See `launch.base.Launcher`."""
         if not units:
             return
         folder = units[0].absolute().parent
@@ -131,8 +133,8 @@ class SlurmLauncher:
         executor.update_parameters(job_name=name, **self._parameters)
         work = Resumable() if self._requeue else run_unit
         try:
-            # This process may be a job itself, and its limits are not those of its jobs. Which
-            # cluster this is, and what a person set for sbatch, are.
+            # This process may itself be a SLURM job, whose limits must not apply to the jobs that
+            # it submits. The address of the cluster and the user's settings for sbatch do apply.
             kept = {
                 key: value
                 for key, value in os.environ.items()
@@ -147,53 +149,61 @@ class SlurmLauncher:
 
 
 class Resumable:
-    """`run_unit` as submitit restarts it: anew, for what is done already is left as it is."""
+    """`run_unit` with the method that submitit calls before it requeues a job.
+
+    The requeued job runs the same unit again; `run_unit` skips arms that have ended.
+    """
 
     def __call__(self, unit: Path) -> None:
         """Runs a unit."""
         run_unit(unit)
 
     def checkpoint(self, unit: Path) -> Any:
-        """Called by submitit before a job is requeued; returns what to run then."""
+        """The call that the requeued job makes, as a ``DelayedSubmission`` of submitit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, unit)
 
 
 def _follow(jobs: dict[Path, Any], name: str, poll: Poll) -> dict[Path, str]:
-    """Waits until all jobs have ended; returns why some left their unit undone."""
-    waiting, failed = dict(jobs), {}
-    ends, states, asked = Ends(), None, time.monotonic()
+    """Waits until all jobs have ended; returns why some units were not finished."""
+    waiting = dict(jobs)
+    failed: dict[Path, str] = {}
+    states: dict[str, str] | None = None
+    completion, queried = CompletionCheck(), time.monotonic()
     while waiting:
         time.sleep(1)
         poll()
-        if time.monotonic() - asked > _ASK_EVERY:
-            states, asked = _states(name), time.monotonic()
+        if time.monotonic() - queried > _QUERY_INTERVAL:
+            states, queried = _states(name), time.monotonic()
         for unit, job in list(waiting.items()):
             state = "" if states is None else states.get(job.job_id, "gone")
-            result = job.paths.result_pickle.exists()
-            if not result and (states is None or state not in _ENDED | {"gone"}):
-                ends.runs(unit)
+            has_result = job.paths.result_pickle.exists()
+            if not has_result and (states is None or state not in _ENDED | {"gone"}):
+                completion.restarted(unit)
                 continue
-            error = job.exception() if result else None
-            done = False if error else ends.is_done(unit)
-            if done is None:
+            error = job.exception() if has_result else None
+            finished = False if error else completion.is_finished(unit)
+            if finished is None:
                 continue
             del waiting[unit]
-            if not done:
-                said = job.stderr() or str(error or job.stdout() or "")
-                failed[unit] = f"(job {job.job_id}) {_why(state, error)}: {tail(said)}"
+            if not finished:
+                output = end_of_output(job.stderr() or str(error or job.stdout() or ""))
+                failed[unit] = f"(job {job.job_id}) {_reason(state, error)}: {output}"
     return failed
 
 
-def _why(state: str, error: Exception | None) -> str:
+def _reason(state: str, error: Exception | None) -> str:
     if error:
         return "failed"
     return "ended without finishing" + (f", {state}" if state in _ENDED else "")
 
 
 def _states(name: str) -> dict[str, str] | None:
-    """State by id of the jobs of a name, as far as SLURM still knows them; None: no answer."""
+    """The state of each job with a name, by job id; None if squeue fails.
+
+    SLURM forgets jobs some time after they have ended.
+    """
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T",
                f"--user={getpass.getuser()}", f"--name={name}"]  # fmt: skip
     process = subprocess.run(command, capture_output=True, text=True)
@@ -208,29 +218,29 @@ def _cancel(name: str) -> None:
 
 
 def _job_name(folder: Path) -> str:
-    """Of the jobs of a folder and of no other."""
+    """A job name that only the jobs of this folder have."""
     return f"ablation_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
 
 
 def _sbatch_options(text: str) -> dict[str, Any]:
-    """Options by name, without their dashes; those without a value are True."""
-    found: dict[str, Any] = {}
+    """Options by name without leading dashes; the value of an option without a value is True."""
+    options: dict[str, Any] = {}
     for part in shlex.split(text):
         key, given, value = part.removeprefix("--").partition("=")
         if not part.startswith("--") or not key:
             raise UserError(f"options: expected --name=value or --name, found {part!r}")
-        found[key] = value if given else True
-    return found
+        options[key] = value if given else True
+    return options
 
 
-def _truth(name: str, value: bool | int | str) -> bool:
+def _parse_bool(name: str, value: bool | int | str) -> bool:
     known = {"true": True, "1": True, "false": False, "0": False}
     if (text := str(value).lower()) not in known:
         raise UserError(f"{name}: expected true or false, found {value!r}")
     return known[text]
 
 
-def _library() -> Any:
+def _import_submitit() -> Any:
     try:
         import submitit
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which stages of a model to tune: the scores of surgical schemes as a heat map."""
+"""A heat map of the scores of schemes that train whole stages: which stages to fine-tune."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune_jax.ablation.drawing import Drawing, drawn, elided
-from finetune_jax.ablation.layout import without_common
 from finetune_jax.ablation.outcome import Outcome
-from finetune_jax.ablation.statistics import Compared, Comparison
+from finetune_jax.ablation.report.base import ComparedRow, Comparison
+from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten
+from finetune_jax.ablation.report.layout import without_common
 from finetune_jax.errors import UserError
 from finetune_jax.grammar import parse_sequence
 from finetune_jax.reporting import charts
 from finetune_jax.reporting.html import number
 
-_PARTS = frozenset(("stages", "first_k", "last_k"))
-_HEADS = frozenset(("head", "linear_probe"))
-_LEAST = 3
-"""Schemes of a part of the model, below which there is no map."""
+_STAGE_SCHEMES = frozenset(("stages", "first_k", "last_k"))
+_HEAD_SCHEMES = frozenset(("head", "linear_probe"))
+_MIN_SCHEMES = 3
+"""Smallest number of schemes that train some of the stages, for which a map is drawn."""
 
 
 def stage_map(comparisons: Sequence[Comparison], outcome: Outcome) -> Drawing | None:
-    """Schemes that train whole stages, by what else varies; None where `stage_scores` are few.
+    """A heat map with one line per scheme (Lee et al. 2022, arXiv 2210.11466, figure 2).
 
-    Whatever else the rows of an outcome differ in, data among it, makes the columns (Lee et al.
-    2022, arXiv 2210.11466, figure 2). Colours compare within a column.
+    The columns are the combinations of everything else that the rows differ in, such as data.
+    Colors compare scores within a column.
 
     Args:
       comparisons: all tables of the outcome.
-      outcome: which they are of.
+      outcome: the outcome.
+
+    Returns:
+      None where `stage_scores` is None.
     """
     found = stage_scores(comparisons)
     return _draw(*found, outcome) if found else None
@@ -46,47 +49,45 @@ def stage_scores(
 
     Returns:
       Schemes, columns, and scores f64[schemes, columns], nan where a row is missing or failed; None
-      where fewer than three schemes train a part of the stages, or nothing was scored.
+      if fewer than three schemes train some of the stages, or if nothing was scored.
     """
     cells: dict[tuple[str, str], float] = {}
-    parts = set()
+    schemes_of_some_stages = set()
     tables = without_common([c.name for c in comparisons])
     for table, comparison in zip(tables, comparisons, strict=True):
         for compared in comparison.rows:
-            scheme = compared.row.line.overrides.get("scheme")
-            kind = _kind(scheme)
-            if not kind:
+            scheme = compared.row.spec.overrides.get("scheme")
+            if not isinstance(scheme, str) or not (kind := _kind(scheme)):
                 continue
-            if kind == "part":
-                parts.add(scheme)
-            column = ", ".join(part for part in (table, _rest(compared)) if part)
+            if kind == "some":
+                schemes_of_some_stages.add(scheme)
+            column = ", ".join(part for part in (table, _other_overrides(compared)) if part)
             cells[scheme, column] = compared.score.value
-    if len(parts) < _LEAST or all(map(math.isnan, cells.values())):
+    if len(schemes_of_some_stages) < _MIN_SCHEMES or all(map(math.isnan, cells.values())):
         return None
     schemes, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     values = np.array([[cells.get((s, c), math.nan) for c in columns] for s in schemes])
     return schemes, columns, values
 
 
-def _kind(scheme: object) -> str:
-    """``part`` of the stages, ``whole`` for one to compare with, or empty for another scheme."""
-    if not isinstance(scheme, str):
-        return ""
+def _kind(scheme: str) -> str:
+    """``some`` if a scheme trains some of the stages, ``reference`` if it trains all stages or the
+    head alone, and empty for any other scheme."""
     try:
         phases = parse_sequence(scheme)
     except UserError:
         return ""
     names = {call.name for call in phases[0]}
-    if len(phases) > 1 or not names <= _PARTS | _HEADS | {"full"}:
+    if len(phases) > 1 or not names <= _STAGE_SCHEMES | _HEAD_SCHEMES | {"full"}:
         return ""
-    return "part" if names & _PARTS else "whole"
+    return "some" if names & _STAGE_SCHEMES else "reference"
 
 
-def _rest(compared: Compared) -> str:
-    """What the row overrides beside its scheme and its table's data."""
+def _other_overrides(compared: ComparedRow) -> str:
+    """The overrides of a row except its scheme, its data and its task, as text."""
     return ", ".join(
         f"{key.rpartition('.')[2]}={value}"
-        for key, value in compared.row.line.overrides.items()
+        for key, value in compared.row.spec.overrides.items()
         if key != "scheme" and key.split(".")[0] not in ("data", "task")
     )
 
@@ -101,24 +102,24 @@ def _draw(
     best = [max((sign * v for v in column if not math.isnan(v)), default=math.nan)
             for column in values.T]  # fmt: skip
     gaps = sign * values - np.array(best)
-    labels = [elided(scheme) for scheme in schemes]
+    labels = [shorten(scheme) for scheme in schemes]
     width = 1.5 + 0.075 * max(map(len, labels)) + max(0.85 * len(columns), 2.0)
-    tall = 1.4 + 0.36 * len(schemes) + 0.04 * max(map(len, columns))
+    height = 1.4 + 0.36 * len(schemes) + 0.04 * max(map(len, columns))
     title = f"Test {outcome.metric} of schemes that train whole stages"
-    with drawn("stages", title, width, tall) as (grid, drawing):
+    with new_drawing("stages", title, width, height) as (grid, drawing):
         axes = grid[0, 0]
         axes.imshow(gaps, cmap="Blues", vmin=min(np.nanmin(gaps), -1e-9) * 1.4, vmax=0,
                     aspect="auto")  # fmt: skip
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_yticks(range(len(schemes)), labels, parse_math=False)
-        axes.set_xticks(range(len(columns)), map(elided, columns), rotation=30, ha="right",
+        axes.set_xticks(range(len(columns)), map(shorten, columns), rotation=30, ha="right",
                         rotation_mode="anchor", parse_math=False)  # fmt: skip
         dark = 0.5 * np.nanmin(gaps)
         for i, j in np.argwhere(~np.isnan(values)):
-            colour = "white" if gaps[i, j] > dark else charts.INK
+            color = "white" if gaps[i, j] > dark else charts.INK
             axes.text(j, i, number(float(values[i, j])), ha="center", va="center", size=8,
-                      color=colour)  # fmt: skip
-        axes.set_title(f"test {outcome.metric}; the darker, the nearer to its column's best",
+                      color=color)  # fmt: skip
+        axes.set_title(f"test {outcome.metric}; darker: closer to the best score of the column",
                        fontsize=8.5)  # fmt: skip
     return drawing

@@ -1,0 +1,176 @@
+"""The HTML page of an ablation: tables, figures and provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from finetune_jax.ablation.axes import Overrides
+from finetune_jax.ablation.outcome import Outcome
+from finetune_jax.ablation.report import layout
+from finetune_jax.ablation.report.base import ComparedRow, Comparison, ExtraColumn
+from finetune_jax.ablation.report.drawing import Drawing
+from finetune_jax.reporting import html
+
+Section = tuple[str, str]
+"""Heading and HTML content."""
+
+# Tables may be wider than the page, so the first column stays visible while the table scrolls.
+_STYLE = """
+.scroll td:first-child, .scroll thead th:first-child { position: sticky; left: 0; }
+.scroll td:first-child { background: #ffffff; } .scroll thead th:first-child { z-index: 1; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableReport:
+    """What the page shows for one table.
+
+    Attributes:
+      comparison: comparison of the rows of the table.
+      extra: extra columns of the table.
+      drawings: figures of the table.
+    """
+
+    comparison: Comparison
+    extra: Sequence[ExtraColumn]
+    drawings: Sequence[Drawing]
+
+
+def page(outcome: Outcome, tables: Sequence[TableReport], overall: Sequence[Drawing]) -> str:
+    """The complete HTML document, which loads no other file.
+
+    Args:
+      outcome: outcome of the ablation.
+      tables: the tables of the outcome.
+      overall: figures about all tables.
+    """
+    sections: list[Section] = []
+    for table in tables:
+        heading = table.comparison.name or f"Test {outcome.metric}"
+        content = _table(table.comparison, table.extra, outcome) + _figures(table.drawings)
+        sections.append((heading, content))
+    sections += [(drawing.title, _figures([drawing])) for drawing in overall]
+    sections.append(("Provenance", _provenance(outcome)))
+    title = str(outcome.provenance.get("config", "")) or "Ablation"
+    return html.page(title, _header(outcome, tables), sections, "finetune_jax ablate")
+
+
+def _header(outcome: Outcome, tables: Sequence[TableReport]) -> str:
+    budgets = sorted({table.comparison.budget for table in tables})
+    seeds = ", ".join(map(str, outcome.seeds))
+    failed = sum(row.point is None or bool(row.errors) for row in outcome.rows)
+    cards = [
+        (outcome.metric, "metric", f"{'more' if outcome.better == 'max' else 'less'} is better"),
+        (str(len(outcome.rows)), "rows", f"{failed} with failures" if failed else ""),
+        (str(len(outcome.seeds)), "seeds scored", f"{seeds}; once, on test"),
+        (
+            " / ".join(f"{budget:g}" for budget in budgets),
+            "runs to tune each row",
+            f"on validation, seeds of each point: {outcome.tuning_seeds}",
+        ),
+    ]
+    boxes = [
+        f'<div class="card"><b>{html.text(value)}</b>{html.text(name)}<br>'
+        f"<span>{html.text(more)}</span></div>"
+        for value, name, more in cards
+    ]
+    lead = html.text(outcome.provenance.get("command", ""))
+    return (
+        f'<style>{_STYLE}</style><p class="lead">{lead}</p>'
+        f'<div class="cards">{"".join(boxes)}</div>'
+    )
+
+
+def _table(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcome) -> str:
+    """The table with numbers that a browser can sort; each column has one unit."""
+    rows = comparison.rows
+    flops = max((x.row.cost.step_flops for x in rows if x.row.cost), default=0.0)
+    power = min(4, int(math.log(flops, 1000))) if flops >= 1 else 0
+    unit = ("", "k", "M", "G", "T")[power]
+    header = [
+        "row", "chosen", outcome.metric, f"difference to {comparison.reference}",
+        "p, examples", "p, seeds", "trained scalars", "trained, %", f"{unit}FLOPs/step",
+        "peak memory, MiB", "optimizer, MiB", "checkpoint, MiB", "seconds",
+        *(column.name for column in extra), "marks",
+    ]  # fmt: skip
+    cells = [
+        [
+            compared.row.spec.label,
+            layout.chosen(compared.row),
+            layout.score_text(compared, outcome),
+            layout.difference_text(compared, comparison.reference),
+            compared.p_examples_holm if compared.difference else None,
+            compared.p_seeds_holm if compared.difference else None,
+            *_cost_cells(compared, power),
+            *(_extra_cell(column, compared) for column in extra),
+            layout.marks(compared),
+        ]
+        for compared in rows
+    ]
+    notes = "".join(
+        f"<li>{html.text(note)}</li>" for note in layout.notes(comparison, extra, outcome)
+    )
+    return (
+        f"<p>{html.text(layout.caption(comparison, outcome))}</p>"
+        + html.table(header, cells, numeric=range(2, len(header) - 1))
+        + f"<details open><summary>Notes</summary><ul>{notes}</ul></details>"
+    )
+
+
+def _cost_cells(compared: ComparedRow, power: int) -> list[Any]:
+    """Trained scalars, their share, FLOPs in units of 1000**power, MiB and seconds of a row."""
+    cost = compared.row.cost
+    if cost is None:
+        return [None] * 7
+    sizes = (cost.peak_bytes, cost.optimizer_bytes, cost.checkpoint_bytes)
+    return [
+        cost.trainable,
+        f"{100 * cost.trainable / cost.total:.3g}",
+        f"{cost.step_flops / 1000**power:.4g}",
+        *(f"{size / 2**20:.4g}" for size in sizes),
+        f"{cost.seconds:.1f}",
+    ]
+
+
+def _extra_cell(column: ExtraColumn, compared: ComparedRow) -> str:
+    if column.not_run:
+        return "not run"
+    return layout.interval(column.estimates[compared.row.spec.name])
+
+
+def _figures(drawings: Sequence[Drawing]) -> str:
+    return "".join(
+        f"<p>{html.text(drawing.title)}</p>{html.figure(drawing.svg, drawing.title)}"
+        for drawing in drawings
+    )
+
+
+def _provenance(outcome: Outcome) -> str:
+    known = outcome.provenance
+    rows = [
+        [name.replace("_", " "), known[name]]
+        for name in ("config", "config_hash", "command")
+        if name in known
+    ]
+    if "seconds" in known:
+        rows.append(["wall time", f"{known['seconds']:.0f} s in all calls of the command"])
+    rows += [[f"version of {name}", text] for name, text in known.get("versions", {}).items()]
+    rows.append(["metric", f"{outcome.metric}, {outcome.better}"])
+    rows.append(["seeds scored", ", ".join(map(str, outcome.seeds))])
+    rows.append(["number of seeds of each point while tuning", str(outcome.tuning_seeds)])
+    rows += [
+        [f"budget, {name}" if name else "budget of every row", f"{found[0].budget:g} runs"]
+        for name, found in outcome.tables.items()
+    ]
+    rows += [
+        [f"overrides of {row.spec.name}", _overrides_text(row.spec.overrides)]
+        for row in outcome.rows
+    ]
+    return html.table(["what", "value"], rows)
+
+
+def _overrides_text(overrides: Overrides) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in overrides.items()) or "none"

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from finetune_jax.ablation.provenance import provenance, versions
     from finetune_jax.cli import load_config
-    from finetune_jax.evaluation.subject import score
+    from finetune_jax.evaluation.evaluator import score
 
     folder = Path(os.environ.get("FINETUNE_JAX_DATA", "data")) / "resnet_cifar10"
     found: dict[str, Measured | NotRun] = {}

@@ -135,7 +135,7 @@ def _missing(config: Any, there: dict[str, bool]) -> str:
 def _test_scores(config: Any, seed: int, folder: Path, metric: str) -> dict[str, Any]:
     """Test scores of a run, trained now or before."""
     from finetune_jax import config as config_lib
-    from finetune_jax.evaluation.subject import open_run
+    from finetune_jax.evaluation.evaluator import open_run
     from finetune_jax.setup import open_setup
     from finetune_jax.training.folder import finished_result, open_workdir
     from finetune_jax.training.loop import train
@@ -147,5 +147,5 @@ def _test_scores(config: Any, seed: int, folder: Path, metric: str) -> dict[str,
     if metric in result["test"]:
         return result["test"]
     # Of what a run scores itself only the task's first figures are there.
-    subject = open_run(folder)
-    return subject.scores(subject.observe("test"))
+    evaluator = open_run(folder)
+    return evaluator.scores(evaluator.observe("test"))

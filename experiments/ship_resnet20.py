@@ -22,9 +22,9 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.configs import eval_cifar10, pretrain_resnet20_cifar10
-from finetune_jax.evaluation.subject import score
+from finetune_jax.evaluation.evaluator import score
 from finetune_jax.files import read_json, write_json
 from finetune_jax.pretrained import save_native
 
@@ -40,7 +40,7 @@ _OUTPUT = flags.DEFINE_string(
 
 def ship(workdir: Path, data_dir: str, output: Path, hardware: str) -> dict[str, Any]:
     """Writes weights and card; returns the card."""
-    artifact = load_artifact(workdir)
+    artifact = Artifact.load(workdir)
     config, result = read_json(workdir / "config.json"), read_json(workdir / "result.json")
     # Where the data lay on the machine that trained is nobody's business.
     config["data"]["data_dir"] = ""

@@ -231,18 +231,18 @@ def configured(entry: Entry, runs: Path, seed: int) -> Any:
 
 def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:
     """Runs and scores one entry; returns what goes into the table."""
-    from finetune_jax.evaluation import subject as subjects
+    from finetune_jax.evaluation import evaluator as evaluators
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train
 
     config = configured(entry, runs, seed)
     result: dict[str, Any] = {}
     if entry.zero_shot:
-        subject = subjects.open_subject(config)
+        evaluator = evaluators.open_evaluator(config)
     else:
         result = train(open_setup(config), runs / name)
-        subject = subjects.open_run(runs / name)
-    scores = subject.scores(subject.observe("test"))
+        evaluator = evaluators.open_run(runs / name)
+    scores = evaluator.scores(evaluator.observe("test"))
     reference = entry.reference(features_of(config, entry.on)) if entry.reference else {}
     return {
         "name": name, "about": entry.about, "config": entry.config, "seed": seed,

@@ -56,10 +56,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     from experiments.ablated import ablated, row
-    from finetune_jax.artifact.average import average
-    from finetune_jax.average import combine
+    from finetune_jax.artifact.averaging import average
+    from finetune_jax.evaluation.averaging import combine
     from finetune_jax.evaluation.corrupted import corrupted_scores
-    from finetune_jax.evaluation.subject import Subject, open_subject, read_config
+    from finetune_jax.evaluation.evaluator import Evaluator, open_evaluator, read_config
     from finetune_jax.metrics.paired import bootstrap_difference
 
     began = time.monotonic()
@@ -70,21 +70,21 @@ def main(argv: list[str]) -> None:
         for seed, path in row(outcome, name).predictions.items()
     }
 
-    def opened(folder: Path, test: str = "test") -> Subject:
-        from finetune_jax.artifact import load_artifact
+    def opened(folder: Path, test: str = "test") -> Evaluator:
+        from finetune_jax.artifact import Artifact
 
         config = read_config(folder)
         config.data.test = test
-        return open_subject(config, load_artifact(folder))
+        return open_evaluator(config, Artifact.load(folder))
 
-    def scored(subject: Subject) -> dict[str, Any]:
-        test = subject.observe("test")
-        corrupted = corrupted_scores(subject, "test", _CORRUPTIONS, "3")
+    def scored(evaluator: Evaluator) -> dict[str, Any]:
+        test = evaluator.observe("test")
+        corrupted = corrupted_scores(evaluator, "test", _CORRUPTIONS, "3")
         return {
-            "validation": subject.scores(subject.observe("validation"))["accuracy"],
-            "test": subject.scores(test)["accuracy"],
+            "validation": evaluator.scores(evaluator.observe("validation"))["accuracy"],
+            "test": evaluator.scores(test)["accuracy"],
             "corrupted": corrupted["mean_corrupted"],
-            "right": subject.task.correct(test),
+            "right": evaluator.task.correct(test),
         }
 
     curve: dict[int, dict[float, dict[str, Any]]] = {}

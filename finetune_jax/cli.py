@@ -47,6 +47,13 @@ def define_config() -> flags.FlagHolder[Any]:
     return holder
 
 
+def define_allow_imports() -> flags.FlagHolder[Any]:
+    """Defines ``--allow_imports``: packages that an artifact or a run's config may import."""
+    return flags.DEFINE_list(
+        "allow_imports", [], "Packages whose code may run because the artifact names it."
+    )
+
+
 def load_config(path: str) -> Any:
     """Returns the locked result of ``get_config`` of a config file; see `call_config_file`."""
     return call_config_file(path, "get_config").lock()

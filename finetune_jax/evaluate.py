@@ -1,10 +1,10 @@
-"""Scores a run's artifact, or a pretrained weight file as it is, on a split: every example once.
+"""Scores a run's artifact, or a pretrained weight file, on a split: every example once.
 
   python -m finetune_jax.evaluate --workdir=DIR [--split=test]
   python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
 
 Prints one JSON object: the task's scores, with the 95 % interval of its metric, and n_scored; null
-where a score is undefined. With more flags, more:
+where a score is undefined. More flags measure more:
 
   --temperature --selective   temperature scaling fitted on validation; risk against coverage
   --save_predictions=FILE.npz --against=RUN_OR_FILE       paired tests on the same examples
@@ -27,29 +27,34 @@ from finetune_jax.errors import UserError
 from finetune_jax.files import plain
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from finetune_jax.evaluation.evaluator import Evaluator
     from finetune_jax.evaluation.predictions import Predictions
-    from finetune_jax.evaluation.subject import Subject
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _SPLIT = flags.DEFINE_string("split", "test", "train, validation or test, as in the config.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
-_BASE = flags.DEFINE_string("base", "", "Weight file the run started from, if it is not there.")
+_BASE = flags.DEFINE_string("base", "", "The run's weight file, if it was moved.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Overrides eval.batch_size.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_bool("temperature", False, "Fit temperature scaling on validation.")
 _SELECTIVE = flags.DEFINE_bool("selective", False, "Risk at several coverages.")
-_SAVE = flags.DEFINE_string("save_predictions", "", "File.npz for what was observed per example.")
+_SAVE = flags.DEFINE_string("save_predictions", "", "File.npz for the outputs of each example.")
 _AGAINST = flags.DEFINE_string("against", "", "Another run, or its predictions, for paired tests.")
 _CORRUPTIONS = flags.DEFINE_string("corruptions", "", "all, or names joined by commas.")
 _SEVERITY = flags.DEFINE_string("severity", "all", "1 to 5, several joined by commas, or all.")
 _SHIFTS = flags.DEFINE_string("shifts", "", "Shifted test sets, joined by commas, or all.")
-_LINE = flags.DEFINE_string(
+_ROBUSTNESS_LINE = flags.DEFINE_string(
     "robustness_line", "", "JSON file with the fit of effective robustness."
 )
-_DRIFT = flags.DEFINE_bool("drift", False, "Distance of features to the base's.")
+_DRIFT = flags.DEFINE_bool("drift", False, "Distance of the features to the features of the base.")
 _KNN = flags.DEFINE_bool("knn", False, "Probe: 20 nearest neighbours in the training split.")
 _FEW_SHOT = flags.DEFINE_string("few_shot", "", "Probe: examples per class, such as 1,5,10.")
-_REPORT = flags.DEFINE_string("report", "", "File.html for a page of it all; needs --workdir.")
+_REPORT = flags.DEFINE_string(
+    "report", "", "File.html for a page with all results; needs --workdir."
+)
+_ALLOW_IMPORTS = cli.define_allow_imports()
 
 
 def _probes() -> str:
@@ -58,21 +63,22 @@ def _probes() -> str:
     return " + ".join(wanted)
 
 
-def _check_flags(config: Any) -> None:
-    """Raises UserError for what can be known to be wrong before anything is loaded."""
-    from finetune_jax.evaluation import corrupted, probes, shifts
-    from finetune_jax.evaluation.subject import require_split
+def _check_flags(config: ConfigDict) -> None:
+    """Raises UserError for flags that are known to be wrong before anything is loaded."""
+    from finetune_jax.evaluation import corrupted, shifts
+    from finetune_jax.evaluation.evaluator import require_split
+    from finetune_jax.metrics import probes
 
     require_split(config, _SPLIT.value)
     if _TEMPERATURE.value:
         require_split(config, "validation")
     probes.parse_probes(_probes())
     shifts.parse_shifts(_SHIFTS.value)
-    if _LINE.value:
-        shifts.read_lines(Path(_LINE.value))
+    if _ROBUSTNESS_LINE.value:
+        shifts.read_robustness_lines(Path(_ROBUSTNESS_LINE.value))
     corrupted.parse_corruptions(_CORRUPTIONS.value)
     corrupted.parse_severities(_SEVERITY.value)
-    if _REPORT.value and not (Path(_WORKDIR.value) / "result.json").is_file():
+    if _REPORT.value and not (Path(_WORKDIR.value or "") / "result.json").is_file():
         raise UserError(f"--report: {_WORKDIR.value} is no finished run, result.json is missing")
     if _AGAINST.value and not Path(_AGAINST.value).exists():
         raise UserError(f"--against={_AGAINST.value}: no such run or file")
@@ -83,47 +89,57 @@ def _check_flags(config: Any) -> None:
             raise UserError(f"--{flag}={path}: expected a file, found a folder")
 
 
-def extras(subject: Subject, split: str, predictions: Predictions) -> dict[str, Any]:
-    """What the flags ask for beside the task's scores."""
-    from finetune_jax.evaluation import confidence, drift, probes
+def _extra_scores(evaluator: Evaluator, split: str, predictions: Predictions) -> dict[str, Any]:
+    """The scores that flags ask for, beside the scores of the task."""
+    from finetune_jax.evaluation import confidence, corrupted, drift, shifts
+    from finetune_jax.evaluation.against import compare
+    from finetune_jax.metrics import probes
 
-    task, observed, found = subject.task, predictions.observed, {}
+    task, observed = evaluator.task, predictions.observed
+    found: dict[str, Any] = {}
     if _TEMPERATURE.value:
-        validation = observed if split == "validation" else subject.observe("validation")
+        validation = observed if split == "validation" else evaluator.observe("validation")
         found["temperature_scaling"] = confidence.temperature_scores(task, validation, observed)
     if _SELECTIVE.value:
         found["selective"] = confidence.selective_scores(task, observed)
     if _AGAINST.value:
-        from finetune_jax.evaluation.against import compare
-
         found["against"] = {"other": _AGAINST.value, **compare(predictions, _other(split))}
     chosen = probes.parse_probes(_probes())
     if chosen:
-        train = subject.features("train")
-        found["probes"] = probes.probe_scores(chosen, train, subject.features(split))
+        train = evaluator.features("train")
+        found["probes"] = probes.probe_scores(chosen, train, evaluator.features(split))
     if _DRIFT.value:
-        base = drift.load_base(subject, _BASE.value)
-        found["drift"] = drift.feature_drift(subject, base, split)
+        start = drift.load_start(evaluator, _BASE.value)
+        found["drift"] = drift.feature_drift(evaluator, start, split)
     if _CORRUPTIONS.value:
-        from finetune_jax.evaluation.corrupted import corrupted_scores
-
-        found["corruptions"] = corrupted_scores(subject, split, _CORRUPTIONS.value, _SEVERITY.value)
+        found["corruptions"] = corrupted.corrupted_scores(
+            evaluator, split, _CORRUPTIONS.value, _SEVERITY.value
+        )
     if _SHIFTS.value:
-        from finetune_jax.evaluation.shifts import shifted_scores
-
-        found["shifts"] = shifted_scores(subject, observed, _SHIFTS.value, _LINE.value)
+        found["shifts"] = shifts.shifted_scores(
+            evaluator, observed, _SHIFTS.value, _ROBUSTNESS_LINE.value
+        )
     return found
 
 
+def _open(workdir: Path, base: str = "") -> Evaluator:
+    from finetune_jax.evaluation.evaluator import open_run
+
+    return open_run(
+        workdir,
+        base=base,
+        data_dir=_DATA_DIR.value,
+        batch_size=_BATCH_SIZE.value or 0,
+        allow_imports=_ALLOW_IMPORTS.value,
+    )
+
+
 def _other(split: str) -> Predictions:
+    """The predictions of the model of ``--against``."""
     from finetune_jax.evaluation.predictions import load_predictions, predict_split
-    from finetune_jax.evaluation.subject import open_run
 
     path = Path(_AGAINST.value)
-    if not path.is_dir():
-        return load_predictions(path)
-    size = _BATCH_SIZE.value or 0
-    return predict_split(open_run(path, data_dir=_DATA_DIR.value, batch_size=size), split)
+    return predict_split(_open(path), split) if path.is_dir() else load_predictions(path)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -133,31 +149,28 @@ def main(argv: Sequence[str]) -> None:
     if (_WORKDIR.value is None) == (_CONFIG.value is None):
         raise UserError("give either --workdir (a finished run) or --config (a weight file)")
     if _REPORT.value and _WORKDIR.value is None:
-        raise UserError("--report: a page tells of a run; expected --workdir, found --config")
-    from finetune_jax.evaluation import subject as subjects
+        raise UserError("--report: a page is about a run; expected --workdir, found --config")
+    from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
 
-    told = {"data_dir": _DATA_DIR.value, "batch_size": _BATCH_SIZE.value or 0}
     if _WORKDIR.value is None:
         config = _CONFIG.value
         _check_flags(config)
-        subjects.override(config, **told)
-        subject = subjects.open_subject(config)
+        override(config, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value or 0)
+        evaluator = open_evaluator(config)
     else:
         workdir = Path(_WORKDIR.value)
-        _check_flags(subjects.read_config(workdir))
-        subject = subjects.open_run(workdir, base=_BASE.value, **told)
-    predictions = predict_split(subject, _SPLIT.value)
-    found = {"split": _SPLIT.value, **subject.scores(predictions.observed)}
-    found |= extras(subject, _SPLIT.value, predictions)
+        _check_flags(read_config(workdir))
+        evaluator = _open(workdir, _BASE.value)
+    predictions = predict_split(evaluator, _SPLIT.value)
+    found = {"split": _SPLIT.value, **evaluator.scores(predictions.observed)}
+    found |= _extra_scores(evaluator, _SPLIT.value, predictions)
     if _SAVE.value:
         save_predictions(Path(_SAVE.value), predictions)
     if _REPORT.value:
         from finetune_jax.reporting.page import write_report
 
-        write_report(
-            Path(_REPORT.value), Path(_WORKDIR.value), subject, predictions, found, _BASE.value
-        )
+        write_report(Path(_REPORT.value), workdir, evaluator, predictions, found, _BASE.value)
     print(json.dumps(plain(found), indent=1))
 
 

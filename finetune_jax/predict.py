@@ -3,16 +3,15 @@
   python -m finetune_jax.predict --workdir=DIR IMAGE [IMAGE …] [--json] [--top=5]
   python -m finetune_jax.predict --workdir=DIR TEXT [TEXT …]
 
-DIR is a run's folder or the artifact itself, wherever it was moved to. Prints class names with
-probabilities, most probable first, or what else the task reads; --json all of it. A pair of texts
-or of image files is one argument with a tab between them.
+DIR is a run's folder or the artifact itself, also after it was moved. Prints class names with
+probabilities, most probable first, or the values of another task; --json prints all values. A pair
+of texts or of image files is one argument with a tab between the two.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -24,26 +23,29 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or its artifact
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON array with all probabilities.")
 _TOP = flags.DEFINE_integer("top", 3, "Classes to show per image.", lower_bound=1)
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Items per batch.", lower_bound=1)
+_ALLOW_IMPORTS = cli.define_allow_imports()
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) < 2:
         raise UserError("give at least one image file or text")
-    from finetune_jax.artifact import load_artifact
+    from finetune_jax.artifact import Artifact
 
-    results = load_artifact(Path(_WORKDIR.value), _BASE.value).predict(argv[1:])
+    artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
+    results = artifact.predict(argv[1:], _BATCH_SIZE.value)
     if _JSON.value:
         print(json.dumps(results, indent=1))
         return
     for result in results:
-        # What was given, an image or a text, comes first.
-        (_, given), *told = result.items()
+        # The first entry is the item itself, an image file or a text.
+        (_, item), *values = result.items()
         if "probabilities" in result:
             top = list(result["probabilities"].items())[: _TOP.value]
-            print(f"{given}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
+            print(f"{item}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
         else:
-            print(f"{given}: " + ", ".join(f"{name} {_short(value)}" for name, value in told))
+            print(f"{item}: " + ", ".join(f"{name} {_short(value)}" for name, value in values))
 
 
 def _short(value: Any) -> str:

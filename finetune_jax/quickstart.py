@@ -62,7 +62,7 @@ def _scalars(shape: tuple[int, ...]) -> int:
 
 def main(_: Sequence[str]) -> None:
     """The command."""
-    from finetune_jax.artifact import load_artifact
+    from finetune_jax.artifact import Artifact
     from finetune_jax.progress import say
     from finetune_jax.reporting.figures import accuracy_against_cost
     from finetune_jax.setup import open_setup
@@ -98,7 +98,7 @@ def main(_: Sequence[str]) -> None:
     best, folder = max(results, key=lambda pair: pair[0]["validation"]["accuracy"])
     image = workdir / "digit.png"
     label = _write_test_image(setup, image)
-    answer = load_artifact(folder).predict([image])[0]
+    answer = Artifact.load(folder).predict([image])[0]
     top = list(answer["probabilities"].items())[:3]
     print(f"\nfigure    {figure}\nartifact  {folder / 'artifact'} ({best['scheme']})")
     print(f"predicted {image} (a {label}): " + ", ".join(f"{c} {p:.1%}" for c, p in top))

@@ -19,7 +19,7 @@ from commands import ONE_DEVICE, ROOT, run_command
 
 from finetune_jax import cli, tree
 from finetune_jax import config as config_lib
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
@@ -220,7 +220,7 @@ def test_predict_needs_nothing_but_the_moved_artifact(finished, tmp_path):
     process = run_command("predict", f"--workdir={moved}", str(tmp_path / "digit.png"), "--json")
     assert process.returncode == 0, process.stderr
     (answer,) = json.loads(process.stdout)
-    artifact = load_artifact(moved)
+    artifact = Artifact.load(moved)
     logits = artifact.outputs({"image": artifact.preprocess.host(example)["image"][None]})
     assert answer["label"] == artifact.task.class_names[int(np.argmax(logits))]
     assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
@@ -265,10 +265,10 @@ def test_a_delta_artifact_needs_its_base_and_no_other(small_config, finished, we
     assert tensors(small) and all(name.startswith(kept) for name in tensors(small))
     assert small.stat().st_size < 0.4 * whole.stat().st_size
     with pytest.raises(UserError, match="holds only what differs from .*give that file with --bas"):
-        load_artifact(workdir)
+        Artifact.load(workdir)
     with pytest.raises(UserError, match="is not the file this artifact started from"):
-        load_artifact(workdir, str(whole))
-    a, b = load_artifact(workdir, str(weights)), load_artifact(finished[0])
+        Artifact.load(workdir, str(whole))
+    a, b = Artifact.load(workdir, str(weights)), Artifact.load(finished[0])
     assert tree.fingerprint(a.variables) == tree.fingerprint(b.variables)
 
 
@@ -286,7 +286,7 @@ def test_a_delta_of_a_half_precision_base_without_a_head(small_config, weights, 
             f"--config.artifact.contents={contents}",
         )
         assert process.returncode == 0, process.stderr
-        loaded.append(load_artifact(tmp_path / contents, str(headless)))
+        loaded.append(Artifact.load(tmp_path / contents, str(headless)))
     whole, delta = (tree.flatten(artifact.variables) for artifact in loaded)
     assert delta["params/stem/conv/kernel"].dtype == "bfloat16"
     assert delta["params/head/kernel"].dtype == "float32"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from finetune_jax import tree
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.config import default
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
@@ -145,7 +145,7 @@ def test_from_the_keras_file_to_a_prediction(tmp_path, write, head, scheme, cont
     gone = {f"fc{i}/{variable}" for i in (1, 2) for variable in ("kernel", "bias")}
     assert dropped == (gone if head == "concat_pool" else set())
 
-    artifact = load_artifact(tmp_path / "run", str(file) if contents == "delta" else "")
+    artifact = Artifact.load(tmp_path / "run", str(file) if contents == "delta" else "")
     assert artifact.preprocess.channels == "bgr"
     leaves = tree.flatten(artifact.variables["params"])
     layers = keras_layers()

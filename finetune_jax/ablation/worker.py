@@ -22,13 +22,13 @@ from typing import Any, TypedDict
 from absl import logging
 
 from finetune_jax import config as config_lib
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation import drift
 from finetune_jax.evaluation.corrupted import corrupted_scores
+from finetune_jax.evaluation.evaluator import open_evaluator, read_config
 from finetune_jax.evaluation.predictions import predict_split, save_predictions
 from finetune_jax.evaluation.shifts import shifted_scores
-from finetune_jax.evaluation.subject import open_subject, read_config
 from finetune_jax.files import plain, read_json, write_json
 from finetune_jax.mesh import use_cpu_devices
 from finetune_jax.setup import Setup, open_setup
@@ -169,19 +169,19 @@ def _score(folder: Path, spec: ScoreSpec) -> None:
     config = read_config(folder)
     config.data.test = spec["test"]
     use_cpu_devices(config.mesh.cpu_devices)
-    subject = open_subject(config, load_artifact(folder))
-    predictions = predict_split(subject, "test")
+    evaluator = open_evaluator(config, Artifact.load(folder))
+    predictions = predict_split(evaluator, "test")
     save_predictions(predictions_file(folder, spec), predictions)
     others: dict[str, Any] = {}
     if spec["corruptions"]:
         others["corruptions"] = corrupted_scores(
-            subject, "test", spec["corruptions"], spec["severity"]
+            evaluator, "test", spec["corruptions"], spec["severity"]
         )
     if spec["shifts"]:
-        others["shifts"] = shifted_scores(subject, predictions.observed, spec["shifts"], "")
+        others["shifts"] = shifted_scores(evaluator, predictions.observed, spec["shifts"], "")
     if spec["drift"]:
-        others["drift"] = drift.feature_drift(subject, drift.load_base(subject, ""), "test")
-    scores = subject.scores(predictions.observed)
+        others["drift"] = drift.feature_drift(evaluator, drift.load_start(evaluator, ""), "test")
+    scores = evaluator.scores(predictions.observed)
     write_json(_scores_file(folder, spec), plain({"test": scores, "others": others}))
 
 

@@ -1,5 +1,5 @@
-"""What leaves a run: a folder that is enough to predict elsewhere."""
+"""The artifact of a run: a folder that is enough to predict elsewhere."""
 
-from finetune_jax.artifact.folder import Artifact, load_artifact, save_artifact
+from finetune_jax.artifact.folder import Artifact, save_artifact
 
-__all__ = ["Artifact", "load_artifact", "save_artifact"]
+__all__ = ["Artifact", "save_artifact"]

@@ -1,14 +1,15 @@
 """The artifact: a folder that is enough to predict anywhere. safetensors and JSON, no code.
 
 ``artifact.json`` holds the model's name and size, ordered class names, preprocessing, the plan,
-the base's fingerprint and the scores; ``model.safetensors`` the leaves, all of them or only those
-that may differ from the base.
+the fingerprint of the base and the scores. ``model.safetensors`` holds all leaves, or only the
+leaves that may differ from the base.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,34 @@ import jax
 import numpy as np
 
 from finetune_jax import tasks, tree
-from finetune_jax.data import preprocess
+from finetune_jax.artifact import weights
+from finetune_jax.artifact.providers import check_providers, providers_of
+from finetune_jax.data import preprocess as preprocesses
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.models import DTYPES, build, initial_variables
-from finetune_jax.pretrained import load, open_weights, save_native
-from finetune_jax.pretrained.surgery import KINDS
+from finetune_jax.models import build
+from finetune_jax.pretrained import save_native
+from finetune_jax.progress import each
 from finetune_jax.tasks import Task
 
 _VERSION = 1
 
+Item = str | Path | np.ndarray | dict[str, Any]
+"""An input to predict: an image file, a text, an image's pixels, or an example by column."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
     """A fine-tuned model, ready to predict.
 
     Attributes:
-      model: staged module with its deltas.
+      model: staged model with its deltas.
       variables: ``{"params": …, "batch_stats": …}``.
-      task: with ordered class names.
-      preprocess: the training run's.
+      task: the task, with ordered class names.
+      preprocess: preprocessing of the training run.
       card: content of ``artifact.json``.
     """
 
@@ -48,32 +54,135 @@ class Artifact:
     preprocess: Preprocess
     card: dict[str, Any]
 
-    @property
-    def encode(self) -> Encoder:
-        """Of a source's example to what a batch has of it: inputs and targets."""
-        return Encoder((self.preprocess, self.task))
-
-    def outputs(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """The model's outputs of a batch of preprocessed inputs, such as ``image``."""
-        forward = jax.jit(lambda v, x: self.model.apply(v, self.preprocess.device(x)))
-        return np.asarray(forward(self.variables, batch))
-
-    def predict(self, items: Sequence[str | Path]) -> list[dict[str, Any]]:
-        """One dict per item: what was given, by the kind of input, and how the task reads it.
+    @classmethod
+    def load(
+        cls, path: str | Path, base: str | Path = "", allow_imports: Iterable[str] = ()
+    ) -> Artifact:
+        """Reads an artifact; the folder may have been moved since it was written.
 
         Args:
-          items: image files or texts; a pair of them has a tab between the two.
+          path: the artifact, or a run's folder with ``artifact/`` in it.
+          base: the pretrained weight file; needed for a ``delta`` artifact only.
+          allow_imports: top-level packages whose code may run, for an artifact with doors, see
+            `finetune_jax.doors`.
 
         Raises:
-          UserError: an image that cannot be decoded, before any is predicted.
+          UserError: no artifact there, a damaged artifact, a ``delta`` artifact without its base,
+            or a door of a package that is not allowed.
         """
-        inputs = [self.preprocess.host(self.preprocess.read(str(text))) for text in items]
-        batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
-        readings = self.task.read(self.outputs(batch))
-        return [
-            {self.preprocess.kind: str(text), **reading}
-            for text, reading in zip(items, readings, strict=True)
-        ]
+        folder = Path(path)
+        if (folder / "artifact").is_dir():
+            folder = folder / "artifact"
+        card = _read_card(folder)
+        check_providers(card, allow_imports, str(folder))
+        settings = {key: value for key, value in card["model"].items() if key != "family"}
+        task = tasks.from_json(card["task"])
+        model = task.adapt(build(**settings))
+        deltas = tuple(from_json(delta) for delta in card.get("deltas", ()))
+        return cls(
+            Adapted(model, deltas),
+            weights.read_variables(folder, card, model, deltas, str(base)),
+            task,
+            preprocesses.from_json(card["preprocess"], folder),
+            card,
+        )
+
+    @property
+    def encode(self) -> Encoder:
+        """Function of a source's example to the arrays of a batch: inputs and targets."""
+        return Encoder((self.preprocess, self.task))
+
+    @functools.cached_property
+    def _forward(self) -> Callable[[dict[str, Any], dict[str, Any]], jax.Array]:
+        """The forward pass, compiled once for each shape of a batch."""
+        return jax.jit(lambda v, batch: self.model.apply(v, self.preprocess.device(batch)))
+
+    @functools.cached_property
+    def _on_device(self) -> dict[str, Any]:
+        return jax.device_put(self.variables)
+
+    def outputs(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """Returns the model's outputs, f32[batch, head size] for most tasks.
+
+        Args:
+          batch: preprocessed inputs by name, such as ``image`` uint8[batch, size, size, 3].
+        """
+        return np.asarray(self._forward(self._on_device, batch))
+
+    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Predicts in batches of one shape; the last batch is padded.
+
+        Args:
+          items: what to predict. A text is an image file for a model of images and the text itself
+            for a model of texts; two of them are separated by a tab. Pixels are
+            uint8[height, width, 3], or floats in [0, 1] of the same shape, which are rounded to 8
+            bits. A dict is an example as a data source gives it, with the columns that
+            `preprocess` reads.
+          batch_size: inputs per call of the compiled model. Fewer items are padded to the next
+            power of two only.
+
+        Returns:
+          A dict per item: what the task reads from the outputs, such as ``label`` and
+          ``probabilities``. For a file or a text the dict begins with the item itself, under
+          ``image`` or ``text``.
+
+        Raises:
+          UserError: an image that cannot be decoded, or pixels of another shape or range.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size: expected a positive number, found {batch_size}")
+        size = min(batch_size, 1 << (len(items) - 1).bit_length()) if items else batch_size
+        starts = range(0, len(items), size)
+        results: list[dict[str, Any]] = []
+        for start in each(starts, "predicting") if len(starts) > 1 else starts:
+            part = items[start : start + size]
+            inputs = [self.preprocess.host(self._example(item)) for item in part]
+            inputs += [inputs[0]] * (size - len(inputs))
+            batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
+            readings = self.task.read(self.outputs(batch))
+            results += [
+                {self.preprocess.kind: str(item), **reading}
+                if isinstance(item, str | Path)
+                else reading
+                for item, reading in zip(part, readings, strict=False)  # without the padding
+            ]
+        return results
+
+    def _example(self, item: Item) -> dict[str, Any]:
+        """The example of an item, by column."""
+        if isinstance(item, dict):
+            return item
+        if not isinstance(item, np.ndarray):
+            return self.preprocess.read(str(item))
+        if self.preprocess.kind != "image":
+            raise UserError(f"expected inputs of the kind {self.preprocess.kind!r}, found an array")
+        return {"image": _pixels(item)}
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """uint8[height, width, 3] of pixels in 8 bits or of floats in [0, 1]."""
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f"expected an image [height, width, 3], found the shape {image.shape}")
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"expected pixels uint8, or floats in [0, 1], found {image.dtype}")
+    if image.size and not (image.min() >= 0 and image.max() <= 1):  # false for NaN, too
+        raise UserError(
+            f"expected floats in [0, 1], found values from {image.min():.4g} to {image.max():.4g}"
+        )
+    return np.round(image * 255).astype(np.uint8)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    if not (folder / "artifact.json").is_file():
+        raise UserError(f"{folder}: no artifact here (artifact.json is missing); did the run end?")
+    card = read_json(folder / "artifact.json")
+    if card.get("version") != _VERSION:
+        raise UserError(
+            f"{folder}: artifact version {card.get('version')!r}, this code reads {_VERSION}"
+        )
+    return card
 
 
 def save_artifact(
@@ -86,7 +195,7 @@ def save_artifact(
     preprocess: Preprocess,
     plan: dict[str, Any],
     base: dict[str, Any],
-    scores: dict[str, Any],
+    scores: Mapping[str, Any],
     contents: str,
     changed: set[str],
 ) -> None:
@@ -94,25 +203,28 @@ def save_artifact(
 
     Args:
       folder: created when absent.
-      variables: whole variables.
+      variables: all variables of the model with its deltas.
       model: arguments of `models.build` under ``name``, ``num_classes``, ``image_size``, ``dtype``,
         ``head``, and ``family``.
-      deltas: in place in the model.
-      task: what the outputs are.
-      preprocess: deterministic part.
+      deltas: deltas of the model.
+      task: how the outputs are read.
+      preprocess: deterministic preprocessing.
       plan: the plan's JSON.
-      base: ``file`` and ``sha256`` of the weights it started from, and ``name_map`` where the
-        config sets one.
-      scores: by split.
+      base: ``file`` and ``sha256`` of the pretrained weight file, and ``name_map`` where the config
+        sets it.
+      scores: scores by split.
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
+
+    Raises:
+      UserError: ``delta`` without a pretrained file.
     """
     if contents == "delta" and not base.get("sha256"):
         raise UserError("artifact.contents=delta needs a pretrained file to be a delta of")
     folder.mkdir(parents=True, exist_ok=True)
     flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(variables).items()}
     kept = flat if contents == "all" else {p: a for p, a in flat.items() if p in changed}
-    save_native(folder / "model.safetensors", tree.unflatten(kept), {"format": "finetune_jax"})
+    save_native(folder / weights.FILE, tree.unflatten(kept), {"format": "finetune_jax"})
     card = {
         "version": _VERSION,
         "model": model,
@@ -120,7 +232,7 @@ def save_artifact(
         "task": task.to_json(),
         "preprocess": preprocess.to_json(folder),
         "contents": contents,
-        # How the base's leaves are stored, where not as a weight file is loaded.
+        # A weight file is loaded in float32; these leaves of the base are kept in another dtype.
         "base_dtypes": {
             p: a.dtype.name for p, a in flat.items() if p not in kept and a.dtype != np.float32
         },
@@ -129,86 +241,5 @@ def save_artifact(
         "scores": scores,
         "plan": plan,
     }
-    write_json(folder / "artifact.json", card)
-
-
-def load_artifact(folder: Path, base_path: str = "") -> Artifact:
-    """Reads an artifact; works wherever the folder was moved to.
-
-    Args:
-      folder: the artifact, or a run's folder with ``artifact/`` in it.
-      base_path: the pretrained weight file, needed for a ``delta`` artifact only.
-
-    Raises:
-      UserError: not an artifact, damaged, or a delta without its base.
-    """
-    if (folder / "artifact").is_dir():
-        folder = folder / "artifact"
-    if not (folder / "artifact.json").is_file():
-        raise UserError(f"{folder}: no artifact here (artifact.json is missing); did the run end?")
-    card = read_json(folder / "artifact.json")
-    if card.get("version") != _VERSION:
-        raise UserError(
-            f"{folder}: artifact version {card.get('version')!r}, this code reads {_VERSION}"
-        )
-    settings = dict(card["model"])
-    family = settings.pop("family")
-    task = tasks.from_json(card["task"])
-    model = task.adapt(build(**settings))
-    deltas = tuple(from_json(d) for d in card.get("deltas", ()))
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{weights}: missing")
-    with open_weights(weights) as file:
-        arrays = {name: file.read(name) for name in file.names()}
-    size = card["preprocess"]["size"]
-    if card["contents"] == "delta":
-        if not base_path:
-            raise UserError(
-                f"{folder} holds only what differs from {card['base']['file']!r}; give that file "
-                f"with --base"
-            )
-        initial = initial_variables(model, size, stages=("head", *model.fresh_stages))
-        # A head that is here whole need not be in the base.
-        head = {path for path in tree.flatten(initial) if path.split("/")[1] == "head"}
-        whole, manifest = load(
-            base_path,
-            family,
-            initial,
-            model,
-            name_map=card["base"].get("name_map", ""),
-            reinitialise_head=head <= arrays.keys(),
-            # Whatever surgery the run allowed: the fingerprint below tells whether it is the same.
-            resize=KINDS,
-        )
-        if manifest.sha256 != card["base"]["sha256"]:
-            raise UserError(f"{base_path} is not the file this artifact started from")
-        below = tree.flatten(whole)
-        for path, dtype in card.get("base_dtypes", {}).items():
-            below[path] = below[path].astype(DTYPES[dtype])
-        arrays = {**below, **arrays}
-    expected = tree.flatten(initial_variables(model, size, stages=()))
-    base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
-    for delta in deltas:
-        for path, leaf in delta.leaves(base).items():
-            expected[f"params/{path}"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    wrong = [
-        f"{path}: expected {tuple(leaf.shape)}, found "
-        f"{arrays[path].shape if path in arrays else 'nothing'}"
-        for path, leaf in expected.items()
-        if path not in arrays or arrays[path].shape != tuple(leaf.shape)
-    ]
-    if wrong or arrays.keys() - expected.keys():
-        extra = [f"{p}: not in the model" for p in sorted(arrays.keys() - expected.keys())]
-        raise UserError(f"{weights} does not fit {settings['name']}: {'; '.join(wrong + extra)}")
-    nested = tree.unflatten(arrays)
-    variables = {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
-    if tree.fingerprint(variables) != card["fingerprint"]:
-        raise UserError(f"{weights}: its content is not what artifact.json says; it was changed")
-    return Artifact(
-        Adapted(model, deltas),
-        variables,
-        task,
-        preprocess.from_json(card["preprocess"], folder),
-        card,
-    )
+    providers = providers_of(card)
+    write_json(folder / "artifact.json", card | ({"providers": providers} if providers else {}))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from finetune_jax.data.batches import cached
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, unavailable
-
-if TYPE_CHECKING:
-    from finetune_jax.evaluation.subject import Subject
+from finetune_jax.evaluation.evaluator import Evaluator
 
 
 def parse_corruptions(text: str) -> tuple[str, ...]:
@@ -44,7 +42,9 @@ def parse_severities(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found)
 
 
-def corrupted_scores(subject: Subject, split: str, names: str, severities: str) -> dict[str, Any]:
+def corrupted_scores(
+    evaluator: Evaluator, split: str, names: str, severities: str
+) -> dict[str, Any]:
     """The headline metric of every corruption and severity.
 
     Each image is corrupted as the model sees it, at its size and before normalisation, by a key
@@ -53,7 +53,7 @@ def corrupted_scores(subject: Subject, split: str, names: str, severities: str) 
     of the published sets are.
 
     Args:
-      subject: of images.
+      evaluator: of images.
       split: ``train``, ``validation`` or ``test``.
       names: see `parse_corruptions`.
       severities: see `parse_severities`.
@@ -66,15 +66,15 @@ def corrupted_scores(subject: Subject, split: str, names: str, severities: str) 
     Raises:
       UserError: not a model of images, unknown names.
     """
-    if subject.preprocess.kind != "image":
+    if evaluator.preprocess.kind != "image":
         raise UserError(
-            f"--corruptions: expected a model of images, found one of {subject.preprocess.kind}s"
+            f"--corruptions: expected a model of images, found one of {evaluator.preprocess.kind}s"
         )
     chosen, levels = parse_corruptions(names), parse_severities(severities)
-    metric = subject.task.metric
-    data = subject.config.data
-    examples = cached(subject.examples(split), subject.encode, data.cache_bytes, data.workers)
-    swap = slice(None, None, -1 if subject.preprocess.channels == "bgr" else 1)
+    metric = evaluator.task.metric
+    data = evaluator.config.data
+    examples = cached(evaluator.examples(split), evaluator.encode, data.cache_bytes, data.workers)
+    swap = slice(None, None, -1 if evaluator.preprocess.channels == "bgr" else 1)
 
     def measure(name: str | None, level: int = 0) -> float:
         first = 0
@@ -83,12 +83,12 @@ def corrupted_scores(subject: Subject, split: str, names: str, severities: str) 
             nonlocal first
             images = batch["image"][..., swap]
             if name is not None:
-                images = corrupt(name, images, level, seed=subject.config.seed, first=first)
+                images = corrupt(name, images, level, seed=evaluator.config.seed, first=first)
             first += len(images)
-            return subject.place({**batch, "image": images[..., swap]})
+            return evaluator.place({**batch, "image": images[..., swap]})
 
-        observed = subject.observe_examples(examples, place=place)
-        return float(subject.task.scores(observed)[metric])
+        observed = evaluator.observe_examples(examples, place=place)
+        return float(evaluator.task.scores(observed)[metric])
 
     found = {name: [measure(name, level) for level in levels] for name in chosen}
     main = [name for name in chosen if not CORRUPTIONS[name].extra]

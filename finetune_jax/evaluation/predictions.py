@@ -19,7 +19,7 @@ import numpy as np
 from finetune_jax import tasks
 from finetune_jax.data.batches import Encoder
 from finetune_jax.errors import UserError
-from finetune_jax.evaluation.subject import Subject
+from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.tasks import Task
 
 _VERSION = 1
@@ -76,22 +76,22 @@ class _Named:
         return {"identity": np.uint64(identity(example))}
 
 
-def predict_split(subject: Subject, split: str) -> Predictions:
-    """Runs a subject over a split of its config: ``train``, ``validation`` or ``test``."""
-    examples, names = subject.examples(split), []
+def predict_split(evaluator: Evaluator, split: str) -> Predictions:
+    """Runs a evaluator over a split of its config: ``train``, ``validation`` or ``test``."""
+    examples, names = evaluator.examples(split), []
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         names.append(batch.pop("identity"))
-        return subject.place(batch)
+        return evaluator.place(batch)
 
-    encode = Encoder((*subject.encode.parts, _Named()))
-    observed = subject.observe_examples(examples, encode, place)
+    encode = Encoder((*evaluator.encode.parts, _Named()))
+    observed = evaluator.observe_examples(examples, encode, place)
     about = {
-        "source": subject.source.name,
+        "source": evaluator.source.name,
         "split": split,
-        "split_text": subject.config.data[split],
+        "split_text": evaluator.config.data[split],
     }
-    return Predictions(subject.task, observed, np.concatenate(names)[: len(examples)], about)
+    return Predictions(evaluator.task, observed, np.concatenate(names)[: len(examples)], about)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

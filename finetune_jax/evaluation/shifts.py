@@ -18,7 +18,7 @@ import numpy as np
 
 from finetune_jax.data.sources import Options, Source, open_source
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.evaluation.subject import Subject
+from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.files import read_json
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks import require_classification
@@ -87,17 +87,17 @@ def parse_shifts(text: str) -> dict[str, Shift]:
 
 
 def shifted_scores(
-    subject: Subject, observed: dict[str, np.ndarray], text: str, line_file: str = ""
+    evaluator: Evaluator, observed: dict[str, np.ndarray], text: str, line_file: str = ""
 ) -> dict[str, dict[str, Any]]:
     """Accuracy on each set; where it is absent, ``not_run`` with what it needs.
 
     A set with fewer classes than the model (ImageNet-A has 200) is answered among its own.
 
     Args:
-      subject: of single-label classification.
+      evaluator: of single-label classification.
       observed: of the standard test set.
       text: see `parse_shifts`.
-      line_file: JSON, see `read_lines`; empty for none.
+      line_file: JSON, see `read_robustness_lines`; empty for none.
 
     Returns:
       By name: ``accuracy`` with its Wilson interval, ``n_scored``, ``standard_accuracy``, and
@@ -106,24 +106,24 @@ def shifted_scores(
     Raises:
       UserError: unknown names, another task, an unreadable file.
     """
-    require_classification(subject.task)
-    shifts, lines = parse_shifts(text), read_lines(Path(line_file)) if line_file else {}
+    require_classification(evaluator.task)
+    shifts, lines = parse_shifts(text), read_robustness_lines(Path(line_file)) if line_file else {}
     standard = float(observed["accuracy"].mean(dtype=np.float64))
     found: dict[str, dict[str, Any]] = {}
     for name, shift in shifts.items():
         try:
-            options = Options(data_dir=subject.config.data.data_dir)
+            options = Options(data_dir=evaluator.config.data.data_dir)
             source = open_source(shift.source, options)
-            numbers = _class_numbers(source, subject.task.class_names)
+            numbers = _class_numbers(source, evaluator.task.class_names)
             examples = source.read(shift.split)
         except UserError as error:
             found[name] = {"not_run": f"needs {shift.needs}: {error}"}
             continue
 
         def encode(example: dict[str, Any], numbers: np.ndarray = numbers) -> Any:
-            return subject.encode({**example, "label": int(numbers[example["label"]])})
+            return evaluator.encode({**example, "label": int(numbers[example["label"]])})
 
-        seen = subject.observe_examples(examples, encode)
+        seen = evaluator.observe_examples(examples, encode)
         own = np.unique(numbers)
         right = own[seen["logits"][:, own].argmax(-1)] == seen["label"]
         low, high = wilson(int(right.sum()), len(right))
@@ -157,7 +157,7 @@ def _class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class RobustnessLine:
     """logit(shifted accuracy) = slope * logit(standard accuracy) + intercept."""
 
     slope: float
@@ -171,7 +171,7 @@ class Line:
         return 1 / (1 + math.exp(-value))
 
 
-def fit_line(standard: Sequence[float], shifted: Sequence[float]) -> Line:
+def fit_robustness_line(standard: Sequence[float], shifted: Sequence[float]) -> RobustnessLine:
     """Least squares in logit space over models.
 
     Args:
@@ -190,10 +190,10 @@ def fit_line(standard: Sequence[float], shifted: Sequence[float]) -> Line:
     if not all(0 < v < 1 for v in (*x, *y)):
         raise UserError("effective robustness: expected accuracies between 0 and 1, not percent")
     slope, intercept = np.polyfit(np.log(x / (1 - x)), np.log(y / (1 - y)), 1)
-    return Line(float(slope), float(intercept))
+    return RobustnessLine(float(slope), float(intercept))
 
 
-def read_lines(path: Path) -> dict[str, Line]:
+def read_robustness_lines(path: Path) -> dict[str, RobustnessLine]:
     """Lines by test set from a JSON file.
 
     ``{"cifar10_1": {"slope": …, "intercept": …}}``, or in place of the constants ``"models":
@@ -206,9 +206,9 @@ def read_lines(path: Path) -> dict[str, Line]:
     for name, entry in read_json(path).items():
         try:
             if "models" in entry:
-                lines[name] = fit_line(*zip(*entry["models"], strict=True))
+                lines[name] = fit_robustness_line(*zip(*entry["models"], strict=True))
             else:
-                lines[name] = Line(float(entry["slope"]), float(entry["intercept"]))
+                lines[name] = RobustnessLine(float(entry["slope"]), float(entry["intercept"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: {name}: expected 'slope' and 'intercept', or 'models': pairs of "

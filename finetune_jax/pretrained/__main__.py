@@ -46,12 +46,12 @@ def export(rest: Sequence[str]) -> None:
             raise UserError(f"export needs --{name}")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}")
-    from finetune_jax.artifact import load_artifact
+    from finetune_jax.artifact import Artifact
     from finetune_jax.deltas import merge
     from finetune_jax.models import entry_of
     from finetune_jax.pretrained import save_as
 
-    artifact = load_artifact(Path(_WORKDIR.value), _BASE.value)
+    artifact = Artifact.load(Path(_WORKDIR.value), _BASE.value)
     variables, _ = merge(artifact.model, artifact.variables)
     family = entry_of(artifact.card["model"]["name"]).family
     model = artifact.model.model

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from finetune_jax.evaluation.evaluator import Evaluator
+from finetune_jax.evaluation.predictions import Predictions
 from finetune_jax.metrics import calibration
 from finetune_jax.reporting import html
-
-if TYPE_CHECKING:
-    from finetune_jax.evaluation.predictions import Predictions
-    from finetune_jax.evaluation.subject import Subject
 
 SHOWN = 18
 
 
-def mistakes(subject: Subject, predictions: Predictions) -> list[tuple[str, str]]:
+def mistakes(evaluator: Evaluator, predictions: Predictions) -> list[tuple[str, str]]:
     """The most confident mistakes of a classifier; of other tasks the examples of highest loss.
 
     Returns:
       A section, (heading, HTML); none where there is no mistake.
     """
-    task, observed = subject.task, predictions.observed
-    examples = subject.examples(predictions.about["split"])
+    task, observed = evaluator.task, predictions.observed
+    examples = evaluator.examples(predictions.about["split"])
     found = task.class_logits(observed)
     if found is None:
         heading, words = "Highest losses", "Examples with the highest loss."
@@ -47,17 +45,17 @@ def mistakes(subject: Subject, predictions: Predictions) -> list[tuple[str, str]
     if not len(chosen):
         return []
     boxes = [
-        f'<div class="mistake">{_shown(subject, examples[int(i)], int(i))}{caption}</div>'
+        f'<div class="mistake">{_shown(evaluator, examples[int(i)], int(i))}{caption}</div>'
         for i, caption in zip(chosen, captions, strict=True)
     ]
-    kind = " texts" if subject.preprocess.kind == "text" else ""
+    kind = " texts" if evaluator.preprocess.kind == "text" else ""
     hint = " Red: predicted; green: the label; each with its probability." if found else ""
     return [(heading, f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>')]
 
 
-def _shown(subject: Subject, example: dict[str, Any], index: int) -> str:
-    columns = subject.preprocess.columns
-    if subject.preprocess.kind != "text":
+def _shown(evaluator: Evaluator, example: dict[str, Any], index: int) -> str:
+    columns = evaluator.preprocess.columns
+    if evaluator.preprocess.kind != "text":
         return "".join(html.picture(example[column], f"example {index}") for column in columns)
     quotes = []
     for column in columns:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
 
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.confidence import temperature_scores
+from finetune_jax.evaluation.evaluator import Evaluator
+from finetune_jax.evaluation.predictions import Predictions
 from finetune_jax.files import read_json
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.reporting import charts, html, provenance
 from finetune_jax.reporting.mistakes import mistakes
-
-if TYPE_CHECKING:
-    from finetune_jax.evaluation.predictions import Predictions
-    from finetune_jax.evaluation.subject import Subject
 
 Section = tuple[str, str]
 
@@ -25,7 +25,7 @@ Section = tuple[str, str]
 def write_report(
     path: Path,
     workdir: Path,
-    subject: Subject,
+    evaluator: Evaluator,
     predictions: Predictions,
     found: dict[str, Any],
     base: str = "",
@@ -35,7 +35,7 @@ def write_report(
     Args:
       path: of the HTML file.
       workdir: folder of the run.
-      subject: its model and data.
+      evaluator: its model and data.
       predictions: of the split that the page tells of.
       found: what `finetune_jax.evaluate` prints of it.
       base: weight file the run started from, where it is not where it was.
@@ -45,18 +45,18 @@ def write_report(
     """
     sections = [
         _scores(found),
-        _curves(workdir, subject),
-        *_classes(subject, predictions),
-        *_confidence(subject, predictions),
-        *mistakes(subject, predictions),
+        _curves(workdir, evaluator),
+        *_classes(evaluator, predictions),
+        *_confidence(evaluator, predictions),
+        *mistakes(evaluator, predictions),
         *_further(found),
-        provenance.movement(subject, base),
+        provenance.movement(evaluator, base),
         provenance.plan(workdir),
         provenance.manifest(workdir),
         provenance.config(workdir),
     ]
     page = html.page(
-        workdir.resolve().name, _header(workdir, subject, predictions, found), sections, _footer()
+        workdir.resolve().name, _header(workdir, evaluator, predictions, found), sections, _footer()
     )
     try:
         path.write_text(page, encoding="utf-8")
@@ -65,9 +65,9 @@ def write_report(
 
 
 def _header(
-    workdir: Path, subject: Subject, predictions: Predictions, found: dict[str, Any]
+    workdir: Path, evaluator: Evaluator, predictions: Predictions, found: dict[str, Any]
 ) -> str:
-    config, about, metric = subject.config, predictions.about, subject.task.metric
+    config, about, metric = evaluator.config, predictions.about, evaluator.task.metric
     result = read_json(workdir / "result.json")
     low, high = found.get(f"{metric}_low"), found.get(f"{metric}_high")
     interval = f"{html.number(low)} to {html.number(high)}, 95 %" if low is not None else ""
@@ -86,7 +86,7 @@ def _header(
         for value, name, more in cards
     ]
     lead = (
-        f"{config.model.name} under the scheme {result['scheme']}; {subject.task.name} on "
+        f"{config.model.name} under the scheme {result['scheme']}; {evaluator.task.name} on "
         f"{about['source']}, {about['split_text']!r}; seed {config.seed}"
     )
     return f'<p class="lead">{html.text(lead)}</p><div class="cards">{"".join(boxes)}</div>'
@@ -105,18 +105,18 @@ def _scores(found: dict[str, Any]) -> Section:
     )
 
 
-def _curves(workdir: Path, subject: Subject) -> Section:
+def _curves(workdir: Path, evaluator: Evaluator) -> Section:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line]
-    svg = charts.curves(rows, subject.task.metric)
+    svg = charts.curves(rows, evaluator.task.metric)
     return "Learning curves", (
         "<p>Training values are of single batches, validation values of the whole split.</p>"
-        + html.figure(svg, f"loss and {subject.task.metric} against the training step")
+        + html.figure(svg, f"loss and {evaluator.task.metric} against the training step")
     )
 
 
-def _classes(subject: Subject, predictions: Predictions) -> list[Section]:
-    task, observed = subject.task, predictions.observed
+def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
+    task, observed = evaluator.task, predictions.observed
     logits = task.class_logits(observed)
     if logits is not None:
         predicted, labels = logits[0].argmax(-1), logits[1]
@@ -155,18 +155,16 @@ def _classes(subject: Subject, predictions: Predictions) -> list[Section]:
     return [("Classes", body)]
 
 
-def _confidence(subject: Subject, predictions: Predictions) -> list[Section]:
-    from finetune_jax.evaluation.confidence import temperature_scores
-
-    task, observed = subject.task, predictions.observed
+def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
+    task, observed = evaluator.task, predictions.observed
     found = task.class_logits(observed)
     if found is None:
         return []
     logits, labels = found
     drawn = {"as trained": calibration.reliability(logits, labels)}
-    if subject.config.data.validation:
+    if evaluator.config.data.validation:
         on_validation = predictions.about["split"] == "validation"
-        fitted = observed if on_validation else subject.observe("validation")
+        fitted = observed if on_validation else evaluator.observe("validation")
         values = temperature_scores(task, fitted, observed)
         heat = values["temperature"]
         drawn[f"with temperature {heat:.3g}"] = calibration.reliability(logits / heat, labels)
@@ -242,6 +240,4 @@ def _corruptions(found: dict[str, Any]) -> Section:
 
 
 def _footer() -> str:
-    import jax
-
     return f"finetune_jax evaluate --report, jax {html.text(jax.__version__)}"

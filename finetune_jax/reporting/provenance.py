@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.drift import load_start, parameter_movement
+from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.files import read_json
 from finetune_jax.reporting import charts, html
-
-if TYPE_CHECKING:
-    from finetune_jax.evaluation.subject import Subject
 
 Section = tuple[str, str]
 """Heading and HTML."""
 
 
-def movement(subject: Subject, base: str) -> Section:
+def movement(evaluator: Evaluator, base: str) -> Section:
     """How far each stage moved from the weight file; `base` stands in for its path."""
-    from finetune_jax.evaluation.drift import load_base, parameter_movement
-
     heading = "Movement of the parameters"
     try:
-        start = load_base(subject, base)
+        start = load_start(evaluator, base)
     except UserError as error:
         return heading, f"<p>Not run: {html.text(error)}.</p>"
-    rows = parameter_movement(subject, start)
+    rows = parameter_movement(evaluator, start)
     keys = ["stage", "leaves", "norm", "moved", "relative", "new", "beside"]
     header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
     table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))

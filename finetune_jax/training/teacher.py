@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
 from finetune_jax.errors import UserError
@@ -76,7 +76,7 @@ def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:
     Raises:
       UserError: no whole artifact there, or it answers another question or reads another input.
     """
-    artifact = load_artifact(Path(task.teacher).expanduser())
+    artifact = Artifact.load(Path(task.teacher).expanduser())
     own, other = task.to_json().get("class_names"), artifact.task.to_json().get("class_names")
     if artifact.task.name != task.name or own != other:
         raise UserError(

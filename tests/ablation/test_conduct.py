@@ -98,7 +98,7 @@ def test_rows_are_tuned_alike_and_test_is_touched_for_chosen_arms_only(finished)
 
 
 def test_an_arm_is_the_run_of_its_config(finished, small_config, tmp_path):
-    from finetune_jax.evaluation.subject import open_run
+    from finetune_jax.evaluation.evaluator import open_run
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train
 
@@ -109,8 +109,8 @@ def test_an_arm_is_the_run_of_its_config(finished, small_config, tmp_path):
     alone = train(open_setup(config), tmp_path / "run")
     assert alone["validation"]["loss"] == pytest.approx(row.validation[0]["loss"], rel=1e-5)
     assert alone["test"]["accuracy"] == row.test[0]["accuracy"]
-    subject = open_run(tmp_path / "run")
-    observed = subject.observe("test")
+    evaluator = open_run(tmp_path / "run")
+    observed = evaluator.observe("test")
     with np.load(row.predictions[0]) as kept:
         np.testing.assert_allclose(kept["observed/loss"], observed["loss"], rtol=1e-4, atol=1e-5)
 

@@ -5,14 +5,15 @@ import json
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from commands import run_command
 from hypothesis import given
 
 from finetune_jax import tree
-from finetune_jax.artifact import load_artifact
-from finetune_jax.artifact.average import average, differing, greedy, uniform
-from finetune_jax.average import combine
+from finetune_jax.artifact import Artifact
+from finetune_jax.artifact.averaging import average, differing, greedy, uniform
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.averaging import combine
 from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
@@ -73,15 +74,21 @@ def runs(weights, tmp_path_factory):
 
 
 def variables_of(folder, base=""):
-    return tree.flatten(load_artifact(folder, base).variables)
+    return tree.flatten(Artifact.load(folder, base).variables)
 
 
 def test_interpolation_scores_the_end_points_as_the_members(runs, weights, tmp_path):
     with pytest.raises(UserError, match="give that file with --base"):
         combine([runs / "a", runs / "b"], tmp_path / "out")
-    report = combine(
-        [runs / "a", runs / "b"], tmp_path / "out", alphas=[0, 0.5, 1], base=str(weights)
+    process = run_command(
+        "average",
+        f"--members={runs / 'a'},{runs / 'b'}",
+        f"--output={tmp_path / 'out'}",
+        "--alphas=0,0.5,1",
+        f"--base={weights}",
     )
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / "out" / "average.json").read_text())
     for row, name in ((report["rows"][0], "a"), (report["rows"][2], "b")):
         alone = json.loads((runs / name / "result.json").read_text())["validation"]
         assert row["accuracy"] == alone["accuracy"]

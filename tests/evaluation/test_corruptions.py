@@ -33,7 +33,7 @@ from finetune_jax.evaluation.corruptions import (
     unavailable,
     weather,
 )
-from finetune_jax.evaluation.subject import open_run
+from finetune_jax.evaluation.evaluator import open_run
 
 SIDE = 32
 IN_JAX = [name for name, c in CORRUPTIONS.items() if c.make is not None]
@@ -297,14 +297,14 @@ def test_names_and_severities_of_the_command(monkeypatch):
 
 
 def test_scores_under_corruption(short_run):
-    subject = open_run(short_run)
-    found = corrupted_scores(subject, "test", "contrast,saturate,jpeg_compression", "1,5")
+    evaluator = open_run(short_run)
+    found = corrupted_scores(evaluator, "test", "contrast,saturate,jpeg_compression", "1,5")
     assert found["severities"] == [1, 5]
-    assert found["clean"] == subject.observe("test")["accuracy"].mean()
+    assert found["clean"] == evaluator.observe("test")["accuracy"].mean()
     assert found["main"] == ["contrast", "jpeg_compression"]
     means = [np.mean(found["scores"][name]) for name in found["main"]]
     assert found["mean_corrupted"] == pytest.approx(np.mean(means))
-    assert found == corrupted_scores(subject, "test", "contrast,saturate,jpeg_compression", "1,5")
+    assert found == corrupted_scores(evaluator, "test", "contrast,saturate,jpeg_compression", "1,5")
 
 
 @pytest.mark.slow

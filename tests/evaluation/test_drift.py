@@ -8,50 +8,50 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError
-from finetune_jax.evaluation.drift import feature_drift, load_base, parameter_movement
-from finetune_jax.evaluation.subject import open_run
+from finetune_jax.evaluation.drift import feature_drift, load_start, parameter_movement
+from finetune_jax.evaluation.evaluator import open_run
 
 
 @pytest.fixture(scope="module")
-def subject(short_run):
+def evaluator(short_run):
     return open_run(short_run)
 
 
-def test_frozen_stages_did_not_move_and_the_trained_one_did(subject):
-    base = load_base(subject)
-    rows = {row["stage"]: row for row in parameter_movement(subject, base)}
-    assert list(rows) == list(subject.setup.model.stages)
+def test_frozen_stages_did_not_move_and_the_trained_one_did(evaluator):
+    base = load_start(evaluator)
+    rows = {row["stage"]: row for row in parameter_movement(evaluator, base)}
+    assert list(rows) == list(evaluator.setup.model.stages)
     for stage, row in rows.items():
         if stage == "head":  # asked to be new
             assert (row["leaves"], row["new"]) == (0, 2)
         else:
             assert (row["moved"] > 0) == (stage == "layer3_block2")
             assert row["relative"] == pytest.approx(row["moved"] / row["norm"])
-    now = tree.flatten(subject.variables["params"]["layer3_block2"])
+    now = tree.flatten(evaluator.variables["params"]["layer3_block2"])
     then = tree.flatten(base.variables["params"]["layer3_block2"])
     squares = sum(float(((np.asarray(now[p]) - np.asarray(then[p])) ** 2).sum()) for p in now)
     assert rows["layer3_block2"]["moved"] == pytest.approx(squares**0.5, rel=1e-5)
 
 
-def test_features_moved_by_what_is_measured_one_by_one(subject):
-    base = load_base(subject)
-    found = feature_drift(subject, base, "test")
-    ours, labels = subject.features("test")
-    batch = {"image": np.stack([subject.encode(x)["image"] for x in subject.examples("test")])}
-    forward = jax.jit(lambda v, x: subject.setup.model.apply(v, x, stop="head"))
-    theirs = np.asarray(forward(base.variables, subject.preprocess.device(batch)))
+def test_features_moved_by_what_is_measured_one_by_one(evaluator):
+    base = load_start(evaluator)
+    found = feature_drift(evaluator, base, "test")
+    ours, labels = evaluator.features("test")
+    batch = {"image": np.stack([evaluator.encode(x)["image"] for x in evaluator.examples("test")])}
+    forward = jax.jit(lambda v, x: evaluator.setup.model.apply(v, x, stop="head"))
+    theirs = np.asarray(forward(base.variables, evaluator.preprocess.device(batch)))
     gaps, norms = np.linalg.norm(ours - theirs, axis=1), np.linalg.norm(theirs, axis=1)
     assert found["feature_drift"] == pytest.approx(gaps.mean(), rel=1e-4)
     assert found["feature_drift_relative"] == pytest.approx((gaps / norms).mean(), rel=1e-4)
     assert len(labels) == 50
 
 
-def test_another_base_is_refused(subject, tmp_path, weights):
+def test_another_base_is_refused(evaluator, tmp_path, weights):
     from finetune_jax.pretrained import save_native
 
-    other = jax.tree.map(lambda x: np.asarray(x) + 1, load_base(subject).variables)
+    other = jax.tree.map(lambda x: np.asarray(x) + 1, load_start(evaluator).variables)
     save_native(tmp_path / "other.safetensors", other, {})
     with pytest.raises(UserError, match="is not the file that the run started from"):
-        load_base(subject, str(tmp_path / "other.safetensors"))
+        load_start(evaluator, str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="a weight file itself"):
-        load_base(dataclasses.replace(subject, artifact=None))
+        load_start(dataclasses.replace(evaluator, artifact=None))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.against import compare
+from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.predictions import (
     Predictions,
     identity,
@@ -14,7 +15,6 @@ from finetune_jax.evaluation.predictions import (
     predict_split,
     save_predictions,
 )
-from finetune_jax.evaluation.subject import open_run
 from finetune_jax.metrics.paired import mcnemar
 from finetune_jax.tasks import Classification, MultiLabel, Regression
 
@@ -130,10 +130,10 @@ def test_an_example_is_known_by_its_content_and_not_by_the_order_of_its_columns(
 
 
 def test_the_examples_of_a_run_do_not_depend_on_how_a_model_sees_them(short_run):
-    subject = open_run(short_run)
-    found = predict_split(subject, "test")
+    evaluator = open_run(short_run)
+    found = predict_split(evaluator, "test")
     assert len(found.example) == 50
     assert len(np.unique(found.example)) == 50
-    raw = [identity(subject.examples("test")[i]) for i in range(50)]
+    raw = [identity(evaluator.examples("test")[i]) for i in range(50)]
     assert found.example.tolist() == raw
     assert found.scores()["n_scored"] == 50

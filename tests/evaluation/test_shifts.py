@@ -10,16 +10,16 @@ import pytest
 
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.shifts import (
     SHIFTS,
-    Line,
+    RobustnessLine,
     _class_numbers,
-    fit_line,
+    fit_robustness_line,
     parse_shifts,
-    read_lines,
+    read_robustness_lines,
     shifted_scores,
 )
-from finetune_jax.evaluation.subject import open_run
 
 
 def test_names_sources_and_all():
@@ -31,11 +31,11 @@ def test_names_sources_and_all():
 
 
 def test_a_set_that_is_there_is_scored_and_one_that_is_not_says_what_it_needs(short_run, tmp_path):
-    subject = open_run(short_run, data_dir=str(tmp_path))
+    evaluator = open_run(short_run, data_dir=str(tmp_path))
     line = tmp_path / "lines.json"
     line.write_text(json.dumps({"digits@test[:50]": {"slope": 1, "intercept": 0}}))
-    observed = subject.observe("test")
-    found = shifted_scores(subject, observed, "cifar10_1,digits@test[:50]", str(line))
+    observed = evaluator.observe("test")
+    found = shifted_scores(evaluator, observed, "cifar10_1,digits@test[:50]", str(line))
     assert "CIFAR-10.1" in found["cifar10_1"]["not_run"]
     scores = found["digits@test[:50]"]
     assert scores["accuracy"] == scores["standard_accuracy"] == observed["accuracy"].mean()
@@ -52,12 +52,12 @@ def test_classes_are_matched_by_name():
 
 def test_a_line_is_fitted_in_logit_space():
     standard = np.array([0.6, 0.7, 0.8, 0.9])
-    shifted = np.array([Line(0.8, -0.5).predict(a) for a in standard])
-    found = fit_line(standard, shifted)
+    shifted = np.array([RobustnessLine(0.8, -0.5).predict(a) for a in standard])
+    found = fit_robustness_line(standard, shifted)
     assert (found.slope, found.intercept) == pytest.approx((0.8, -0.5))
     # Half way between two ordinary models in logits, not in accuracy.
-    assert Line(1, 0).predict(0.37) == pytest.approx(0.37)
-    assert Line(2, 1).predict(1.0) == 1 and Line(2, 1).predict(0.0) == 0
+    assert RobustnessLine(1, 0).predict(0.37) == pytest.approx(0.37)
+    assert RobustnessLine(2, 1).predict(1.0) == 1 and RobustnessLine(2, 1).predict(0.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_a_file_without_a_line_is_refused(tmp_path, entry, words):
     path = tmp_path / "lines.json"
     path.write_text(json.dumps({"cifar10_1": entry}))
     with pytest.raises(UserError, match=words):
-        read_lines(path)
+        read_robustness_lines(path)
 
 
 def test_models_in_a_file_are_fitted(tmp_path):
     path = tmp_path / "lines.json"
     path.write_text(json.dumps({"x": {"models": [[0.6, 0.5], [0.8, 0.7]], "source": "made"}}))
-    assert read_lines(path)["x"].predict(0.6) == pytest.approx(0.5)
+    assert read_robustness_lines(path)["x"].predict(0.6) == pytest.approx(0.5)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_published_models_lie_on_a_line_in_logit_space():
     first, second = table("imagenet"), table("imagenetv2-matched-frequency")
     models = sorted(first.keys() & second.keys())
     standard = [first[m] for m in models]
-    line = fit_line(standard, [second[m] for m in models])
+    line = fit_robustness_line(standard, [second[m] for m in models])
     errors = np.array([second[m] - line.predict(first[m]) for m in models])
     assert len(models) > 500
     assert np.abs(errors).mean() < 0.01

@@ -80,7 +80,7 @@ def test_a_chosen_origin_alone_is_tried(file):
 
 
 def test_a_run_of_another_packages_model_leaves_an_artifact(file, small_config, tmp_path):
-    from finetune_jax.artifact import load_artifact
+    from finetune_jax.artifact import Artifact
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train
 
@@ -89,7 +89,7 @@ def test_a_run_of_another_packages_model_leaves_an_artifact(file, small_config, 
     config.pretrained.path, config.pretrained.name_map = str(file), MAP
     config.artifact.contents, config.train.steps = "delta", 2
     train(open_setup(config), tmp_path / "run")
-    artifact = load_artifact(tmp_path / "run", str(file))
+    artifact = Artifact.load(tmp_path / "run", str(file))
     assert artifact.card["model"]["name"] == "other_package:SMALL"
     assert artifact.card["base"]["name_map"] == MAP
     assert artifact.model.model == Small(10)

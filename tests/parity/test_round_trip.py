@@ -11,7 +11,7 @@ timm = pytest.importorskip("timm", reason="not run: needs requirements-reference
 from harness import randomise, save_safetensors  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from finetune_jax.artifact import load_artifact  # noqa: E402
+from finetune_jax.artifact import Artifact  # noqa: E402
 from finetune_jax.config import default  # noqa: E402
 from finetune_jax.pretrained import save_as  # noqa: E402
 from finetune_jax.setup import open_setup  # noqa: E402
@@ -37,7 +37,7 @@ def test_a_fine_tuned_model_goes_back_where_it_came_from(tmp_path, ours, theirs,
     config.optimizer.learning_rate, config.log.tensorboard = 1e-3, False
     train(open_setup(config), tmp_path / "run")
 
-    artifact = load_artifact(tmp_path / "run")
+    artifact = Artifact.load(tmp_path / "run")
     written = tmp_path / "exported.safetensors"
     save_as(written, artifact.variables, artifact_family(ours), origin, artifact.model.model.sizes)
     reference = timm.create_model(theirs, num_classes=10, **options)

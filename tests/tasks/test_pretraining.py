@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.errors import UserError
-from finetune_jax.evaluation.subject import score
+from finetune_jax.evaluation.evaluator import score
 from finetune_jax.models import build, initial_variables
 from finetune_jax.models.pretraining import (
     masked_autoencoder,
@@ -31,7 +31,7 @@ MASKED = "masked(mask=0.75, width=8, depth=1, heads=2)"
 def same_stages(pretrained, config, stages):
     """The variables a config starts from, whose `stages` must be the artifact's."""
     variables, manifest = load_variables(open_setup(config))
-    artifact = load_artifact(pretrained)
+    artifact = Artifact.load(pretrained)
     for stage in stages:
         jax.tree.map(
             np.testing.assert_array_equal,
@@ -49,7 +49,7 @@ def test_contrastive_pretraining(name, tiny, tmp_path):
     found = result["test"]
     assert np.isfinite(found["loss"]) and 0 <= found["knn_accuracy"] <= 1
     # The command scores it as the run did: its draws are the same every time.
-    again = score(config, "test", load_artifact(tmp_path / "run"))
+    again = score(config, "test", Artifact.load(tmp_path / "run"))
     assert again["loss"] == pytest.approx(found["loss"], rel=1e-4)
     assert again["knn_accuracy"] == found["knn_accuracy"]
     # The encoder loads into the plain model; the projection is left behind and said to be.
@@ -122,7 +122,7 @@ def test_what_was_pretrained_loads_into_the_plain_model(tiny, tmp_path):
 def test_masked_pretraining(tiny, tmp_path):
     config = tiny("mae", MASKED, scheme="full")
     result = train(open_setup(config), tmp_path / "run")
-    again = score(config, "test", load_artifact(tmp_path / "run"))
+    again = score(config, "test", Artifact.load(tmp_path / "run"))
     assert again["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
     assert again["loss_low"] < again["loss"] < again["loss_high"]
     config = tiny("classification", pretrained__path=str(tmp_path / "run" / "artifact"))

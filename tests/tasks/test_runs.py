@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_jax.artifact import load_artifact
+from finetune_jax.artifact import Artifact
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.predictions import predict_split
-from finetune_jax.evaluation.subject import open_run
 from finetune_jax.reporting.mistakes import mistakes
 from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.arms import run_arms
@@ -37,7 +37,7 @@ def predicted(workdir, tmp_path, text=""):
     if not text:
         text = str(tmp_path / "digit.png")
         Image.fromarray(open_source("digits").read("test")[0]["image"]).save(text)
-    artifact = load_artifact(workdir)
+    artifact = Artifact.load(workdir)
     if artifact.preprocess.kind == "image pair":
         kind, text = "image pair", f"{text}\t{text}"
     (answer,) = artifact.predict([text])
@@ -87,7 +87,7 @@ def test_a_run_is_the_same_with_and_without_cached_activations(
 def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     config = tiny("regression", scheme="linear_probe")
     train(open_setup(config), tmp_path)
-    task = load_artifact(tmp_path).task
+    task = Artifact.load(tmp_path).task
     labels = [e["label"] for e in (open_source("digits").read("train[:32]")[i] for i in range(32))]
     assert task.mean == pytest.approx(np.mean(labels)) and task.std == pytest.approx(np.std(labels))
     assert 0 <= predicted(tmp_path, tmp_path)["value"] <= 9
@@ -95,8 +95,8 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
 
 def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
     train(open_setup(tiny("similarity", data__source="digits:pairs")), tmp_path)
-    subject = open_run(tmp_path)
-    ((heading, body),) = mistakes(subject, predict_split(subject, "test"))
+    evaluator = open_run(tmp_path)
+    ((heading, body),) = mistakes(evaluator, predict_split(evaluator, "test"))
     assert heading == "Highest losses"
     assert body.count("<img") == 2 * body.count('class="mistake"') == 36
 
@@ -139,7 +139,7 @@ def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     assert result["audit"]["frozen_leaves"] + result["audit"]["moved_leaves"] == len(
         setup.plan.leaves
     )
-    own = load_artifact(tmp_path / "run")
+    own = Artifact.load(tmp_path / "run")
     assert jax.tree.map(np.shape, own.variables["params"]) == jax.tree.map(
         lambda x: x.shape, setup.abstract["params"]
     )

@@ -303,9 +303,9 @@ def test_a_frozen_random_head_is_refused(weights):
 
 
 def test_artifact_of_deltas_predicts_like_the_run(weights, tmp_path):
-    from finetune_jax.artifact import load_artifact
+    from finetune_jax.artifact import Artifact
 
     train(open_setup(config_of(weights, "lora(rank=2) + head")), tmp_path / "run")
-    artifact = load_artifact(tmp_path / "run")
+    artifact = Artifact.load(tmp_path / "run")
     assert any("lora_a" in p for p in tree.flatten(artifact.variables))
     assert artifact.outputs({"image": np.zeros((2, 16, 16, 3), np.uint8)}).shape == (2, 10)

@@ -30,7 +30,7 @@ def open_artifact(folder: Path) -> Weights:
             raise UserError(
                 f"the artifact holds only what differs from its base {base.get('file')!r:.200} "
                 f"(SHA-256 {base.get('sha256')!r:.80}) and is no weight file alone; load it with "
-                "finetune_jax.artifact.load_artifact and that file, and save it whole "
+                "finetune_jax.artifact.Artifact.load and that file, and save it whole "
                 "(artifact.contents=all)"
             )
         if contents != "all":

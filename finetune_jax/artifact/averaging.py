@@ -46,7 +46,9 @@ def average(members: Sequence[Variables], weights: Sequence[float]) -> Variables
         leaves = [f[path] for f in flat]
         if all(_identical(leaves[0], x) for x in leaves[1:]):
             return leaves[0]
-        total = sum(w * x.astype(np.float64) for w, x in zip(weights, leaves, strict=True))
+        total = np.zeros(leaves[0].shape, np.float64)
+        for weight, leaf in zip(weights, leaves, strict=True):
+            total += weight * leaf.astype(np.float64)
         return total.astype(leaves[0].dtype)
 
     return tree.unflatten({path: mean(path) for path in flat[0]})

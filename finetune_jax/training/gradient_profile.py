@@ -1,0 +1,98 @@
+"""Proposals of what to train, from the gradients of a few batches, with the costs of each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from finetune_jax.data.batches import TrainBatches, gather
+from finetune_jax.evaluation.step import make_forward
+from finetune_jax.mesh import put_batch
+from finetune_jax.progress import say
+from finetune_jax.setup import Setup, load_variables, open_setup
+from finetune_jax.training import head_solver, importance
+from finetune_jax.training.cost import phase_figures
+from finetune_jax.training.phase import PhaseRun
+from finetune_jax.training.teacher import with_teacher
+
+_HEAD_IMAGES = 1024
+"""Training images at most on which a new head is solved."""
+
+
+def profile(config: ConfigDict, batches: int = 5) -> dict[str, Any]:
+    """Measures gradients, and proposes schemes with their costs; trains nothing.
+
+    A new head is first solved on frozen features: the gradients of the other stages depend on the
+    head, and those behind a random head carry no information.
+
+    Args:
+      config: names the model, weights and training data; its scheme is not used.
+      batches: number of batches, of ``train.batch_size`` training images each.
+
+    Returns:
+      ``stages``: rows of `importance.by_stage`; ``proposals``: ``scheme``, ``reason`` and the
+      figures of `cost.phase_figures`.
+    """
+    phase = _phase(config, "full")
+    setup = phase.setup
+    examples = setup.source.read(config.data.train)
+    variables, manifest = load_variables(setup)
+    fresh = {r["leaf"] for r in manifest["rows"] if r["decision"] == "reinitialised"}
+    source = TrainBatches(examples, setup.encode, config.train.batch_size, config.seed)
+    if any(leaf.startswith("params/head/") for leaf in fresh):
+        say("solving the new head on frozen features")
+        variables = _with_solved_head(setup, variables, source)
+    state, frozen = phase.create_state(variables)
+    say(f"measuring gradients of {batches} batches")
+    values = importance.measure(
+        phase, state, frozen, (put_batch(source.batch(i), setup.mesh) for i in range(batches))
+    )
+    sizes = {leaf.path: math.prod(leaf.shape) for leaf in phase.plan.leaves}
+    rows = importance.by_stage(values, sizes, phase.plan.stages)
+    proposals = []
+    for scheme, reason in importance.propose(rows):
+        say(f"compiling {scheme}")
+        proposals.append(
+            {**phase_figures(_phase(config, scheme)), "scheme": scheme, "reason": reason}
+        )
+    return {"stages": rows, "proposals": proposals}
+
+
+def _phase(config: ConfigDict, scheme: str) -> PhaseRun:
+    """The last phase of the config under another scheme."""
+    changed = config.copy_and_resolve_references()
+    with changed.ignore_type():
+        changed.scheme = scheme
+    changed.artifact.merge = False
+    if scheme == "full":
+        changed.batch_norm = "frozen_all"  # the statistics that the weights were trained with
+    setup = with_teacher(open_setup(changed))
+    return PhaseRun(setup, len(setup.phases) - 1)
+
+
+def _with_solved_head(
+    setup: Setup, variables: dict[str, Any], source: TrainBatches
+) -> dict[str, Any]:
+    """The variables with a head by ridge regression on features of some training images.
+
+    The strength of the ridge is chosen on a quarter of the images.
+    """
+    count = min(_HEAD_IMAGES, len(source.examples))
+    chosen = np.random.default_rng(0).permutation(len(source.examples))[:count]
+    forward = jax.jit(make_forward(setup.model, setup.preprocess.device, stop="head"))
+    size = min(source.batch_size, count)
+    features, labels = [], []
+    for start in range(0, count - count % size, size):
+        batch = gather(source.examples, chosen[start : start + size], setup.encode)
+        features.append(np.asarray(forward(variables, batch)))
+        labels.append(batch["label"])
+    x, y = np.concatenate(features), np.concatenate(labels)
+    cut = max(1, 3 * len(x) // 4)
+    head, _ = head_solver.solve(
+        "ridge", (x[:cut], y[:cut]), (x[cut:], y[cut:]), setup.task.head_size
+    )
+    return {**variables, "params": {**variables["params"], "head": head}}

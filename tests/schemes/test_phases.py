@@ -275,9 +275,12 @@ def test_bad_phases_say_what_is_wrong(scheme, message):
 
 masks = st.sampled_from(
     ["full", "head", "norm", "norm_only", "bias_only", "last_k(2)", "first_k(1)", "stages('stem')",
-     "lora(rank=2)", "ssf", "linear_probe(lr=10.0)", "last_k(1, decay=0.1, lr=0.5)"]
+     "lora(rank=2)", "ssf", "linear_probe(lr=10.0)", "last_k(1, decay=0.1, lr=0.5)",
+     "other_schemes:top_heads(2, on='conv1', lr=0.5)", "other_schemes:beside_last(2)"]
 )  # fmt: skip
-modifiers = st.sampled_from(["llrd(0.9)", "discriminative", "slice(0.1, 1.0)"])
+modifiers = st.sampled_from(
+    ["llrd(0.9)", "discriminative", "slice(0.1, 1.0)", "other_schemes:halved"]
+)
 options = st.sampled_from(["", " + phase(lr=0.5)", " + phase(epochs=2, schedule='linear')"])
 sums = st.tuples(st.lists(st.one_of(masks, modifiers), min_size=1, max_size=4), options).map(
     lambda pair: " + ".join(pair[0]) + pair[1]

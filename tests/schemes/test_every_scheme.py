@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from test_deltas import CONVS, DEPTH, RESNET, VIT, WIDTH, adapted, base, train  # noqa: F401
+from small_models import CONVS, DEPTH, RESNET, VIT, WIDTH, adapted, train
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError
@@ -40,7 +40,7 @@ def test_all_registered_schemes_are_tried():
 
 @pytest.mark.parametrize("scheme", MASKS)
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_what_is_declared_moves_and_nothing_else(base, name, scheme):  # noqa: F811
+def test_what_is_declared_moves_and_nothing_else(base, name, scheme):
     _, plan, model, variables = adapted(base, name, scheme)
     pattern = MASKS[scheme][name != "vit"]
     expected = {p for p in tree.flatten(variables["params"]) if re.fullmatch(pattern, p)}
@@ -74,14 +74,14 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("scheme", COUNTS)
-def test_counts_are_the_formulas(base, scheme):  # noqa: F811
+def test_counts_are_the_formulas(base, scheme):
     for name, expected in zip(("vit", "resnet"), COUNTS[scheme], strict=True):
         _, plan, _, _ = adapted(base, name, scheme)
         found = sum(math.prod(x.shape) for x in plan.leaves if x.trains)
         assert found == expected, name
 
 
-def test_the_small_bitfit_trains_query_and_mlp_in_biases(base):  # noqa: F811
+def test_the_small_bitfit_trains_query_and_mlp_in_biases(base):
     _, plan, _, _ = adapted(base, "vit", "bias_only(on='query|mlp_in')")
     assert sum(math.prod(x.shape) for x in plan.leaves if x.trains) == D * 5 * W + 5 * W + 5
     with pytest.raises(UserError, match="Did you mean 'query'"):
@@ -91,14 +91,14 @@ def test_the_small_bitfit_trains_query_and_mlp_in_biases(base):  # noqa: F811
 @pytest.mark.parametrize(
     "scheme", ["ssf + head", "random_mask('norm_only')", "lora(rank=2) + head"]
 )
-def test_a_delta_beside_a_norm_leaves_its_statistics(base, scheme):  # noqa: F811
+def test_a_delta_beside_a_norm_leaves_its_statistics(base, scheme):
     _, plan, _, _ = adapted(base, "resnet", scheme)
     assert plan.tracked == ()
     assert adapted(base, "resnet", "norm_only")[1].tracked
 
 
 @pytest.mark.parametrize("scheme", [s for s in MASKS if "auto" not in s])
-def test_optimizer_holds_the_trainable_scalars_alone(base, scheme):  # noqa: F811
+def test_optimizer_holds_the_trainable_scalars_alone(base, scheme):
     _, plan, _, variables = adapted(base, "vit", scheme)
     trainable, frozen = plan.split(variables["params"])
     assert tree.size(trainable) == sum(math.prod(x.shape) for x in plan.leaves if x.trains)

@@ -1,13 +1,20 @@
-"""Where examples come from: a registry by prefix, one file ``source_*.py`` for each.
+"""Data sources: a registry by prefix, with one file ``source_*.py`` per source.
 
-An opened source knows its classes and split sizes without reading an image; `read` gives random
-access to examples.
+An opened source knows its classes and the sizes of its splits before any image is read;
+`Source.read` gives random access to examples.
+
+A source of another package is named by its import path, ``data.source="my_package:open_rows"``, or
+with an argument, ``data.source="my_package:open_rows:/data/rows"``. The object is an `OpenSource`,
+as the ``open_`` of each of our own sources: a function of (the whole text of ``data.source``, the
+argument or "", `Options`) to a `Source`. Worker processes (``data.workers``) need examples that can
+be pickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +22,7 @@ import numpy as np
 
 from finetune_jax.data.skip import without_bad
 from finetune_jax.data.splits import resolve_split
+from finetune_jax.doors import DOOR, open_door
 from finetune_jax.errors import UserError, nearest
 
 # Prefix to the module whose `open_` opens it, and how its name is written.
@@ -100,6 +108,10 @@ class Source:
         return examples
 
 
+OpenSource = Callable[[str, str, Options], Source]
+"""Opens a source: a function of (``config.data.source``, its text after the prefix, options)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
     """Examples in memory as a source has them: arrays [n, …] by column."""
@@ -156,11 +168,31 @@ def open_source(name: str, options: Options | None = None, *, data_dir: str = ""
     if prefix in SOURCES and (rest or prefix == name == "digits"):
         module, _ = SOURCES[prefix]
         return importlib.import_module(f"finetune_jax.data.{module}").open_(name, rest, options)
-    written = [text for _, text in SOURCES.values()]
+    door = DOOR.match(name)
+    if door and name[door.end() :][:1] in ("", ":") and _is_importable(prefix):
+        return _open_door(name, door.group(), name[door.end() + 1 :], options)
+    written = [*(text for _, text in SOURCES.values()), "package.module:FUNCTION[:ARGUMENT]"]
     hint = "" if prefix in SOURCES else nearest(prefix, SOURCES)
     raise UserError(
         f"data.source: unknown source {name!r}.{hint} Expected one of: {', '.join(written)}"
     )
+
+
+def _is_importable(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def _open_door(name: str, door: str, argument: str, options: Options) -> Source:
+    function = open_door(door, "data.source", object)
+    source = function(name, argument, options) if callable(function) else function
+    if not isinstance(source, Source) or source is function:
+        found = type(source).__name__
+        raise UserError(
+            f"data.source: {door!r}: expected a function of (name, argument, options) that returns "
+            f"a finetune_jax.data.sources.Source, found "
+            f"{f'a result of type {found}' if callable(function) else found}"
+        )
+    return dataclasses.replace(source, name=name)
 
 
 def options_of(data: Any) -> Options:

@@ -170,10 +170,16 @@ class Task:
         """What a person is told of each prediction: plain JSON values."""
         raise NotImplementedError
 
+    @classmethod
+    def door(cls) -> str:
+        """The ``package.module:name`` of a task of another package; empty for our own tasks."""
+        ours = cls.__module__.partition(".")[0] == __package__.partition(".")[0]
+        return "" if ours else f"{cls.__module__}:{cls.__qualname__}"
+
     def to_json(self) -> dict[str, Any]:
-        """Name and fields as plain JSON values."""
+        """Name, or the door of a task of another package, and fields as plain JSON values."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-        return {"name": self.name, **values}
+        return {"name": self.door() or self.name, **values}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Task:

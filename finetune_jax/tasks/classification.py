@@ -19,7 +19,8 @@ from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks.base import Batch, ClassTask
-from finetune_jax.tasks.objectives import SINGLE, Objective, mixed, parse_loss
+from finetune_jax.tasks.loss import Objective, mixed, parse_loss
+from finetune_jax.tasks.objectives import SINGLE, class_balanced, distill_features
 
 
 def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ class Classification(ClassTask):
 
     @property
     def needs_fit(self) -> bool:
-        return self._objective.name == "class_balanced"
+        return self._objective.function is class_balanced
 
     @property
     def teacher(self) -> str:
@@ -89,7 +90,7 @@ class Classification(ClassTask):
 
     @property
     def reads_features(self) -> bool:
-        return self._objective.name == "distill_features"
+        return self._objective.function is distill_features
 
     def fit(self, targets: dict[str, np.ndarray]) -> Classification:
         counts = np.bincount(targets["label"], minlength=self.head_size)
@@ -110,8 +111,8 @@ class Classification(ClassTask):
 
         Args:
           outputs: logits f32[batch, classes].
-          batch: ``label`` i32[batch], for mixed images what `objectives.mixed` reads, and what the
-            objective does.
+          batch: ``label`` i32[batch], what `finetune_jax.tasks.loss.mixed` reads for mixed images,
+            and what the objective reads (`finetune_jax.tasks.objectives.Given`).
           hyper: ``label_smoothing``: share of the target spread evenly over all classes, in [0, 1).
             None scores.
 

@@ -24,7 +24,8 @@ from finetune_jax.models import StagedModel
 from finetune_jax.models.pretraining import with_projection
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.classification import class_number, require_classes
-from finetune_jax.tasks.objectives import Given, Objective, contrast, parse_loss
+from finetune_jax.tasks.loss import Objective, parse_loss
+from finetune_jax.tasks.objectives import Given, contrast
 
 _TOGETHER = 256
 _NEIGHBOURS = 20

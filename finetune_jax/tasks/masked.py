@@ -22,7 +22,8 @@ from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.models import StagedModel
 from finetune_jax.models.pretraining import masked_autoencoder, patch_order, patches_of, visible
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.objectives import Given, Objective, parse_loss
+from finetune_jax.tasks.loss import Objective, parse_loss
+from finetune_jax.tasks.objectives import Given
 
 
 def masked(

@@ -17,7 +17,8 @@ from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import class_number, require_classes
-from finetune_jax.tasks.objectives import MULTI, parse_loss
+from finetune_jax.tasks.loss import parse_loss
+from finetune_jax.tasks.objectives import MULTI
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.ordinal import weighted_kappa
 from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import class_number, require_classes
-from finetune_jax.tasks.objectives import mixed
+from finetune_jax.tasks.loss import mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Ordinal(ClassTask):
 
         Args:
           outputs: logits f32[batch, classes - 1].
-          batch: ``label`` i32[batch], and what `objectives.mixed` reads.
+          batch: ``label`` i32[batch], and what `finetune_jax.tasks.loss.mixed` reads.
           hyper: unused.
         """
         del hyper

@@ -17,7 +17,8 @@ from finetune_jax.errors import UserError
 from finetune_jax.metrics import regression as metrics
 from finetune_jax.metrics.intervals import bootstrap_pairs
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.objectives import REAL, parse_loss
+from finetune_jax.tasks.loss import parse_loss
+from finetune_jax.tasks.objectives import REAL
 
 
 def real_value(label: Any) -> np.ndarray:

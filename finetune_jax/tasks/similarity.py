@@ -23,7 +23,8 @@ from finetune_jax.metrics import regression as metrics
 from finetune_jax.metrics.classification import auroc
 from finetune_jax.metrics.intervals import bootstrap_pairs
 from finetune_jax.tasks.base import Batch, Task
-from finetune_jax.tasks.objectives import Given, parse_loss
+from finetune_jax.tasks.loss import parse_loss
+from finetune_jax.tasks.objectives import Given
 from finetune_jax.tasks.regression import real_value
 
 

@@ -11,8 +11,9 @@ from finetune_jax.errors import UserError
 from finetune_jax.models.pretraining import patch_order, patches_of, visible
 from finetune_jax.tasks import Classification, MultiLabel, Ordinal, Regression, Similarity
 from finetune_jax.tasks.contrastive import SimCLR, SupCon, ntxent
+from finetune_jax.tasks.loss import mixed, parse_loss
 from finetune_jax.tasks.masked import MaskedPixels, masked
-from finetune_jax.tasks.objectives import MULTI, REAL, SINGLE, contrast, mixed, parse_loss
+from finetune_jax.tasks.objectives import MULTI, REAL, SINGLE, contrast
 from finetune_jax.tasks.similarity import contrastive, cosine
 
 RANDOM = np.random.default_rng(0)

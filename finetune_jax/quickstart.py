@@ -5,16 +5,21 @@ python -m finetune_jax.quickstart --config=configs/quickstart.py --workdir=DIR
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune_jax.schemes import Plan
+    from finetune_jax.setup import Setup
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the runs; made anew.")
@@ -22,10 +27,10 @@ flags.mark_flag_as_required("config")
 
 
 def make_anew(folder: Path) -> None:
-    """Clears a folder of an earlier quickstart, which shows the whole job every time.
+    """Removes what an earlier quickstart wrote to a folder, and creates the folder.
 
     Raises:
-      UserError: the folder is somebody else's.
+      UserError: the folder holds files that no quickstart has written.
     """
     marker = folder / ".quickstart"
     if folder.exists() and any(folder.iterdir()) and not marker.is_file():
@@ -37,11 +42,11 @@ def make_anew(folder: Path) -> None:
     marker.write_text("The next quickstart removes this folder.\n")
 
 
-def _row(result: dict[str, Any], plan: Any) -> list[str]:
+def _row(result: dict[str, Any], plan: Plan) -> list[str]:
     from finetune_jax.tables import count, size
 
-    trainable = sum(_scalars(leaf.shape) for leaf in plan.leaves if leaf.trains)
-    total = sum(_scalars(leaf.shape) for leaf in plan.leaves)
+    trainable = sum(math.prod(leaf.shape) for leaf in plan.leaves if leaf.trains)
+    total = sum(math.prod(leaf.shape) for leaf in plan.leaves)
     test = result["test"]
     return [
         result["scheme"],
@@ -54,12 +59,6 @@ def _row(result: dict[str, Any], plan: Any) -> list[str]:
     ]
 
 
-def _scalars(shape: tuple[int, ...]) -> int:
-    import math
-
-    return math.prod(shape)
-
-
 def main(_: Sequence[str]) -> None:
     """The command."""
     from finetune_jax.artifact import Artifact
@@ -70,7 +69,8 @@ def main(_: Sequence[str]) -> None:
     from finetune_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)
-    path = flags.FLAGS["config"].config_filename
+    # The flag of ml_collections has the path; the class of all flags does not.
+    path = cast(Any, flags.FLAGS["config"]).config_filename
     results, rows = [], []
     schemes = cli.config_constant(path, "QUICKSTART")
     folders = [workdir / re.sub(r"\W+", "_", scheme).strip("_") for scheme in schemes]
@@ -112,7 +112,7 @@ def main(_: Sequence[str]) -> None:
     )
 
 
-def _write_test_image(setup: Any, path: Path) -> str:
+def _write_test_image(setup: Setup, path: Path) -> str:
     """Writes the first test image as a file; returns its class name."""
     from PIL import Image
 

@@ -6,14 +6,12 @@ A door is a name ``package.module:name``, see `finetune_jax.doors`. ``artifact.j
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
+from finetune_jax import deltas, schemes
 from finetune_jax.doors import DOOR, is_door, provider, require_allowed
 from finetune_jax.progress import say
-
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def doors_to_import(card: dict[str, Any]) -> tuple[str, ...]:
@@ -24,23 +22,24 @@ def doors_to_import(card: dict[str, Any]) -> tuple[str, ...]:
     """
     task = card.get("task", {})
     names = [
-        card.get("model", {}).get("name"),
-        card.get("base", {}).get("name_map"),
-        task.get("name"),
-        *(delta.get("kind") for delta in card.get("deltas", ())),
-        *_doors_in(task.get("loss")),
+        str(card.get("model", {}).get("name")),
+        str(card.get("base", {}).get("name_map")),
+        str(task.get("name")),
     ]
-    return tuple(dict.fromkeys(name for name in names if is_door(str(name))))
+    doors = [name for name in names if is_door(name)]
+    doors += deltas.doors_of(card.get("deltas", ()))
+    doors += DOOR.findall(str(task.get("loss", "")))
+    return tuple(dict.fromkeys(doors))
 
 
 def providers_of(card: dict[str, Any]) -> list[dict[str, str]]:
     """`finetune_jax.doors.provider` of each door of an artifact, the scheme's terms included."""
-    scheme = _doors_in(card.get("plan", {}).get("scheme"))
-    return [provider(door) for door in dict.fromkeys((*doors_to_import(card), *scheme))]
+    doors = dict.fromkeys((*doors_to_import(card), *schemes.doors_of(card["plan"])))
+    return [provider(door) for door in doors]
 
 
 def check_providers(card: dict[str, Any], allow_imports: Iterable[str], file: str) -> None:
-    """Refuses doors that nobody allowed; says which packages have another version than recorded.
+    """Refuses doors that are not allowed, and says which packages changed their version.
 
     Args:
       card: content of ``artifact.json``.
@@ -55,18 +54,13 @@ def check_providers(card: dict[str, Any], allow_imports: Iterable[str], file: st
     for recorded in card.get("providers", ()):
         if recorded.get("door") not in needed:
             continue
-        installed = provider(recorded["door"])["version"]
-        if installed != recorded.get("version"):
+        installed = provider(recorded["door"])
+        if installed["version"] != recorded.get("version"):
             say(
-                f"{file} was made with {recorded.get('package')} {_version(recorded)}, installed "
-                f"is {installed or 'no version'}: {recorded['door']} may differ"
+                f"{file}: {recorded['door']} was recorded with {_shown(recorded)}, and "
+                f"{_shown(installed)} is installed: results may differ"
             )
 
 
-def _version(recorded: dict[str, str]) -> str:
-    return recorded.get("version") or "without a version"
-
-
-def _doors_in(text: Any) -> list[str]:
-    """The doors that a text of calls names outside of its quoted arguments."""
-    return DOOR.findall(_QUOTED.sub("''", text)) if isinstance(text, str) else []
+def _shown(provider: dict[str, str]) -> str:
+    return f"{provider.get('package')} {provider.get('version') or 'without a version'}"

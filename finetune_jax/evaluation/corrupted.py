@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.data.batches import cached
+from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, unavailable
 from finetune_jax.evaluation.evaluator import Evaluator
@@ -66,15 +67,17 @@ def corrupted_scores(
     Raises:
       UserError: not a model of images, unknown names.
     """
-    if evaluator.preprocess.kind != "image":
+    preprocess = evaluator.preprocess
+    # The kind tells a model of single images from a model of pairs, whose class is derived.
+    if not isinstance(preprocess, ImagePreprocess) or preprocess.kind != "image":
         raise UserError(
-            f"--corruptions: expected a model of images, found one of {evaluator.preprocess.kind}s"
+            f"--corruptions: expected a model of images, found a model of {preprocess.kind}s"
         )
     chosen, levels = parse_corruptions(names), parse_severities(severities)
     metric = evaluator.task.metric
     data = evaluator.config.data
     examples = cached(evaluator.examples(split), evaluator.encode, data.cache_bytes, data.workers)
-    swap = slice(None, None, -1 if evaluator.preprocess.channels == "bgr" else 1)
+    swap = slice(None, None, -1 if preprocess.channels == "bgr" else 1)
 
     def measure(name: str | None, level: int = 0) -> float:
         first = 0

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.deltas import merge, unmergeable
+from finetune_jax.deltas import Adapted, merge, unmergeable
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.evaluation.scores import forward_all
@@ -105,8 +105,7 @@ def parameter_movement(evaluator: Evaluator, base: Start) -> list[dict[str, Any]
       not be folded in.
     """
     model, variables = evaluator.model, evaluator.variables
-    deltas = getattr(model, "deltas", ())
-    if deltas and not unmergeable(model.model, deltas):
+    if isinstance(model, Adapted) and not unmergeable(model.model, model.deltas):
         variables, _ = merge(model, variables)
     now, then = tree.flatten(variables["params"]), tree.flatten(base.variables["params"])
     rows = []

@@ -73,7 +73,7 @@ class _Named:
     """Puts `identity` into a batch; a part of an `Encoder`, so that workers can do it."""
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"identity": np.uint64(identity(example))}
+        return {"identity": np.asarray(identity(example), np.uint64)}
 
 
 def predict_split(evaluator: Evaluator, split: str) -> Predictions:
@@ -106,15 +106,15 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
         "split_sha256": predictions.split_sha256,
         **predictions.about,
     }
+    arrays: dict[str, Any] = {
+        "example": predictions.example,
+        "about": np.array(json.dumps(about)),
+        **{f"observed/{name}": x for name, x in predictions.observed.items()},
+    }
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                example=predictions.example,
-                about=np.array(json.dumps(about)),
-                **{f"observed/{name}": x for name, x in predictions.observed.items()},
-            )
+            np.savez_compressed(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write there: {error.strerror}") from None

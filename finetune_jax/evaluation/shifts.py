@@ -69,7 +69,7 @@ def parse_shifts(text: str) -> dict[str, Shift]:
     Raises:
       UserError: an unknown name.
     """
-    found = {}
+    found: dict[str, Shift] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
         source, at, split = name.rpartition("@")
         if name == "all":

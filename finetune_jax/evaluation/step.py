@@ -64,10 +64,15 @@ def make_eval_step(
             x, batch = task.inputs(jax.random.key(0), lambda key: pipeline(key, raw))
         else:
             x = pipeline.prepare(batch) if start is None else batch["activation"]
-        first = start
-        if task.reads_features:
-            x = model.apply(variables, x, start=start, stop="head")
-            batch, first = {**batch, "features": x}, "head"
-        return task.observe(model.apply(variables, x, start=first), batch)
+        if not task.reads_features:
+            return task.observe(run(variables, x, start), batch)
+        features = run(variables, x, start, "head")
+        return task.observe(run(variables, features, "head"), {**batch, "features": features})
+
+    def run(
+        variables: dict[str, Any], x: Any, start: str | None, stop: str | None = None
+    ) -> jax.Array:
+        outputs: Any = model.apply(variables, x, start=start, stop=stop)
+        return outputs
 
     return eval_step

@@ -49,7 +49,8 @@ def _figure(
     from matplotlib.figure import Figure
 
     drawing = _Drawing()
-    with matplotlib.rc_context(STYLE):
+    # The stubs of matplotlib list each key as a literal, which the keys of a dict constant are not.
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure.subplots(1, columns, **options), drawing

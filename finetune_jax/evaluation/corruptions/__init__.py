@@ -198,6 +198,8 @@ def unavailable() -> dict[str, str]:
 def compiled(name: str, size: int) -> Any:
     """(keys[b], f32[b, size, size, 3], severity - 1) to the same shape, all severities in one."""
     corruption = CORRUPTIONS[name]
+    if corruption.make is None:
+        raise ValueError(f"{name} is made on the host, it has nothing to compile")
     change = corruption.make(corruption.table(size), size)
     return jax.jit(
         lambda keys, images, level: jnp.clip(

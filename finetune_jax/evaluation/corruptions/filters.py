@@ -5,6 +5,8 @@ A smoothing or an enlargement along one axis is a matrix; a picture x becomes M 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def both_axes(matrix: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def gaussian_matrix(
-    size: int, sigma: float, truncate: float = 4.0, mode: str = "edge"
+    size: int, sigma: float, truncate: float = 4.0, mode: Literal["edge", "symmetric"] = "edge"
 ) -> np.ndarray:
     """Gaussian smoothing as a matrix f32[size, size].
 

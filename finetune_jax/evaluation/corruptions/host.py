@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune_jax.errors import UserError
+
 _WATER, _MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
 _CLEARING = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])  # lights edges from below
 
@@ -59,6 +61,8 @@ def _photographs(step: int, size: int) -> tuple[np.ndarray, ...]:
 
     # The package is not imported: that would need all that it depends on.
     spec = importlib.util.find_spec("imagecorruptions")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"frost needs {lacking('frost')}")
     folder = Path(spec.submodule_search_locations[0]) / "frost"
     found = []
     for path in sorted(folder.glob("frost*"))[:5]:

@@ -31,7 +31,9 @@ PUBLISHED = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """The registry's VGG-16 of Keras, but narrow, as ``vgg16_narrow``."""
-    build = functools.partial(VGG, DEPTHS[16], widths=WIDTHS, hidden=HIDDEN, neck_width=8, grid=0)
+    build = functools.partial(
+        VGG, DEPTHS[16], widths=WIDTHS, hidden=HIDDEN, neck_width=8, pool_side=0
+    )
     entry = Entry("vgg16", build, inputs=CAFFE, classes=CLASSES, dropout=True, heads=HEADS)
     monkeypatch.setitem(MODELS, "vgg16_narrow", entry)
 

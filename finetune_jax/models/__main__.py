@@ -2,7 +2,7 @@
 
   python -m finetune_jax.models [NAME-REGEX] [--flops] [--json]
 
-FLOPs are those of XLA's compiled forward pass of one image; they take a compile per model.
+FLOPs are those that XLA estimates for the forward pass of one example.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON array instead of the ta
 
 
 def describe(name: str, *, flops: bool) -> dict[str, Any]:
-    """What the registry and the abstract model say: no weights, no run.
+    """Describes a model from the registry and from its abstract variables, without any weights.
+
+    Args:
+      name: name of the model, see `entry_of`.
+      flops: whether to count the operations of a forward pass.
 
     Returns:
-      ``name``, ``family``, ``parameters``, ``flops`` of a forward pass of one example (None when
-      not asked for), ``input`` (side in pixels, or tokens), ``mean``, ``std``, ``interpolation``,
+      ``name``, ``family``, ``parameters``, ``flops`` of a forward pass of one example (None without
+      `flops`), ``input`` (side in pixels, or tokens), ``mean``, ``std``, ``interpolation``,
       ``crop``, ``channels``, ``classes``, ``labels``, ``weights``, ``licence``.
     """
     import jax
@@ -40,8 +44,8 @@ def describe(name: str, *, flops: bool) -> dict[str, Any]:
     operations = None
     if flops:
         lowered = jax.jit(model.apply).lower(abstract, model.example(entry.image_size))
-        # Of the lowered program: compiling every model would take an hour.
-        operations = int(lowered.cost_analysis()["flops"])
+        # The analysis reads the lowered program, because compiling all models would take an hour.
+        operations = int((lowered.cost_analysis() or {})["flops"])
     inputs = entry.inputs
     return {
         "name": name,

@@ -19,19 +19,19 @@ from finetune_jax.models.staged import StagedModel
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
-# (depth, factor on all widths) of the published weights.
+# (depth, factor of all widths) of the published weights.
 SIZES = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
 
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class StdConv(nn.Conv):
-    """Convolution whose kernel has mean 0 and variance 1 for every output, when it is used.
+    """Convolution that standardises its kernel to mean 0 and variance 1 per output channel.
 
-    The leaf ``kernel`` is the raw one; see `StagedModel.standardised`.
+    The leaf ``kernel`` is the kernel before standardisation; see `StagedModel.standardised`.
 
     Attributes:
-      variance_epsilon: added to the variance.
+      variance_epsilon: number added to the variance.
     """
 
     variance_epsilon: float = 1e-10
@@ -46,7 +46,7 @@ class StdConv(nn.Conv):
 
 
 def _conv(width: int, window: int, stride: int, epsilon: float, dtype: Any) -> StdConv:
-    # "SAME" at stride 2 would pad on the other side than the released weights want.
+    # "SAME" pads unequal sides at stride 2; the released weights need equal padding.
     return StdConv(
         width, (window, window), stride, padding=window // 2, use_bias=False, dtype=dtype,
         kernel_init=_KERNEL_INIT, variance_epsilon=epsilon,
@@ -65,13 +65,13 @@ class Stem(nn.Module):
 
     def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
         del batch_statistics, dropout
-        # The border counts as zeros here, and what is pooled may be negative.
+        # The released weights pool zeros at the border; the padding of max_pool would be -inf.
         x = jnp.pad(self.conv(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
         return nn.max_pool(x, (3, 3), (2, 2))
 
 
 class Shortcut(nn.Module):
-    """1x1 convolution at the start of a layer."""
+    """1x1 convolution on the residual path of the first block of a layer."""
 
     width: int
     stride: int
@@ -89,11 +89,12 @@ class Block(nn.Module):
     """Pre-activation bottleneck: [b, h, w, c] to [b, h/stride, w/stride, width].
 
     Attributes:
-      width: channels of the output; a quarter of them inside.
-      stride: of the 3x3 convolution.
-      first: of its layer: the shortcut is a convolution of what the first norm leaves.
-      groups: of every GroupNorm.
-      epsilon: of the standardised kernels.
+      width: number of output channels; the inner convolutions have a quarter as many.
+      stride: stride of the 3x3 convolution.
+      first: whether the block is the first of its layer. Its shortcut is then a convolution of the
+        activations after the first norm.
+      groups: number of groups of every GroupNorm.
+      epsilon: number added to the variance of the standardised kernels.
       dtype: compute dtype.
     """
 
@@ -128,27 +129,30 @@ class Block(nn.Module):
 
 
 class FinalNorm(nn.GroupNorm):
-    """The last GroupNorm, called like every other stage; ReLU and pooling follow it."""
+    """The last GroupNorm, called like every other stage. `BiT.pool` applies ReLU and pooling."""
 
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+    def __call__(  # type: ignore[override]  # the arguments of a stage
+        self, x: jax.Array, batch_statistics: bool, dropout: bool
+    ) -> jax.Array:
         del batch_statistics, dropout
-        return super().__call__(x)
+        normed: jax.Array = super().__call__(x)
+        return normed
 
 
 class BiT(StagedModel):
     """BiT's ResNet-v2 for images whose sides are at least 32 pixels.
 
     Attributes:
-      depths: blocks per layer.
-      num_classes: rows of the head.
-      widths: channels that leave the blocks of each layer.
-      stem_width: channels of the stem.
-      groups: of every GroupNorm; they divide a quarter of every width.
-      kernel_epsilon: added to the variance of standardised kernels: 1e-10 in the authors' code,
-        1e-8 in timm and transformers.
+      depths: number of blocks per layer.
+      num_classes: number of outputs of the head.
+      widths: number of output channels of the blocks of each layer.
+      stem_width: number of channels of the stem.
+      groups: number of groups of every GroupNorm; a divisor of a quarter of every width.
+      kernel_epsilon: number added to the variance of the standardised kernels: 1e-10 in the
+        authors' code, 1e-8 in timm and transformers.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the networks have none.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0: the published networks have no dropout.
     """
 
     depths: tuple[int, ...]
@@ -180,7 +184,7 @@ class BiT(StagedModel):
                 stride = 2 if i and not j else 1
                 setattr(self, f"layer{i + 1}_block{j}", block(width, stride, not j, *shared))
         self.norm = FinalNorm(self.groups, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
-        # Logits in f32 whatever the compute dtype: the loss needs them.
+        # Logits are f32 with any compute dtype, because the loss needs that precision.
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: jax.Array) -> jax.Array:
@@ -192,7 +196,7 @@ def _entry(depth: int, factor: int) -> Entry:
     return Entry(
         "bit",
         functools.partial(BiT, DEPTHS[depth], widths=widths, stem_width=64 * factor),
-        # As they were fine-tuned from ImageNet-21k to ImageNet-1k.
+        # The sizes at which the weights were fine-tuned from ImageNet-21k to ImageNet-1k.
         inputs=Inputs(480 if factor == 4 else 448, HALF, HALF, "bilinear", 1.0),
         weights=(f"hf:timm/resnetv2_{depth}x{factor}_bit.goog_in21k_ft_in1k",),
         licence="Apache-2.0",

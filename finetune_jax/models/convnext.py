@@ -1,8 +1,8 @@
 """ConvNeXt of Liu et al. 2022 (arXiv 2201.03545) and V2 of Woo et al. 2023 (arXiv 2301.00808).
 
-Stages: ``stem``, ``stage0_block0`` …, ``norm`` (which takes the mean over positions first),
-``head``. The downsampling before a layer of blocks is part of its first block. GELU is the exact
-(erf) form and LayerNorm's epsilon 1e-6.
+Stages: ``stem``, ``stage0_block0`` …, ``norm`` (mean over positions, then LayerNorm), ``head``. The
+first block of a layer includes the downsampling. GELU is the exact (erf) form, and the epsilon of
+LayerNorm is 1e-6.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD, Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
-# Blocks and channels of the four layers.
+# Numbers of blocks and numbers of channels of the four layers, by size.
 SIZES = {
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
     "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
@@ -38,13 +38,13 @@ def _norm(dtype: Any) -> nn.LayerNorm:
 
 
 def _conv(width: int, window: int, dtype: Any) -> nn.Conv:
-    """A convolution whose windows lie side by side."""
+    """A convolution with windows that do not overlap."""
     size = (window, window)
     return nn.Conv(width, size, size, padding="VALID", dtype=dtype, kernel_init=_KERNEL_INIT)
 
 
 class Stem(nn.Module):
-    """Patches and LayerNorm: [b, h, w, 3] to [b, h/patch, w/patch, width]."""
+    """Patch embedding and LayerNorm: [b, h, w, 3] to [b, h/patch, w/patch, width]."""
 
     width: int
     patch: int
@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor per channel (Touvron et al. 2021, arXiv 2103.17239), 1e-6 at the start."""
+    """A learned factor per channel, initially 1e-6 (Touvron et al. 2021, arXiv 2103.17239)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,10 +83,11 @@ class LayerScale(nn.Module):
 
 
 class ResponseNorm(nn.Module):
-    """Global response normalisation: channels compete by their length over positions.
+    """Global response normalisation (Woo et al. 2023, arXiv 2301.00808, section 3.2).
 
-    x + gamma x n + beta, n being a channel's length over the mean length. Neither gamma nor beta is
-    the scale or the bias of what leaves this layer, so they are not called so.
+    The output is x + gamma x n + beta, where n is the L2 norm of a channel over all positions,
+    divided by the mean of these norms over channels. The leaves are not called ``scale`` and
+    ``bias``, because gamma and beta do not scale and shift the layer's whole output.
     """
 
     @nn.compact
@@ -100,12 +101,15 @@ class ResponseNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise 7x7, LayerNorm, dense to four times the width, GELU, dense back; residual.
+    """Residual block: 7x7 depthwise, LayerNorm, dense to four times the width, GELU, dense.
+
+    [b, h, w, c] to [b, h, w, width], or to [b, h/2, w/2, width] with `downsample_first`.
 
     Attributes:
-      width: channels.
-      downsample_first: halve the sides before, from any number of channels.
-      version: 1 scales the branch by channel, 2 normalises responses inside it.
+      width: number of channels.
+      downsample_first: whether the block starts with a `Downsample`.
+      version: 1 for a `LayerScale` at the end of the residual branch, 2 for a `ResponseNorm` after
+        the GELU.
       dtype: compute dtype.
     """
 
@@ -142,23 +146,26 @@ class Block(nn.Module):
 class PooledNorm(nn.LayerNorm):
     """Mean over positions, then LayerNorm: [b, h, w, c] to [b, c]."""
 
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+    def __call__(  # type: ignore[override]  # the arguments of a stage
+        self, x: jax.Array, batch_statistics: bool, dropout: bool
+    ) -> jax.Array:
         del batch_statistics, dropout
-        return super().__call__(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+        normed: jax.Array = super().__call__(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+        return normed
 
 
 class ConvNeXt(StagedModel):
     """ConvNeXt for images whose sides are at least 32 pixels.
 
     Attributes:
-      depths: blocks per layer.
-      widths: channels per layer.
-      num_classes: rows of the head.
+      depths: number of blocks per layer.
+      widths: number of channels per layer.
+      num_classes: number of outputs of the head.
       version: 1 or 2, see `Block`.
       patch: side of the stem's patches in pixels.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the networks have none.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0: the published networks have no dropout.
     """
 
     depths: tuple[int, ...]
@@ -187,14 +194,14 @@ class ConvNeXt(StagedModel):
                 first = i > 0 and j == 0
                 setattr(self, f"stage{i}_block{j}", block(width, first, self.version, self.dtype))
         self.norm = PooledNorm(epsilon=1e-6, dtype=self.dtype)
-        # Logits in f32 whatever the compute dtype: the loss needs them.
+        # Logits are f32 with any compute dtype, because the loss needs that precision.
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=_KERNEL_INIT)
 
     def pool(self, x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32)
 
 
-# timm's names of weights trained on ImageNet-1k alone, by V1 size.
+# The training recipe in timm's names of weights that saw ImageNet-1k only, by V1 size.
 _TIMM = {"atto": "d2", "femto": "d1", "pico": "d1"}
 
 
@@ -205,7 +212,7 @@ def _entry(version: int, size: str) -> Entry:
     weights = [f"hf:timm/{name}_{size}.{recipe}_in1k"]
     if recipe in ("fb", "fcmae_ft"):
         weights.append(f"hf:facebook/{name}-{size}{'-1k' * (version == 2)}-224")
-    # timm keeps the dense layers of its small sizes as 1x1 convolutions.
+    # timm stores the dense layers of its small sizes as 1x1 convolutions.
     form = "_1x1" if size in ("atto", "femto", "pico", "nano") else ""
     return Entry(
         f"{name}{form}",

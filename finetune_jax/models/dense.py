@@ -1,4 +1,4 @@
-"""Models that answer per place instead of per image: the head reads a grid, not its average."""
+"""Models with outputs per position: the head reads a grid of features, and not their mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_jax.models.staged import StagedModel
 
 
 class Neck(nn.Module):
-    """3x3 convolution and ReLU over a grid, [b, h, w, c] to [b, h, w, width]."""
+    """3x3 convolution and ReLU, [b, h, w, c] to [b, h, w, width]."""
 
     width: int
     dtype: Any = jnp.float32
@@ -27,24 +27,24 @@ class Neck(nn.Module):
 
 
 def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
-    """The same model whose head answers at every place of the last stage's grid.
+    """A model with the same stages, whose head gives outputs at every position of the grid.
 
     Args:
-      model: whose stages keep a grid up to the head: convolutions, or patch tokens.
-      size: side of its images in pixels.
-      neck: width of a convolution before the head, the stage ``grid_neck``; 0 for a linear head.
+      model: a model that keeps a grid up to its head: convolutions, or patch tokens.
+      size: side of the input images in pixels.
+      neck: width of a convolution before the head, in the stage ``grid_neck``; 0 for a linear head.
 
     Returns:
-      A model of the same parameters (and the neck's) whose outputs are f32[batch, rows, columns,
-      classes].
+      A model with the same parameters, and those of the neck, whose outputs are f32[batch, rows,
+      columns, classes].
 
     Raises:
-      UserError: the model averages before its last stages.
+      UserError: the model averages over positions before its last stages.
     """
-    made = _class_of(type(model), neck)(**fields_of(model))
+    wrapped = _class_of(type(model), neck)(**fields_of(model))  # type: ignore[arg-type]  # hashable
     try:
         shape = jax.eval_shape(
-            lambda key: made.init_with_output(key, made.example(size))[0], jax.random.key(0)
+            lambda key: wrapped.init_with_output(key, wrapped.example(size))[0], jax.random.key(0)
         ).shape
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -52,16 +52,16 @@ def per_place(model: StagedModel, size: int, neck: int = 0) -> StagedModel:
         ) from None
     if len(shape) != 4:
         raise UserError(f"{type(model).__name__} has no grid of features at its end")
-    return made
+    return wrapped
 
 
-# One class per model class and neck, so that equal models stay equal.
+# Cached: two models are equal only if their classes are the same object.
 @functools.cache
 def _class_of(base: type[StagedModel], neck: int) -> type[StagedModel]:
-    class PerPlace(base):
+    class PerPlace(base):  # type: ignore[valid-type, misc]  # a base class chosen at run time
         @property
         def stages(self) -> tuple[str, ...]:
-            names = super().stages
+            names: tuple[str, ...] = super().stages
             return (*names[:-1], "grid_neck", "head") if neck else names
 
         @property
@@ -70,7 +70,7 @@ def _class_of(base: type[StagedModel], neck: int) -> type[StagedModel]:
 
         @property
         def fresh_stages(self) -> dict[str, str]:
-            new = {"grid_neck": "this head has a convolution of its own"} if neck else {}
+            new = {"grid_neck": "the head of this task has its own convolution"} if neck else {}
             return {**super().fresh_stages, **new}
 
         def setup(self) -> None:

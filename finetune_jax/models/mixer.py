@@ -1,8 +1,8 @@
 """MLP-Mixer of Tolstikhin et al. 2021 (arXiv 2105.01601): dense layers over tokens, then channels.
 
-Stages: ``stem`` (patch embedding), ``block_0`` …, ``norm``, ``head``. LayerNorm's epsilon is 1e-6.
-The published weights were trained in Flax with the tanh form of GELU; timm evaluates them with the
-exact (erf) form, and so does this module.
+Stages: ``stem`` (patch embedding), ``block_0`` …, ``norm``, ``head``. The epsilon of LayerNorm is
+1e-6. The published weights were trained in Flax with the tanh form of GELU. This module uses the
+exact (erf) form, with which timm evaluates the same weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finetune_jax.models.registry import HALF, Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 from finetune_jax.models.vit_layers import FinalNorm
 
-# Width and depth; tokens are mixed at half the width, channels at four times it.
+# (width, depth) by size. The hidden layer over tokens has half the width, over channels four times.
 SIZES = {"s": (512, 8), "b": (768, 12), "l": (1024, 24)}
 
 
@@ -38,11 +38,11 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Mixes tokens, then channels, of [b, tokens, width].
+    """Mixes tokens, then channels; shape [b, tokens, width].
 
     Attributes:
-      token_inner, inner: hidden widths over tokens and over channels.
-      dropout: rate after each dense layer.
+      token_inner, inner: hidden widths of the dense layers over tokens and over channels.
+      dropout: dropout rate after each dense layer.
       dtype: compute dtype.
     """
 
@@ -69,18 +69,18 @@ class Block(nn.Module):
 
 
 class Mixer(StagedModel):
-    """MLP-Mixer; weights fit the one image size that they were trained with.
+    """MLP-Mixer. Weights fit no other image size than the one of their training.
 
     Attributes:
-      width: of a token.
+      width: number of channels of a token.
       depth: number of blocks.
       patch: side of a patch in pixels.
-      num_classes: rows of the head.
+      num_classes: number of outputs of the head.
       token_inner: hidden width over tokens; 0 for half the width.
       inner: hidden width over channels; 0 for four times the width.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: rate after each dense layer of a block, in [0, 1).
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: dropout rate after each dense layer of a block, in [0, 1).
     """
 
     width: int

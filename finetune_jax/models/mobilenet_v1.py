@@ -1,7 +1,7 @@
-"""MobileNet of Howard et al. 2017 (arXiv 1704.04861), as tf.keras.applications has it.
+"""MobileNet of Howard et al. 2017 (arXiv 1704.04861), in the form of tf.keras.applications.
 
-Stages: ``stem``, ``block_0`` … ``block_12``, ``head``; a block is a 3x3 convolution by channel and
-a 1x1 convolution, each followed by BatchNorm and ReLU6.
+Stages: ``stem``, ``block_0`` … ``block_12``, ``head``. A block is a 3x3 depthwise convolution and a
+1x1 convolution, each followed by BatchNorm and ReLU6.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import HALF, Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
-# Channels and stride of the blocks: table 1 of the paper.
+# (channels, stride) of the blocks: table 1 of the paper.
 LAYOUT = (
     (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1),
     (512, 1), (512, 1), (1024, 2), (1024, 1),
@@ -56,7 +56,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        # At stride 2 Keras pads the far side alone, whatever the size.
+        # At stride 2, Keras pads only the bottom and the right, at any image size.
         padding = 1 if self.stride == 1 else ((0, 1), (0, 1))
         self.depthwise = nn.Conv(
             self.inputs, (3, 3), self.stride, padding=padding, use_bias=False,
@@ -73,15 +73,15 @@ class Block(nn.Module):
 
 
 class MobileNetV1(StagedModel):
-    """MobileNet; any image size.
+    """MobileNet for any image size.
 
     Attributes:
-      num_classes: rows of the head.
-      multiplier: of all widths, which are cut to whole numbers.
+      num_classes: number of outputs of the head.
+      multiplier: factor of all widths, which are rounded down.
       layout: (channels, stride) of each block.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the published rate is 0.001.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0; the published rate is 0.001.
     """
 
     num_classes: int

@@ -1,9 +1,9 @@
 """MobileNetV2 of Sandler et al. 2018 (arXiv 1801.04381): inverted residuals, linear bottlenecks.
 
 Stages: ``stem``, ``block_0`` … ``block_16``, ``top`` (1x1 convolution, pooling), ``head``. The
-released weights disagree in four ways, which are fields here: padding (PyTorch's symmetric, or
-TensorFlow's), BatchNorm's constants, whether activations are capped at 6, and whether the first
-block, whose expansion is 1, has an expanding convolution at all.
+released weights differ in four options, which are fields here: padding (PyTorch's symmetric
+padding, or TensorFlow's), the constants of BatchNorm, whether activations are capped at 6, and
+whether the first block, whose expansion is 1, has an expanding convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import HALF, Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
-# Expansion, channels, blocks and the first block's stride: table 2 of the paper.
+# (expansion, channels, number of blocks, stride of the first block): table 2 of the paper.
 LAYOUT = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
     (6, 320, 1, 1),
@@ -29,18 +29,18 @@ _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def channels(count: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth below `count`, at least 8."""
+    """Nearest multiple of 8 that is at least 0.9 times `count`, and at least 8."""
     rounded = max(8, int(count + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * count else rounded + 8
 
 
 class Constants(nn.Module):
-    """What the convolutions and norms of one model share; see `MobileNetV2`.
+    """Options that all convolutions and norms of one model share; see `MobileNetV2`.
 
     Attributes:
-      same: TensorFlow's padding instead of PyTorch's.
-      capped: ReLU6 instead of ReLU.
-      epsilon, momentum: of BatchNorm.
+      same: True for TensorFlow's padding, False for PyTorch's.
+      capped: True for ReLU6, False for ReLU.
+      epsilon, momentum: constants of BatchNorm.
       dtype: compute dtype.
     """
 
@@ -51,18 +51,18 @@ class Constants(nn.Module):
     dtype: Any = jnp.float32
 
     def act(self, x: jax.Array) -> jax.Array:
-        """The activation after every norm but a block's last."""
+        """The activation that follows every norm but the last of a block."""
         return nn.relu6(x) if self.capped else nn.relu(x)
 
     def conv(self, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv:
-        """A convolution without bias."""
+        """A square convolution without bias."""
         return nn.Conv(
             width, (size, size), stride, "SAME" if self.same else size // 2, use_bias=False,
             feature_group_count=groups, dtype=self.dtype, kernel_init=_KERNEL_INIT,
         )  # fmt: skip
 
     def norm(self) -> nn.BatchNorm:
-        """The BatchNorm after it."""
+        """A BatchNorm."""
         return nn.BatchNorm(momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
 
 
@@ -81,7 +81,7 @@ class Stem(Constants):
 
 
 class Block(Constants):
-    """Inverted residual: expand by 1x1, 3x3 by channel, project by 1x1 without activation.
+    """Inverted residual: 1x1 convolution that expands, 3x3 depthwise, 1x1 without activation.
 
     [b, h, w, inputs] to [b, h/stride, w/stride, width]; `inner` is the expanded width.
     """
@@ -114,7 +114,7 @@ class Block(Constants):
 class Top(Constants):
     """1x1 convolution, BatchNorm, ReLU6, mean over the image, dropout: [b, h, w, c] to [b, width].
 
-    The pooling is part of the stage because the published dropout comes after it.
+    The mean is part of the stage, because the published dropout follows the mean.
     """
 
     width: int = 1280
@@ -131,19 +131,19 @@ class Top(Constants):
 
 
 class MobileNetV2(StagedModel):
-    """MobileNetV2; any image size.
+    """MobileNetV2 for any image size.
 
     Attributes:
-      num_classes: rows of the head.
-      multiplier: of all widths; the top's 1280 never shrinks.
-      layout: (expansion, channels, blocks, first stride) of each run of blocks.
-      same: TensorFlow's padding, which at stride 2 pads the far side alone.
-      capped: activations end at 6, as in the paper.
-      expand_first: a block of expansion 1 has an expanding convolution too.
-      epsilon, momentum: of BatchNorm; the momentum is the share that the running value keeps.
+      num_classes: number of outputs of the head.
+      multiplier: factor of all widths; the width of ``top`` is at least 1280.
+      layout: (expansion, channels, number of blocks, stride of the first block) of each group.
+      same: True for TensorFlow's padding, which at stride 2 pads only the bottom and the right.
+      capped: whether activations are capped at 6, as in the paper.
+      expand_first: whether a block of expansion 1 has an expanding convolution too.
+      epsilon, momentum: constants of BatchNorm; the momentum is the weight of the old statistics.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: rate before the head, in [0, 1).
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: dropout rate before the head, in [0, 1).
     """
 
     num_classes: int
@@ -207,7 +207,7 @@ ENTRIES = {
         )
         for percent, recipe in ((50, "lamb"), (100, "ra"), (140, "ra"))
     },
-    # tf.keras.applications: values in [-1, 1], the picture resized whole.
+    # tf.keras.applications: values in [-1, 1], and the whole image is resized without a crop.
     "mobilenetv2_100_keras": _entry(
         Inputs(224, HALF, HALF, crop=0),
         ("keras:mobilenet_v2",),
@@ -215,7 +215,7 @@ ENTRIES = {
         momentum=0.999,
         **_TENSORFLOW,
     ),
-    # The TensorFlow originals as transformers has them.
+    # The original TensorFlow weights, in the form of transformers.
     "mobilenetv2_100_tf": dataclasses.replace(
         _entry(
             Inputs(224, HALF, HALF),

@@ -1,6 +1,7 @@
-"""Models as self-supervised pre-training calls them: a projection head, or a masked autoencoder.
+"""Models for self-supervised pre-training: with a projection head, or as a masked autoencoder.
 
-Each is the model itself with one stage more, so that its other leaves load back into it.
+Each of them is a model with one more stage. All other leaves have the same paths as before, so that
+they can be loaded into the plain model.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from finetune_jax.models.vit_layers import Block
 
 
 def fields_of(model: StagedModel) -> dict[str, Any]:
-    """What a model of the same fields is made of."""
+    """The fields of a model as keywords, with which another class can be built."""
     names = [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
     return {name: getattr(model, name) for name in names}
 
 
 class Projection(nn.Module):
-    """Dense layer and ReLU over features, f32[b, w] to f32[b, width]."""
+    """Dense layer and ReLU, f32[b, features] to f32[b, width]."""
 
     width: int
 
@@ -38,21 +39,23 @@ class Projection(nn.Module):
 
 
 def with_projection(model: StagedModel, hidden: int) -> StagedModel:
-    """The model with a hidden layer of a width before its head; itself for 0."""
-    return _projected(type(model), hidden)(**fields_of(model)) if hidden else model
+    """The model with a hidden layer before its head; the same model for a width `hidden` of 0."""
+    if not hidden:
+        return model
+    return _projected(type(model), hidden)(**fields_of(model))  # type: ignore[arg-type]  # hashable
 
 
-# One class per model class and width, here and below, so that equal models stay equal.
+# Cached, here and below: two models are equal only if their classes are the same object.
 @functools.cache
 def _projected(base: type[StagedModel], hidden: int) -> type[StagedModel]:
-    class Projected(base):
+    class Projected(base):  # type: ignore[valid-type, misc]  # a base class chosen at run time
         @property
         def stages(self) -> tuple[str, ...]:
             return (*super().stages[:-1], "projection", "head")
 
         @property
         def pools_before(self) -> str:
-            before = super().pools_before
+            before: str = super().pools_before
             return "projection" if before == "head" else before
 
         @property
@@ -70,11 +73,11 @@ def _projected(base: type[StagedModel], hidden: int) -> type[StagedModel]:
 class Decoder(nn.Module):
     """Encoded visible patches to features of all patches: [b, prefix + v, w] to f[b, n, width].
 
-    Where nothing was seen stands a learned token; positions are learned.
+    A learned token takes the place of each masked patch. Positions are learned.
 
     Attributes:
-      width, depth, heads: of its blocks.
-      prefix: tokens before the patches, which blocks see and the output leaves out.
+      width, depth, heads: width, number and attention heads of the decoder's blocks.
+      prefix: number of tokens before the patches, which the blocks read and the output leaves out.
       dtype: compute dtype.
     """
 
@@ -108,12 +111,12 @@ class Decoder(nn.Module):
 
 
 def patch_order(key: jax.Array, count: int, patches: int) -> jax.Array:
-    """A random order of the patches of each image, i32[count, patches]; the first are seen."""
+    """A random order of the patches of each image, i32[count, patches]; visible patches first."""
     return jnp.argsort(jax.random.uniform(key, (count, patches)), axis=1)
 
 
 def visible(patches: int, mask: float) -> int:
-    """How many patches the encoder sees when a share of them is masked: at least 1, not all."""
+    """Number of patches that stay visible when the fraction `mask` is masked: 1 to patches - 1."""
     return min(max(round(patches * (1 - mask)), 1), patches - 1)
 
 
@@ -122,15 +125,16 @@ def masked_autoencoder(
 ) -> StagedModel:
     """A Vision Transformer as the encoder of a masked autoencoder (He et al., arXiv 2111.06377).
 
-    Called with ``{"image": f32[b, size, size, 3], "key": PRNG key}`` it encodes the patches that
-    `patch_order` puts first and answers f32[b, patches, 3 * patch²] for all of them; called with
-    images alone it sees every patch. Between its stages goes the pair (tokens, order i32[b, n]).
+    Called with ``{"image": f32[b, size, size, 3], "key": PRNG key}``, the autoencoder encodes the
+    patches that `patch_order` puts first, and predicts f32[b, patches, 3 * patch²] for all
+    patches. Called with images alone, the model encodes every patch. The value between two stages
+    is the pair (tokens, order i32[b, n]).
 
     Args:
-      model: a `ViT` that pools after its last norm, or not by a stage of its own.
-      size: side of its images in pixels.
-      mask: share of the patches that are hidden, in (0, 1).
-      width, depth, heads: of the decoder.
+      model: a `ViT` whose tokens are not pooled before its head.
+      size: side of the input images in pixels.
+      mask: fraction of the patches that are masked, in (0, 1).
+      width, depth, heads: width, number and attention heads of the decoder's blocks.
 
     Raises:
       UserError: another model, fewer than two patches, or heads that do not divide the width.
@@ -138,22 +142,22 @@ def masked_autoencoder(
     if not isinstance(model, ViT) or model.pooling == "map" or model.norm_pooled:
         name = type(model).__name__
         raise UserError(
-            f"task.name: masked pre-training needs a Vision Transformer whose tokens stay apart up "
-            f"to its head, not {name}; expected vit_ti16 or the like"
+            f"task.name: masked pre-training needs a Vision Transformer whose tokens are not "
+            f"pooled before its head, such as vit_ti16; found {name}"
         )
     if width % heads:
         raise UserError(f"task.loss: {heads} heads do not divide the decoder's width {width}")
     if size // model.patch < 2:
         raise UserError(
-            f"data.image_size: {size} pixels are one patch of {model.patch}; expected several"
+            f"data.image_size: {size} pixels are one patch of {model.patch}; expected at least two"
         )
-    made = _masked(type(model), mask, width, depth, heads)
-    return made(**{**fields_of(model), "num_classes": 3 * model.patch**2})
+    masked = _masked(type(model), mask, width, depth, heads)  # type: ignore[arg-type]  # hashable
+    return masked(**{**fields_of(model), "num_classes": 3 * model.patch**2})
 
 
 @functools.cache
 def _masked(base: type[ViT], mask: float, width: int, depth: int, heads: int) -> type[ViT]:
-    class Masked(base):
+    class Masked(base):  # type: ignore[valid-type, misc]  # a base class chosen at run time
         @property
         def stages(self) -> tuple[str, ...]:
             return (*super().stages[:-1], "decoder", "head")
@@ -168,10 +172,13 @@ def _masked(base: type[ViT], mask: float, width: int, depth: int, heads: int) ->
 
         @property
         def _before(self) -> int:
-            return self.has_class_token + self.registers
+            """Number of tokens before the patches."""
+            return int(self.has_class_token + self.registers)
 
-        def _see(self, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            """(tokens that are encoded, order of the patches)."""
+        def _visible_tokens(
+            self, tokens: jax.Array, key: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array]:
+            """Returns (tokens to encode, order of the patches)."""
             before, patches = tokens[:, : self._before], tokens[:, self._before :]
             count, n = patches.shape[:2]
             if key is None:
@@ -197,7 +204,7 @@ def _masked(base: type[ViT], mask: float, width: int, depth: int, heads: int) ->
                 switches = (name in mode.batch_statistics, name in mode.dropout)
                 if name == "stem":
                     images, key = (x["image"], x["key"]) if isinstance(x, Mapping) else (x, None)
-                    x = self._see(stage(images, *switches), key)
+                    x = self._visible_tokens(stage(images, *switches), key)
                 elif name == "decoder":
                     x = stage(*x)
                 elif name == "head":
@@ -211,7 +218,7 @@ def _masked(base: type[ViT], mask: float, width: int, depth: int, heads: int) ->
 
 
 def patches_of(images: jax.Array, count: int) -> jax.Array:
-    """f32[b, size, size, 3] cut into `count` patches, row by row: f32[b, count, 3 * patch²]."""
+    """Images f32[b, size, size, 3] as `count` patches in row order, f32[b, count, 3 * patch²]."""
     batch, size = images.shape[:2]
     side = math.isqrt(count)
     patch = size // side

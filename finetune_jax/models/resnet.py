@@ -1,7 +1,7 @@
 """ResNets of He et al. 2015 (arXiv 1512.03385), with the stride in the 3x3 convolution ("v1.5").
 
-Stages: ``stem``, ``layer1_block0`` …, ``head``. Keras' variant, with the stride in the first 1x1
-convolution and biases before each BatchNorm, is the same module with other options.
+Stages: ``stem``, ``layer1_block0`` …, ``head``. In the variant of Keras, which is the same module
+with other options, the first 1x1 convolution has the stride and convolutions have biases.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import CAFFE, Entry
 from finetune_jax.models.staged import StagedModel
 
-# He initialisation by fan-out, as torchvision draws these networks.
+# He initialisation by fan-out, which torchvision uses for these networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# Blocks per layer and whether they are bottlenecks, by depth: table 1 of the paper.
+# Number of blocks per layer, and whether blocks are bottlenecks, by depth: table 1 of the paper.
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -32,12 +32,12 @@ DEPTHS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The two layers that blocks are made of, with what all of them share.
+    """Makes the convolutions and BatchNorms of a network from the options that all of them share.
 
     Attributes:
-      bias: of convolutions, which the norm after them makes redundant.
-      epsilon: added to the variance.
-      momentum: weight of the old running statistics; torch's 0.1 is 0.9 here.
+      bias: whether convolutions have a bias, which the BatchNorm after them makes redundant.
+      epsilon: number that BatchNorm adds to the variance.
+      momentum: weight of the old running statistics; torch's momentum of 0.1 is 0.9 here.
       dtype: compute dtype.
     """
 
@@ -47,15 +47,15 @@ class Layers:
     dtype: Any = jnp.float32
 
     def conv(self, width: int, window: int, stride: int = 1) -> nn.Conv:
-        """A square convolution padded by half its window."""
-        # "SAME" at stride 2 would pad on the other side than the released weights want.
+        """A square convolution, padded on all sides by half its window."""
+        # "SAME" pads unequal sides at stride 2; the released weights need equal padding.
         return nn.Conv(
             width, (window, window), stride, padding=window // 2, use_bias=self.bias,
             dtype=self.dtype, kernel_init=_KERNEL_INIT,
         )  # fmt: skip
 
     def norm(self) -> nn.BatchNorm:
-        """BatchNorm."""
+        """A BatchNorm."""
         return nn.BatchNorm(momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
 
 
@@ -76,7 +76,7 @@ class Stem(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """1x1 convolution and BatchNorm, where a block changes shape."""
+    """1x1 convolution and BatchNorm, on the residual path of a block that changes the shape."""
 
     width: int
     stride: int
@@ -94,12 +94,14 @@ class Block(nn.Module):
     """Residual block: [b, h, w, c] to [b, h/stride, w/stride, width].
 
     Attributes:
-      width: channels of the output.
-      stride: of the block.
-      bottleneck: 1x1 to a quarter of the width, 3x3, 1x1 back; otherwise two 3x3 convolutions.
-      stride_first: the stride is in the bottleneck's first convolution instead of its second.
-      project: the shortcut is a convolution.
-      layers: convolutions and norms.
+      width: number of output channels.
+      stride: stride of the block.
+      bottleneck: True for a 1x1 convolution to a quarter of the width, a 3x3 and a 1x1 convolution
+        to the full width; False for two 3x3 convolutions.
+      stride_first: whether the first convolution of the bottleneck has the stride, and not the
+        second.
+      project: whether the shortcut is a convolution, and not the identity.
+      layers: options of convolutions and norms.
     """
 
     width: int
@@ -137,19 +139,19 @@ class Block(nn.Module):
 
 
 class ResNet(StagedModel):
-    """ResNet for images of any size that is at least 32.
+    """ResNet for images whose sides are at least 32 pixels.
 
     Attributes:
-      depths: blocks per layer.
+      depths: number of blocks per layer.
       bottleneck: see `Block`.
-      num_classes: rows of the head.
-      widths: channels that leave the blocks of each layer.
-      stem_width: channels of the stem.
-      stride_first: see `Block`; the paper's own form.
+      num_classes: number of outputs of the head.
+      widths: number of output channels of the blocks of each layer.
+      stem_width: number of channels of the stem.
+      stride_first: see `Block`; True is the form of the paper.
       conv_bias, epsilon, momentum: see `Layers`.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the published networks have none.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0: the published networks have no dropout.
     """
 
     depths: tuple[int, ...]
@@ -184,7 +186,7 @@ class ResNet(StagedModel):
                 shape = (width, stride, self.bottleneck, self.stride_first, project)
                 setattr(self, f"layer{i + 1}_block{j}", block(*shape, layers))
                 before = width
-        # Logits in f32 whatever the compute dtype: the loss needs them.
+        # Logits are f32 with any compute dtype, because the loss needs that precision.
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
 
     def pool(self, x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """ResNet-8 for CIFAR-10 of the MLPerf Tiny benchmark (arXiv 2106.07597).
 
-Three residual blocks of 16, 32 and 64 channels; unlike the ResNets of He et al. its convolutions
-have biases, and a change of width is bridged by a 1x1 convolution without a norm. Stages: ``stem``,
-``block_0`` … ``block_2``, ``head``.
+The network has three residual blocks of 16, 32 and 64 channels. Unlike in the ResNets of He et al.,
+convolutions have biases, and a shortcut that changes the width is a 1x1 convolution without a norm.
+Stages: ``stem``, ``block_0`` … ``block_2``, ``head``.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class ResNet8(StagedModel):
     """ResNet-8.
 
     Attributes:
-      num_classes: rows of the head.
-      widths: channels of the blocks; all but the first halve the image.
+      num_classes: number of outputs of the head.
+      widths: number of channels per block; all blocks but the first halve the image.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the published network has none.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0: the published networks have no dropout.
     """
 
     num_classes: int
@@ -107,7 +107,7 @@ ENTRIES = {
     "resnet8_mlperf": Entry(
         "resnet8_mlperf",
         ResNet8,
-        # Values from 0 to 255 as they are.
+        # Values in [0, 255] without normalisation.
         inputs=Inputs(32, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), crop=0),
         classes=10,
         labels="CIFAR-10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck",

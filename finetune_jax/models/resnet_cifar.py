@@ -1,7 +1,8 @@
 """CIFAR ResNets: ResNet-20/32/44/56/110 of He et al. 2015 (arXiv 1512.03385), section 4.2.
 
 Three layers of n residual blocks with 16, 32 and 64 channels at 32x32, 16x16 and 8x8; the shortcut
-across a change of width is parameter-free (option A): every second pixel, channels zero-padded.
+of a block that changes the width has no parameters (option A): it takes every second pixel and pads
+the channels with zeros.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
-# He initialisation by fan-out, as the reference implementations use for these networks.
+# He initialisation by fan-out, which the reference implementations use for these networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _conv(width: int, stride: int, dtype: Any) -> nn.Conv:
-    # Explicit padding: "SAME" at stride 2 would pad on the other side than the released weights.
+    # "SAME" pads unequal sides at stride 2; the released weights need equal padding.
     return nn.Conv(
         width, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=_KERNEL_INIT
     )
 
 
 class Norm(nn.BatchNorm):
-    """BatchNorm with the constants of the released weights: PyTorch's 0.1 is flax's 0.9."""
+    """BatchNorm with the constants of the released weights: PyTorch's momentum 0.1 is 0.9 here."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -77,11 +78,11 @@ class ResNetCifar(StagedModel):
     """CIFAR ResNet of depth 6n + 2; stages ``stem``, ``layer1_block0`` …, ``head``.
 
     Attributes:
-      depth: 20, 32, 44, 56, 110: any 6n + 2.
-      num_classes: rows of the head.
+      depth: number of layers with weights, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
+      num_classes: number of outputs of the head.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the published networks have none.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0: the published networks have no dropout.
     """
 
     depth: int
@@ -98,7 +99,7 @@ class ResNetCifar(StagedModel):
 
     def setup(self) -> None:
         if (self.depth - 2) % 6 or self.depth < 8:
-            raise ValueError(f"depth must be 6n + 2, not {self.depth}")
+            raise ValueError(f"depth: expected 6n + 2 with n of at least 1, found {self.depth}")
         if self.dropout:
             raise ValueError("the CIFAR ResNets have no dropout; set model.dropout to 0")
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
@@ -107,7 +108,7 @@ class ResNetCifar(StagedModel):
             layer, index = int(name[5]), int(name.rsplit("block", 1)[1])
             stride = 2 if layer > 1 and index == 0 else 1
             setattr(self, name, block(8 * 2**layer, stride, dtype=self.dtype))
-        # Logits in f32 whatever the compute dtype: the loss needs them.
+        # Logits are f32 with any compute dtype, because the loss needs that precision.
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
 
     def pool(self, x: jax.Array) -> jax.Array:
@@ -118,7 +119,7 @@ ENTRIES = {
     f"resnet{depth}_cifar": Entry(
         "resnet_cifar",
         functools.partial(ResNetCifar, depth=depth),
-        # No published weights want another size: the network has no room to shrink an image in.
+        # All published weights are of this size, and the network halves the sides only twice.
         inputs=Inputs(32, crop=0),
         classes=10,
         labels="CIFAR-10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck",

@@ -1,9 +1,9 @@
 """SqueezeNet 1.0 of Iandola et al. 2016 (arXiv 1602.07360).
 
 Stages: ``stem``, ``block_0`` … ``block_7`` (fire2 … fire9 of the paper), ``head``. The published
-head is a 1x1 convolution whose ReLU comes before the mean over the image, so it reads every place
-of the last block: ``stop="head"`` gives f32[b, rows, columns, 512] here, and no head on the pooled
-features, such as a solved probe's, stands for it.
+head is a 1x1 convolution with a ReLU before the mean over the image, so that the head reads every
+position of the last block: ``stop="head"`` gives f32[b, rows, columns, 512], and a head on pooled
+features, such as the head of a solved probe, cannot replace the published head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
-# Channels of squeeze and of each expand, and whether a pooling comes first: table 1 of the paper.
+# (channels of squeeze, channels of each expand, whether a pooling comes first): table 1.
 LAYOUT = (
     (16, 64, False), (16, 64, False), (32, 128, False), (32, 128, True), (48, 192, False),
     (48, 192, False), (64, 256, False), (64, 256, True),
@@ -28,9 +28,9 @@ LAYOUT = (
 _KERNEL_INIT = nn.initializers.he_uniform()
 
 
-def _pool(x: jax.Array, whole: bool) -> jax.Array:
-    """3x3 maximum of stride 2; with `whole` a last window that reaches over the border counts."""
-    over = [(0, (size - 3) % 2) for size in x.shape[1:3]] if whole else "VALID"
+def _pool(x: jax.Array, overhang: bool) -> jax.Array:
+    """3x3 max-pooling of stride 2; `overhang` keeps a last window that crosses the border."""
+    over = [(0, (size - 3) % 2) for size in x.shape[1:3]] if overhang else "VALID"
     return nn.max_pool(x, (3, 3), (2, 2), over)
 
 
@@ -53,7 +53,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Fire: squeeze by 1x1, then expand by 1x1 and 3x3 side by side; [b, h, w, 2 * expand]."""
+    """Fire module: 1x1 squeeze, then parallel 1x1 and 3x3 expand; to [b, h, w, 2 * expand]."""
 
     squeeze: int
     expand: int
@@ -62,9 +62,11 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        conv = lambda width, size: nn.Conv(  # noqa: E731
-            width, (size, size), padding=size // 2, dtype=self.dtype, kernel_init=_KERNEL_INIT
-        )
+        def conv(width: int, size: int) -> nn.Conv:
+            return nn.Conv(
+                width, (size, size), padding=size // 2, dtype=self.dtype, kernel_init=_KERNEL_INIT
+            )
+
         self.conv1 = conv(self.squeeze, 1)
         self.conv2 = conv(self.expand, 1)
         self.conv3 = conv(self.expand, 3)
@@ -78,7 +80,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Dense):
-    """Dense layer at every place, ReLU, mean over the places: [b, h, w, c] to [b, classes]."""
+    """Dense layer at every position, ReLU, mean over positions: [b, h, w, c] to [b, classes]."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.mean(nn.relu(super().__call__(x)), axis=(1, 2))
@@ -88,13 +90,13 @@ class SqueezeNet(StagedModel):
     """SqueezeNet 1.0.
 
     Attributes:
-      num_classes: rows of the head.
-      layout: (squeeze, expand, pooling first) of each block.
-      tensorflow: the first convolution pads, and poolings leave out what no whole window covers;
-        otherwise as PyTorch has it, the other way round.
+      num_classes: number of outputs of the head.
+      layout: (channels of squeeze, channels of each expand, pooling first) of each block.
+      tensorflow: True: the first convolution pads, and max-pooling drops a last window that crosses
+        the border. False, as in PyTorch: no padding, and such a window is kept.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: refused unless 0: the published one lies inside the head.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: must be 0; the published dropout is inside the head.
     """
 
     num_classes: int
@@ -127,7 +129,7 @@ class SqueezeNet(StagedModel):
 _TORCHVISION = Entry("squeezenet", SqueezeNet, licence="BSD-3-Clause")
 ENTRIES = {
     "squeezenet1_0": _TORCHVISION,
-    # Values in [0, 1] as they are.
+    # Values in [0, 1] without normalisation.
     "squeezenet1_0_tf": dataclasses.replace(
         _TORCHVISION,
         build=functools.partial(SqueezeNet, tensorflow=True),

@@ -1,8 +1,8 @@
-"""A model is a sequence of named stages: the one shape every family has.
+"""The base class of all models: a model is a sequence of named stages.
 
-The top-level keys of the param pytree are the stages in forward order, and a model can run from one
-stage to another. Freezing schemes, layer-wise rates, cost per stage and frozen prefixes are written
-once against this class instead of once per family.
+The top-level keys of the param pytree are the stages in forward order, and a model can run from any
+stage to any later stage. Freezing schemes, layer-wise learning rates, cost per stage and the frozen
+prefix are therefore written once against this class, and not once per family.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ PRETRAINING = {
     "projection": "it belongs to contrastive pre-training",
     "decoder": "it belongs to masked pre-training",
 }
-"""Stages that a model has only while it is pre-trained, see `finetune_jax.models.pretraining`."""
+"""Stages that a model has only during pre-training, and the reason that a manifest gives.
+
+See `finetune_jax.models.pretraining`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which stages behave as in training; hashable, so it is a static argument of the step.
+    """Which stages behave as in training. A mode is hashable: it is a static argument of the step.
 
     Attributes:
-      batch_statistics: stages whose BatchNorm normalises by the batch and updates its running
-        statistics. All others use, and keep, the running statistics.
+      batch_statistics: stages whose BatchNorm normalises by the statistics of the batch and updates
+        its running statistics. In all other stages, BatchNorm normalises by the running statistics
+        and leaves them unchanged.
       dropout: stages whose dropout is active.
     """
 
@@ -39,11 +43,13 @@ EVAL = Mode()
 
 
 class Resizable(NamedTuple):
-    """What weight surgery may do to a leaf whose shape follows the model's input.
+    """A leaf whose shape depends on the model's input, which weight surgery may therefore resize.
 
     Attributes:
-      kind: ``position``: f[1, prefix + rows * columns, width], or ``kernel``: f[h, w, in, out].
-      prefix: tokens before the grid that have a position of their own, such as a class token.
+      kind: ``position`` for position embeddings f[1, prefix + rows * columns, width], ``kernel``
+        for the kernel of a patch embedding f[h, w, in, out].
+      prefix: number of tokens before the grid that have a position embedding, such as the class
+        token.
     """
 
     kind: str
@@ -51,12 +57,13 @@ class Resizable(NamedTuple):
 
 
 class StagedModel(nn.Module):
-    """Base class: a subclass names its stages and creates one submodule per stage in `setup`.
+    """Base class of models: a subclass names its stages and creates their modules in `setup`.
 
     Every stage but the head is called as ``stage(x, batch_statistics, dropout)`` with two bools.
-    The last stage is always ``head``, an `nn.Dense`; `pool` turns the output of the stage before
-    it into the features the head reads, so ``stop="head"`` gives features f32[batch, width]. What
-    goes from stage to stage is an array, or with texts the pair (tokens, mask).
+    The last stage is always ``head``, an `nn.Dense`. `pool` computes the features that the head
+    reads from the output of the stage before the head, so that ``stop="head"`` gives features
+    f32[batch, width]. The value between two stages is an array, or the pair (tokens, mask) in
+    models of texts.
     """
 
     @property
@@ -66,53 +73,59 @@ class StagedModel(nn.Module):
 
     @property
     def pools_before(self) -> str:
-        """The stage that reads what `pool` returns."""
+        """Name of the stage whose input is the result of `pool`."""
         return "head"
 
     @property
     def resizable(self) -> dict[str, Resizable]:
-        """Leaf paths whose shape follows the input: position embeddings, patch kernels."""
+        """Leaves, by path, whose shape depends on the input: position embeddings, patch kernels."""
         return {}
 
     @property
     def fresh_stages(self) -> dict[str, str]:
-        """Stages, of a chosen head, that take no tensors of other projects' files, and why."""
+        """Stages of a chosen head that ignore the files of other projects: {stage: reason}."""
         return {}
 
     @property
     def absent_stages(self) -> dict[str, str]:
-        """Stages of the files of this family that this model goes without, and why."""
+        """Stages that files of this family have but this model has not: {stage: reason}."""
         return dict(PRETRAINING)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Lengths of axes that our leaves join and other projects keep apart, such as heads."""
+        """Lengths of axes that our leaves merge and other projects keep apart: ``heads``, …."""
         return {}
 
     def standardised(self, module: str) -> bool:
-        """Whether a module standardises its kernel before use: no delta beside it can be merged."""
+        """Whether a module standardises its kernel before use, which rules out a merged delta.
+
+        Args:
+          module: path of the module, '/'-joined.
+        """
         del module
         return False
 
     def example(self, size: int) -> Any:
-        """The least input that shapes all parameters: one image of `size` pixels squared.
+        """An input that determines the shapes of all parameters: one image f32[1, size, size, 3].
 
-        For a model of texts, one text of `size` tokens.
+        For a model of texts, the input is one text of `size` tokens.
         """
         return jnp.zeros((1, size, size, 3), jnp.float32)
 
     def pool(self, x: Any) -> jax.Array:
-        """Features from the output of the last stage before the head."""
-        return x
+        """Features that the head reads, from the output `x` of the stage before the head."""
+        features: jax.Array = x
+        return features
 
     def grid(self, x: Any) -> jax.Array:
-        """The output of the last stage before pooling as f[batch, rows, columns, width].
+        """The output of the last stage before pooling as a grid f[batch, rows, columns, width].
 
-        Raises ValueError where there is no such grid.
+        Raises ValueError if the output of that stage has no rows and columns.
         """
         if getattr(x, "ndim", 0) != 4:
             raise ValueError("its last stage before the head has no rows and columns")
-        return x
+        grid: jax.Array = x
+        return grid
 
     def __call__(
         self,
@@ -125,14 +138,15 @@ class StagedModel(nn.Module):
         """Runs the stages from `start` (included, default first) to `stop` (excluded).
 
         Args:
-          x: images f32[batch, height, width, 3] already normalised, for a model of texts token
-            numbers as its class describes them, or the output of the stage before `start`.
-          mode: which stages run as in training.
-          start: name of the first stage to run.
-          stop: name of the first stage not to run.
+          x: normalised images f32[batch, height, width, 3]; for a model of texts, token numbers in
+            the form that the class of the model documents; with `start`, the output of the stage
+            before `start`.
+          mode: stages that run as in training.
+          start: name of the first stage to run; None for the first stage of the model.
+          stop: name of the stage to stop before; None runs all stages.
 
         Returns:
-          logits f32[batch, classes], or the activations entering `stop`.
+          logits f32[batch, classes], or the input of the stage `stop`.
 
         Raises:
           ValueError: an unknown stage name.

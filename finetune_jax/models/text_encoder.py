@@ -1,8 +1,9 @@
 """Text encoders: BERT (arXiv 1810.04805), RoBERTa (arXiv 1907.11692), MiniLM (arXiv 2002.10957).
 
-Post-norm transformers with learned positions and exact (erf) GELU. Stages: ``stem`` (embeddings of
-words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler`` where the model has
-one, ``head``. What goes from stage to stage is the pair (tokens f[b, n, width], mask bool[b, n]).
+The models are post-norm transformers with learned positions and the exact (erf) GELU. Stages:
+``stem`` (embeddings of words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler``
+with the pooling of that name, ``head``. The value between two stages is the pair (tokens f[b, n,
+width], mask bool[b, n]).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
 Tokens = tuple[jax.Array, jax.Array]
-"""(tokens f[b, n, width], mask bool[b, n]: True where there is text)."""
+"""(tokens f[b, n, width], mask bool[b, n]); the mask is False at padding tokens."""
 
 POOLINGS = ("cls", "mean", "pooler")
 
@@ -27,7 +28,13 @@ _INIT = nn.initializers.normal(0.02)
 
 
 class Stem(nn.Module):
-    """Token numbers i32[b, n] to `Tokens`."""
+    """Token numbers i32[b, n], or the dict that `TextEncoder` documents, to `Tokens`.
+
+    Attributes:
+      vocabulary, positions, types: number of rows of the three embeddings.
+      width, padding, from_padding, epsilon, dropout: see `TextEncoder`.
+      dtype: compute dtype.
+    """
 
     vocabulary: int
     positions: int
@@ -71,7 +78,7 @@ class Stem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over [b, n, width]; tokens outside the mask are not looked at."""
+    """Multi-head self-attention over [b, n, width]; no token attends to tokens outside the mask."""
 
     heads: int
     dtype: Any = jnp.float32
@@ -92,7 +99,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm transformer block: a LayerNorm after each residual sum."""
+    """Post-norm transformer block: a LayerNorm follows each residual sum."""
 
     heads: int
     inner: int
@@ -132,25 +139,25 @@ class TextEncoder(StagedModel):
     """BERT-like encoder of texts up to a given length.
 
     The input is a dict ``{"input_ids": i32[b, n], "attention_mask": bool or i32[b, n],
-    "token_type_ids": i32[b, n]}``, of which the last two may be absent, or the ids alone. Without
-    a mask, all tokens but those of the number `padding` are text.
+    "token_type_ids": i32[b, n]}``, or only the ids i32[b, n]. The mask and the types may be absent.
+    Without a mask, all tokens are text but those of the number `padding`.
 
     Attributes:
-      width: of a token.
+      width: number of channels of a token.
       depth: number of blocks.
-      heads: of attention; they divide the width.
-      num_classes: rows of the head.
-      inner: width of the feed-forward; 0 for four times the width.
-      vocabulary, positions, types: rows of the three embeddings.
+      heads: number of attention heads; a divisor of the width.
+      num_classes: number of outputs of the head.
+      inner: hidden width of the feed-forward layers; 0 for four times the width.
+      vocabulary, positions, types: number of rows of the three embeddings.
       padding: number of the token that fills short texts.
-      from_padding: positions count the tokens that are not padding, from ``padding + 1`` on, as
-        in RoBERTa; otherwise all tokens from 0 on.
-      epsilon: of every LayerNorm.
+      from_padding: True numbers the positions from ``padding + 1`` on and skips padding tokens, as
+        RoBERTa does; False numbers all tokens from 0 on.
+      epsilon: epsilon of every LayerNorm.
       pooling: ``cls`` (the first token), ``mean`` (over the tokens inside the mask), or ``pooler``
-        (a dense layer and tanh on the first token, which is a stage of its own).
+        (a dense layer and tanh on the first token, in the stage ``pooler``).
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: rate after embedding, attention, feed-forward and pooler, in [0, 1).
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: dropout rate after embedding, attention, feed-forward layers and pooler, in [0, 1).
     """
 
     width: int
@@ -195,8 +202,8 @@ class TextEncoder(StagedModel):
             self.pooler = Pooler(self.dropout, self.dtype)
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=_INIT)
 
-    def pool(self, x: Any) -> jax.Array:
-        if self.pooling == "pooler":
+    def pool(self, x: jax.Array | Tokens) -> jax.Array:
+        if not isinstance(x, tuple):  # of the stage `pooler`
             return x.astype(jnp.float32)
         tokens, mask = x
         if self.pooling == "cls":
@@ -235,7 +242,7 @@ _BASE, _LARGE = (
     {"width": 1024, "depth": 24, "heads": 16},
 )
 
-# `Inputs.size` is the length in tokens up to which the published weights are used.
+# `Inputs.size` is the largest number of tokens that the published weights are used with.
 ENTRIES = {
     "bert_base_uncased": _entry(
         "bert", 512, ("hf:google-bert/bert-base-uncased",), "Apache-2.0", **_BASE

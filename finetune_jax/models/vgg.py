@@ -1,9 +1,10 @@
 """VGG networks of Simonyan and Zisserman 2014 (arXiv 1409.1556), configurations D and E.
 
-Stages: ``block1`` … ``block5``, each ending in its max-pooling, then those of the head:
+Stages: ``block1`` … ``block5``, each of which ends in a max-pooling, then the stages that
+``model.head`` chooses:
 
-- ``last_fc_only``: ``fc1``, ``fc2`` as published, and ``head``.
-- ``flatten_mlp``: the same stages, all of them drawn afresh.
+- ``last_fc_only``: ``fc1`` and ``fc2`` with the published weights, and ``head``.
+- ``flatten_mlp``: the same stages, with new random values in all of them.
 - ``gap_linear``: ``head`` on the mean over positions (Lin et al. 2013, arXiv 1312.4400).
 - ``concat_pool``: ``neck``, the head of fastai (Howard and Gugger 2020, arXiv 2002.04688): maximum
   and mean over positions, BatchNorm, dropout, dense, ReLU, BatchNorm, dropout; then ``head``.
@@ -28,7 +29,7 @@ HEADS = ("last_fc_only", "flatten_mlp", "gap_linear", "concat_pool")
 # Convolutions per block: columns D and E of the paper's table 1.
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
-# He initialisation by fan-out, as torchvision draws these networks.
+# He initialisation by fan-out, which torchvision uses for these networks.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -36,9 +37,9 @@ class Block(nn.Module):
     """3x3 convolutions with ReLU, then max-pooling: [b, h, w, c] to [b, h/2, w/2, width].
 
     Attributes:
-      width: channels of every convolution.
+      width: number of channels of every convolution.
       depth: number of convolutions.
-      batch_norm: whether each is followed by a BatchNorm.
+      batch_norm: whether a BatchNorm follows each convolution.
       dtype: compute dtype.
     """
 
@@ -67,18 +68,18 @@ class Block(nn.Module):
 
 
 class FullyConnected(nn.Module):
-    """Dense layer, ReLU and dropout; what has positions is pooled to a grid and flattened first.
+    """Dense layer, ReLU and dropout; an input [b, h, w, c] is pooled to a grid and flattened first.
 
     Attributes:
-      width: of the output.
-      grid: side of the grid that positions are averaged to, as in torch's adaptive pooling; 0
-        flattens them as they come.
-      dropout: rate in [0, 1).
+      width: number of outputs.
+      pool_side: side of the grid to which positions are averaged, as in torch's adaptive pooling; 0
+        flattens all positions without averaging.
+      dropout: dropout rate in [0, 1).
       dtype: compute dtype.
     """
 
     width: int
-    grid: int
+    pool_side: int
     dropout: float
     dtype: Any = jnp.float32
 
@@ -89,7 +90,7 @@ class FullyConnected(nn.Module):
     def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
         del batch_statistics
         if x.ndim == 4:
-            x = adaptive_mean(x, self.grid) if self.grid else x
+            x = adaptive_mean(x, self.pool_side) if self.pool_side else x
             x = x.reshape(x.shape[0], -1)
         return self.drop(nn.relu(self.dense(x)), deterministic=not dropout)
 
@@ -112,7 +113,7 @@ def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
 
 
 class Neck(nn.Module):
-    """All of fastai's head but its last dense layer: [b, h, w, c] to [b, width]."""
+    """The layers of fastai's head before its last dense layer: [b, h, w, c] to [b, width]."""
 
     width: int
     dropout: float
@@ -137,18 +138,18 @@ class VGG(StagedModel):
     """VGG for images whose sides are at least 32 pixels.
 
     Attributes:
-      depths: convolutions per block.
-      num_classes: rows of the head.
+      depths: number of convolutions per block.
+      num_classes: number of outputs of the head.
       batch_norm: whether a BatchNorm follows each convolution.
-      widths: channels of each block.
+      widths: number of channels of each block.
       hidden: widths of ``fc1`` and ``fc2``.
-      neck_width: of the dense layer in ``neck``.
-      grid: see `FullyConnected`; the published torch weights have 7, at any image size.
+      neck_width: width of the dense layer in ``neck``.
+      pool_side: see `FullyConnected`; the published torch weights need 7, at any image size.
       head_kind: one of `HEADS`.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: rate after ``fc1`` and ``fc2``, or in ``neck``, whose first is half of it; in [0, 1).
-        The published networks were trained with 0.5.
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: dropout rate after ``fc1`` and ``fc2``, or of the second dropout in ``neck``, whose
+        first dropout has half this rate; in [0, 1). The published networks were trained with 0.5.
     """
 
     depths: tuple[int, ...]
@@ -157,7 +158,7 @@ class VGG(StagedModel):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     hidden: tuple[int, int] = (4096, 4096)
     neck_width: int = 512
-    grid: int = 7
+    pool_side: int = 7
     head_kind: str = "last_fc_only"
     dtype: Any = jnp.float32
     remat: bool = False
@@ -165,7 +166,9 @@ class VGG(StagedModel):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        between = {"gap_linear": (), "concat_pool": ("neck",)}.get(self.head_kind, ("fc1", "fc2"))
+        between: tuple[str, ...] = {"gap_linear": (), "concat_pool": ("neck",)}.get(
+            self.head_kind, ("fc1", "fc2")
+        )
         return (*(f"block{i + 1}" for i in range(len(self.depths))), *between, "head")
 
     @property
@@ -173,34 +176,35 @@ class VGG(StagedModel):
         if self.head_kind == "last_fc_only":
             return {}
         last = self.stages[len(self.depths) :]
-        return dict.fromkeys(last, f"model.head={self.head_kind} draws it afresh")
+        return dict.fromkeys(last, f"model.head={self.head_kind} draws it at random")
 
     @property
     def absent_stages(self) -> dict[str, str]:
         gone = {"fc1", "fc2"} - {*self.stages}
-        reason = f"model.head={self.head_kind} has others in its place"
+        reason = f"model.head={self.head_kind} has other layers instead"
         return {**super().absent_stages, **dict.fromkeys(sorted(gone), reason)}
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"row": self.grid, "column": self.grid} if self.grid else {}
+        return {"row": self.pool_side, "column": self.pool_side} if self.pool_side else {}
 
     def setup(self) -> None:
         if self.head_kind not in HEADS:
             raise ValueError(f"head_kind: expected one of {HEADS}, found {self.head_kind!r}")
         if self.dropout and self.head_kind == "gap_linear":
             raise UserError(
-                f"model.dropout: the head gap_linear has none; expected 0, found {self.dropout}"
+                f"model.dropout: the head gap_linear has no dropout; expected 0, found "
+                f"{self.dropout}"
             )
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             setattr(self, f"block{i + 1}", block(width, depth, self.batch_norm, self.dtype))
         if "fc1" in self.stages:
-            self.fc1 = FullyConnected(self.hidden[0], self.grid, self.dropout, self.dtype)
+            self.fc1 = FullyConnected(self.hidden[0], self.pool_side, self.dropout, self.dtype)
             self.fc2 = FullyConnected(self.hidden[1], 0, self.dropout, self.dtype)
         if "neck" in self.stages:
             self.neck = Neck(self.neck_width, self.dropout, self.dtype)
-        # Logits in f32 whatever the compute dtype: the loss needs them.
+        # Logits are f32 with any compute dtype, because the loss needs that precision.
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
 
     def pool(self, x: jax.Array) -> jax.Array:
@@ -221,8 +225,8 @@ def _entry(depth: int, batch_norm: bool) -> Entry:
 
 
 def _keras_entry(depth: int) -> Entry:
-    # Keras flattens the grid as it comes, so its `fc1` fits one image size.
-    build = functools.partial(VGG, DEPTHS[depth], grid=0)
+    # Keras flattens without pooling, so that its `fc1` fits a single image size.
+    build = functools.partial(VGG, DEPTHS[depth], pool_side=0)
     return Entry(
         f"vgg{depth}",
         build,

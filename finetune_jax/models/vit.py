@@ -1,12 +1,13 @@
-"""Vision Transformers: ViT (arXiv 2010.11929) and the models that vary it.
+"""Vision Transformers: ViT (arXiv 2010.11929) and its variants.
 
-DeiT (2012.12877), DINOv2 (2304.07193) with and without registers (2309.16588), and the image towers
-of CLIP (2103.00020) and SigLIP (2303.15343). Stages: ``stem`` (patches, class token, registers,
-positions), ``block_0`` …, ``norm``, ``map_pool`` where a probe pools the tokens, ``head``.
+The variants are DeiT (2012.12877), DINOv2 (2304.07193) with and without registers (2309.16588), and
+the image towers of CLIP (2103.00020) and SigLIP (2303.15343). Stages: ``stem`` (patches, class
+token, registers, positions), ``block_0`` …, ``norm``, ``map_pool`` in models whose tokens are
+pooled by a probe, ``head``.
 
-The AugReg weights (2106.10270) were trained in Flax with the tanh form of GELU, as the ``augreg_*``
-models here have it; timm and transformers evaluate the same weights with the exact (erf) form, and
-so do the ``vit_*`` models.
+The AugReg weights (2106.10270) were trained in Flax with the tanh form of GELU, which the
+``augreg_*`` models use. timm and transformers evaluate the same weights with the exact (erf) form,
+which the ``vit_*`` models use.
 """
 
 from __future__ import annotations
@@ -43,30 +44,31 @@ SIZES = {
 
 
 class ViT(StagedModel):
-    """Vision Transformer; any image size that is a multiple of the patch.
+    """Vision Transformer for any image size that is a multiple of the patch size.
 
     Attributes:
-      width: of a token.
+      width: number of channels of a token.
       depth: number of blocks.
-      heads: of attention; they divide the width.
+      heads: number of attention heads; a divisor of the width.
       patch: side of a patch in pixels.
-      num_classes: rows of the head.
-      pooling: ``token`` (class token), ``gap`` (mean over patches), ``token_gap`` (both, in a row)
-        or ``map`` (attention by a learned probe, a stage of its own).
-      class_token: whether there is one; None: where the pooling reads it.
-      registers: learned tokens after the class token that no pooling reads.
-      positions: which tokens have a position embedding: ``all``, ``class`` (all but registers) or
-        ``patches``.
-      inner: width of the feed-forward; 0 for four times the width.
+      num_classes: number of outputs of the head.
+      pooling: ``token`` (class token), ``gap`` (mean over patches), ``token_gap`` (both,
+        concatenated) or ``map`` (attention of a learned probe, in the stage ``map_pool``).
+      class_token: whether the model has a class token; None: only if the pooling reads it.
+      registers: number of learned tokens after the class token, which no pooling reads.
+      positions: tokens with a position embedding: ``all``, ``class`` (class token and patches, but
+        no registers) or ``patches``.
+      inner: hidden width of the feed-forward layers; 0 for four times the width.
       activation: ``gelu`` (erf), ``gelu_tanh``, ``gelu_quick`` (CLIP's) or ``swiglu``.
-      layer_scale: initial factor on what each block adds (CaiT, arXiv 2103.17239); 0 for none.
-      pre_norm: LayerNorm at the end of the stem, as in CLIP.
+      layer_scale: initial value of the factors on both residual branches of a block (CaiT, arXiv
+        2103.17239); 0 for no such factors.
+      pre_norm: whether the stem ends in a LayerNorm, as in CLIP.
       patch_bias: whether the patch embedding has a bias.
-      norm_pooled: the final norm comes after the pooling; not with ``map``.
-      epsilon: of every LayerNorm.
+      norm_pooled: whether the final norm follows the pooling; False with the pooling ``map``.
+      epsilon: epsilon of every LayerNorm.
       dtype: compute dtype; parameters stay f32.
-      remat: recompute each block's activations in the backward pass.
-      dropout: rate after embedding, attention and MLP, in [0, 1).
+      remat: whether each block's activations are recomputed in the backward pass.
+      dropout: dropout rate after embedding, attention and feed-forward layers, in [0, 1).
     """
 
     width: int
@@ -108,7 +110,7 @@ class ViT(StagedModel):
 
     @property
     def has_class_token(self) -> bool:
-        """`class_token`, or what the pooling needs."""
+        """`class_token`; where it is None, whether the pooling reads the class token."""
         return "token" in self.pooling if self.class_token is None else self.class_token
 
     def setup(self) -> None:
@@ -149,7 +151,7 @@ class ViT(StagedModel):
         return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])
 
     def _check(self) -> None:
-        """Raises ValueError for fields that do not go together."""
+        """Raises ValueError for an unknown value, or for values that exclude each other."""
         for field, known in (
             ("pooling", POOLINGS), ("positions", POSITIONS),
             ("activation", (*ACTIVATIONS, SWIGLU)),
@@ -162,12 +164,14 @@ class ViT(StagedModel):
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
         if "token" in self.pooling and not self.has_class_token:
-            raise ValueError(f"pooling {self.pooling!r} reads the class token, and there is none")
+            raise ValueError(
+                f"pooling {self.pooling!r} reads the class token, but class_token is False"
+            )
         if self.norm_pooled and self.pooling == "map":
             raise ValueError("norm_pooled: expected False with pooling 'map', found True")
 
 
-def _size(size: str) -> dict[str, int]:
+def _size(size: str) -> dict[str, Any]:
     return dict(zip(("width", "depth", "heads"), SIZES[size], strict=True))
 
 
@@ -179,7 +183,7 @@ def _entry(size: str, patch: int, inputs: Inputs, options: dict[str, Any], **res
 
 
 def _pooled(head_kind: str, **options: Any) -> ViT:
-    """`model.head` of DINOv2 is what its head reads."""
+    """Builds a DINOv2 model, whose ``model.head`` chooses the pooling."""
     return ViT(pooling=head_kind, **options)
 
 
@@ -213,7 +217,7 @@ _LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
 def _deit(size: str, distilled: bool) -> Entry:
-    """The distilled ones have a second token; of their two heads we have neither."""
+    """Distilled models have a second token. Neither of their two heads is loaded."""
     kind, long = "distilled_" * distilled, _LONG[size]
     weights = (
         f"hf:timm/deit_{long}_{kind}patch16_224.fb_in1k",
@@ -230,7 +234,7 @@ def _dinov2(size: str, registers: int) -> Entry:
     long = _LONG[size]
     build = functools.partial(
         _pooled, **_size(size), patch=14, registers=registers, positions="class", layer_scale=1e-5,
-        **({"inner": 4096, "activation": "swiglu"} if size == "g" else {}),
+        inner=4096 if size == "g" else 0, activation="swiglu" if size == "g" else "gelu",
     )  # fmt: skip
     return Entry(
         "vit", build, inputs=Inputs(518, interpolation="bicubic", crop=1.0), classes=0, labels="",

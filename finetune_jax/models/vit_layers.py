@@ -1,4 +1,4 @@
-"""What Vision Transformers are made of: stem, attention, block, final norm, attention pooling."""
+"""Modules of Vision Transformers: stem, attention, block, final norm, attention pooling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSITIONS = ("all", "class", "patches")
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
-    """The approximation of CLIP."""
+    """The approximation of GELU that CLIP uses."""
     return x * nn.sigmoid(1.702 * x)
 
 
@@ -28,18 +28,18 @@ SWIGLU = "swiglu"
 
 
 def pool_tokens(x: jax.Array, pooling: str, prefix: int) -> jax.Array:
-    """Tokens [b, prefix + n, width] to features [b, width], twice that for ``token_gap``.
+    """Tokens [b, prefix + n, width] to features [b, width], or [b, 2 width] for ``token_gap``.
 
     Args:
-      x: class token, registers, patches.
-      pooling: ``token`` takes the first token, ``gap`` the mean over patches, ``token_gap`` both
-        in a row.
-      prefix: tokens before the patches.
+      x: class token, registers and patches, in this order.
+      pooling: ``token`` takes the first token, ``gap`` the mean over the patches, ``token_gap``
+        concatenates both.
+      prefix: number of tokens before the patches, which the mean leaves out.
     """
-    mean = None if pooling == "token" else jnp.mean(x[:, prefix:], axis=1)
-    if pooling == "gap":
-        return mean
-    return x[:, 0] if pooling == "token" else jnp.concatenate([x[:, 0], mean], axis=-1)
+    if pooling == "token":
+        return x[:, 0]
+    mean = jnp.mean(x[:, prefix:], axis=1)
+    return mean if pooling == "gap" else jnp.concatenate([x[:, 0], mean], axis=-1)
 
 
 class Stem(nn.Module):
@@ -47,7 +47,7 @@ class Stem(nn.Module):
 
     Attributes:
       width, patch, class_token, registers, positions, patch_bias, pre_norm, epsilon: see `ViT`.
-      dropout: rate.
+      dropout: dropout rate.
       dtype: compute dtype.
     """
 
@@ -92,14 +92,14 @@ class Stem(nn.Module):
 
 
 def positions_before(positions: str, class_token: bool, registers: int) -> int:
-    """How many tokens before the patches have a position of their own; see `ViT.positions`."""
+    """Number of tokens before the patches that have a position embedding; see `ViT.positions`."""
     return {"all": class_token + registers, "class": int(class_token), "patches": 0}[positions]
 
 
 class Attention(nn.Module):
-    """Multi-head attention; head size is width / heads.
+    """Multi-head attention with heads of size width / heads.
 
-    The tokens [b, n, width] look at themselves, or at `context` [b, m, width].
+    The tokens x [b, n, width] attend to each other, or to `context` [b, m, width].
     """
 
     heads: int
@@ -127,9 +127,10 @@ def feed_forward(
     drop: Callable[[jax.Array], jax.Array],
     dtype: Any,
 ) -> jax.Array:
-    """The dense layers ``mlp_in`` and ``mlp_out`` of the module that calls this.
+    """Applies the dense layers ``mlp_in`` and ``mlp_out``, which the calling module owns.
 
-    SwiGLU (Shazeer 2020, arXiv 2002.05202): ``mlp_in`` holds the gate before the values.
+    In SwiGLU (Shazeer 2020, arXiv 2002.05202), the first half of the outputs of ``mlp_in`` is the
+    gate.
     """
     gated = activation == SWIGLU
     y = nn.Dense(inner * (2 if gated else 1), dtype=dtype, name="mlp_in")(x)
@@ -145,8 +146,8 @@ class Block(nn.Module):
     """Pre-norm transformer block over [b, tokens, width].
 
     Attributes:
-      heads, inner, activation, layer_scale, epsilon: see `ViT`; here `inner` is never 0.
-      dropout: rate.
+      heads, inner, activation, layer_scale, epsilon: see `ViT`; `inner` is above 0 here.
+      dropout: dropout rate.
       dtype: compute dtype.
     """
 
@@ -180,26 +181,31 @@ class FinalNorm(nn.LayerNorm):
     """The encoder's last LayerNorm, called like every other stage.
 
     Attributes:
-      pooling: how the tokens are pooled before it; '' leaves them to be pooled after it.
-      prefix: tokens before the patches.
+      pooling: pooling of the tokens before the norm, see `pool_tokens`; '' for no pooling here.
+      prefix: number of tokens before the patches.
     """
 
     pooling: str = ""
     prefix: int = 0
 
-    def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
+    def __call__(  # type: ignore[override]  # the arguments of a stage
+        self, x: jax.Array, batch_statistics: bool, dropout: bool
+    ) -> jax.Array:
         del batch_statistics, dropout
-        return super().__call__(pool_tokens(x, self.pooling, self.prefix) if self.pooling else x)
+        if self.pooling:
+            x = pool_tokens(x, self.pooling, self.prefix)
+        normed: jax.Array = super().__call__(x)
+        return normed
 
 
 class MapPool(nn.Module):
-    """Attention pooling: one learned probe looks at all tokens (Zhai et al., arXiv 2106.04560).
+    """Attention pooling: one learned probe attends to all tokens (Zhai et al., arXiv 2106.04560).
 
-    Tokens [b, n, width] to [b, width].
+    Tokens [b, n, width] to features [b, width].
 
     Attributes:
       heads, inner, activation, epsilon: as in `Block`.
-      dropout: rate.
+      dropout: dropout rate.
       dtype: compute dtype.
     """
 

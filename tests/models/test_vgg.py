@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from conv_checks import (
@@ -14,10 +15,11 @@ from safetensors.numpy import save_file
 from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initial_variables
+from finetune_jax.models.dense import per_place
 from finetune_jax.models.vgg import DEPTHS, HEADS, VGG, adaptive_mean
 from finetune_jax.pretrained import load, map_of, save_native
 
-SMALL = VGG(DEPTHS[16], 5, widths=(4, 4, 8, 8, 8), hidden=(12, 16), neck_width=8, grid=2)
+SMALL = VGG(DEPTHS[16], 5, widths=(4, 4, 8, 8, 8), hidden=(12, 16), neck_width=8, pool_side=2)
 NORMS = SMALL.clone(batch_norm=True)
 
 
@@ -109,7 +111,7 @@ def test_our_own_file_comes_back_whole(tmp_path, kind):
 
 
 def test_a_file_of_another_image_size_is_refused_with_both_shapes(tmp_path):
-    keras = SMALL.clone(grid=0)
+    keras = SMALL.clone(pool_side=0)
     save_native(tmp_path / "vgg.safetensors", draw(keras, 64), {})
     init = initial_variables(keras, 32, stages=("head",))
     with pytest.raises(UserError, match=r"fc1.*\(32, 12\) in file, \(8, 12\) in model"):
@@ -127,7 +129,7 @@ def test_heads_are_checked():
         build("vgg16", 5, head="gap_liner")
     with pytest.raises(UserError, match="one head only"):
         build("vit_ti16", 5, head="gap_linear")
-    with pytest.raises(UserError, match="gap_linear has none"):
+    with pytest.raises(UserError, match="gap_linear has no dropout"):
         abstract(build("vgg16", 5, head="gap_linear", dropout=0.5))
 
 
@@ -144,3 +146,13 @@ def test_schemes():
     )
     neck = NORMS.clone(head_kind="concat_pool")
     check_schemes(neck, {"norm_only": set(neck.stages), "stages('neck') + head": {"neck", "head"}})
+
+
+def test_a_head_on_the_mean_can_answer_at_every_position():
+    model = SMALL.clone(head_kind="gap_linear")
+    dense = per_place(model, 64)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)
+    shape = jax.eval_shape(dense.apply, abstract(dense, 64), images).shape
+    assert shape == (2, 2, 2, 5)
+    with pytest.raises(UserError, match="has no grid of features"):
+        per_place(SMALL, 64)

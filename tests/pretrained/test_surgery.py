@@ -2,12 +2,18 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_jax import tree
+from finetune_jax.models import initialise
 from finetune_jax.models.staged import Resizable
+from finetune_jax.models.vit import ViT
+from finetune_jax.pretrained import load, save_as
+from finetune_jax.pretrained.maps import maps_of
 from finetune_jax.pretrained.surgery import (
     POSITION_METHODS,
     adapt_channels,
@@ -22,6 +28,10 @@ ALL = dict.fromkeys(("position", "patch", "channels"), True)
 sides = st.integers(1, 12)
 methods = st.sampled_from(sorted(POSITION_METHODS))
 quick = settings(max_examples=40, deadline=None)
+
+
+def abstract(model, size):
+    return jax.eval_shape(lambda key: initialise(model, size, key), jax.random.key(0))
 
 
 def values(*shape, seed=0):
@@ -137,3 +147,66 @@ def test_a_kernel_is_fitted_in_channels_and_size():
     assert fitted.shape == (6, 6, 1, 5) and fitted.dtype == np.float32
     assert "input channels adapted to 1" in how and "patch 8x8 to 6x6" in how
     assert math.isfinite(float(np.abs(fitted).max()))
+
+
+# Keys' kernel with a = -3/4 at the distances 1/2 and 3/2; with a = -1/2 and a window that is twice
+# as wide, at 1/4, 3/4, 5/4 and 7/4, before the weights are divided by their sum.
+def test_positions_shrink_with_and_without_antialiasing():
+    near, far = 0.59375, -0.09375
+    np.testing.assert_allclose(
+        POSITION_METHODS["bicubic_torch"](8, 4)[1], [0, far, near, near, far, 0, 0, 0], atol=1e-12
+    )
+    # The border pixel is repeated, so that its weight is the sum of those beyond the border.
+    np.testing.assert_allclose(
+        POSITION_METHODS["bicubic_torch"](4, 2)[0], [near + far, near, far, 0], atol=1e-12
+    )
+    wide = np.array([-0.0234375, -0.0703125, 0.2265625, 0.8671875])
+    wide = np.concatenate([wide, wide[::-1]])
+    np.testing.assert_allclose(
+        POSITION_METHODS["bicubic_antialias"](16, 8)[4, 5:13], wide / wide.sum(), atol=1e-12
+    )
+
+
+# How each origin's own code resizes position embeddings.
+POSITIONS = {
+    "native": "bicubic_antialias",
+    "timm": "bicubic_antialias",
+    "timm_fc_norm": "bicubic_antialias",
+    "timm_distilled": "bicubic_antialias",
+    "facebook": "bicubic_torch",
+    "facebook_giant": "bicubic_torch",
+    "facebook_registers": "bicubic_antialias",
+    "facebook_registers_giant": "bicubic_antialias",
+    "transformers": "bicubic_torch",
+    "transformers_deit": "bicubic_torch",
+    "transformers_dinov2": "bicubic_torch",
+    "transformers_dinov2_giant": "bicubic_torch",
+    "transformers_dinov2_with_registers": "bicubic_antialias",
+    "transformers_dinov2_with_registers_giant": "bicubic_antialias",
+    "transformers_clip": "bicubic_torch",
+    "transformers_siglip": "bicubic_torch",
+    "openai": "bicubic_antialias",
+    "vit_jax": "linear_corners",
+    "big_vision": "linear_corners",
+    "big_vision_two_towers": "linear_corners",
+}
+
+
+def test_every_origin_resizes_as_its_own_code_does():
+    assert {m.origin: m.position for m in maps_of("vit")} == POSITIONS
+
+
+@pytest.mark.parametrize("origin", ["timm", "transformers", "vit_jax"])
+def test_a_load_resizes_as_the_origin_does(tmp_path, origin):
+    model = ViT(16, 1, 2, 8, 5)
+    flat = {p: values(*x.shape) for p, x in tree.flatten(abstract(model, 64)).items()}
+    path = tmp_path / "w.safetensors"
+    save_as(path, tree.unflatten(flat), "vit", origin, model.sizes)
+    smaller = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(model, 32))
+    loaded, manifest = load(path, "vit", smaller, model)
+    assert manifest.origin == origin
+    weights = POSITION_METHODS[POSITIONS[origin]](8, 4)
+    grid = flat["params/stem/position_embedding"][0, 1:].reshape(8, 8, 16)
+    expected = np.einsum("ai,bj,ijw->abw", weights, weights, grid).reshape(16, 16)
+    found = loaded["params"]["stem"]["position_embedding"]
+    np.testing.assert_allclose(found[0, 1:], expected, atol=1e-5)

@@ -189,9 +189,9 @@ def test_stages_of_an_autoencoder_run_in_parts():
 def test_an_autoencoder_needs_a_vision_transformer_of_several_patches():
     options = {"mask": 0.75, "width": 8, "depth": 1, "heads": 2}
     make = functools.partial(masked_autoencoder, **options)
-    with pytest.raises(UserError, match="needs a Vision Transformer .*, not ResNetCifar"):
+    with pytest.raises(UserError, match="needs a Vision Transformer .*; found ResNetCifar"):
         make(build("resnet20_cifar", 1), 32)
-    with pytest.raises(UserError, match="tokens stay apart up to its head, not ViT"):
+    with pytest.raises(UserError, match="not pooled before its head, such as vit_ti16; found ViT"):
         make(build("siglip_b16", 1), 32)
     with pytest.raises(UserError, match="4 pixels are one patch of 4"):
         make(build("tiny_vit", 1), 4)

@@ -148,9 +148,9 @@ def wait(steps: int) -> None:
     from finetune_jax.training.phase import PhaseRun
 
     setup = open_setup(config)
-    run = PhaseRun(setup, steps=steps)
-    state, base = run.create_state(load_variables(setup)[0])
-    step = run.compile_train_step()
+    phase = PhaseRun(setup, steps=steps)
+    state, frozen = phase.create_state(load_variables(setup)[0])
+    step = phase.compile_train_step()
     for kept, limit in (("decoded once", config.data.cache_bytes), ("decoded each time", 0)):
         examples = cached(setup.source.read("train"), setup.encode, limit)
         batches = TrainBatches(examples, setup.encode, config.train.batch_size, 0)
@@ -161,7 +161,7 @@ def wait(steps: int) -> None:
             began = began or start
             batch = next(source)
             waited += time.perf_counter() - start
-            state, last = step(state, base, put_batch(batch, setup.mesh))
+            state, last = step(state, frozen, put_batch(batch, setup.mesh))
             # As the loop of a run does when it logs; otherwise steps would only queue up.
             float(last["loss"])
         total = time.perf_counter() - began

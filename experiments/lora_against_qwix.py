@@ -76,8 +76,8 @@ class Side:
         """Learning rates of the one phase."""
         return make_rates(self.config, Phase(self.plan), 0, 1000)
 
-    def create(self, variables: dict[str, Any]) -> tuple[state_lib.State, state_lib.Base]:
-        """State and base; under `jax.eval_shape` from `abstract`."""
+    def create(self, variables: dict[str, Any]) -> tuple[state_lib.State, state_lib.Frozen]:
+        """State and frozen half; under `jax.eval_shape` from `abstract`."""
         optimizer = make_optimizer(self.config, self.rates)
         hyper = hyper_parameters(self.config, self.plan)
         return state_lib.create(variables, self.plan, optimizer, hyper, seed=0, ema=False)
@@ -91,9 +91,9 @@ class Side:
             make_optimizer(self.config, self.rates),
             InputPipeline(lambda batch: batch["image"].astype(jnp.float32) / 255),
         )
-        state, base = jax.eval_shape(self.create, self.abstract)
+        state, frozen = jax.eval_shape(self.create, self.abstract)
         batch = jax.eval_shape(lambda: batch_of(size, batch_size))
-        return jax.jit(step, donate_argnums=0).lower(state, base, batch), state
+        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch), state
 
 
 def batch_of(size: int, count: int) -> dict[str, jax.Array]:
@@ -373,15 +373,15 @@ def seconds_of_steps() -> tuple[list[float], list[float], float]:
     runs, losses = [], []
     for side, variables in zip(pair, starts, strict=True):
         step = side.lower(size, batch_size)[0].compile()
-        state, base = side.create(variables)
-        runs.append([step, jax.tree.map(jnp.copy, state), base])
+        state, frozen = side.create(variables)
+        runs.append([step, jax.tree.map(jnp.copy, state), frozen])
         losses.append([])
 
     def block(index: int) -> float:
-        step, state, base = runs[index]
+        step, state, frozen = runs[index]
         began = time.perf_counter()
         for _ in range(_STEPS.value):
-            state, metrics = step(state, base, batch)
+            state, metrics = step(state, frozen, batch)
             losses[index].append(metrics["loss"])
         jax.block_until_ready(state)
         runs[index][1] = state

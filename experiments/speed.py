@@ -25,7 +25,7 @@ from finetune_jax.progress import muted
 from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import run_arms
 from finetune_jax.training.loop import steps, train
-from finetune_jax.training.shared import Shared
+from finetune_jax.training.shared import SharedCaches
 
 _WHAT = flags.DEFINE_enum("what", "prefix", ["prefix", "arms"], "What to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Of each ratio.", lower_bound=1)
@@ -56,15 +56,15 @@ def epoch_seconds(scheme: str, cached: bool) -> float:
     setup = open_setup(config)
     times = []
     with tempfile.TemporaryDirectory() as folder, muted():
-        arm = steps(setup, Path(folder) / "run", Shared())
-        call = next(arm)
+        run = steps(setup, Path(folder) / "run", SharedCaches())
+        request = next(run)
         while True:
             began = time.perf_counter()
-            batch = put_batch(call.batch, setup.mesh)
-            value = jax.block_until_ready(call.step(call.state, call.base, batch))
+            batch = put_batch(request.batch, setup.mesh)
+            value = jax.block_until_ready(request.step(request.state, request.frozen, batch))
             times.append(time.perf_counter() - began)
             try:
-                call = arm.send(value)
+                request = run.send(value)
             except StopIteration:
                 break
     return sum(times[4:])
@@ -84,7 +84,7 @@ def prefix() -> None:
 
 
 def wall(function: Any) -> float:
-    """Seconds of a call, which gets an empty folder."""
+    """Seconds of a call of `function`, which gets an empty folder."""
     with tempfile.TemporaryDirectory() as folder, muted():
         began = time.perf_counter()
         function(Path(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,7 @@ from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task, require_classification
-
-if TYPE_CHECKING:
-    from finetune_jax.training.teacher import Teacher
+from finetune_jax.tasks.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Setup:
       abstract: variables of the model, without deltas, as shape structs.
       phases: the phases of `config.scheme`.
       mesh: the mesh of all devices.
-      teacher: what ``task.teacher`` names, once `loop.steps` has loaded it.
+      teacher: the teacher that ``task.teacher`` names, after `training.teacher` has loaded it.
     """
 
     config: ml_collections.ConfigDict

@@ -39,35 +39,35 @@ def phase_run(scheme, data, fsdp):
 
 def train(data, fsdp):
     """Losses of some steps under `full`, and where the state lies before and after them."""
-    run = phase_run("full", data, fsdp)
+    phase = phase_run("full", data, fsdp)
     generator = np.random.default_rng(0)
     variables = {
         "params": tree.map_with_path(
             lambda path, x: (
                 path.endswith("scale") + 0.05 * generator.standard_normal(x.shape, np.float32)
             ).astype(np.float32),
-            run.abstract["params"],
+            phase.abstract["params"],
         ),
         "batch_stats": {},
     }
-    state, base = run.create_state(variables)
-    step = run.compile_train_step()
+    state, frozen = phase.create_state(variables)
+    step = phase.compile_train_step()
     result = {"before": placement(state), "losses": []}
     for _ in range(STEPS):
         batch = {
             "image": generator.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8),
             "label": generator.integers(0, 10, BATCH, dtype=np.int32),
         }
-        state, metrics = step(state, base, put_batch(batch, run.setup.mesh))
+        state, metrics = step(state, frozen, put_batch(batch, phase.setup.mesh))
         result["losses"].append(float(metrics["loss"]))
     return {**result, "after": placement(state)}
 
 
 def load_cut(path):
     """Loads a file straight onto the mesh; where its params lie, and their fingerprint."""
-    run = phase_run("full", 2, 4)
-    run.setup.config.pretrained.path = path
-    params = load_variables(run.setup)[0]["params"]
+    phase = phase_run("full", 2, 4)
+    phase.setup.config.pretrained.path = path
+    params = load_variables(phase.setup)[0]["params"]
     shards = {
         p: [x.nbytes, x.addressable_shards[0].data.nbytes] for p, x in tree.flatten(params).items()
     }
@@ -87,8 +87,8 @@ def placement(state):
 
 def collectives(scheme, data, fsdp):
     """{collective: bytes of all its results on one device} in the compiled step, and bytes."""
-    run = phase_run(scheme, data, fsdp)
-    text = run.compile_train_step().as_text()
+    phase = phase_run(scheme, data, fsdp)
+    text = phase.compile_train_step().as_text()
     found = {}
     for name in COLLECTIVES:
         results = re.findall(rf"= (.*?) {name}(?:-start)?\(", text)
@@ -98,11 +98,11 @@ def collectives(scheme, data, fsdp):
             * math.prod(int(n) for n in size.split(",") if n)
             for kind, size in shapes
         )
-    trainable, _ = run.plan.split(run.abstract["params"])
+    trainable, _ = phase.plan.split(phase.abstract["params"])
     return {
         "bytes": found,
         "trainable": tree.nbytes(trainable),
-        "model": tree.nbytes(run.abstract["params"]),
+        "model": tree.nbytes(phase.abstract["params"]),
     }
 
 
@@ -156,8 +156,8 @@ def test_fsdp_gives_the_losses_of_one_device(sharded):
 
 
 def test_weights_are_loaded_straight_into_their_shards(tmp_path):
-    run = phase_run("full", -1, 1)
-    variables = run.setup.initial_variables()
+    phase = phase_run("full", -1, 1)
+    variables = phase.setup.initial_variables()
     save_native(tmp_path / "w.safetensors", variables, {})
     found = on_eight_devices(f"load_cut({str(tmp_path / 'w.safetensors')!r})")
     assert found["fingerprint"] == tree.fingerprint(variables["params"])

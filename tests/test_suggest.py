@@ -24,8 +24,8 @@ def measured(weights):
     config.data.image_size = 16
     config.train.batch_size = 16
     config.batch_norm = "frozen_all"
-    run = PhaseRun(open_setup(config))
-    variables, _ = load_variables(run.setup)
+    phase = PhaseRun(open_setup(config))
+    variables, _ = load_variables(phase.setup)
     rng = np.random.default_rng(0)
     batches = [
         {
@@ -34,13 +34,13 @@ def measured(weights):
         }
         for _ in range(2)
     ]
-    state, base = run.create_state(variables)
-    return run, variables, batches, measure(run, state, base, batches)
+    state, frozen = phase.create_state(variables)
+    return phase, variables, batches, measure(phase, state, frozen, batches)
 
 
 def test_the_statistics_are_their_formulas(measured):
-    run, variables, batches, values = measured
-    model, prepare_images = run.setup.model, run.setup.preprocess.device
+    phase, variables, batches, values = measured
+    model, prepare_images = phase.setup.model, phase.setup.preprocess.device
 
     def loss(params, batch):
         logits = model.apply({**variables, "params": params}, prepare_images(batch))

@@ -22,7 +22,7 @@ logging.getLogger("absl").addFilter(lambda r: "did not provide metrics" not in r
 class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
-    A checkpoint holds the state of the phase it was taken in, and ``settled``: leaves that are
+    A checkpoint holds the state of the phase it was taken in, and ``modified``: leaves that are
     frozen in this phase and yet not the weight file's, because an earlier phase trained them or a
     delta drew them.
 
@@ -78,7 +78,7 @@ class Checkpoints:
     def save(
         self,
         state: State,
-        settled: dict[str, Any],
+        modified: dict[str, Any],
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class Checkpoints:
 
         Args:
           state: of the current phase.
-          settled: flat leaves by path, see the class.
+          modified: flat leaves by path, see the class.
           meta: JSON object with at least ``phase`` (its number) and ``base_fingerprint``.
           metrics: validation scores, if there are any at this step.
         """
@@ -94,7 +94,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave({"state": state, "settled": settled}),
+                state=ocp.args.StandardSave({"state": state, "settled": modified}),
                 meta=ocp.args.JsonSave(meta),
             ),
             metrics=metrics,
@@ -121,13 +121,17 @@ class Checkpoints:
         return meta
 
     def restore(
-        self, target: State, settled: dict[str, Any], base_fingerprint: str, step: int | None = None
+        self,
+        target: State,
+        modified: dict[str, Any],
+        base_fingerprint: str,
+        step: int | None = None,
     ) -> tuple[State, dict[str, Any]]:
-        """Returns (state, settled) of a step, the latest by default.
+        """Returns (state, modified) of a step, the latest by default.
 
         Args:
           target: abstract or concrete state giving structure, shapes, dtypes and shardings.
-          settled: likewise.
+          modified: likewise.
           base_fingerprint: of the frozen leaves that are the weight file's.
           step: which checkpoint.
 
@@ -142,7 +146,7 @@ class Checkpoints:
                 f"{saved[:12]}, now {base_fingerprint[:12]}): has the pretrained file changed?"
             )
         abstract = jax.tree.map(
-            ocp.utils.to_shape_dtype_struct, {"state": target, "settled": settled}
+            ocp.utils.to_shape_dtype_struct, {"state": target, "settled": modified}
         )
         self._check(step, abstract)
         restored = self._manager.restore(

@@ -1,4 +1,4 @@
-"""What a plan costs, read off the compiled step before any step runs and without any data."""
+"""The cost of a plan, read off the compiled train step before any step runs and without data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from finetune_jax.training.state import State
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class StepCost:
     """Compiled figures of one train step over the whole mesh.
 
     Attributes:
-      flops: floating-point operations of a step, all devices together.
-      temp_bytes: temporary buffers of one device.
-      argument_bytes: state, frozen leaves and batch on one device.
-      optimizer_bytes: optimizer state, once.
-      checkpoint_bytes: a checkpoint of the state.
+      flops: floating-point operations of a step, on all devices together.
+      temp_bytes: bytes of temporary buffers on one device.
+      argument_bytes: bytes of state, frozen leaves and batch on one device.
+      optimizer_bytes: bytes of one copy of the optimizer state.
+      checkpoint_bytes: bytes of a checkpoint of the state.
     """
 
     flops: float
@@ -31,25 +31,29 @@ class Cost:
     checkpoint_bytes: int
 
 
-def flops(compiled: Any) -> float:
-    """FLOPs of a compiled function over all its devices (XLA counts one device)."""
+def flops(compiled: jax.stages.Compiled) -> float:
+    """Returns the FLOPs of a compiled function on all its devices (XLA counts one device)."""
     analysis = compiled.cost_analysis()
+    assert analysis is not None
     devices = {d for s in jax.tree.leaves(compiled.input_shardings[0]) for d in s.device_set}
     return float(analysis["flops"]) * max(len(devices), 1)
 
 
-def measure(compiled: Any, state: State, accumulate: int = 1) -> Cost:
-    """Reads the figures of a compiled train step.
+def measure(compiled: jax.stages.Compiled, state: State, accumulate: int = 1) -> StepCost:
+    """Reads the cost of a compiled train step.
 
     Args:
-      compiled: the step.
-      state: its state; may be abstract.
-      accumulate: micro-batches of the step. XLA counts the body of their loop once, so its count is
-        multiplied; the few operations per leaf of the optimizer are then counted too often.
+      compiled: train step.
+      state: state of the step, concrete or abstract.
+      accumulate: number of micro-batches of the step. XLA counts the body of their loop once, so
+        the count is multiplied by this number; the few operations per leaf of the optimizer are
+        then counted too often.
     """
     memory = compiled.memory_analysis()
-    saved = dataclasses.replace(state, key=None, hyper=None)
-    return Cost(
+    assert memory is not None
+    saved = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    del saved["key"], saved["hyper"]
+    return StepCost(
         flops=flops(compiled) * accumulate,
         temp_bytes=int(memory.temp_size_in_bytes),
         argument_bytes=int(memory.argument_size_in_bytes),
@@ -58,26 +62,26 @@ def measure(compiled: Any, state: State, accumulate: int = 1) -> Cost:
     )
 
 
-def phase_figures(run: PhaseRun) -> dict[str, Any]:
-    """What one phase trains and costs; a solved one compiles no step and costs none.
+def phase_figures(phase: PhaseRun) -> dict[str, Any]:
+    """Returns the sizes and the cost of one phase; a solved phase has no train step and costs 0.
 
     Returns:
       ``scheme``, ``plan_hash``, ``trainable_params``, ``frozen_params``, ``prefix_stages`` and the
-      attributes of `Cost` with ``flops`` as ``flops_step``.
+      attributes of `StepCost`, with ``flops`` under the name ``flops_step``.
     """
-    trainable, frozen = tree.split(run.abstract["params"], run.plan.trainable)
-    if run.phase.solve:
-        cost = Cost(0.0, 0, 0, 0, 0)
+    trainable, frozen = tree.split(phase.abstract["params"], phase.plan.trainable)
+    if phase.definition.solve:
+        cost = StepCost(0.0, 0, 0, 0, 0)
     else:
-        accumulate = run.setup.config.train.accumulate
-        cost = measure(run.compile_train_step(), run.abstract_state()[0], accumulate)
+        accumulate = phase.setup.config.train.accumulate
+        cost = measure(phase.compile_train_step(), phase.abstract_state()[0], accumulate)
     costs = dataclasses.asdict(cost)
     return {
-        "scheme": run.plan.scheme,
-        "plan_hash": run.plan.hash,
+        "scheme": phase.plan.scheme,
+        "plan_hash": phase.plan.hash,
         "trainable_params": tree.size(trainable),
         "frozen_params": tree.size(frozen),
-        "prefix_stages": len(run.plan.prefix),
+        "prefix_stages": len(phase.plan.prefix),
         "flops_step": costs.pop("flops"),
         **costs,
     }

@@ -1,11 +1,12 @@
-"""What is worth training: gradients of a few target batches, per leaf.
+"""Which leaves are worth training: statistics of the gradients of a few target batches, per leaf.
 
-Lee et al. 2022, arXiv 2210.11466, section 5: relative gradient norm and signal-to-noise ratio.
+The statistics are the relative gradient norm and the signal-to-noise ratio of Lee et al. 2022,
+arXiv 2210.11466, section 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,26 +17,33 @@ from finetune_jax import tree
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import Frozen, State
-from finetune_jax.training.step import make_loss
+from finetune_jax.training.step import Batch, make_loss
+
+GradientStep = Callable[[State, Frozen, Batch], tuple[Any, Any]]
+"""Function of (state, frozen, batch) to (gradient of the trainable half, |g| / |w| f32[] of each
+leaf)."""
 
 
-def make_gradient(run: PhaseRun) -> Any:
-    """Returns (state, base, batch) to (gradient, |g| / |w| per leaf) of the trainable half, jitted.
+def make_gradient(phase: PhaseRun) -> GradientStep:
+    """Returns the jitted gradient of the trainable half, without augmentation.
 
-    In the ratio, a leaf of zeros counts with |w| = 1.
+    In the ratio |g| / |w|, a leaf of zeros counts as if |w| were 1.
+
+    Args:
+      phase: phase with the loss and the mode of each stage.
     """
-    setup = run.setup
+    setup = phase.setup
     loss = make_loss(
-        run.model,
+        phase.model,
         setup.task,
-        run.plan,
+        phase.plan,
         make_input_pipeline(setup.preprocess),
         setup.teacher,
     )
 
-    def gradient(state: State, base: Frozen, batch: Any) -> Any:
+    def gradient(state: State, frozen: Frozen, batch: Batch) -> tuple[Any, Any]:
         grads, _ = jax.grad(loss, has_aux=True)(
-            state.params, state.stats, state.hyper, base, batch, state.key
+            state.params, state.stats, state.hyper, frozen, batch, state.key
         )
 
         def relative(g: jax.Array, w: jax.Array) -> jax.Array:
@@ -48,43 +56,40 @@ def make_gradient(run: PhaseRun) -> Any:
 
 
 def measure(
-    run: PhaseRun,
+    phase: PhaseRun,
     state: State,
-    base: Frozen,
-    batches: Iterable[dict[str, Any]],
-    gradient: Any = None,
+    frozen: Frozen,
+    batches: Iterable[Batch],
+    gradient: GradientStep | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Statistics of the gradient of each trainable leaf over some batches, by path.
+    """Measures statistics of the gradient of each trainable leaf over some batches.
 
     Args:
-      run: phase whose loss and modes are meant.
-      state: read, not changed.
-      base: likewise.
-      batches: on devices.
-      gradient: `make_gradient` of the same run, where it is kept for the next time.
+      phase: phase with the loss and the mode of each stage.
+      state: trainable half, which is not changed.
+      frozen: frozen half.
+      batches: at least one batch, on devices.
+      gradient: `make_gradient` of the same phase, where a cache holds the function.
 
     Returns:
       ``{"rgn": {path: mean of |g| / |w|}, "snr": {path: |mean g|² / sum of var g},
       "gradient": {path: root of the mean of |g|²}, "weight": {path: |w|}}``, not normalised.
     """
-    gradient = gradient or make_gradient(run)
-    total = square = ratios = None
+    gradient = gradient or make_gradient(phase)
+    sums: Any = None
     count = 0
     for batch in batches:
-        grads, relative = gradient(state, base, batch)
-        squares = jax.tree.map(jnp.square, grads)
-        if total is None:
-            total, square, ratios = grads, squares, relative
-        else:
-            total, square, ratios = jax.tree.map(
-                jnp.add, (total, square, ratios), (grads, squares, relative)
-            )
+        grads, relative = gradient(state, frozen, batch)
+        terms = (grads, jax.tree.map(jnp.square, grads), relative)
+        sums = terms if sums is None else jax.tree.map(jnp.add, sums, terms)
         count += 1
+    total, square, ratios = sums
 
     def ratio(s: jax.Array, q: jax.Array) -> jax.Array:
         mean = s / count
         variance = jnp.maximum(q / count - mean**2, 0.0)
-        # Sums first: over few batches, some scalar's variance is always next to nothing.
+        # Both sums before the quotient, because over few batches the variance of some scalar is
+        # always close to 0.
         return jnp.sum(mean**2) / jnp.maximum(jnp.sum(variance), 1e-30)
 
     snr = tree.flatten(jax.tree.map(ratio, total, square))
@@ -101,16 +106,16 @@ def measure(
 def by_stage(
     values: dict[str, dict[str, float]], sizes: dict[str, int], stages: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What `measure` found, per stage.
+    """Adds up the statistics of `measure` per stage.
 
     Args:
-      values: of `measure`.
-      sizes: scalars per leaf path.
-      stages: in forward order; those without a measured leaf are left out.
+      values: result of `measure`.
+      sizes: number of scalars per leaf path.
+      stages: stages in forward order; a stage without a measured leaf is left out.
 
     Returns:
-      Rows of ``stage``, ``params``, ``rgn`` (|gradient| over |weight| of the whole stage) and
-      ``snr`` (mean over its scalars).
+      Rows of ``stage``, ``params``, ``rgn`` (|gradient| / |weight| of all leaves of the stage
+      together) and ``snr`` (mean over the scalars of the stage).
     """
     rows = []
     for stage in stages:
@@ -129,15 +134,16 @@ def by_stage(
 
 
 def propose(rows: Sequence[dict[str, Any]], head: str = "head") -> list[tuple[str, str]]:
-    """Schemes worth a try for a profile, with the reason of each.
+    """Proposes schemes for a model and its target data, with the reason of each.
 
-    Lee et al. find that the block with the highest relative gradient norm is the one to train. The
-    proposals are that stage, the fewest stages that hold half of the sum, and the rates of the
-    profile itself; ``linear_probe`` and ``full`` are the ends to compare with.
+    Lee et al. find that the block with the highest relative gradient norm is the block to train.
+    The proposals are this stage, the smallest set of stages that holds half of the sum of the
+    norms, and learning rates in proportion to the norms; ``linear_probe`` and ``full`` are the
+    cheapest and the most expensive scheme to compare with.
 
     Args:
-      rows: of `by_stage`.
-      head: stage that trains in any case.
+      rows: result of `by_stage`.
+      head: stage that trains in every proposal.
     """
     body = [row for row in rows if row["stage"] != head]
     falling = sorted(body, key=lambda row: -row["rgn"])
@@ -155,17 +161,22 @@ def propose(rows: Sequence[dict[str, Any]], head: str = "head") -> list[tuple[st
         return f"stages({', '.join(map(repr, names))}) + {head}"
 
     found = [
-        ("linear_probe", "the cheap end"),
+        ("linear_probe", "the cheapest scheme"),
         (text([falling[0]["stage"]]), "the stage with the highest relative gradient norm"),
         (text(few), f"{held / total:.0%} of the relative gradient norm"),
         ("auto_rgn", "every leaf, at rates in proportion to its relative gradient norm"),
-        ("full", "the dear end"),
+        ("full", "the most expensive scheme"),
     ]
     return [pair for n, pair in enumerate(found) if pair[0] not in [p[0] for p in found[:n]]]
 
 
 def leaf_rates(values: dict[str, float], threshold: float | None = None) -> dict[str, np.float32]:
-    """Factors on the learning rate: values over the largest; below `threshold`, 0."""
+    """Returns a factor in [0, 1] on the learning rate of each leaf: its value over the largest.
+
+    Args:
+      values: statistic of each leaf by path, >= 0.
+      threshold: factor below which a leaf gets 0; None for no threshold.
+    """
     top = max(values.values()) or 1.0
     rates = {path: np.float32(value / top) for path, value in values.items()}
     if threshold is None:

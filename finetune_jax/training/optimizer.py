@@ -1,18 +1,19 @@
 """The gradient transformation of the trainable half, which never sees a frozen leaf.
 
-Clipping, norms and moments therefore cover what trains and nothing else. `optax.multi_transform`
-keeps the moments of each group; rates and decay are per leaf and come from the plan and from
-`State.hyper`, so that arms with other rates share one compiled step.
+Clipping, norms and moments therefore cover the trainable leaves and nothing else.
+`optax.multi_transform` keeps the moments of each group. Learning rate and decay are per leaf and
+come from the plan and from `State.hyper`, so that arms with other rates share one compiled step.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from finetune_jax import tree
@@ -25,10 +26,10 @@ class Rates:
     """Learning rate of every trainable leaf by step.
 
     Attributes:
-      plan: groups of the leaves.
-      schedules: by group, of the step within the phase.
+      plan: plan of the phase, which gives the group of each leaf.
+      schedules: schedule of each group by its name; schedules count the steps of the phase.
       start: step of the run at which the phase starts.
-      lr: the phase's factor on the run's learning rate.
+      lr: factor of the phase on the run's learning rate.
     """
 
     plan: Plan
@@ -37,7 +38,12 @@ class Rates:
     lr: float
 
     def __call__(self, step: jax.Array, hyper: dict[str, Any]) -> dict[str, Any]:
-        """Rates f32[] in the structure of the trainable half, at a step of the run."""
+        """Returns rates f32[] in the structure of the trainable half.
+
+        Args:
+          step: step of the run, i32[].
+          hyper: `State.hyper`.
+        """
         within = jnp.asarray(step - self.start, jnp.float32)
         peak = self.lr * hyper["learning_rate"]
         by_group = {name: schedule(within) * peak for name, schedule in self.schedules.items()}
@@ -48,14 +54,14 @@ class Rates:
         )
 
 
-def make_rates(config: Any, phase: Phase, start: int, steps: int) -> Rates:
-    """Rates of one phase.
+def make_rates(config: ml_collections.ConfigDict, phase: Phase, start: int, steps: int) -> Rates:
+    """Returns the learning rates of one phase.
 
     Args:
       config: ``config.optimizer``.
-      phase: gives schedules and factors.
-      start: first step of the phase.
-      steps: its length.
+      phase: phase with its schedules and factors.
+      start: step of the run at which the phase starts.
+      steps: number of steps of the phase.
     """
     default = phase.schedule or config.schedule
     warmup = phase.warmup
@@ -70,13 +76,24 @@ def make_rates(config: Any, phase: Phase, start: int, steps: int) -> Rates:
     return Rates(phase.plan, schedules, start, phase.lr)
 
 
-def hyper_parameters(config: Any, plan: Plan, label_smoothing: float = 0.0) -> dict[str, Any]:
-    """What `State.hyper` starts with: numbers that are data to the compiled step.
+def hyper_parameters(
+    config: ml_collections.ConfigDict, plan: Plan, label_smoothing: float = 0.0
+) -> dict[str, Any]:
+    """Returns the start value of `State.hyper`: numbers that the compiled step takes as inputs.
 
-    ``learning_rate``, ``weight_decay``, ``label_smoothing`` f32[], and ``leaf_lr``, factors f32[]
-    in the structure of the trainable half.
+    Args:
+      config: ``config.optimizer``.
+      plan: plan of the phase.
+      label_smoothing: in [0, 1).
+
+    Returns:
+      ``learning_rate``, ``weight_decay`` and ``label_smoothing``, each f32[], and ``leaf_lr``:
+      factors f32[] on the learning rate in the structure of the trainable half.
     """
-    number = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+
+    def number(x: float) -> jax.Array:
+        return jnp.asarray(x, jnp.float32)
+
     return {
         "learning_rate": number(config.learning_rate),
         "weight_decay": number(config.weight_decay),
@@ -86,45 +103,40 @@ def hyper_parameters(config: Any, plan: Plan, label_smoothing: float = 0.0) -> d
 
 
 def make_optimizer(
-    config: Any, rates: Rates, ages: Mapping[str, int] | None = None
+    config: ml_collections.ConfigDict, rates: Rates, joined: Mapping[str, int] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation of the trainable half's gradients into updates.
 
-    Its ``update`` takes ``step`` i32[] and ``hyper`` (see `hyper_parameters`) beside the gradients.
-    SGD decays through the gradient, AdamW decoupled from it.
+    The method ``update`` of the transformation takes ``step`` i32[] and ``hyper`` (see
+    `hyper_parameters`) beside the gradients. With SGD, weight decay is added to the gradient; with
+    AdamW, weight decay is decoupled from the gradient.
 
     Args:
-      config: ``config.optimizer``.
-      rates: of the phase.
-      ages: phase in which each trainable leaf joined, by path. Leaves of one group that joined in
-        different phases keep step counts of their own, as Adam's bias correction needs.
+      config: ``config.optimizer``, with the values of the phase.
+      rates: learning rates of the phase.
+      joined: number of the phase in which each trainable leaf joined, by path; 0 where a path is
+        missing. Leaves of one group that joined in different phases have separate step counts,
+        because Adam's bias correction needs the number of updates of each leaf.
     """
     plan = rates.plan
-    labels = {x.path: label(x.group, (ages or {}).get(x.path, 0)) for x in plan.leaves if x.trains}
-
-    def moments() -> optax.GradientTransformation:
-        if config.name == "adamw":
-            return optax.scale_by_adam(config.b1, config.b2)
-        return (
-            optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
-        )
-
+    joined = joined or {}
+    labels = {x.path: group_label(x.group, joined.get(x.path, 0)) for x in plan.leaves if x.trains}
     groups = optax.multi_transform(
-        {name: moments() for name in sorted({*labels.values()})}, tree.unflatten(labels)
+        {name: _moments(config) for name in sorted({*labels.values()})}, tree.unflatten(labels)
     )
     decays = plan.of_trainable("decays")
     group_of = plan.of_trainable("group")
 
     def decay(updates: Any, params: Any, hyper: dict[str, Any]) -> Any:
-        def add(update: jax.Array, param: jax.Array, may: bool, group: str) -> jax.Array:
-            own = plan.groups[group].decay
-            strength = hyper["weight_decay"] if own is None else own
-            return update + strength * param if may else update
+        def add(update: jax.Array, param: jax.Array, applies: bool, group: str) -> jax.Array:
+            of_group = plan.groups[group].decay
+            strength = hyper["weight_decay"] if of_group is None else of_group
+            return update + strength * param if applies else update
 
         return jax.tree.map(add, updates, params, decays, group_of)
 
-    # Without decay in the config and in every group, the compiled step holds none.
-    none = not config.weight_decay and not any(g.decay for g in plan.groups.values())
+    # Without decay in the config and in every group, the compiled step computes no decay.
+    any_decay = bool(config.weight_decay) or any(g.decay for g in plan.groups.values())
 
     def update(
         gradients: Any, state: Any, params: Any, *, step: jax.Array, hyper: dict[str, Any]
@@ -133,10 +145,10 @@ def make_optimizer(
             norm = optax.global_norm(gradients)
             factor = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-16))
             gradients = jax.tree.map(lambda g: g * factor, gradients)
-        if config.name == "sgd" and not none:
+        if config.name == "sgd" and any_decay:
             gradients = decay(gradients, params, hyper)
         updates, state = groups.update(gradients, state, params)
-        if config.name == "adamw" and not none:
+        if config.name == "adamw" and any_decay:
             updates = decay(updates, params, hyper)
         rate = rates(step, hyper)
         return jax.tree.map(lambda u, r: -r * u, updates, rate), state
@@ -144,49 +156,52 @@ def make_optimizer(
     return optax.GradientTransformationExtraArgs(groups.init, update)
 
 
-def label(group: str, age: int) -> str:
-    """Name of the `multi_transform` group of the leaves of `group` that joined in phase `age`."""
-    return f"{group}@{age}" if age else group
+def _moments(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The part of the optimizer that keeps moments, for one group."""
+    if config.name == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2)
+    return optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
 
 
-def migrate(old: Any, new: Any, survivors: Sequence[str], ages: Mapping[str, str]) -> Any:
+def group_label(group: str, phase: int) -> str:
+    """Returns the `optax.multi_transform` label of the leaves of `group` that joined in `phase`."""
+    return f"{group}@{phase}" if phase else group
+
+
+def migrate(old: optax.OptState, new: optax.OptState, labels: Mapping[str, str]) -> optax.OptState:
     """Carries an optimizer state into the next phase, by leaf path.
 
     Args:
-      old: state of the phase before, concrete.
+      old: concrete state of the phase before.
       new: fresh state of the next phase.
-      survivors: paths that trained before and train on.
-      ages: `multi_transform` label in `old` of each of the survivors.
+      labels: for each leaf that trained before and trains on, its path and its label in `old`.
 
     Returns:
-      `new` with the survivors' moments and step counts in place; all else stays fresh.
+      `new` with the moments and step counts of these leaves taken from `old`; the state of all
+      other leaves stays fresh.
     """
-    kept = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(old):
-        kept[_address(path)] = value
-    labels = {}
+    kept = {_address(path): value for path, value in jax.tree_util.tree_leaves_with_path(old)}
+    old_label_of: dict[str, str] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(new):
-        group, field, leaf = _address(path)
-        if leaf in ages:
-            labels[group] = ages[leaf]
+        new_label, _, leaf = _address(path)
+        if leaf in labels:
+            old_label_of[new_label] = labels[leaf]
 
-    def place(path: Any, value: Any) -> Any:
-        group, field, leaf = _address(path)
-        if leaf:
-            if leaf not in survivors:
-                return value
-            return kept.get((ages[leaf], field, leaf), value)
-        return kept.get((labels.get(group), field, leaf), value)
+    def place(path: Any, value: jax.Array) -> jax.Array:
+        new_label, field, leaf = _address(path)
+        # A step count belongs to a group and has no leaf path.
+        label = labels.get(leaf) if leaf else old_label_of.get(new_label)
+        return value if label is None else kept.get((label, field, leaf), value)
 
     return jax.tree_util.tree_map_with_path(place, new)
 
 
-def reached(opt_state: Any) -> set[str]:
-    """Paths of the leaves with a moment that is not zero: those that a gradient has reached.
+def reached(opt_state: optax.OptState) -> set[str]:
+    """Returns the paths of leaves whose moments are not all zero: a gradient has reached them.
 
-    Empty for an optimizer without moments.
+    The set is empty for an optimizer without moments.
     """
-    found = set()
+    found: set[str] = set()
     for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
         leaf = _address(path)[2]
         if leaf and leaf not in found and bool(jnp.any(value != 0)):

@@ -1,12 +1,10 @@
-"""One phase of a setup: its state, placed on the mesh, and its compiled steps."""
+"""One phase of a run: its state, placed on the mesh, and its compiled steps."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,20 +14,15 @@ from finetune_jax import tree
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.deltas import Adapted
-from finetune_jax.evaluation.step import make_eval_step
+from finetune_jax.evaluation.step import make_eval_step, make_forward
 from finetune_jax.mesh import batch_sharding, state_sharding
 from finetune_jax.models import DTYPES, initial_variables
 from finetune_jax.schemes import Leaf, Phase, Plan
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.optimizer import (
-    hyper_parameters,
-    label,
-    make_optimizer,
-    make_rates,
-    migrate,
-)
-from finetune_jax.training.step import make_train_step
+from finetune_jax.training.phase_optimizer import PhaseOptimizer, make_phase_optimizer
+from finetune_jax.training.state import CreateState, Frozen, State
+from finetune_jax.training.step import Batch, FeatureStep, TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +30,10 @@ class PhaseRun:
     """A phase at its place in a run.
 
     Attributes:
-      setup: the whole.
-      index: number of the phase.
-      start: step of the run at which it starts.
-      steps: its length.
+      setup: setup of the run.
+      index: number of the phase, from 0.
+      start: step of the run at which the phase starts.
+      steps: number of steps of the phase.
     """
 
     setup: Setup
@@ -49,52 +42,32 @@ class PhaseRun:
     steps: int = 1000
 
     @property
-    def phase(self) -> Phase:
-        """The phase."""
+    def definition(self) -> Phase:
+        """The phase as the scheme defines it."""
         return self.setup.phases[self.index]
 
     @property
     def plan(self) -> Plan:
-        """Its plan."""
-        return self.phase.plan
+        """The plan of the phase."""
+        return self.definition.plan
 
     @property
     def model(self) -> Adapted:
-        """The model with the deltas in place."""
+        """The model with the deltas of the plan in place."""
         return self.plan.adapt(self.setup.model)
 
-    @functools.cached_property
-    def ages(self) -> dict[str, int]:
-        """Phase in which each trainable leaf joined and since when it has trained, by path."""
-        ages: dict[str, int] = {}
-        for number, phase in enumerate(self.setup.phases[: self.index + 1]):
-            before = {} if phase.reset or phase.solve else ages
-            ages = {path: before.get(path, number) for path in phase.plan.trainable}
-            if phase.solve:
-                ages = {}
-        return ages
+    @property
+    def after_prefix(self) -> str:
+        """The first stage after the frozen prefix."""
+        return self.plan.stages[len(self.plan.prefix)]
 
     @functools.cached_property
-    def settings(self) -> Any:
-        """``config.optimizer`` with what the phase says otherwise."""
-        settings = copy.deepcopy(self.setup.config.optimizer)
-        own = {
-            "name": self.phase.optimizer,
-            "weight_decay": self.phase.decay,
-            "clip_norm": self.phase.clip,
-        }
-        settings.update({key: value for key, value in own.items() if value is not None})
-        return settings
+    def optimizer(self) -> PhaseOptimizer:
+        """The optimizer of the phase."""
+        setup = self.setup
+        return make_phase_optimizer(setup.config, setup.phases, self.index, self.start, self.steps)
 
-    @functools.cached_property
-    def rates(self) -> Any:
-        """Learning rates by step and leaf."""
-        return make_rates(self.settings, self.phase, self.start, max(self.steps, 1))
-
-    @functools.cached_property
-    def optimizer(self) -> Any:
-        """The gradient transformation."""
-        return make_optimizer(self.settings, self.rates, self.ages)
+    # State.
 
     @property
     def abstract(self) -> dict[str, Any]:
@@ -105,31 +78,11 @@ class PhaseRun:
             "batch_stats": self.setup.abstract["batch_stats"],
         }
 
-    def hyper(self) -> dict[str, Any]:
-        """Start value of `State.hyper`."""
-        smoothing = self.setup.config.task.label_smoothing
-        return hyper_parameters(self.settings, self.plan, smoothing)
-
-    def _create(self, variables: dict[str, Any], anchor: Any, hyper: Any, seed: Any) -> Any:
-        config = self.setup.config
-        return state_lib.create(
-            variables,
-            self.plan,
-            self.optimizer,
-            hyper,
-            seed=seed,
-            ema=config.optimizer.ema_decay > 0,
-            frozen_dtype=DTYPES[config.model.frozen_dtype],
-            # What another phase trains is not rounded before or after it does.
-            exact=self.setup.trainable,
-            anchor=anchor,
-        )
-
     def anchor(self, pretrained: tree.Tree) -> dict[str, Any]:
-        """The pretrained values L2-SP pulls towards; empty when it is off.
+        """Returns the pretrained values that L2-SP pulls towards; empty when L2-SP is off.
 
         Args:
-          pretrained: param pytree of the leaves a weight file gave, without re-initialised ones.
+          pretrained: param pytree of the leaves that came from a weight file.
         """
         config = self.setup.config.optimizer
         if not (config.l2_sp or config.l2_sp_head):
@@ -140,50 +93,82 @@ class PhaseRun:
     def create_state(
         self,
         variables: dict[str, Any],
-        anchor: Any = None,
-        once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
-    ) -> tuple[state_lib.State, state_lib.Frozen]:
-        """State and base on the mesh, from concrete variables with the deltas of this phase.
+        anchor: tree.Tree | None = None,
+        create: CreateState | None = None,
+    ) -> tuple[State, Frozen]:
+        """Returns state and frozen half on the mesh.
 
         Args:
-          variables: of the model and the deltas.
+          variables: concrete variables of the model and of the deltas of this phase.
           anchor: see `anchor`.
-          once: keeps the compiled function for the next arm, see `Shared.once`.
+          create: result of `compile_create` for equal shapes, where a cache holds the function.
         """
         # Split once outside of jit, where tied leaves are still one array.
         self.plan.split(variables["params"])
-        values = (variables, anchor or {}, self.hyper(), self.setup.config.seed)
-
-        def compile_create() -> Any:
-            shapes = jax.eval_shape(self._create, *values)
-            return jax.jit(self._create, out_shardings=state_sharding(self.setup.mesh, shapes))
-
-        state, base = once(("create", self.index), compile_create)(*values)
-        teacher = self.setup.teacher
-        return state, dataclasses.replace(base, teacher=teacher.variables if teacher else {})
-
-    def abstract_state(self, anchor: Any = None) -> tuple[Any, Any]:
-        """State and base as shape structs with shardings."""
+        create = create or self.compile_create(variables, anchor)
         seed = self.setup.config.seed
-        state, base = jax.eval_shape(self._create, self.abstract, anchor or {}, self.hyper(), seed)
+        state, frozen = create(variables, anchor or {}, self.optimizer.hyper(), seed)
+        teacher = self.setup.teacher
+        return state, dataclasses.replace(frozen, teacher=teacher.variables if teacher else {})
+
+    def compile_create(
+        self, variables: dict[str, Any], anchor: tree.Tree | None = None
+    ) -> CreateState:
+        """Returns `state.create` for this phase, jitted, with outputs placed on the mesh.
+
+        Args:
+          variables: variables whose shapes and dtypes the function is for.
+          anchor: anchor whose shapes and dtypes the function is for.
+        """
+        hyper, seed = self.optimizer.hyper(), self.setup.config.seed
+        shapes = jax.eval_shape(self._create, variables, anchor or {}, hyper, seed)
+        return jax.jit(self._create, out_shardings=state_sharding(self.setup.mesh, shapes))
+
+    def _create(
+        self, variables: dict[str, Any], anchor: tree.Tree, hyper: dict[str, Any], seed: Any
+    ) -> tuple[State, Frozen]:
+        config = self.setup.config
+        return state_lib.create(
+            variables,
+            self.plan,
+            self.optimizer.transformation,
+            hyper,
+            seed=seed,
+            ema=config.optimizer.ema_decay > 0,
+            frozen_dtype=DTYPES[config.model.frozen_dtype],
+            # Leaves that another phase trains keep their dtype, so that no phase rounds them.
+            exact=self.setup.trainable,
+            anchor=anchor,
+        )
+
+    def abstract_state(self, anchor: tree.Tree | None = None) -> tuple[State, Frozen]:
+        """Returns state and frozen half as shape structs with shardings.
+
+        Args:
+          anchor: see `anchor`.
+        """
+        hyper, seed = self.optimizer.hyper(), self.setup.config.seed
+        state, frozen = jax.eval_shape(self._create, self.abstract, anchor or {}, hyper, seed)
         if self.setup.teacher:
-            answers = jax.eval_shape(lambda v: v, self.setup.teacher.variables)
-            base = dataclasses.replace(base, teacher=answers)
-        shapes = (state, base)
+            teacher = jax.eval_shape(lambda v: v, self.setup.teacher.variables)
+            frozen = dataclasses.replace(frozen, teacher=teacher)
+        shapes = (state, frozen)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,
             state_sharding(self.setup.mesh, shapes),
         )
 
-    def carry(self, before: PhaseRun, old: state_lib.State, new: state_lib.State) -> Any:
-        """`new` with what survives from the phase before: step, moments, averages, PRNG key."""
-        survivors = [p for p, age in self.ages.items() if age < self.index]
-        labels: Mapping[str, str] = {
-            leaf.path: label(leaf.group, before.ages[leaf.path])
-            for leaf in before.plan.leaves
-            if leaf.path in survivors
-        }
+    def carry(self, before: PhaseRun, old: State, new: State) -> State:
+        """Returns `new` with the values that survive from the phase before.
+
+        These are the step, the moments and averages of leaves that train on, and the PRNG key.
+
+        Args:
+          before: the phase before.
+          old: state at the end of the phase before.
+          new: fresh state of this phase.
+        """
         ema = new.ema
         if ema:
             known = tree.flatten(old.ema)
@@ -193,17 +178,19 @@ class PhaseRun:
             step=old.step,
             key=old.key,
             ema=ema,
-            opt_state=migrate(old.opt_state, new.opt_state, survivors, labels),
+            opt_state=self.optimizer.carry(before.optimizer, old.opt_state, new.opt_state),
         )
 
-    def train_step(self) -> Any:
-        """The step, not yet compiled."""
+    # Steps.
+
+    def train_step(self) -> TrainStep:
+        """Returns the train step, not yet compiled."""
         setup, config = self.setup, self.setup.config
         return make_train_step(
             self.model,
             setup.task,
             self.plan,
-            self.optimizer,
+            self.optimizer.transformation,
             make_input_pipeline(setup.preprocess, config.data.augment),
             accumulate=config.train.accumulate,
             ema_decay=config.optimizer.ema_decay,
@@ -213,48 +200,50 @@ class PhaseRun:
             teacher=setup.teacher,
         )
 
-    def compile_train_step(self, anchor: Any = None, *, cached: bool = False) -> Any:
-        """Compiles the step from shapes alone.
+    def compile_train_step(
+        self, anchor: tree.Tree | None = None, *, cached: bool = False
+    ) -> jax.stages.Compiled:
+        """Compiles the train step from shapes alone.
 
         Args:
-          anchor: shapes of the base's anchor.
-          cached: the batch holds activations after the plan's prefix instead of inputs.
+          anchor: anchor whose shapes the step is for.
+          cached: whether the batch holds activations after the frozen prefix instead of inputs.
         """
-        state, base = self.abstract_state(anchor)
+        state, frozen = self.abstract_state(anchor)
         mesh, size = self.setup.mesh, self.setup.config.train.batch_size
         return (
             jax.jit(
                 self.train_step(),
                 in_shardings=(
                     state_sharding(mesh, state),
-                    state_sharding(mesh, base),
+                    state_sharding(mesh, frozen),
                     batch_sharding(mesh),
                 ),
                 out_shardings=(state_sharding(mesh, state), None),
                 donate_argnums=0,
             )
-            .lower(state, base, self.abstract_batch(size, cached=cached))
+            .lower(state, frozen, self.abstract_batch(size, cached=cached))
             .compile()
         )
 
     def compile_eval_step(
-        self, batch_size: int, variables: Any = None, *, cached: bool = False
-    ) -> Any:
-        """Compiles (variables, batch) to what the task observes of each example.
+        self, batch_size: int, variables: dict[str, Any] | None = None, *, cached: bool = False
+    ) -> jax.stages.Compiled:
+        """Compiles the evaluation step: (variables, batch) to what the task observes.
 
         Args:
-          batch_size: examples.
-          variables: whose shapes and dtypes are meant; `abstract` if None.
-          cached: the batch holds activations after the plan's prefix instead of inputs.
+          batch_size: number of examples of a batch.
+          variables: variables whose shapes and dtypes the step is for; None takes `abstract`.
+          cached: whether the batch holds activations after the frozen prefix instead of inputs.
         """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
             self.abstract if variables is None else variables,
         )
-        start = self.plan.stages[len(self.plan.prefix)] if cached else None
         task, config = self.setup.task, self.setup.config
         augment = config.data.augment if task.random_inputs else ""
         pipeline = make_input_pipeline(self.setup.preprocess, augment)
+        start = self.after_prefix if cached else None
         step = make_eval_step(self.model, task, pipeline, start)
         placed = state_sharding(self.setup.mesh, like)
         return (
@@ -263,26 +252,50 @@ class PhaseRun:
             .compile()
         )
 
+    def compile_features(self) -> FeatureStep:
+        """Returns the jitted function from (variables, batch) to (features, labels).
+
+        The batch may hold activations after the frozen prefix instead of inputs.
+        """
+        prepare = self.setup.preprocess.device
+        from_inputs = make_forward(self.model, prepare, stop="head")
+        from_activations = make_forward(self.model, prepare, self.after_prefix, "head")
+
+        def features(variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
+            forward = from_activations if "activation" in batch else from_inputs
+            return forward(variables, batch), batch["label"]
+
+        return jax.jit(features)
+
+    # Batches.
+
     def abstract_batch(self, batch_size: int, *, cached: bool = False) -> dict[str, Any]:
-        """Shapes of a batch on device."""
+        """Returns a batch on devices as shape structs.
+
+        Args:
+          batch_size: number of examples.
+          cached: whether the batch holds activations after the frozen prefix instead of inputs.
+        """
         targets = self.setup.task.abstract(batch_size)
         if cached:
-            whole = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((batch_size * self.inputs, *x.shape), x.dtype),
-                self.activation,
+            count = batch_size * self.inputs
+            activation = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), self.activation
             )
-            return {"activation": whole, **targets}
+            return {"activation": activation, **targets}
         return {**self.setup.preprocess.abstract(batch_size), **targets}
 
     @property
     def activation(self) -> Any:
-        """Shape of one input's activation after the prefix; texts have a tree of several arrays."""
-        stop = self.plan.stages[len(self.plan.prefix)]
-        return _activation(self.model, self.plan.leaves, self.setup.preprocess, stop)
+        """Shape structs of one input's activation after the prefix: an array, or a tree of arrays.
+
+        A model of texts has a tree.
+        """
+        return _activation(self.model, self.plan.leaves, self.setup.preprocess, self.after_prefix)
 
     @property
     def inputs(self) -> int:
-        """Inputs to the model per example."""
+        """Number of inputs to the model per example."""
         return self.setup.task.views
 
     @property
@@ -293,16 +306,14 @@ class PhaseRun:
         return self.inputs * sum(sizes)
 
 
+# Cached, because tracing takes long and all arms of an ablation ask for the same shapes.
 @functools.lru_cache(maxsize=64)
 def _activation(model: Adapted, leaves: tuple[Leaf, ...], preprocess: Preprocess, stop: str) -> Any:
-    """Shapes of one input's activation before a stage; traced once for all arms that ask."""
+    """Shape structs of one input's activation before the stage `stop`."""
     variables = {
         "params": tree.unflatten({x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves}),
         "batch_stats": initial_variables(model.model, preprocess.size, stages=())["batch_stats"],
     }
-    out = jax.eval_shape(
-        lambda v, batch: model.apply(v, preprocess.device(batch), stop=stop),
-        variables,
-        preprocess.abstract(1),
-    )
+    forward = make_forward(model, preprocess.device, stop=stop)
+    out = jax.eval_shape(forward, variables, preprocess.abstract(1))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), out)

@@ -1,8 +1,9 @@
-"""A run in progress: what its phases share."""
+"""A run in progress: the values that the phases of a run share."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from finetune_jax.metrics.probes import (
 )
 from finetune_jax.schemes import Plan
 from finetune_jax.setup import Setup
-from finetune_jax.training import state as state_lib
 from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.cost import StepCost
 from finetune_jax.training.metrics_writer import MetricsWriter
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
-from finetune_jax.training.shared import Shared
+from finetune_jax.training.shared import SharedCaches
+from finetune_jax.training.state import State
 
 
 @dataclasses.dataclass
@@ -35,53 +37,64 @@ class Run:
     """A run in progress.
 
     Attributes:
-      setup: resolved config.
+      setup: resolved config, with the teacher and with the task fitted to the data.
       workdir: run folder.
-      shared: what this run has in common with other arms.
+      caches: caches that the run shares with other arms.
       splits: decoded examples by split name.
+      left_out: names of bad images by split name, for splits with bad images.
       starts: first step of each phase.
-      lengths: steps of each phase.
-      variables: whole variables at the start of the current phase.
-      settled: paths, with their collection, of leaves that are no longer the weight file's.
-      anchor: what L2-SP pulls towards, flat: params that came from the weight file, and deltas as
-        they started; empty when it is off.
-      checkpoints: of the run.
-      writer: of its metrics.
-      state: of the last trained phase, with its `PhaseRun`.
-      audits: counts of each phase.
-      probes: reports of solved phases.
-      costs: compiled figures of each trained phase of this process.
-      train_flops: of all steps of each trained phase that has ended.
+      lengths: number of steps of each phase.
+      manifest: manifest of the weight file, as JSON.
+      variables: variables of both halves at the start of the current phase.
+      modified: paths of leaves that no longer hold the values of the weight file, with ``params/``
+        or ``batch_stats/`` in front.
+      anchor: values by leaf path that L2-SP pulls towards: params that came from the weight file,
+        and start values of deltas; empty when L2-SP is off.
+      checkpoints: checkpoints of the run.
+      writer: writer of the run's metrics.
+      previous: last trained phase and the state at its end; None before the first phase and after a
+        solved phase.
+      audits: audit counts of each phase.
+      solver_reports: reports of the solved phases.
+      costs: cost of a step of each trained phase of this process.
+      train_flops: FLOPs of all steps of each trained phase that has ended.
     """
 
     setup: Setup
     workdir: Path
-    shared: Shared
-    splits: dict[str, Examples]
+    caches: SharedCaches
+    splits: Mapping[str, Examples]
+    left_out: dict[str, list[str]]
     starts: list[int]
     lengths: list[int]
+    manifest: dict[str, Any]
     variables: dict[str, Any]
-    settled: set[str]
+    modified: set[str]
     anchor: dict[str, Any]
     checkpoints: Checkpoints
     writer: MetricsWriter
-    state: tuple[PhaseRun, state_lib.State] | None = None
+    previous: tuple[PhaseRun, State] | None = None
     audits: list[dict[str, int]] = dataclasses.field(default_factory=list)
-    probes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    costs: list[Any] = dataclasses.field(default_factory=list)
+    solver_reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    costs: list[StepCost] = dataclasses.field(default_factory=list)
     train_flops: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return sum(self.lengths)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts a host batch on the mesh."""
-        return put_batch(batch, self.setup.mesh)
+    @property
+    def last_phase(self) -> int:
+        """Number of the last phase."""
+        return len(self.setup.phases) - 1
+
+    def phase(self, index: int) -> PhaseRun:
+        """Returns a phase at its place in the run."""
+        return PhaseRun(self.setup, index, self.starts[index], self.lengths[index])
 
     def anchor_deltas(self, plan: Plan) -> None:
-        """Makes L2-SP pull the deltas of a plan towards the values they start from."""
+        """Adds the start values of a plan's deltas to the values that L2-SP pulls towards."""
         settings = self.setup.config.optimizer
         if not (settings.l2_sp or settings.l2_sp_head):
             return
@@ -90,12 +103,16 @@ class Run:
             if leaf.delta:
                 self.anchor.setdefault(leaf.path, leaves[leaf.path])
 
-    def phase_run(self, index: int) -> PhaseRun:
-        """A phase at its place."""
-        return PhaseRun(self.setup, index, self.starts[index], self.lengths[index])
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts a host batch on the mesh."""
+        return put_batch(batch, self.setup.mesh)
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns the rows of a global batch that this process reads."""
+        return local_rows(self.setup.mesh, batch_size)
 
     def train_batches(self, examples: Examples) -> TrainBatches:
-        """The run's order over some examples."""
+        """Returns batches of some examples in the order of this run."""
         config = self.setup.config
         return TrainBatches(
             examples,
@@ -106,30 +123,39 @@ class Run:
             config.data.workers,
         )
 
-    def rows(self, batch_size: int) -> np.ndarray:
-        """Rows of a global batch that this process reads."""
-        return local_rows(self.setup.mesh, batch_size)
+    def after_prefix(self, phase: PhaseRun, variables: dict[str, Any], split: str) -> Examples:
+        """Returns a split as activations after the frozen prefix, where they can be cached.
 
-    def behind_prefix(self, run: PhaseRun, variables: dict[str, Any], name: str) -> Examples:
-        """A split as activations after the frozen prefix of a phase where that can be cached."""
+        Args:
+          phase: phase whose prefix is computed.
+          variables: variables of both halves.
+          split: name of the split.
+        """
         return cache_prefix(
-            run,
+            phase,
             variables,
-            self.splits[name],
-            self.setup.config.data[name],
+            self.splits[split],
+            self.setup.config.data[split],
             self.place,
-            self.shared.once,
-            training=name == "train",
+            self.caches,
+            training=split == "train",
         )
 
-    def score(self, run: PhaseRun, variables: dict[str, Any], examples: Examples) -> dict[str, Any]:
-        """Scores of `examples`, images or activations after the prefix of `run`."""
+    def score(
+        self, phase: PhaseRun, variables: dict[str, Any], examples: Examples
+    ) -> dict[str, Any]:
+        """Scores some examples.
+
+        Args:
+          phase: phase whose model is scored.
+          variables: variables of both halves.
+          examples: images or texts, or activations after the prefix of `phase`.
+        """
         config = self.setup.config
         size, workers = config.eval.batch_size, config.data.workers
         cached = isinstance(examples, ActivationExamples)
-        step = self.shared.once(
-            ("evaluate", run.index, cached),
-            lambda: run.compile_eval_step(size, variables, cached=cached),
+        step = self.caches.eval_steps.get(
+            (phase.index, cached), lambda: phase.compile_eval_step(size, variables, cached=cached)
         )
         task, encode = self.setup.task, self.setup.encode
         return evaluate(
@@ -138,26 +164,24 @@ class Run:
         )  # fmt: skip
 
     def probe(
-        self, run: PhaseRun, variables: dict[str, Any], train: Examples, validation: Examples
+        self, phase: PhaseRun, variables: dict[str, Any], train: Examples, validation: Examples
     ) -> dict[str, float]:
-        """Validation accuracy of the probes of ``eval.probes``; examples as for `score`."""
+        """Returns the validation accuracy of each probe of ``eval.probes``.
+
+        Args:
+          phase: phase whose model gives the features.
+          variables: variables of both halves.
+          train: examples that the probes are fitted on, as for `score`.
+          validation: examples that the probes are scored on, as for `score`.
+        """
         setup = self.setup
         probes = parse_probes(setup.config.eval.probes)
         if not probes:
             return {}
-        behind = run.plan.stages[len(run.plan.prefix)]
-
-        def features(variables: dict[str, Any], batch: dict[str, Any]) -> Any:
-            if "activation" in batch:
-                x, start = batch["activation"], behind
-            else:
-                x, start = setup.preprocess.device(batch), None
-            return run.model.apply(variables, x, start=start, stop="head"), batch["label"]
-
-        step = self.shared.once(("probe", run.index), lambda: jax.jit(features))
+        step = self.caches.feature_steps.get(phase.index, phase.compile_features)
         size = setup.config.eval.batch_size
 
-        def of(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        def features(examples: Examples, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
             return forward_all(
                 lambda batch: step(variables, batch),
                 examples,
@@ -168,4 +192,4 @@ class Run:
                 rows=self.rows(size),
             )
 
-        return probe_scores(probes, of(train, TRAINING_EXAMPLES), of(validation))
+        return probe_scores(probes, features(train, TRAINING_EXAMPLES), features(validation))

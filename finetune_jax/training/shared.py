@@ -1,75 +1,96 @@
-"""What arms of one structure make once and use together; a run by itself is the only arm."""
+"""Caches that several runs share: decoded data, compiled programs, activations, frozen leaves."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from finetune_jax import tree
-from finetune_jax.training.phase import PhaseRun
-from finetune_jax.training.state import Frozen, State
+import jax
 
-T = TypeVar("T")
+from finetune_jax.data.sources import Examples
+from finetune_jax.tasks.teacher import Teacher
+from finetune_jax.training.importance import GradientStep
+from finetune_jax.training.state import CreateState, Frozen
+from finetune_jax.training.step import FeatureStep
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Cache(Generic[Key, Value]):
+    """Values by key; each value is made when its key is first asked for."""
+
+    def __init__(self) -> None:
+        self._values: dict[Key, Value] = {}
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Returns the value of `key`, which `make` makes if the cache does not hold it yet."""
+        if key not in self._values:
+            self._values[key] = make()
+        return self._values[key]
 
 
 @dataclasses.dataclass
-class Shared:
-    """Decoded data, compiled programs, cached activations and frozen leaves.
+class SharedCaches:
+    """Caches shared by runs whose compiled programs are identical, such as the arms of an ablation.
+
+    A single run has its own caches. `arms.structure` tells whether runs may share theirs.
 
     Attributes:
-      arms: how many runs will use it.
+      arms: number of runs that share the caches.
+      opened_splits: examples by split name (``train``, …), as the source reads them.
+      decoded_splits: examples by split name, decoded into memory if they fit.
+      teachers: loaded teacher by the path of its artifact.
+      create_states: jitted `state.create` by number of the phase.
+      train_steps: compiled train step by (number of the phase, whether its batches hold
+        activations after the frozen prefix instead of inputs).
+      eval_steps: compiled evaluation step; keys as for `train_steps`.
+      feature_steps: jitted forward pass to the features that solvers and probes read, by number of
+        the phase.
+      gradients: jitted gradient that measured rates are computed from (`importance.make_gradient`),
+        by number of the phase.
+      activations: activations of a split after the frozen prefix, by a hash of all that the
+        activations depend on (`prefix_cache`).
     """
 
     arms: int = 1
-    _made: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    opened_splits: Cache[str, Examples] = dataclasses.field(default_factory=Cache)
+    decoded_splits: Cache[str, Examples] = dataclasses.field(default_factory=Cache)
+    teachers: Cache[str, Teacher] = dataclasses.field(default_factory=Cache)
+    create_states: Cache[int, CreateState] = dataclasses.field(default_factory=Cache)
+    train_steps: Cache[tuple[int, bool], jax.stages.Compiled] = dataclasses.field(
+        default_factory=Cache
+    )
+    eval_steps: Cache[tuple[int, bool], jax.stages.Compiled] = dataclasses.field(
+        default_factory=Cache
+    )
+    feature_steps: Cache[int, FeatureStep] = dataclasses.field(default_factory=Cache)
+    gradients: Cache[int, GradientStep] = dataclasses.field(default_factory=Cache)
+    activations: Cache[str, Examples] = dataclasses.field(default_factory=Cache)
+    _frozen_leaves: Cache[tuple[str, str, str], jax.Array] = dataclasses.field(
+        default_factory=Cache
+    )
 
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned when `key` was first asked for."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def deduplicate(self, frozen: Frozen, checksums: dict[str, str]) -> Frozen:
+        """Replaces every frozen array that another arm already holds by that very array.
 
-    def intern(self, base: Frozen, checksums: dict[str, str]) -> Frozen:
-        """`base` with every array that another arm already holds replaced by that very array.
-
-        So frozen leaves are in memory once however many arms there are, and whether two arms share
-        a leaf is a question of identity.
+        Frozen leaves are then in memory once for all arms, and two arms share a leaf exactly if
+        both hold the same array object.
 
         Args:
-          base: on devices.
-          checksums: by path, with the collection's name in front.
+          frozen: frozen half, on devices.
+          checksums: checksum of each leaf by its path, with ``params/`` or ``batch_stats/`` in
+            front.
+
+        Returns:
+          `frozen` itself if there is a single run.
         """
         if self.arms == 1:
-            return base
+            return frozen
 
-        def known(path: str, leaf: Any) -> Any:
-            return self.once(("leaf", path, leaf.dtype, checksums[path]), lambda: leaf)
+        def first_equal(path: str, leaf: jax.Array) -> jax.Array:
+            key = (path, str(leaf.dtype), checksums[path])
+            return self._frozen_leaves.get(key, lambda: leaf)
 
-        whole = tree.map_with_path(known, {"params": base.params, "batch_stats": base.stats})
-        return dataclasses.replace(
-            base, params=whole.get("params", {}), stats=whole.get("batch_stats", {})
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class StepCall:
-    """An arm's next train step, which arms in lockstep may run as one program.
-
-    Attributes:
-      run: phase the arm is in.
-      cached: whether the batch holds activations.
-      step: compiled for one arm; donates the state.
-      state: before the step.
-      base: what the step only reads.
-      batch: on the host.
-      number: of the step within the run.
-    """
-
-    run: PhaseRun
-    cached: bool
-    step: Any
-    state: State
-    base: Frozen
-    batch: dict[str, Any]
-    number: int
+        return frozen.with_leaves({p: first_equal(p, x) for p, x in frozen.flat().items()})

@@ -1,8 +1,7 @@
-"""A solved phase: the head in closed form or by L-BFGS, over features computed once."""
+"""A solved phase: the head in closed form or by L-BFGS, on features computed once."""
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from finetune_jax.errors import UserError
@@ -11,63 +10,61 @@ from finetune_jax.hosts import broadcast_from_primary
 from finetune_jax.progress import say
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import head_solver
+from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.run import Run
 
 
-def solve_phase(current: Run, index: int) -> None:
-    """Puts the solved head into ``current.variables`` and the report into ``current.probes``.
+def solve_phase(run: Run, index: int, method: str) -> None:
+    """Solves the head, puts it into ``run.variables``, and appends to ``run.solver_reports``.
+
+    Args:
+      run: run with the variables at the start of the phase.
+      index: number of the phase.
+      method: solver, see `head_solver.solve`.
 
     Raises:
-      UserError: no validation split to choose the strength on.
+      UserError: the task is not single-label classification, or the run has no validation split to
+        choose the strength on.
     """
-    phase = current.setup.phases[index]
-    if current.setup.task.name != "classification":
+    if run.setup.task.name != "classification":
         raise UserError(
             f"phase(solve=…) solves heads of single-label classification, not of "
-            f"{current.setup.task.name}"
+            f"{run.setup.task.name}"
         )
-    if "validation" not in current.splits:
+    if "validation" not in run.splits:
         raise UserError("phase(solve=…) chooses on validation: set data.validation")
-    before = audit_lib.snapshot(current.variables)
+    phase = run.phase(index)
+    before = audit_lib.snapshot(run.variables)
     head, report = head_solver.solve(
-        phase.solve,
-        _features(current, index, "train"),
-        _features(current, index, "validation"),
-        current.setup.task.head_size,
+        method,
+        _features(run, phase, "train"),
+        _features(run, phase, "validation"),
+        run.setup.task.head_size,
     )
-    # Solvers of other machines end in other last bits.
+    # Solvers on different hosts may differ in the last bits, so all hosts take the head of one.
     head = broadcast_from_primary(head)
     chosen = report["chosen"]
     say(
-        f"head solved by {phase.solve}: strength {chosen['strength']:.3g}, validation accuracy "
+        f"head solved by {method}: strength {chosen['strength']:.3g}, validation accuracy "
         f"{chosen['accuracy']:.4f}" + ("" if chosen["converged"] else ", NOT converged")
     )
-    params = {**current.variables["params"], "head": head}
-    current.variables = {**current.variables, "params": params}
-    current.audits.append(audit_lib.audit(phase.plan, before, current.variables))
-    current.probes.append(report)
-    current.writer.write(current.starts[index], "probe", chosen)
-    current.state = None
+    run.variables = {**run.variables, "params": {**run.variables["params"], "head": head}}
+    run.audits.append(audit_lib.audit(phase.plan, before, run.variables))
+    run.solver_reports.append(report)
+    run.writer.write(phase.start, "probe", chosen)
+    run.previous = None
 
 
-def _features(current: Run, index: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features f32[n, width] entering the head, and labels i32[n], of a split."""
-    setup, run = current.setup, current.phase_run(index)
-    forward = current.shared.once(
-        ("features", index),
-        lambda: jax.jit(
-            lambda v, x: (
-                run.model.apply(v, setup.preprocess.device(x), stop="head"),
-                x["label"],
-            )
-        ),
-    )
+def _features(run: Run, phase: PhaseRun, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features f32[n, width] that enter the head, and labels i32[n], of a split."""
+    setup = run.setup
+    forward = run.caches.feature_steps.get(phase.index, phase.compile_features)
     size = setup.config.eval.batch_size
     return forward_all(
-        lambda batch: forward(current.variables, batch),
-        current.splits[split],
+        lambda batch: forward(run.variables, batch),
+        run.splits[split],
         setup.encode,
         batch_size=size,
-        place=current.place,
-        rows=current.rows(size),
+        place=run.place,
+        rows=run.rows(size),
     )

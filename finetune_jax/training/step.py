@@ -1,10 +1,10 @@
-"""The one train step, a pure function of (state, base, batch)."""
+"""The one train step, a pure function of (state, frozen, batch)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,26 @@ from finetune_jax.data.augment import InputPipeline
 from finetune_jax.deltas import Adapted
 from finetune_jax.schemes import Plan
 from finetune_jax.tasks import Task
+from finetune_jax.tasks.teacher import Teacher
 from finetune_jax.training.state import Frozen, State
 
-if TYPE_CHECKING:
-    from finetune_jax.training.teacher import Teacher
-
 Batch = dict[str, jax.Array]
+"""Inputs (or ``activation``) and targets by name, on devices."""
+
+Metrics = dict[str, jax.Array]
+"""Means over a batch by name, each f32[]."""
+
+TrainStep = Callable[[State, Frozen, Batch], tuple[State, Metrics]]
+
+FeatureStep = Callable[[dict[str, Any], Batch], tuple[jax.Array, jax.Array]]
+"""Function of (variables, batch) to features f32[batch, width] that enter the head, and labels
+i32[batch]."""
+
+Loss = Callable[
+    [Any, Any, dict[str, Any], Frozen, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]
+]
+"""Function of (trainable params, tracked statistics, hyper, frozen, batch, key) to (loss f32[],
+(new tracked statistics, metrics))."""
 
 
 def make_loss(
@@ -29,28 +43,25 @@ def make_loss(
     plan: Plan,
     pipeline: InputPipeline,
     teacher: Teacher | None = None,
-) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
-    """Returns the loss of the trainable half; arguments as for `make_train_step`.
-
-    A function of (trainable params, tracked statistics, hyper, base, batch, key) to (loss, (new
-    tracked statistics, metrics)).
-    """
+) -> Loss:
+    """Returns the loss as a function of the trainable half; arguments as for `make_train_step`."""
     after_prefix = plan.stages[len(plan.prefix)]
 
     def loss_fn(
-        params: Any, stats: Any, hyper: Any, base: Frozen, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        params: Any, stats: Any, hyper: Any, frozen: Frozen, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         augment_key, dropout_key = jax.random.split(key)
+        start: str | None
         if "activation" in batch:
             x, start = batch["activation"], after_prefix
         else:
             raw, start = batch, None
             x, batch = task.inputs(augment_key, lambda key: pipeline(key, raw))
             if teacher:
-                batch = {**batch, **teacher.answer(base.teacher, x)}
+                batch = {**batch, **teacher.answer(frozen.teacher, x)}
         variables = {
-            "params": tree.merge(params, base.params),
-            "batch_stats": tree.merge(stats, base.stats),
+            "params": tree.merge(params, frozen.params),
+            "batch_stats": tree.merge(stats, frozen.stats),
         }
         outputs, updates = model.apply(
             variables,
@@ -72,6 +83,11 @@ def make_loss(
     return loss_fn
 
 
+def _complete(updated: tree.Tree, stats: tree.Tree) -> dict[str, Any]:
+    """Statistics after a forward pass, which may have skipped stages before its start."""
+    return tree.unflatten({**tree.flatten(stats), **tree.flatten(updated)})
+
+
 def make_train_step(
     model: Adapted,
     task: Task,
@@ -85,99 +101,62 @@ def make_train_step(
     l2_sp: float = 0.0,
     l2_sp_head: float = 0.0,
     teacher: Teacher | None = None,
-) -> Callable[[State, Frozen, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Returns the step, ready for `jax.jit`.
+) -> TrainStep:
+    """Returns the train step, ready for `jax.jit`.
 
-    Only the trainable half is differentiated; the loss closes over the frozen one. So whatever
-    reads gradients (clip, norm, EMA, SAM, accumulation) cannot revive the backward pass of frozen
-    leaves, and no frozen array is returned.
+    Only the trainable half is differentiated; the loss closes over the frozen half. So clipping,
+    norms, EMA, SAM and accumulation, which read gradients, cannot bring back the backward pass of
+    frozen leaves, and the step returns no frozen array.
 
     Args:
-      model: with the plan's deltas.
-      task: gives the loss.
-      plan: halves, and the mode the stages run in.
-      optimizer: over the trainable half.
-      pipeline: from the batch to the model's inputs.
-      accumulate: micro-batches whose gradients are averaged; BatchNorm sees each by itself.
-      ema_decay: 0 for none.
+      model: model with the deltas of the plan.
+      task: task that computes the loss.
+      plan: plan with the halves and with the mode of each stage.
+      optimizer: transformation over the trainable half.
+      pipeline: function on devices from a batch to the inputs of the model, and to the batch with
+        the targets that the random augmentation gives.
+      accumulate: number of micro-batches whose gradients are averaged. BatchNorm sees each
+        micro-batch by itself.
+      ema_decay: decay of the exponential moving average, in [0, 1); 0 turns averaging off.
       sam_rho: radius of sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412): the
-        gradient is taken at w + rho g / |g|, norm over the trainable half, per micro-batch; 0 for
-        none. BatchNorm statistics come from the first of the two passes.
-      l2_sp: alpha of alpha/2 |w - w0|² over ``base.anchor`` (Li et al. 2018, arXiv 1802.01483).
-      l2_sp_head: beta of beta/2 |w|² over trainable leaves without an anchor.
-      teacher: whose answers the task reads; its variables are ``base.teacher``.
+        gradient is taken at w + rho g / |g|, with the norm over the trainable half, per
+        micro-batch; 0 turns it off. BatchNorm statistics come from the first of the two passes.
+      l2_sp: alpha of the penalty alpha/2 |w - w0|², where w0 is ``frozen.anchor`` (Li et al. 2018,
+        arXiv 1802.01483).
+      l2_sp_head: beta of the penalty beta/2 |w|² on trainable leaves without an anchor.
+      teacher: teacher whose outputs the task reads; its variables are ``frozen.teacher``.
 
     Returns:
-      A function of (state, base, batch) to (state, metrics). The batch has the task's targets and
-      the preprocessing's inputs or ``activation``, the output of the plan's prefix for those.
-      Metrics are f32[] means over the batch: ``loss`` without L2-SP's penalty, what else the task
-      gives per example, and ``grad_norm`` over the trainable half.
+      A function of (state, frozen, batch) to (state, metrics). The batch holds the targets of the
+      task, and either the inputs of the preprocessing or ``activation``, the output of the plan's
+      prefix for these inputs. Metrics are f32[] means over the batch: ``loss`` without the L2-SP
+      penalty, all other values that the task computes per example, and ``grad_norm`` over the
+      trainable half.
     """
-    slope = jax.grad(make_loss(model, task, plan, pipeline, teacher), has_aux=True)
+    loss = make_loss(model, task, plan, pipeline, teacher)
+    gradient = _with_sam(jax.grad(loss, has_aux=True), sam_rho)
 
-    def gradient(params: Any, stats: Any, *rest: Any) -> Any:
-        grads, aux = slope(params, stats, *rest)
-        if sam_rho:
-            reach = sam_rho / jnp.maximum(optax.global_norm(grads), 1e-12)
-            there = jax.tree.map(lambda w, g: w + reach * g, params, grads)
-            grads, _ = slope(there, stats, *rest)
-        return grads, aux
-
-    def pull(grads: Any, params: Any, anchor: Any) -> Any:
-        start = tree.flatten(anchor)
-
-        def add(path: str, g: jax.Array, w: jax.Array) -> jax.Array:
-            return g + (l2_sp * (w - start[path]) if path in start else l2_sp_head * w)
-
-        return tree.map_with_path(add, grads, params)
-
-    def train_step(state: State, base: Frozen, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        fixed = (state.hyper, base)
         if accumulate == 1:
-            grads, (stats, metrics) = gradient(state.params, state.stats, *fixed, batch, key)
+            grads, (stats, metrics) = gradient(
+                state.params, state.stats, state.hyper, frozen, batch, key
+            )
         else:
-            # Interleaved, so that every device keeps a share of every micro-batch; activations of
-            # one example, which come in a row, stay together.
-            def split(x: jax.Array, inputs: int) -> jax.Array:
-                parts = x.reshape(-1, accumulate, inputs, *x.shape[1:]).swapaxes(0, 1)
-                return parts.reshape(accumulate, -1, *x.shape[1:])
-
-            micro = {
-                name: jax.tree.map(
-                    functools.partial(split, inputs=task.views if name == "activation" else 1), x
-                )
-                for name, x in batch.items()
-            }
-
-            def body(carry: Any, item: Any) -> tuple[Any, None]:
-                total, stats, sums = carry
-                part, index = item
-                grads, (stats, metrics) = gradient(
-                    state.params, stats, *fixed, part, jax.random.fold_in(key, index)
-                )
-                return (
-                    jax.tree.map(jnp.add, total, grads),
-                    stats,
-                    jax.tree.map(jnp.add, sums, metrics),
-                ), None
-
-            first = jax.tree.map(lambda x: x[0], micro)
-            shapes = jax.eval_shape(gradient, state.params, state.stats, *fixed, first, key)
-            sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1][1])
-            start = (jax.tree.map(jnp.zeros_like, state.params), state.stats, sums)
-            (grads, stats, metrics), _ = jax.lax.scan(body, start, (micro, jnp.arange(accumulate)))
-            grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
+            grads, stats, metrics = _accumulated(
+                gradient, state, frozen, _micro_batches(batch, accumulate, task.views), key
+            )
         metrics["grad_norm"] = optax.global_norm(grads)
         if l2_sp or l2_sp_head:
-            grads = pull(grads, state.params, base.anchor)
+            grads = _with_l2_sp(grads, state.params, frozen.anchor, l2_sp, l2_sp_head)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, step=state.step, hyper=state.hyper
         )
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
-            # Warm-up, so that a short run does not remember its first weights for ever.
+            # A smaller decay in the first steps, so that the average of a short run is not
+            # dominated by the initial weights.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1 - decay)
         new = State(state.step + 1, params, stats, opt_state, ema, state.key, state.hyper)
@@ -186,6 +165,74 @@ def make_train_step(
     return train_step
 
 
-def _complete(updated: Any, stats: Any) -> Any:
-    """Statistics after a pass that may have left out stages before its start."""
-    return tree.unflatten({**tree.flatten(stats), **tree.flatten(updated)})
+Gradient = Callable[..., tuple[Any, tuple[Any, Metrics]]]
+"""Function of the arguments of `Loss` to (gradient, (new tracked statistics, metrics))."""
+
+
+def _with_sam(gradient: Gradient, rho: float) -> Gradient:
+    """The gradient of sharpness-aware minimisation; `gradient` itself if `rho` is 0."""
+    if not rho:
+        return gradient
+
+    def sharp_gradient(params: Any, stats: Any, *rest: Any) -> tuple[Any, tuple[Any, Metrics]]:
+        grads, aux = gradient(params, stats, *rest)
+        reach = rho / jnp.maximum(optax.global_norm(grads), 1e-12)
+        there = jax.tree.map(lambda w, g: w + reach * g, params, grads)
+        grads, _ = gradient(there, stats, *rest)
+        return grads, aux
+
+    return sharp_gradient
+
+
+def _micro_batches(batch: Batch, count: int, views: int) -> Batch:
+    """Cuts a batch into `count` micro-batches along a new leading axis.
+
+    Micro-batches are interleaved, so that every device keeps a share of every micro-batch. The
+    `views` activations of one example are neighbours and stay together.
+    """
+
+    def split(x: jax.Array, inputs: int) -> jax.Array:
+        parts = x.reshape(-1, count, inputs, *x.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(count, -1, *x.shape[1:])
+
+    return {
+        name: jax.tree.map(functools.partial(split, inputs=views if name == "activation" else 1), x)
+        for name, x in batch.items()
+    }
+
+
+def _accumulated(
+    gradient: Gradient, state: State, frozen: Frozen, micro_batches: Batch, key: jax.Array
+) -> tuple[Any, Any, Metrics]:
+    """(mean gradient, tracked statistics, mean metrics) over micro-batches, one after another."""
+    count = jax.tree.leaves(micro_batches)[0].shape[0]
+
+    def body(carry: Any, item: Any) -> tuple[Any, None]:
+        total, stats, sums = carry
+        part, index = item
+        grads, (stats, metrics) = gradient(
+            state.params, stats, state.hyper, frozen, part, jax.random.fold_in(key, index)
+        )
+        return (
+            jax.tree.map(jnp.add, total, grads),
+            stats,
+            jax.tree.map(jnp.add, sums, metrics),
+        ), None
+
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    shapes = jax.eval_shape(gradient, state.params, state.stats, state.hyper, frozen, first, key)
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1][1])
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.stats, sums)
+    (grads, stats, metrics), _ = jax.lax.scan(body, start, (micro_batches, jnp.arange(count)))
+    grads, metrics = jax.tree.map(lambda x: x / count, (grads, metrics))
+    return grads, stats, metrics
+
+
+def _with_l2_sp(grads: Any, params: Any, anchor: tree.Tree, alpha: float, beta: float) -> Any:
+    """Adds the gradient of the L2-SP penalty."""
+    start = tree.flatten(anchor)
+
+    def add(path: str, g: jax.Array, w: jax.Array) -> jax.Array:
+        return g + (alpha * (w - start[path]) if path in start else beta * w)
+
+    return tree.map_with_path(add, grads, params)

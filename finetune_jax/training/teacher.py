@@ -1,13 +1,13 @@
-"""A teacher: an artifact whose answers the loss of training reads, on the student's own input.
+"""Loads the teacher of a run: an artifact whose outputs the training loss reads.
 
-The teacher's leaves are in `Frozen.teacher`, so the step only reads them: they are not
-differentiated, saved or audited, and the trained artifact does not need them.
+The variables of the teacher are in `Frozen.teacher`, so the train step only reads them: they are
+not differentiated, saved or audited, and the trained artifact does not need them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +17,30 @@ from jax.sharding import Mesh
 
 from finetune_jax.artifact import Artifact
 from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.deltas import Adapted
 from finetune_jax.errors import UserError
 from finetune_jax.mesh import put_leaf
 from finetune_jax.setup import Setup
 from finetune_jax.tasks import Task
+from finetune_jax.tasks.teacher import Teacher
+from finetune_jax.training.shared import SharedCaches
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Teacher:
-    """A frozen model.
-
-    Attributes:
-      model: with its deltas.
-      variables: on devices.
-      translate: the student's input, augmented and normalised, to the teacher's.
-    """
-
-    model: Adapted
-    variables: dict[str, Any]
-    translate: Callable[[Any], Any]
-
-    def answer(self, variables: dict[str, Any], x: Any) -> dict[str, jax.Array]:
-        """``teacher`` f32[b, classes], its logits, and ``teacher_features`` f32[b, width]."""
-        features = self.model.apply(variables, self.translate(x), stop="head")
-        logits = self.model.apply(variables, features, start="head")
-        return jax.lax.stop_gradient({"teacher": logits, "teacher_features": features})
-
-
-def with_teacher(
-    setup: Setup,
-    once: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make(),
-) -> Setup:
-    """The setup with the teacher that its task names; as it is without one.
+def with_teacher(setup: Setup, caches: SharedCaches | None = None) -> Setup:
+    """Returns the setup with the teacher that its task names; `setup` itself without a teacher.
 
     Args:
       setup: resolved config.
-      once: keeps the teacher for the next arm, see `Shared.once`.
+      caches: caches that keep the teacher for the other arms.
 
     Raises:
-      UserError: as `open_teacher`.
+      UserError: as for `open_teacher`.
     """
     task = setup.task
     if not task.teacher:
         return setup
-    teacher = once(("teacher",), lambda: open_teacher(task, setup.preprocess, setup.mesh))
+    teacher = (caches or SharedCaches()).teachers.get(
+        task.teacher, lambda: open_teacher(task, setup.preprocess, setup.mesh)
+    )
     return dataclasses.replace(setup, teacher=teacher)
 
 
@@ -69,32 +48,34 @@ def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:
     """Loads the artifact that ``task.teacher`` names.
 
     Args:
-      task: the student's.
-      preprocess: likewise.
-      mesh: where the teacher's leaves are put.
+      task: task of the student.
+      preprocess: preprocessing of the student.
+      mesh: devices that the teacher's leaves are put on.
 
     Raises:
-      UserError: no whole artifact there, or it answers another question or reads another input.
+      UserError: the folder holds no complete artifact, or the artifact has another task, other
+        classes or another kind of input.
     """
     artifact = Artifact.load(Path(task.teacher).expanduser())
-    own, other = task.to_json().get("class_names"), artifact.task.to_json().get("class_names")
-    if artifact.task.name != task.name or own != other:
+    expected, found = (t.to_json().get("class_names") for t in (task, artifact.task))
+    if artifact.task.name != task.name or expected != found:
         raise UserError(
             f"task.loss: the teacher {task.teacher} answers {artifact.task.name} with classes "
-            f"{_shown(other)}; expected {task.name} with classes {_shown(own)}"
+            f"{_shown(found)}; expected {task.name} with classes {_shown(expected)}"
         )
     variables = jax.tree.map(lambda x: put_leaf(x, mesh), artifact.variables)
     return Teacher(artifact.model, variables, translation(preprocess, artifact.preprocess))
 
 
 def translation(source: Preprocess, target: Preprocess) -> Callable[[Any], Any]:
-    """From what one preprocessing's `device` gives to what another's does.
+    """Returns the function from outputs of ``source.device`` to outputs of ``target.device``.
 
-    Images change their normalisation, order of colours and size; how they were cropped stays the
-    first one's.
+    Normalisation, order of the colour channels and size of images change; their crop stays the crop
+    of `source`.
 
     Raises:
-      UserError: the one reads texts and the other images, or texts are cut into other tokens.
+      UserError: one preprocessing reads texts and the other reads images, or the two cut texts
+        into different tokens.
     """
     if source.kind != target.kind:
         raise UserError(
@@ -121,5 +102,5 @@ def translation(source: Preprocess, target: Preprocess) -> Callable[[Any], Any]:
     return (lambda x: x) if all(same) else translate
 
 
-def _shown(names: Any) -> str:
+def _shown(names: Sequence[str] | None) -> str:
     return ", ".join(map(str, names[:6])) + (", …" if len(names) > 6 else "") if names else "none"

@@ -1,4 +1,4 @@
-"""A trained phase: state, cached prefix, compile, steps, audit."""
+"""A trained phase: state, cached prefix, compiled step, steps, audit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
-from finetune_jax.data.sources import ActivationExamples
+from finetune_jax.data.sources import ActivationExamples, Examples
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import headline
 from finetune_jax.progress import Progress, say
+from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
@@ -23,211 +24,267 @@ from finetune_jax.training.cost import measure
 from finetune_jax.training.optimizer import reached
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.run import Run
-from finetune_jax.training.shared import StepCall
+from finetune_jax.training.state import Frozen, State
+from finetune_jax.training.step import Metrics
+from finetune_jax.training.step_request import StepRequest
 
 
 def train_phase(
-    current: Run, index: int, meta: dict[str, Any] | None
-) -> Generator[StepCall, tuple[state_lib.State, dict[str, jax.Array]], None]:
-    """Trains one phase; yields every step and is sent its (state, metrics).
+    run: Run, index: int, meta: dict[str, Any] | None
+) -> Generator[StepRequest, tuple[State, Metrics], None]:
+    """Trains one phase; yields a request for every step and is sent its (state, metrics).
 
-    Whoever drives decides how a step is computed: by itself, or together with those of other arms.
+    The driver decides how a step is computed: by itself, or together with steps of other arms.
 
     Args:
-      current: with the variables of the phase's start, deltas included; changed to those at its
-        end.
-      index: of the phase.
-      meta: of the checkpoint to continue from, if it is of this phase.
+      run: run with the variables at the start of the phase, deltas included; at the end of the
+        phase it holds the variables at this point.
+      index: number of the phase.
+      meta: meta data of the checkpoint to continue from, if the checkpoint is of this phase.
     """
-    setup, config = current.setup, current.setup.config
-    run, once = current.phase_run(index), current.shared.once
-    plan, stop = run.plan, run.start + run.steps
-
-    # 1. State and base, with what survives from the phase before.
-    current.anchor_deltas(plan)
-    anchor = run.anchor(tree.unflatten(current.anchor))
-    state, base = run.create_state(current.variables, anchor, once)
-    if current.state is not None:
-        state = run.carry(*current.state, state)
-    elif index:
-        state = dataclasses.replace(state, step=state.step + run.start)
-    current.state = None
-    settled = _settled(current.settled | _drawn(plan), base)
-    fingerprint = _fingerprint(current.settled | _drawn(plan), base)
-    before = audit_lib.snapshot(state_lib.variables(state, base, averaged=False))
-    current.variables = {}  # so that no frozen leaf is held twice while training
-    start = run.start
-    if meta:
-        state, settled = current.checkpoints.restore(
-            run.abstract_state(anchor)[0], settled, fingerprint
-        )
-        base = _put(base, settled)
-        start = meta["next_step"]
-        before = {**before, **meta["snapshot"]}
-        say(f"resuming from step {start}")
-    base = current.shared.intern(base, before)
-    snapshot = {
-        p: before[p]
-        for p in {f"params/{q}" for q in plan.trainable}
-        | {f"batch_stats/{q}" for q in plan.tracked_statistics}
-        | settled.keys()
-    }
-
-    # 2. Activations after the frozen prefix, where they will be read more than once. A resumed run
-    # decides as the whole one did: another program would end in other bits.
-    train, validation = current.splits["train"], current.splits.get("validation")
-    variables = state_lib.variables(state, base, averaged=False)
-    n = len(train)
-    reads = run.steps * config.train.batch_size * current.shared.arms
-    if reads > 1.5 * n or config.prefix_cache.views:
-        train = current.behind_prefix(run, variables, "train")
-        if validation is not None:
-            validation = current.behind_prefix(run, variables, "validation")
-    del variables
-    cached = isinstance(train, ActivationExamples)
-
+    phase = run.phase(index)
+    # 1. State and frozen half, with the values that survive from the phase before.
+    training = _start(run, phase, meta)
+    # 2. Activations after the frozen prefix, where they are read more than once.
+    train, validation = _splits(run, training)
     # 3. Compile.
-    def compile_step() -> Any:
-        say(f"compiling the train step for {plan.scheme}")
-        return run.compile_train_step(anchor, cached=cached)
-
-    step_function = once(("train", index, cached), compile_step)
-    current.costs.append(measure(step_function, state, config.train.accumulate))
-
+    step = _compile(run, training, cached=isinstance(train, ActivationExamples))
     # 4. Steps.
-    batches = current.train_batches(train)
-    steps_per_epoch = n / config.train.batch_size
+    yield from _train(run, training, step, train, validation)
+    # 5. Audit of the weights as trained, before anything is averaged or selected.
+    _audit(run, training)
+    # An average is for evaluation and artifact; the next phase continues from the weights.
+    last = index == run.last_phase
+    run.variables = state_lib.variables(training.state, training.frozen, averaged=last)
+    run.previous = (phase, training.state)
+
+
+@dataclasses.dataclass
+class _Training:
+    """A phase that trains.
+
+    Attributes:
+      phase: the phase.
+      state: trainable half after the latest step.
+      frozen: frozen half.
+      anchor: values that L2-SP pulls towards.
+      start: step of the run at which this process starts to train.
+      modified: frozen leaves that do not hold the values of the weight file, by path with the
+        collection in front. Every checkpoint holds these leaves.
+      fingerprint: fingerprint of the other frozen leaves.
+      checksums: checksums of all leaves before the phase, by path with the collection in front.
+    """
+
+    phase: PhaseRun
+    state: State
+    frozen: Frozen
+    anchor: dict[str, Any]
+    start: int
+    modified: dict[str, Any]
+    fingerprint: str
+    checksums: dict[str, str]
+
+    def variables(self) -> dict[str, Any]:
+        """The variables of both halves, not averaged."""
+        return state_lib.variables(self.state, self.frozen, averaged=False)
+
+
+def _start(run: Run, phase: PhaseRun, meta: dict[str, Any] | None) -> _Training:
+    """Creates state and frozen half, from a checkpoint if `meta` is given."""
+    run.anchor_deltas(phase.plan)
+    anchor = phase.anchor(tree.unflatten(run.anchor))
+    create = run.caches.create_states.get(
+        phase.index, lambda: phase.compile_create(run.variables, anchor)
+    )
+    state, frozen = phase.create_state(run.variables, anchor, create)
+    if run.previous is not None:
+        state = phase.carry(*run.previous, state)
+    elif phase.index:
+        state = dataclasses.replace(state, step=state.step + phase.start)
+    run.previous = None
+    paths = run.modified | _untrained_deltas(phase.plan)
+    training = _Training(
+        phase,
+        state,
+        frozen,
+        anchor,
+        phase.start,
+        frozen.leaves(paths),
+        frozen.fingerprint(without=paths),
+        audit_lib.snapshot(state_lib.variables(state, frozen, averaged=False)),
+    )
+    run.variables = {}  # so that no frozen leaf is held twice during training
+    if meta:
+        training.state, training.modified = run.checkpoints.restore(
+            phase.abstract_state(anchor)[0], training.modified, training.fingerprint
+        )
+        training.frozen = frozen.with_leaves(training.modified)
+        training.start = meta["next_step"]
+        training.checksums |= meta["snapshot"]
+        say(f"resuming from step {training.start}")
+    training.frozen = run.caches.deduplicate(training.frozen, training.checksums)
+    return training
+
+
+def _splits(run: Run, training: _Training) -> tuple[Examples, Examples | None]:
+    """The training split and, if there is one, the validation split, as activations if cached.
+
+    A resumed run decides as the uninterrupted run did: other programs would give other bits.
+    """
+    config, phase = run.setup.config, training.phase
+    train, validation = run.splits["train"], run.splits.get("validation")
+    reads = phase.steps * config.train.batch_size * run.caches.arms
+    if reads > 1.5 * len(train) or config.prefix_cache.views:
+        variables = training.variables()
+        train = run.after_prefix(phase, variables, "train")
+        if validation is not None:
+            validation = run.after_prefix(phase, variables, "validation")
+    return train, validation
+
+
+def _compile(run: Run, training: _Training, *, cached: bool) -> jax.stages.Compiled:
+    """The compiled train step, whose cost is appended to ``run.costs``."""
+    phase = training.phase
+
+    def compile_step() -> jax.stages.Compiled:
+        say(f"compiling the train step for {phase.plan.scheme}")
+        return phase.compile_train_step(training.anchor, cached=cached)
+
+    step = run.caches.train_steps.get((phase.index, cached), compile_step)
+    run.costs.append(measure(step, training.state, run.setup.config.train.accumulate))
+    return step
+
+
+def _train(
+    run: Run,
+    training: _Training,
+    step: jax.stages.Compiled,
+    train: Examples,
+    validation: Examples | None,
+) -> Generator[StepRequest, tuple[State, Metrics], None]:
+    """Trains to the end of the phase, with logs, evaluations and checkpoints."""
+    config, phase = run.setup.config, training.phase
+    cached = isinstance(train, ActivationExamples)
+    batches = run.train_batches(train)
+    steps_per_epoch = len(run.splits["train"]) / config.train.batch_size
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
     save_every = config.checkpoint.every_steps or eval_every
     measure_every = max(1, round(steps_per_epoch))
-    progress = Progress(current.total, start, config.train.batch_size)
-    for step, batch in enumerate(batches.iterate(start, stop), start + 1):
-        if plan.measured and (step - 1 - run.start) % measure_every == 0:
-            state = _measure_rates(current, run, state, base, batches, step - 1)
-        state, metrics = yield StepCall(run, cached, step_function, state, base, batch, step)
-        if step % config.log.every_steps == 0 or step == stop:
-            values = {k: float(v) for k, v in metrics.items()}
-            if not math.isfinite(values["loss"]):
-                raise UserError(
-                    f"the loss is {values['loss']} at step {step}; lower "
-                    f"optimizer.learning_rate, add warm-up, or set optimizer.clip_norm"
-                )
-            current.writer.write(step, "train", values)
-            progress.update(step, values)
+    start, stop = training.start, phase.start + phase.steps
+    progress = Progress(run.total, start, config.train.batch_size)
+    for number, batch in enumerate(batches.iterate(start, stop), start + 1):
+        if phase.plan.measured and (number - 1 - phase.start) % measure_every == 0:
+            training.state = _with_measured_rates(run, training, batches, number - 1)
+        training.state, metrics = yield StepRequest(
+            phase, cached, step, training.state, training.frozen, batch, number
+        )
+        if number % config.log.every_steps == 0 or number == stop:
+            progress.update(number, _log(run, number, metrics))
         else:
-            progress.update(step)
+            progress.update(number)
         scores = None
-        if validation is not None and (step % eval_every == 0 or step == stop):
-            evaluated = state_lib.variables(state, base)
-            scores = current.score(run, evaluated, validation)
-            scores |= current.probe(run, evaluated, train, validation)
-            del evaluated
-            current.writer.write(step, "validation", scores)
-            line = headline(setup.task.metric, scores)
-            say(f"step {step}  validation {line}  loss {scores['loss']:.4f}")
+        if validation is not None and (number % eval_every == 0 or number == stop):
+            scores = _evaluate(run, training, number, train, validation)
         # The end of a phase is the start of the next, whose first checkpoint comes later.
-        if scores or step % save_every == 0 or step == stop:
-            # Only the last phase's weights can be kept as the best.
-            ranked = scores and index == len(setup.phases) - 1
-            metric = config.checkpoint.metric or setup.task.metric
-            numbers = {metric: scores[metric]} if ranked else None
-            about = {
-                "phase": index,
-                "next_step": step,
-                "base_fingerprint": fingerprint,
-                "snapshot": snapshot,
-                # Copies: the file is written while the run goes on.
-                "audits": list(current.audits),
-                "probes": list(current.probes),
-                "train_flops": list(current.train_flops),
-            }
-            current.checkpoints.save(state, settled, about, numbers)
+        if scores or number % save_every == 0 or number == stop:
+            _save(run, training, number, scores)
     progress.close()
 
-    # 5. Audit of the weights as trained, before anything is averaged or selected.
-    trained = state_lib.variables(state, base, averaged=False)
-    counts = audit_lib.audit(
-        plan, before, trained, _idle(plan, state),
-        steps=run.steps, reached=lambda: reached(state.opt_state),
-    )  # fmt: skip
-    current.audits.append(counts)
-    current.train_flops.append(current.costs[-1].flops * run.steps)
-    last = index == len(setup.phases) - 1
-    # An average is for evaluation and artifact; the next phase goes on from the weights themselves.
-    current.variables = state_lib.variables(state, base, averaged=last)
-    current.state = (run, state)
+
+def _log(run: Run, number: int, metrics: Metrics) -> dict[str, float]:
+    """Writes the metrics of a step and returns them as numbers."""
+    values = {k: float(v) for k, v in metrics.items()}
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the loss is {values['loss']} at step {number}; lower optimizer.learning_rate, add "
+            f"warm-up, or set optimizer.clip_norm"
+        )
+    run.writer.write(number, "train", values)
+    return values
 
 
-def best_variables(current: Run) -> tuple[dict[str, Any], int]:
-    """Variables of the best checkpoint of the last phase, and its step."""
-    step = current.checkpoints.best_step
-    meta = current.checkpoints.read_meta(step)
-    run = current.phase_run(len(current.setup.phases) - 1)
-    anchor = run.anchor(tree.unflatten(current.anchor))
-    _, base = run.create_state(current.variables, anchor, current.shared.once)
-    state, settled = current.checkpoints.restore(
-        run.abstract_state(anchor)[0],
-        _settled(current.settled, base),
-        meta["base_fingerprint"],
-        step,
+def _evaluate(
+    run: Run, training: _Training, number: int, train: Examples, validation: Examples
+) -> dict[str, Any]:
+    """Validation scores after step `number`, which are written and printed."""
+    variables = state_lib.variables(training.state, training.frozen)
+    scores = run.score(training.phase, variables, validation)
+    scores |= run.probe(training.phase, variables, train, validation)
+    run.writer.write(number, "validation", scores)
+    line = headline(run.setup.task.metric, scores)
+    say(f"step {number}  validation {line}  loss {scores['loss']:.4f}")
+    return scores
+
+
+def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | None) -> None:
+    """Starts to write a checkpoint after step `number`."""
+    plan, checksums = training.phase.plan, training.checksums
+    changing = (
+        {f"params/{p}" for p in plan.trainable}
+        | {f"batch_stats/{p}" for p in plan.tracked_statistics}
+        | training.modified.keys()
     )
-    return state_lib.variables(state, _put(base, settled)), step
+    meta = {
+        "phase": training.phase.index,
+        "next_step": number,
+        "base_fingerprint": training.fingerprint,
+        "snapshot": {path: checksums[path] for path in changing},
+        # Copies, because the file is written while the run goes on.
+        "audits": list(run.audits),
+        "probes": list(run.solver_reports),
+        "train_flops": list(run.train_flops),
+    }
+    metric = run.setup.config.checkpoint.metric or run.setup.task.metric
+    # Only weights of the last phase can be kept as the best, so other checkpoints get no score.
+    ranked = bool(scores) and training.phase.index == run.last_phase
+    run.checkpoints.save(
+        training.state,
+        training.modified,
+        meta,
+        {metric: scores[metric]} if scores and ranked else None,
+    )
 
 
-def _drawn(plan: Any) -> set[str]:
-    """Delta leaves that do not train: drawn or computed once, never the weight file's."""
+def _audit(run: Run, training: _Training) -> None:
+    """Audits the phase; appends its counts and FLOPs to the run's."""
+    phase, state = training.phase, training.state
+    counts = audit_lib.audit(
+        phase.plan, training.checksums, training.variables(), _idle(phase.plan, state),
+        steps=phase.steps, reached=lambda: reached(state.opt_state),
+    )  # fmt: skip
+    run.audits.append(counts)
+    run.train_flops.append(run.costs[-1].flops * phase.steps)
+
+
+def _untrained_deltas(plan: Plan) -> set[str]:
+    """Delta leaves that do not train: drawn or computed once, they are in no weight file."""
     return {f"params/{leaf.path}" for leaf in plan.leaves if leaf.delta and not leaf.trains}
 
 
-def _flat_base(base: state_lib.Frozen) -> dict[str, Any]:
-    return tree.flatten({"params": base.params, "batch_stats": base.stats})
-
-
-def _settled(paths: set[str], base: state_lib.Frozen) -> dict[str, Any]:
-    return {p: x for p, x in _flat_base(base).items() if p in paths}
-
-
-def _fingerprint(paths: set[str], base: state_lib.Frozen) -> str:
-    rest = {p: x for p, x in _flat_base(base).items() if p not in paths}
-    return tree.fingerprint(tree.unflatten(rest))
-
-
-def _put(base: state_lib.Frozen, settled: dict[str, Any]) -> state_lib.Frozen:
-    flat = tree.unflatten({**_flat_base(base), **settled})
-    return dataclasses.replace(
-        base, params=flat.get("params", {}), stats=flat.get("batch_stats", {})
-    )
-
-
-def _measure_rates(
-    current: Run,
-    run: PhaseRun,
-    state: state_lib.State,
-    base: state_lib.Frozen,
-    batches: TrainBatches,
-    step: int,
-) -> state_lib.State:
-    statistic, settings = run.plan.measured
+def _with_measured_rates(run: Run, training: _Training, batches: TrainBatches, step: int) -> State:
+    """The state with learning rates from the gradients of the next batches."""
+    phase, state = training.phase, training.state
+    assert phase.plan.measured is not None
+    statistic, settings = phase.plan.measured
     options = dict(settings)
     count = options.pop("batches")
-    ahead = (current.place(batches.batch(step + i)) for i in range(count))
-    gradient = current.shared.once(("importance", run.index), lambda: importance.make_gradient(run))
-    values = importance.measure(run, state, base, ahead, gradient)[statistic]
+    ahead = (run.place(batches.batch(step + i)) for i in range(count))
+    gradient = run.caches.gradients.get(phase.index, lambda: importance.make_gradient(phase))
+    values = importance.measure(phase, state, training.frozen, ahead, gradient)[statistic]
     rates = importance.leaf_rates(values, **options)
     say(
-        f"step {step}: rates by {statistic}, highest at "
-        f"{max(rates, key=rates.get)}, {sum(r > 0 for r in rates.values())} leaves train"
+        f"step {step}: rates by {statistic}, highest at {max(rates, key=lambda p: rates[p])}, "
+        f"{sum(r > 0 for r in rates.values())} leaves train"
     )
-    declared = run.plan.of_trainable("lr")
     new = tree.map_with_path(
-        lambda path, old, own: jax.device_put(np.float32(own * rates[path]), old.sharding),
+        lambda path, old, factor: jax.device_put(np.float32(factor * rates[path]), old.sharding),
         state.hyper["leaf_lr"],
-        declared,
+        phase.plan.of_trainable("lr"),
     )
     return dataclasses.replace(state, hyper={**state.hyper, "leaf_lr": new})
 
 
-def _idle(plan: Any, state: state_lib.State) -> set[str]:
+def _idle(plan: Plan, state: State) -> set[str]:
     """Leaves whose measured rate is 0, which therefore need not have moved."""
     if not plan.measured:
         return set()

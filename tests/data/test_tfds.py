@@ -78,9 +78,9 @@ def test_two_copies_of_one_name_never_share_cached_activations(builder, data_dir
         config = default()
         config.scheme = "last_k(1)"
         config.data.source, config.data.data_dir = "tfds:tiny_pictures", folder
-        run = PhaseRun(open_setup(config))
-        variables = run.setup.initial_variables()
-        return prefix_cache._key(run, variables, "train", 10, "", 1)
+        phase = PhaseRun(open_setup(config))
+        variables = phase.setup.initial_variables()
+        return prefix_cache._key(phase, variables, "train", 10, "", 1)
 
     assert key(data_dir) == key(data_dir)
     assert key(data_dir) != key(prepared(builder, tmp_path))

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_jax.config import default, to_json
 from finetune_jax.setup import open_setup
-from finetune_jax.training import arms as arms_lib
+from finetune_jax.training import arms, fused_step
 from finetune_jax.training.arms import run_arms, structure
 from finetune_jax.training.loop import train
 
@@ -38,7 +38,7 @@ def losses(folder):
 
 
 def fuse_always(monkeypatch):
-    monkeypatch.setattr(arms_lib._Fused, "_try", lambda self, calls: True)
+    monkeypatch.setattr(fused_step.FusedStep, "_measure", lambda self, requests: True)
 
 
 GRID = [
@@ -76,8 +76,8 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
 def test_arms_that_fill_a_cpu_run_one_after_another_without_a_fused_program(
     weights, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", 0.0)
-    monkeypatch.setattr(arms_lib._Fused, "_arguments", lambda *_: pytest.fail("was fused"))
+    monkeypatch.setattr(fused_step, "_ARITHMETIC_SECONDS", 0.0)
+    monkeypatch.setattr(fused_step.FusedStep, "_arguments", lambda *_: pytest.fail("was fused"))
     setups = [config_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
     results = run_arms(setups, [tmp_path / "0", tmp_path / "1"])
     assert "2 arms one after another" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_a_fused_step_that_is_slow_is_tried_once():
         calls.append(0)
         time.sleep(0.01)
 
-    assert arms_lib._seconds(slow, repeats=5, limit=0.001) >= 0.01
+    assert fused_step._seconds(slow, repeats=5, limit=0.001) >= 0.01
     assert len(calls) == 2  # one to warm up
 
 
@@ -143,15 +143,15 @@ def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypat
 def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
     sizes = []
-    original = arms_lib._Fused.__init__
+    original = fused_step.FusedStep.__init__
 
-    def count(self, calls):
-        sizes.append(len(calls))
-        original(self, calls)
+    def count(self, requests):
+        sizes.append(len(requests))
+        original(self, requests)
 
-    monkeypatch.setattr(arms_lib._Fused, "__init__", count)
+    monkeypatch.setattr(fused_step.FusedStep, "__init__", count)
     setups = [config_of(weights, "head", seed=s) for s in range(3)]
-    monkeypatch.setattr(arms_lib._Group, "fitting", lambda self, limit: 2)
+    monkeypatch.setattr(arms._Group, "fitting", lambda self, limit: 2)
     results = run_arms(setups, [tmp_path / str(i) for i in range(3)])
     assert sizes == [2, 1]
     assert all("test" in r for r in results)
@@ -170,7 +170,7 @@ def test_structure_tells_what_is_another_program(weights):
 
 
 def test_a_step_without_a_form_for_several_runs_one_after_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(arms_lib, "_ARITHMETIC_SECONDS", float("inf"))  # always tried
+    monkeypatch.setattr(fused_step, "_ARITHMETIC_SECONDS", float("inf"))  # always tried
     setups = []
     for rate in (0.01, 0.1):
         config = default()

@@ -133,9 +133,9 @@ def test_a_phase_has_its_own_optimizer_clip_and_decay(weights):
     scheme = "head + phase(steps=2, optimizer='adamw', decay=0.5, clip=0.1) >> last_k(1)"
     setup = open_setup(config_of(weights, scheme, optimizer__clip_norm=3.0))
     first, second = PhaseRun(setup, 0, 0, 2), PhaseRun(setup, 1, 2, 4)
-    assert (first.settings.name, first.settings.clip_norm) == ("adamw", 0.1)
-    assert float(first.hyper()["weight_decay"]) == 0.5
-    assert (second.settings.name, second.settings.clip_norm) == ("sgd", 3.0)
+    assert (first.optimizer.settings.name, first.optimizer.settings.clip_norm) == ("adamw", 0.1)
+    assert float(first.optimizer.hyper()["weight_decay"]) == 0.5
+    assert (second.optimizer.settings.name, second.optimizer.settings.clip_norm) == ("sgd", 3.0)
     assert setup.config.optimizer.name == "sgd"
     # Other moments have other names: nothing of AdamW's is carried into SGD's.
     _, _, new = states_around_a_boundary(weights, scheme, "sgd")
@@ -146,8 +146,8 @@ def test_what_a_later_phase_trains_is_never_rounded(weights, tmp_path):
     config = config_of(weights, "head >> last_k(1)", model__frozen_dtype="bfloat16")
     setup = open_setup(config)
     variables = setup.initial_variables()
-    _, base = PhaseRun(setup, 0, 0, 3).create_state(variables)
-    for path, leaf in tree.flatten(base.params).items():
+    _, frozen = PhaseRun(setup, 0, 0, 3).create_state(variables)
+    for path, leaf in tree.flatten(frozen.params).items():
         wanted = "float32" if path.startswith("layer3_block2") else "bfloat16"
         assert leaf.dtype == wanted, path
 

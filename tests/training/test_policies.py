@@ -65,8 +65,8 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
     found = []
     for seed in (0, 1):
         hyper = hyper_parameters(config, plan)
-        state, base = state_lib.create(variables, plan, tx, hyper, seed=seed, ema=False)
-        new, metrics = step(state, base, batch_of(32))
+        state, frozen = state_lib.create(variables, plan, tx, hyper, seed=seed, ema=False)
+        new, metrics = step(state, frozen, batch_of(32))
         found.append((float(metrics["loss"]), np.asarray(new.params["head"]["bias"])))
     assert (found[0][0] != found[1][0]) == active
     assert (not np.array_equal(found[0][1], found[1][1])) == active

@@ -60,8 +60,8 @@ def batch_of(size, n=8, seed=0):
 
 def step_flops(name, size, scheme, **options):
     _, abstract, _, create, step = setup(name, size, scheme, **options)
-    state, base = jax.eval_shape(create, abstract)
-    compiled = jax.jit(step).lower(state, base, batch_of(size)).compile()
+    state, frozen = jax.eval_shape(create, abstract)
+    compiled = jax.jit(step).lower(state, frozen, batch_of(size)).compile()
     return compiled.cost_analysis()["flops"]
 
 
@@ -107,8 +107,8 @@ def test_accumulated_gradients_equal_the_whole_batch():
             "vit_ti16", 32, "last_k(1)", accumulate=accumulate, name="sgd", momentum=0.0
         )
         model = build("vit_ti16", 5, image_size=32)
-        state, base = create(initialise(model, 32, jax.random.key(0)))
-        new, metrics = jax.jit(step)(state, base, batch_of(32))
+        state, frozen = create(initialise(model, 32, jax.random.key(0)))
+        new, metrics = jax.jit(step)(state, frozen, batch_of(32))
         results.append((new.params, metrics["loss"]))
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(results[0][0]), jax.tree.leaves(results[1][0]), strict=True):
@@ -123,8 +123,8 @@ def test_clipping_uses_the_norm_of_the_trainable_half():
             learning_rate=1.0, schedule="constant",
         )  # fmt: skip
         model = build("resnet20_cifar", 5, image_size=32)
-        state, base = create(initialise(model, 32, jax.random.key(0)))
-        new, metrics = jax.jit(step)(state, base, batch_of(32))
+        state, frozen = create(initialise(model, 32, jax.random.key(0)))
+        new, metrics = jax.jit(step)(state, frozen, batch_of(32))
         delta = jax.tree.map(jnp.subtract, new.params, state.params)
         moves[clip] = float(jnp.sqrt(sum(jnp.sum(d**2) for d in jax.tree.leaves(delta))))
     np.testing.assert_allclose(moves[1e-3], 1e-3, rtol=1e-3)
@@ -136,9 +136,9 @@ def test_statistics_follow_the_policy(policy):
     _, _, plan, create, step = setup("resnet20_cifar", 32, "last_k(1)", batch_norm=policy)
     model = build("resnet20_cifar", 5, image_size=32)
     variables = initialise(model, 32, jax.random.key(0))
-    state, base = create(variables)
-    new, _ = jax.jit(step)(state, base, batch_of(32))
-    after = tree.flatten(state_lib.variables(new, base)["batch_stats"])
+    state, frozen = create(variables)
+    new, _ = jax.jit(step)(state, frozen, batch_of(32))
+    after = tree.flatten(state_lib.variables(new, frozen)["batch_stats"])
     for path, value in tree.flatten(variables["batch_stats"]).items():
         moved = not np.array_equal(value, after[path])
         assert moved == (path in plan.tracked_statistics), path
@@ -152,8 +152,8 @@ def test_groups_get_their_own_rate_and_decay():
             "vit_ti16", 32, scheme, name="sgd", momentum=0.0, schedule="constant"
         )
         model = build("vit_ti16", 5, image_size=32)
-        state, base = create(initialise(model, 32, jax.random.key(0)))
-        new, _ = jax.jit(step)(state, base, batch_of(32))
+        state, frozen = create(initialise(model, 32, jax.random.key(0)))
+        new, _ = jax.jit(step)(state, frozen, batch_of(32))
         deltas[scheme] = jax.tree.map(jnp.subtract, new.params, state.params)["head"]
     np.testing.assert_allclose(
         deltas[rules]["kernel"], 10 * deltas["linear_probe"]["kernel"], rtol=1e-4, atol=1e-9
@@ -177,7 +177,7 @@ def test_trainable_leaves_keep_f32_masters_under_bf16_frozen_storage():
     )
     config = default().optimizer
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    state, base = state_lib.create(
+    state, frozen = state_lib.create(
         variables,
         plan,
         tx,
@@ -187,4 +187,4 @@ def test_trainable_leaves_keep_f32_masters_under_bf16_frozen_storage():
         frozen_dtype=jnp.bfloat16,
     )
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    assert {x.dtype for x in jax.tree.leaves(base.params)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(frozen.params)} == {jnp.dtype("bfloat16")}

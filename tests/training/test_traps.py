@@ -32,13 +32,13 @@ def run_steps(scheme, count=1, model="vit_ti16", variables=None, optimizer="sgd"
     options = {"name": optimizer, "momentum": 0.0, "schedule": "constant", **options}
     _, _, _, create, step = setup(model, 32, scheme, **options)
     before = initial(model) if variables is None else variables
-    state, base = create(before)
+    state, frozen = create(before)
     step, states, metrics = jax.jit(step), [], []
     for number in range(count):
-        state, values = step(state, base, batch_of(32, seed=number))
+        state, values = step(state, frozen, batch_of(32, seed=number))
         states.append(state)
         metrics.append(values)
-    return before, states, base, metrics
+    return before, states, frozen, metrics
 
 
 def loss_of(params, batch, name="vit_ti16"):
@@ -73,11 +73,11 @@ def test_logged_norm(gradients):
 
 def test_masked_adam_and_decay_of_frozen_leaves():
     """Frozen leaves see neither raw gradients nor decay; trainable ones see optax's own AdamW."""
-    before, states, base, _ = run_steps(
+    before, states, frozen, _ = run_steps(
         "head", 3, optimizer="adamw", learning_rate=0.01, weight_decay=0.5
     )
     frozen = tree.flatten(before["params"])
-    for path, leaf in tree.flatten(base.params).items():
+    for path, leaf in tree.flatten(frozen.params).items():
         assert np.array_equal(leaf, frozen[path]), path
     reference = optax.adamw(0.01, weight_decay=0.5, mask=lambda p: {"kernel": True, "bias": False})
     head = before["params"]["head"]
@@ -106,13 +106,13 @@ def test_bf16_trainable_leaves():
 
 @pytest.mark.parametrize(("policy", "leaks"), [("frozen", False), ("track", True)])
 def test_batch_norm_leak(policy, leaks):
-    before, states, base, _ = run_steps(
+    before, states, frozen, _ = run_steps(
         "head", 3, model="resnet20_cifar", batch_norm=policy, learning_rate=0.1
     )
     model = build("resnet20_cifar", 5, image_size=32)
     images = batch_of(32, seed=9)["image"].astype(jnp.float32) / 255
     features = jax.jit(lambda v: model.apply(v, images, stop="head"))
-    after = state_lib.variables(states[-1], base)
+    after = state_lib.variables(states[-1], frozen)
     drift = np.abs(np.asarray(features(before)) - np.asarray(features(after))).max()
     assert (drift > 0) == leaks
 
@@ -152,11 +152,11 @@ def stepped(**options):
     # Away from the start, so that a pull back to it has a length.
     start = variables["params"]["head"]
     moved = {**variables["params"], "head": jax.tree.map(lambda x: x + 0.01, start)}
-    state, base = state_lib.create(
+    state, frozen = state_lib.create(
         {**variables, "params": moved}, plan, tx, hyper_parameters(config, plan), seed=0,
         ema=False, anchor={"head": {"kernel": start["kernel"]}},
     )  # fmt: skip
-    new, metrics = jax.jit(step)(state, base, batch_of(32))
+    new, metrics = jax.jit(step)(state, frozen, batch_of(32))
     return moved, start, new.params["head"], metrics
 
 

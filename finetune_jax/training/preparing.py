@@ -1,0 +1,195 @@
+"""The first part of a run: data, weights, the latest checkpoint, and the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_jax import config as config_lib
+from finetune_jax import tree
+from finetune_jax.data.batches import TrainBatches, cached
+from finetune_jax.data.skip import bad_images
+from finetune_jax.data.sources import EncodedExamples, Examples
+from finetune_jax.evaluation.batch_norm import reestimate
+from finetune_jax.files import write_json
+from finetune_jax.hosts import is_primary, require_same
+from finetune_jax.mesh import local_rows, put_batch
+from finetune_jax.progress import say
+from finetune_jax.setup import Setup, load_variables
+from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.folder import claim_workdir
+from finetune_jax.training.metrics_writer import MetricsWriter
+from finetune_jax.training.run import Run
+from finetune_jax.training.shared import SharedCaches
+from finetune_jax.training.teacher import with_teacher
+
+_REESTIMATE_BATCHES = 16
+
+
+def prepare_run(
+    setup: Setup, workdir: Path, caches: SharedCaches
+) -> tuple[Run, dict[str, Any] | None]:
+    """Opens everything that the phases need, in the one order that works.
+
+    Args:
+      setup: resolved config.
+      workdir: run folder, opened by `folder.open_workdir`.
+      caches: caches that the run shares with other arms.
+
+    Returns:
+      The run before its first step, and the meta data of the latest checkpoint; None without a
+      checkpoint.
+    """
+    # 1. Data, decoded once if they fit in memory; the task fitted to them; the teacher.
+    splits, left_out = _read_splits(setup, caches)
+    setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
+    lengths = setup.phase_steps(len(splits["train"]))
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+
+    # 2. Weights, surgery, manifest.
+    variables, manifest = load_variables(setup)
+    say(_origin(setup, manifest))
+    anchor = _pretrained_params(setup, variables, manifest)
+    modified: set[str] = set()
+    if setup.plan.batch_norm == "reestimate":
+        variables = {**variables, "batch_stats": _reestimated(setup, variables, splits["train"])}
+        modified = {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
+
+    # 3. The latest checkpoint, if there is one, tells the phase to continue with.
+    checkpoints = _open_checkpoints(setup, workdir)
+    resumed = checkpoints.latest_step
+    meta = checkpoints.read_meta() if resumed is not None else None
+    require_same(
+        {
+            "config": setup.config.to_json_best_effort(),
+            "checkpoints": resumed,
+            "examples": {name: len(examples) for name, examples in splits.items()},
+            "bad images": left_out,
+            "weight file": manifest.get("sha256"),
+        }
+    )
+
+    # 4. All that the config names exists and fits, so the folder now belongs to the config.
+    if is_primary():
+        _write_folder(setup, workdir, manifest, left_out)
+    writer = MetricsWriter(
+        workdir if is_primary() else None,
+        tensorboard=setup.config.log.tensorboard,
+        resume_step=resumed,
+    )
+    run = Run(
+        setup, workdir, caches, splits, left_out, starts, lengths, manifest, variables, modified,
+        anchor, checkpoints, writer,
+    )  # fmt: skip
+    return run, meta
+
+
+def _read_splits(
+    setup: Setup, caches: SharedCaches
+) -> tuple[dict[str, Examples], dict[str, list[str]]]:
+    """Examples by split name, and the names of bad images of the splits that have bad images."""
+    data = setup.config.data
+    names = [name for name in ("train", "validation", "test") if data[name]]
+    # All splits are opened before any is decoded, so that a wrong name is found at once.
+    opened = {name: _open_split(setup, name, caches) for name in names}
+    bad = {name: list(bad_images(examples)) for name, examples in opened.items()}
+    left_out = {name: images for name, images in bad.items() if images}
+    return {n: _decode_split(setup, n, x, caches) for n, x in opened.items()}, left_out
+
+
+def _open_split(setup: Setup, name: str, caches: SharedCaches) -> Examples:
+    return caches.opened_splits.get(name, lambda: setup.source.read(setup.config.data[name]))
+
+
+def _decode_split(setup: Setup, name: str, opened: Examples, caches: SharedCaches) -> Examples:
+    data = setup.config.data
+    return caches.decoded_splits.get(
+        name, lambda: cached(opened, setup.encode, data.cache_bytes, data.workers)
+    )
+
+
+def _with_fitted_task(setup: Setup, train: Examples) -> Setup:
+    """The setup with its task fitted to the targets of the training split, if the task needs it."""
+    task = setup.task
+    if not task.needs_fit:
+        return setup
+    names = task.abstract(1)
+    if isinstance(train, EncodedExamples):
+        targets = {name: train.arrays[name] for name in names}
+    else:
+        items = [task.host(train[i]) for i in range(len(train))]
+        targets = {name: np.stack([item[name] for item in items]) for name in names}
+    return dataclasses.replace(setup, task=task.fit(targets))
+
+
+def _pretrained_params(
+    setup: Setup, variables: dict[str, Any], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Params by leaf path that came from the weight file, for L2-SP; empty when L2-SP is off."""
+    settings = setup.config.optimizer
+    if not (settings.l2_sp or settings.l2_sp_head):
+        return {}
+    fresh = {row["leaf"] for row in manifest["rows"] if row["decision"] == "reinitialised"}
+    params = tree.flatten(variables["params"])
+    return {p: x for p, x in params.items() if f"params/{p}" not in fresh}
+
+
+def _reestimated(setup: Setup, variables: dict[str, Any], train: Examples) -> dict[str, Any]:
+    """BatchNorm statistics of the first training batches."""
+    size = setup.config.train.batch_size
+    batches = TrainBatches(
+        train, setup.encode, size, setup.config.seed, local_rows(setup.mesh, size)
+    )
+    count = min(_REESTIMATE_BATCHES, math.ceil(len(train) / size))
+    some = [put_batch(batches.batch(i), setup.mesh) for i in range(count)]
+    return reestimate(setup.model, variables, some, setup.preprocess.device)
+
+
+def _open_checkpoints(setup: Setup, workdir: Path) -> Checkpoints:
+    settings, task = setup.config.checkpoint, setup.task
+    return Checkpoints(
+        workdir / "checkpoints",
+        [phase.plan for phase in setup.phases],
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+        metric=settings.metric or task.metric,
+        better="min" if settings.metric == "loss" else task.better,
+    )
+
+
+def _write_folder(
+    setup: Setup, workdir: Path, manifest: dict[str, Any], left_out: dict[str, list[str]]
+) -> None:
+    """Writes the files that describe the run before its first step."""
+    claim_workdir(workdir, config_lib.to_json(setup.config))
+    phases = [phase.to_json() for phase in setup.phases]
+    write_json(workdir / "plan.json", {**setup.plan.to_json(), "phases": phases})
+    write_json(workdir / "manifest.json", manifest)
+    if left_out:
+        write_json(workdir / "left_out.json", left_out)
+
+
+def _origin(setup: Setup, manifest: dict[str, Any]) -> str:
+    """One line about the weight file's tensors, or about random weights without a weight file."""
+    if manifest["file"] is None:
+        frozen = [x for x in setup.plan.leaves if not x.delta and x.path not in setup.trainable]
+        warning = f"; WARNING: {len(frozen)} frozen leaves are random" if frozen else ""
+        return f"weights: random, pretrained.path is empty{warning}"
+    counts = Counter(row["decision"] for row in manifest["rows"])
+    loaded = counts["loaded"] + counts["transformed"] + counts["cast"]
+    parts = [f"{loaded} tensors loaded"]
+    if counts["reinitialised"]:
+        stages = dict.fromkeys(
+            row["leaf"].split("/")[1]
+            for row in manifest["rows"]
+            if row["decision"] == "reinitialised"
+        )
+        parts.append(f"{counts['reinitialised']} re-initialised ({', '.join(stages)})")
+    if counts["dropped"]:
+        parts.append(f"{counts['dropped']} dropped")
+    return f"weights: {', '.join(parts)}; see manifest.json"

@@ -25,7 +25,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.progress import Progress
 from finetune_jax.setup import open_setup
-from finetune_jax.training import loop
+from finetune_jax.training import preparing
 from finetune_jax.training.metrics_writer import MetricsWriter
 
 
@@ -318,9 +318,11 @@ def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
 def test_frozen_random_leaves_are_warned_of():
     manifest = {"file": None, "rows": []}
     config = config_lib.default()
-    assert "WARNING" not in loop._origin(open_setup(config), manifest)
+    assert "WARNING" not in preparing._weights_summary(open_setup(config), manifest)
     config.scheme = "linear_probe"
-    assert "WARNING: 57 frozen leaves are random" in loop._origin(open_setup(config), manifest)
+    assert "WARNING: 57 frozen leaves are random" in preparing._weights_summary(
+        open_setup(config), manifest
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plan", "suggest", "average"])

@@ -1,4 +1,4 @@
-"""Learning rate schedules: factors in [0, 1] on the peak rate, by step of a phase."""
+"""Learning rate schedules: a factor in [0, 1] on the peak rate for each step of a phase."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import parse
 
 Schedule = Callable[[jax.Array], jax.Array]
-"""Step i32[] (0 for the first update of the phase) to f32[]."""
+"""Function from the step, f32[] or i32[], to the factor, f32[]; the first update has step 0."""
 
 
 def constant(total: int) -> Schedule:
-    """1."""
+    """Stays at 1."""
     del total
     return lambda step: jnp.ones(())
 
 
 def cosine(total: int) -> Schedule:
-    """From 1 down to 0 along half a cosine."""
+    """Falls from 1 to 0 along half a period of a cosine."""
     return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0)))
 
 
 def linear(total: int) -> Schedule:
-    """From 1 down to 0 along a line."""
+    """Falls from 1 to 0 along a line."""
     return lambda step: 1 - jnp.minimum(step / total, 1.0)
 
 
 def onecycle(total: int, pct: float = 0.25, div: float = 25.0, final: float = 1e5) -> Schedule:
-    """fastai's one-cycle: cosine from 1/div up to 1 over the first `pct`, then down to 1/final."""
+    """Rises from 1/div to 1, then falls to 1/final, both along cosines: fastai's one-cycle policy.
+
+    Args:
+      total: number of steps.
+      pct: share of the steps that rise, in (0, 1).
+      div: the first factor is 1/div; > 0.
+      final: the last factor is 1/final; > 0.
+    """
 
     if not (0 < pct < 1 and div > 0 and final > 0):
         raise UserError(
@@ -51,9 +58,14 @@ def onecycle(total: int, pct: float = 0.25, div: float = 25.0, final: float = 1e
 
 
 def slanted(total: int, cut: float = 0.1, ratio: float = 32.0) -> Schedule:
-    """Slanted triangle of ULMFiT (arXiv 1801.06146): up over the first `cut`, then down to 1/ratio.
+    """Rises from 1/ratio to 1, then falls to 1/ratio, along lines: ULMFiT, arXiv 1801.06146.
 
-    The rate is (1 + p (ratio - 1)) / ratio with p rising from 0 to 1 and falling back to 0.
+    The factor is (1 + p (ratio - 1)) / ratio, where p rises from 0 to 1 and falls back to 0.
+
+    Args:
+      total: number of steps.
+      cut: share of the steps that rise, in (0, 1).
+      ratio: the first and the last factor are 1/ratio; > 0.
     """
     if not (0 < cut < 1 and ratio > 0):
         raise UserError(
@@ -73,15 +85,15 @@ SCHEDULES = {f.__name__: f for f in (constant, cosine, linear, onecycle, slanted
 
 
 def parse_schedule(text: str, total: int, warmup: int = 0) -> Schedule:
-    """Returns the schedule called `text`, after a linear warm-up from 0.
+    """Returns the schedule that a text names, after a linear warm-up from 0.
 
     Args:
-      text: such as ``cosine`` or ``onecycle(pct=0.3)``.
-      total: steps of the phase, warm-up included.
-      warmup: steps of warm-up.
+      text: name of a schedule with its arguments, such as ``cosine`` or ``onecycle(pct=0.3)``.
+      total: number of steps of the phase, warm-up included.
+      warmup: number of steps of the warm-up.
 
     Raises:
-      UserError: unknown name or arguments.
+      UserError: the name or the arguments are unknown.
     """
     terms = parse(text)
     if len(terms) != 1 or terms[0].name not in SCHEDULES:

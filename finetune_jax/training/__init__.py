@@ -1,1 +1,1 @@
-"""One state, one step, one loop: optimizer, mesh, checkpoints, audit."""
+"""Training: state, optimizer, train step, the loop over phases, checkpoints, audit, arms."""

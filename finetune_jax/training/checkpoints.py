@@ -1,4 +1,7 @@
-"""Orbax checkpoints of what may differ from the base: asynchronous, last n and best by a metric."""
+"""Orbax checkpoints of all leaves that may differ from the weight file, written asynchronously.
+
+The latest checkpoints and the best checkpoints by a metric are kept.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -15,24 +19,26 @@ from finetune_jax.errors import UserError
 from finetune_jax.schemes import Plan, difference
 from finetune_jax.training.state import State
 
-# Orbax warns of every checkpoint between two evaluations, which have no score by intention.
+# Orbax warns about every checkpoint without a score. Checkpoints between two evaluations have no
+# score, which is intended.
 logging.getLogger("absl").addFilter(lambda r: "did not provide metrics" not in r.getMessage())
 
 
 class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
-    A checkpoint holds the state of the phase it was taken in, and ``modified``: leaves that are
-    frozen in this phase and yet not the weight file's, because an earlier phase trained them or a
-    delta drew them.
+    A checkpoint holds the state of the phase during which it was taken, and the modified leaves:
+    leaves that are frozen in this phase but do not hold the values of the weight file, because an
+    earlier phase trained them or a delta drew them.
 
     Args:
-      folder: created when absent.
-      plans: of the phases, saved beside the state; other plans refuse to restore.
+      folder: folder of the checkpoints, created when absent.
+      plans: plans of the phases. The plan of its phase is saved with every checkpoint, and a
+        checkpoint of another plan is not restored.
       keep_last: number of latest checkpoints to keep.
       keep_best: number of best checkpoints to keep.
-      metric: validation metric that orders them.
-      better: ``max`` or ``min`` of it.
+      metric: validation metric that decides which checkpoints are best.
+      better: ``max`` or ``min``: whether a higher or a lower metric is better.
     """
 
     def __init__(
@@ -67,12 +73,12 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint."""
+        """Step of the newest complete checkpoint; None without a checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the best score."""
+        """Step of the checkpoint with the best score; None if no checkpoint has a score."""
         return self._manager.best_step()
 
     def save(
@@ -82,13 +88,15 @@ class Checkpoints:
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts writing; returns before it is done. A half-written folder is never `latest`.
+        """Starts to write a checkpoint and returns before it is complete.
+
+        An incomplete checkpoint is never the `latest_step`.
 
         Args:
-          state: of the current phase.
-          modified: flat leaves by path, see the class.
-          meta: JSON object with at least ``phase`` (its number) and ``base_fingerprint``.
-          metrics: validation scores, if there are any at this step.
+          state: state of the current phase.
+          modified: modified leaves by path, see the class.
+          meta: JSON object with at least ``phase`` (number of the phase) and ``base_fingerprint``.
+          metrics: validation scores, if the run was evaluated at this step.
         """
         meta = {**meta, "plan": self._plans[meta["phase"]].to_json()}
         self._manager.save(
@@ -101,21 +109,21 @@ class Checkpoints:
         )
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
-        """What `save` was given as `meta` at a step, the latest by default.
+        """Returns the `meta` that `save` was given at a step, the latest step by default.
 
         Raises:
-          UserError: written under another plan, with the difference.
+          UserError: the checkpoint has another plan; the message shows the difference.
         """
-        step = self.latest_step if step is None else step
+        step = self._step(step)
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = meta["meta"]
         number = meta["phase"]
-        current = self._plans[min(number, len(self._plans) - 1)].to_json()
+        plan = self._plans[min(number, len(self._plans) - 1)].to_json()
         saved = meta.pop("plan")
-        if number >= len(self._plans) or saved["hash"] != current["hash"]:
+        if number >= len(self._plans) or saved["hash"] != plan["hash"]:
             raise UserError(
                 f"the checkpoint at step {step} (phase {number}) was written under another plan "
-                f"and is left as it is:\n{difference(saved, current)}\n"
+                f"and is left as it is:\n{difference(saved, plan)}\n"
                 f"use another --workdir, or the old scheme"
             )
         return meta
@@ -127,18 +135,20 @@ class Checkpoints:
         base_fingerprint: str,
         step: int | None = None,
     ) -> tuple[State, dict[str, Any]]:
-        """Returns (state, modified) of a step, the latest by default.
+        """Returns (state, modified leaves) of a step, the latest step by default.
 
         Args:
-          target: abstract or concrete state giving structure, shapes, dtypes and shardings.
-          modified: likewise.
-          base_fingerprint: of the frozen leaves that are the weight file's.
-          step: which checkpoint.
+          target: abstract or concrete state that gives structure, shapes, dtypes and shardings.
+          modified: abstract or concrete modified leaves, as for `target`.
+          base_fingerprint: fingerprint of the frozen leaves that hold the values of the weight
+            file.
+          step: step of the checkpoint.
 
         Raises:
-          UserError: written under another plan or over another base, with the difference.
+          UserError: the checkpoint has another plan, other frozen weights, or leaves of another
+            shape or dtype; the message shows the difference.
         """
-        step = self.latest_step if step is None else step
+        step = self._step(step)
         saved = self.read_meta(step)["base_fingerprint"]
         if saved != base_fingerprint:
             raise UserError(
@@ -154,8 +164,15 @@ class Checkpoints:
         )["state"]
         return restored["state"], restored["settled"]
 
+    def _step(self, step: int | None) -> int:
+        """`step`, or the latest step for None."""
+        found = self.latest_step if step is None else step
+        assert found is not None, "there is no checkpoint"
+        return found
+
     def _check(self, step: int, abstract: dict[str, Any]) -> None:
-        # Orbax casts dtypes silently, and one of its paths hands back saved shapes.
+        """Raises UserError if a saved leaf has another shape or dtype than expected."""
+        # Orbax casts dtypes silently, and in some cases returns the saved shape.
         saved = {
             _name(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -165,8 +182,8 @@ class Checkpoints:
         wrong = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
             found = saved.get(_name(path))
-            # PRNG keys are saved as what they are made of.
-            if found is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # PRNG keys are saved as their raw data, which has another shape and dtype.
+            if found is None or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             if (tuple(found.shape), found.dtype) != (tuple(leaf.shape), leaf.dtype):
                 wrong.append(
@@ -186,6 +203,6 @@ class Checkpoints:
 
 
 def _name(path: Any) -> str:
-    """The keys of a pytree path, whatever kinds of node they are of."""
+    """The keys of a pytree path, joined by '/', for all kinds of pytree nodes."""
     keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
     return "/".join(map(str, keys))

@@ -1,4 +1,4 @@
-"""The folder of a run: made, or continued by the same config only."""
+"""The folder of a run, which belongs to one config."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from finetune_jax.hosts import all_agree, is_primary, wait
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Creates a run's folder, or accepts one that holds the same config or none.
+    """Creates a run's folder, or checks that an existing folder holds this config or no config.
+
+    Args:
+      workdir: run folder.
+      config: resolved config, as JSON.
 
     Raises:
-      UserError: not writable, or the folder of another config (with the difference).
+      UserError: the folder is not writable, is not shared by all processes, or belongs to another
+        config; then the message shows the difference.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -47,13 +52,13 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes an opened folder that of a config, for good."""
+    """Writes the config into an opened folder, which then belongs to this config."""
     write_json(workdir / "config.json", config)
 
 
 def finished_result(workdir: Path) -> dict[str, Any] | None:
-    """The figures of a run that ended in an opened folder; None if there is none."""
-    ends = ("config.json", "artifact/artifact.json", "result.json")
-    if not all((workdir / name).is_file() for name in ends):
+    """Returns the figures of the finished run in a folder; None if no run has finished there."""
+    names = ("config.json", "artifact/artifact.json", "result.json")
+    if not all((workdir / name).is_file() for name in names):
         return None
     return read_json(workdir / "result.json")

@@ -1,12 +1,14 @@
-"""The linear probe solved instead of trained: closed-form ridge and L-BFGS logistic regression.
+"""A linear probe that is solved instead of trained: ridge regression or logistic regression.
 
-The strength of the regularisation is chosen on validation along a path, as in the evaluation of
+Ridge regression has a closed form; logistic regression is solved by L-BFGS. The strength of the
+regularisation is chosen on the validation split among a range of values, as in the evaluation of
 Kumar et al. 2022 (arXiv 2202.10054), who take C from 1e-7 to 1e2.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,24 +23,26 @@ def solve(
     validation: tuple[np.ndarray, np.ndarray],
     classes: int,
 ) -> tuple[Head, dict[str, Any]]:
-    """Fits the head on features.
+    """Fits the head of a classifier on features.
 
     Args:
       method: ``lbfgs`` (multinomial logistic regression, scikit-learn) or ``ridge`` (least squares
         on one-hot targets).
       train: features f32[n, width] and labels i32[n].
-      validation: likewise; decides the strength: highest accuracy, then lowest loss.
-      classes: columns of the head. A class without a training example is never predicted.
+      validation: features and labels of the validation split, as for `train`. The strength with
+        the highest validation accuracy is chosen, and among equals the lowest validation loss.
+      classes: number of columns of the head. A class without a training example is never predicted.
 
     Returns:
-      (head, report): the report has ``method``, ``path`` (strength, validation accuracy and loss,
-      whether the solver converged) and ``chosen``.
+      (head, report). The report has ``method``; ``path``, a list of the values that were tried,
+      each with its strength, validation accuracy, validation loss and whether the solver converged;
+      and ``chosen``, the entry of the path that was chosen.
     """
     candidates = _logistic(*train, classes) if method == "lbfgs" else _ridge(*train, classes)
-    best: tuple[tuple[float, float], Head] | None = None
-    path, chosen = [], 0
+    heads: list[Head] = []
+    path: list[dict[str, Any]] = []
     features, labels = validation
-    for number, (strength, head, converged) in enumerate(candidates):
+    for strength, head, converged in candidates:
         logits = features.astype(np.float64) @ head["kernel"] + head["bias"]
         accuracy = float((logits.argmax(-1) == labels).mean())
         shifted = logits - logits.max(-1, keepdims=True)
@@ -47,30 +51,36 @@ def solve(
         path.append(
             {"strength": strength, "accuracy": accuracy, "loss": loss, "converged": converged}
         )
-        if best is None or (accuracy, -loss) > best[0]:
-            best, chosen = ((accuracy, -loss), head), number
-    head = {name: value.astype(np.float32) for name, value in best[1].items()}
-    return head, {"method": method, "path": path, "chosen": path[chosen]}
+        heads.append(head)
+    best = max(range(len(path)), key=lambda i: (path[i]["accuracy"], -path[i]["loss"]))
+    head = {name: value.astype(np.float32) for name, value in heads[best].items()}
+    return head, {"method": method, "path": path, "chosen": path[best]}
 
 
-def _logistic(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
+Candidates = Iterator[tuple[float, Head, bool]]
+"""(strength, head, whether the solver converged) of each value that is tried."""
+
+
+def _logistic(features: np.ndarray, labels: np.ndarray, classes: int) -> Candidates:
+    """Multinomial logistic regression; the strength is scikit-learn's C."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(solver="lbfgs", max_iter=1000, warm_start=True)
     for strength in np.logspace(-7, 2, 19):
         model.set_params(C=strength)
-        with warnings.catch_warnings():  # said in the report instead
+        with warnings.catch_warnings():  # the report says whether the solver converged
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(features.astype(np.float64), labels)
         converged = bool(np.max(model.n_iter_) < model.max_iter)
         kernel, bias = model.coef_.T, model.intercept_
-        if len(model.classes_) == 2:  # one column stands for two
+        if len(model.classes_) == 2:  # scikit-learn has one column for two classes
             kernel, bias = np.hstack([-kernel, kernel]) / 2, np.array([-bias[0], bias[0]]) / 2
         yield float(strength), _place(kernel, bias, model.classes_, classes), converged
 
 
-def _ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
+def _ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> Candidates:
+    """Least squares on one-hot targets; the strength is the factor of the squared norm."""
     x, seen = features.astype(np.float64), np.unique(labels)
     y = (labels[:, None] == seen).astype(np.float64)
     mean_x, mean_y = x.mean(0), y.mean(0)
@@ -82,7 +92,11 @@ def _ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> Any:
 
 
 def _place(kernel: np.ndarray, bias: np.ndarray, seen: np.ndarray, classes: int) -> Head:
-    whole = np.zeros((kernel.shape[0], classes))
-    offsets = np.full(classes, bias.min() - 30.0)
-    whole[:, seen], offsets[seen] = kernel, bias
-    return {"kernel": whole, "bias": offsets}
+    """The head of all classes from columns of the classes `seen` in training.
+
+    The bias of the other classes is so low that they are never predicted.
+    """
+    all_kernels = np.zeros((kernel.shape[0], classes))
+    all_biases = np.full(classes, bias.min() - 30.0)
+    all_kernels[:, seen], all_biases[seen] = kernel, bias
+    return {"kernel": all_kernels, "bias": all_biases}

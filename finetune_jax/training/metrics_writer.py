@@ -1,4 +1,4 @@
-"""Metrics of a run: lines of JSON, and TensorBoard events."""
+"""Writes the metrics of a run as lines of JSON and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and, if asked, TensorBoard events, in a run's folder.
+    """Appends to ``metrics.jsonl`` and to TensorBoard events in a run folder.
 
     Args:
       workdir: run folder; None writes nothing.
-      tensorboard: whether to write events too.
-      resume_step: step that is continued from; lines of later steps, written before a crash, are
-        dropped. None drops all.
+      tensorboard: whether to write TensorBoard events.
+      resume_step: step of the checkpoint that the run continues from. Lines of later steps, which
+        were written before a crash, are removed. None removes all lines.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class MetricsWriter:
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
-                    # The test scores come after the last step: they are written again.
+                    # Test scores come after the last step, so the run writes them again.
                     if row["step"] <= resume_step and row["split"] != "test":
                         kept.append(line)
                 except (ValueError, KeyError):
                     continue  # the last line of a killed run
-        # Beside and renamed: a crash here must not cost the lines there are.
+        # Written to another file and renamed, so that a crash here loses no line.
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
@@ -47,7 +47,7 @@ class MetricsWriter:
             self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        """One line ``{"step", "split", **metrics}``."""
+        """Writes the metrics of a split at a step, as one line ``{"step", "split", **metrics}``."""
         if self._file:
             self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._file.flush()

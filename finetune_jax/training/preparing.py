@@ -53,7 +53,7 @@ def prepare_run(
 
     # 2. Weights, surgery, manifest.
     variables, manifest = load_variables(setup)
-    say(_origin(setup, manifest))
+    say(_weights_summary(setup, manifest))
     anchor = _pretrained_params(setup, variables, manifest)
     modified: set[str] = set()
     if setup.plan.batch_norm == "reestimate":
@@ -174,7 +174,7 @@ def _write_folder(
         write_json(workdir / "left_out.json", left_out)
 
 
-def _origin(setup: Setup, manifest: dict[str, Any]) -> str:
+def _weights_summary(setup: Setup, manifest: dict[str, Any]) -> str:
     """One line about the weight file's tensors, or about random weights without a weight file."""
     if manifest["file"] is None:
         frozen = [x for x in setup.plan.leaves if not x.delta and x.path not in setup.trainable]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from finetune_jax.artifact import Artifact
-from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.errors import UserError
 from finetune_jax.mesh import put_leaf
 from finetune_jax.setup import Setup
@@ -89,6 +89,15 @@ def translation(source: Preprocess, target: Preprocess) -> Callable[[Any], Any]:
             )
         return lambda x: x
 
+    assert isinstance(source, ImagePreprocess) and isinstance(target, ImagePreprocess)
+    return _image_translation(source, target)
+
+
+def _image_translation(source: ImagePreprocess, target: ImagePreprocess) -> Callable[[Any], Any]:
+    same = [getattr(source, k) == getattr(target, k) for k in ("mean", "std", "channels", "size")]
+    if all(same):
+        return lambda x: x
+
     def translate(x: jax.Array) -> jax.Array:
         pixels = x * jnp.asarray(source.std) + jnp.asarray(source.mean)
         if source.channels != target.channels:
@@ -98,8 +107,7 @@ def translation(source: Preprocess, target: Preprocess) -> Callable[[Any], Any]:
             pixels = jax.image.resize(pixels, shape, "bilinear")
         return (pixels - jnp.asarray(target.mean)) / jnp.asarray(target.std)
 
-    same = [getattr(source, k) == getattr(target, k) for k in ("mean", "std", "channels", "size")]
-    return (lambda x: x) if all(same) else translate
+    return translate
 
 
 def _shown(names: Sequence[str] | None) -> str:

@@ -267,7 +267,7 @@ def _with_measured_rates(run: Run, training: _Training, batches: TrainBatches, s
     assert phase.plan.measured is not None
     statistic, settings = phase.plan.measured
     options = dict(settings)
-    count = options.pop("batches")
+    count = int(options.pop("batches"))
     ahead = (run.place(batches.batch(step + i)) for i in range(count))
     gradient = run.caches.gradients.get(phase.index, lambda: importance.make_gradient(phase))
     values = importance.measure(phase, state, training.frozen, ahead, gradient)[statistic]

@@ -12,7 +12,7 @@ from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
 from finetune_jax.setup import open_setup
-from finetune_jax.training import loop
+from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
 
@@ -56,7 +56,7 @@ class Stop(Exception):
 
 def run_until(config, folder, stop, monkeypatch):
     """Runs until the checkpoint of step `stop` is whole."""
-    original = loop.Checkpoints.save
+    original = Checkpoints.save
 
     def save(self, state, *rest):
         original(self, state, *rest)
@@ -65,7 +65,7 @@ def run_until(config, folder, stop, monkeypatch):
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", save)
+        patch.setattr(Checkpoints, "save", save)
         with pytest.raises(Stop):
             train(open_setup(config), folder)
 

@@ -215,8 +215,8 @@ def test_a_checkpoint_over_a_changed_base_is_refused_with_both_fingerprints(save
     checkpoints, state = saved([0.5])
     with pytest.raises(UserError, match="a{12}.*b{12}"):
         checkpoints.restore(state, {}, "b" * 64)
-    restored, settled = checkpoints.restore(state, {}, "a" * 64)
-    assert int(restored.step) == 1 and settled == {}
+    restored, modified = checkpoints.restore(state, {}, "a" * 64)
+    assert int(restored.step) == 1 and modified == {}
     flat = tree.flatten(restored.params)
     for path, value in tree.flatten(state.params).items():
         np.testing.assert_array_equal(value, flat[path])

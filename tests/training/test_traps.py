@@ -76,9 +76,9 @@ def test_masked_adam_and_decay_of_frozen_leaves():
     before, states, frozen, _ = run_steps(
         "head", 3, optimizer="adamw", learning_rate=0.01, weight_decay=0.5
     )
-    frozen = tree.flatten(before["params"])
+    start = tree.flatten(before["params"])
     for path, leaf in tree.flatten(frozen.params).items():
-        assert np.array_equal(leaf, frozen[path]), path
+        assert np.array_equal(leaf, start[path]), path
     reference = optax.adamw(0.01, weight_decay=0.5, mask=lambda p: {"kernel": True, "bias": False})
     head = before["params"]["head"]
     moments = reference.init(head)

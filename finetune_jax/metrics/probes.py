@@ -159,8 +159,8 @@ def knn(
     for start in range(0, len(queries), _CHUNK):
         cosine = queries[start : start + _CHUNK] @ bank.T
         near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        # Relative to the nearest neighbour's cosine: only ratios of votes matter, and no exponential
-        # overflows.
+        # Relative to the nearest neighbour's cosine: only ratios of votes matter, and no
+        # exponential overflows.
         closeness = np.take_along_axis(cosine, near, 1).astype(np.float64)
         weights = np.exp((closeness - closeness.max(1, keepdims=True)) / temperature)
         votes = np.zeros((len(cosine), classes))

@@ -1,10 +1,11 @@
-"""Looks into weight files, and writes fine-tuned models under other projects' names.
+"""Inspects weight files, and exports fine-tuned models under other projects' names.
 
   python -m finetune_jax.pretrained inspect SOURCE [--tensors=40]
   python -m finetune_jax.pretrained export --workdir=RUN --origin=timm --output=model.safetensors
 
-SOURCE is a path or anything else that a config's pretrained.path may be. `export` takes a run's
-folder or an artifact; parameters that a scheme added are merged first, where the maths allows.
+SOURCE is a path, or any other value of a config's pretrained.path. `export` takes a run's folder or
+an artifact. Before the export, parameters that a scheme added are merged into the model's kernels;
+a scheme whose parameters cannot be merged is refused.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from finetune_jax.errors import UserError, nearest
 _TENSORS = flags.DEFINE_integer("tensors", 40, "Tensors to list; 0 lists all.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", "", "A run's folder, or its artifact.")
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
-_ORIGIN = flags.DEFINE_string("origin", "", "Whose names to write, such as timm.")
+_ORIGIN = flags.DEFINE_string("origin", "", "Origin of the names, such as timm.")
 _OUTPUT = flags.DEFINE_string("output", "", "The .safetensors file to write.")
 
 _COMMANDS = ("inspect", "export")
 
 
 def inspect(sources: Sequence[str]) -> None:
-    """Prints what weight files hold and what fits them."""
+    """Prints the tensors of weight files, and the models that fit."""
     from finetune_jax.pretrained import open_weights
     from finetune_jax.pretrained.inspection import report
 

@@ -1,4 +1,4 @@
-"""Names of a published head's outputs, so that rows of classes both tasks share can be kept."""
+"""Class names of a published head, so that a new head can copy the classes that both share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Ordered class names from a file.
 
     Args:
-      path: text with one name per line, or JSON: a list, a ``config.json`` of Hugging Face (its
-        ``id2label``), or Keras' ``imagenet_class_index.json`` (number to WordNet ID and name).
+      path: a text file with one name per line, or a JSON file: a list, a ``config.json`` of
+        Hugging Face, whose ``id2label`` is read, or Keras' ``imagenet_class_index.json``, which
+        maps numbers to WordNet ID and name.
 
     Raises:
-      UserError: no such file, none of these, a name twice, or numbers with a gap.
+      UserError: no such file, another format, a name given twice, or numbers with a gap.
     """
     path = Path(path)
     try:
@@ -29,9 +30,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     names = [name.strip() for name in names]
     while names and not names[-1]:
         names.pop()
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or "" in names or twice:
-        found = f"{twice[0]!r} twice" if twice else "an empty name" if names else "none"
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not names or "" in names or repeated:
+        found = f"{repeated[0]!r} twice" if repeated else "an empty name" if names else "none"
         raise UserError(f"{path}: expected one name per class, found {found}")
     return tuple(names)
 
@@ -54,16 +55,16 @@ def _from_json(path: Path, text: str) -> list[str]:
 
 
 def shared_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
-    """``{our class number: theirs}`` of the names that both have, upper and lower case alike.
+    """``{our class number: their class number}`` of the names in both lists, ignoring case.
 
-    Raises UserError if they share none.
+    Raises UserError if the two lists share no name.
     """
 
     def plain(name: str) -> str:
         return name.lower().replace("_", " ")
 
-    places = {plain(name): number for number, name in enumerate(theirs)}
-    rows = {i: places[plain(name)] for i, name in enumerate(ours) if plain(name) in places}
+    numbers = {plain(name): number for number, name in enumerate(theirs)}
+    rows = {i: numbers[plain(name)] for i, name in enumerate(ours) if plain(name) in numbers}
     if not rows:
         raise UserError(
             f"pretrained.head_init: 'copy' needs shared class names; ours are "

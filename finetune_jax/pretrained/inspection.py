@@ -1,10 +1,9 @@
-"""What a weight file holds, and which model families, name maps and models it fits."""
+"""Describes a weight file: its tensors, and the model families, name maps and models that fit."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 
@@ -18,19 +17,19 @@ from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
 from finetune_jax.tables import count, size, table
 
-# Maps that are shown when none fits.
+# Number of name maps that are shown when no name map fits.
 _CLOSEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How well one name map reads a file.
+    """The result of one name map for a file.
 
     Attributes:
-      name_map: tried.
-      unknown: tensor names that it does not know.
-      models: registry names whose leaves all get a tensor of their shape; the head may differ and
-        position embeddings may be resized.
+      name_map: the name map.
+      unknown: tensor names that the name map does not know.
+      models: names of registered models, all of whose leaves get a tensor of the right shape. The
+        head may differ, and position embeddings may be resized.
     """
 
     name_map: NameMap
@@ -41,12 +40,12 @@ class Fit:
 def fits(weights: Weights) -> list[Fit]:
     """The name maps that know at least one name of the file, best first.
 
-    Models are sought for the maps that know every name.
+    Fitting models are listed for name maps that know every name.
     """
     found = []
     for name_map in all_maps():
         rows = unstack(weights, (name_map,))
-        # Any name is a leaf path to our own maps; only their models tell them apart.
+        # The name maps of our own files know every name; only the models distinguish them.
         unknown = tuple(
             n for n in rows.names() if not name_map.targets(n) and not name_map.ignored(n)
         )
@@ -66,8 +65,8 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
         if entry.family != name_map.family:
             continue
         model = build(name, max(entry.classes, 1))
-        # Tracing a whole model takes a second. Its stages are known before, and the repeated ones
-        # all have parameters; and its first stage alone tells most models apart.
+        # Tracing a whole model takes a second. The names of its stages are known without tracing,
+        # and its first stage is enough to rule out most models.
         repeated = {stage for stage in model.stages if stage[-1].isdigit()}
         known = {*model.stages, *model.absent_stages}
         if not repeated <= stages <= known:
@@ -85,7 +84,7 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
                 return False
             if found == tuple(wanted.shape):
                 return True
-            # Another image size is the same model; another patch size is not.
+            # A model may have another image size, but no other patch size.
             resizable = model.resizable.get(leaf.removeprefix("params/"))
             return (
                 resizable is not None
@@ -96,27 +95,29 @@ def _models(weights: Weights, name_map: NameMap) -> list[str]:
         opening = _leaves(model, entry.image_size, model.stages[1])
         if not all(reads(leaf, wanted) for leaf, wanted in opening.items()):
             continue
-        whole = _leaves(model, entry.image_size)
+        every = _leaves(model, entry.image_size)
         without = {"head", *model.absent_stages}
-        strangers = [t for t in targets if t not in whole and t.split("/")[1] not in without]
-        if not strangers and all(reads(leaf, wanted) for leaf, wanted in whole.items()):
+        surplus = [t for t in targets if t not in every and t.split("/")[1] not in without]
+        if not surplus and all(reads(leaf, wanted) for leaf, wanted in every.items()):
             fitting.append(name)
     return fitting
 
 
-def _leaves(model: StagedModel, size: int, stop: str | None = None) -> dict[str, Any]:
-    """Shapes of the leaves of a model, or of its stages before `stop`."""
+def _leaves(
+    model: StagedModel, size: int, stop: str | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape structs of the leaves of a model, or of its stages before `stop`, by path."""
     return tree.flatten(
         jax.eval_shape(lambda k: model.init(k, model.example(size), stop=stop), jax.random.key(0))
     )
 
 
 def report(weights: Weights, *, limit: int = 0) -> str:
-    """The text of ``inspect``: tensors, what lies beside them, and what fits.
+    """The text that the command ``inspect`` prints: tensors, other entries, and what fits.
 
     Args:
       weights: an open file.
-      limit: tensors to list; 0 lists all.
+      limit: number of tensors to list; 0 lists all.
     """
     specs = [(name, *weights.spec(name)) for name in weights.names()]
     rows = [[name, str(dtype), str(list(shape))] for name, shape, dtype in specs]
@@ -134,8 +135,8 @@ def report(weights: Weights, *, limit: int = 0) -> str:
     found = fits(weights)
     if not found:
         lines.append("\nno model family knows any of these names")
-    whole = [fit for fit in found if not fit.unknown]
-    for fit in whole or found[:_CLOSEST]:
+    complete = [fit for fit in found if not fit.unknown]
+    for fit in complete or found[:_CLOSEST]:
         name = f"{fit.name_map.family}, names of {fit.name_map.origin}"
         if fit.unknown:
             sample = ", ".join(map(repr, fit.unknown[:3])) + (", …" if len(fit.unknown) > 3 else "")

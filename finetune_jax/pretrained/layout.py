@@ -1,8 +1,8 @@
-"""Layouts: how an array's axes are named, ordered and joined in a file and in our models.
+"""Layouts: order and merging of an array's axes in a file and in our models.
 
-Written as ``"out in h w -> h w in out"``. Axes in parentheses are one axis of the array, the last
-of them varying fastest; ``1`` is an axis of length one. A layout turns an array in either
-direction, and a shape without the array.
+A layout is written as ``"out in h w -> h w in out"``, with the file's axes on the left. Several
+names in parentheses are one axis of the array, whose last name varies fastest. ``1`` is an axis of
+length one. A layout converts arrays and shapes, in both directions.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# The transposes that nearly every map needs.
+# Layouts that nearly every name map uses.
 CONV = "out in h w -> h w in out"
 DENSE = "out in -> in out"
 
 
 class LayoutError(ValueError):
-    """An array or shape that the layout does not describe."""
+    """An array or a shape that does not fit the layout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Both sides of a layout's text; parse it with `layout`.
+    """A parsed layout; use `layout` to parse a text.
 
     Attributes:
-      text: as written; empty for a layout that changes nothing.
-      source, target: axes of the file's array and of ours, each a group of names.
+      text: the text; empty for a layout that changes nothing.
+      source, target: axes of the file's array and of our array. Each axis is a tuple of names.
     """
 
     text: str
@@ -40,36 +40,36 @@ class Layout:
     def shape(
         self, shape: tuple[int, ...], sizes: Mapping[str, int] | None = None
     ) -> tuple[int, ...]:
-        """The shape in our models of a file's array.
+        """Converts the shape of a file's array to the shape of our array.
 
         Args:
-          shape: in the file.
-          sizes: lengths of named axes that the file's array has joined; of each group of joined
-            axes all but one.
+          shape: shape in the file.
+          sizes: lengths of named axes that the file's array merges; one name of each merged axis
+            may be missing.
 
         Raises:
-          LayoutError: the array does not fit, or a length is missing.
+          LayoutError: the shape does not fit, or a length is missing.
         """
         if not self.text:
             return shape
         return _joined(self.target, self._sizes(self.source, shape, sizes or {}))
 
     def forward(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
-        """A file's array in our layout; `sizes` and errors as for `shape`.
+        """Converts a file's array to our layout; `sizes` and errors as in `shape`.
 
-        A view where it can be: who puts it on a device copies it anyway, and faster.
+        The result is a view if possible, because the transfer to a device copies it anyway.
         """
         if not self.text:
             return np.asarray(array, order="C")
         known = self._sizes(self.source, array.shape, sizes or {})
-        return _turn(array, self.source, self.target, known)
+        return _rearrange(array, self.source, self.target, known)
 
     def inverse(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
-        """Our array in the file's layout, C-ordered.
+        """Converts our array to the file's layout, in C order.
 
         Args:
-          array: in our layout.
-          sizes: lengths of named axes, such as ``{"heads": 12}``, that our array has joined.
+          array: array in our layout.
+          sizes: lengths of named axes that our array merges, such as ``{"heads": 12}``.
 
         Raises:
           LayoutError: the array does not fit, or a length is missing.
@@ -77,7 +77,7 @@ class Layout:
         if not self.text:
             return np.asarray(array, order="C")
         known = self._sizes(self.target, array.shape, sizes or {})
-        return np.asarray(_turn(array, self.target, self.source, known), order="C")
+        return np.asarray(_rearrange(array, self.target, self.source, known), order="C")
 
     def _sizes(
         self,
@@ -111,22 +111,22 @@ def _joined(groups: tuple[tuple[str, ...], ...], sizes: Mapping[str, int]) -> tu
     return tuple(math.prod(sizes.get(name, 1) for name in group) for group in groups)
 
 
-def _turn(
+def _rearrange(
     array: np.ndarray,
     source: tuple[tuple[str, ...], ...],
     target: tuple[tuple[str, ...], ...],
     sizes: Mapping[str, int],
 ) -> np.ndarray:
-    before = [name for group in source for name in group if name != "1"]
-    after = [name for group in target for name in group if name != "1"]
-    split = array.reshape([sizes[name] for name in before])
-    turned = split.transpose([before.index(name) for name in after])
-    return turned.reshape(_joined(target, sizes))
+    old = [name for group in source for name in group if name != "1"]
+    new = [name for group in target for name in group if name != "1"]
+    split = array.reshape([sizes[name] for name in old])
+    transposed = split.transpose([old.index(name) for name in new])
+    return transposed.reshape(_joined(target, sizes))
 
 
 @functools.cache
 def layout(text: str) -> Layout:
-    """Parses a layout; raises ValueError for text that is none."""
+    """Parses a layout; raises ValueError for a malformed text."""
     if not text:
         return Layout("", (), ())
     sides = text.split("->")

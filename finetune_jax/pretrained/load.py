@@ -1,4 +1,4 @@
-"""Loads a weight file into a model's variables; nothing of either is passed over in silence."""
+"""Loads a weight file into a model's variables, and reports every tensor and every leaf."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
@@ -39,37 +39,39 @@ def load(
     copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
-    """Puts the tensors of a weight file in the place of a model's initial values.
+    """Replaces the initial values of a model by the tensors of a weight file.
 
-    Every tensor must belong to exactly one leaf, of the same shape, and every leaf must get its
-    tensor. Only two kinds of leaves may differ in shape: those that the model says follow its
-    input are fitted, and if one of the stages in `reinitialise` differs, that whole stage keeps its
-    initial values.
+    Every tensor must belong to exactly one leaf of the same shape, and every leaf must get a
+    tensor. There are two exceptions. Leaves whose shape depends on the model's input are resized.
+    A stage in `reinitialise` keeps all its initial values if one of its leaves differs in shape.
 
     Args:
       path: a file in any format of `open_weights`.
-      family: the model family, which chooses the name maps.
-      init: ``{'params': nested, 'batch_stats': nested}``, the initialised arrays of the model;
-        shape structs do for stages that are not in `reinitialise`. `batch_stats` may be empty or
-        absent.
-      model: says what may differ: which leaves follow its input (`StagedModel.resizable`), which
-        stages keep their initial values unless the file is our own and has them (`fresh_stages`),
-        which tensors it goes without (`absent_stages`). None allows nothing of that.
+      family: the model family, whose name maps are tried.
+      init: ``{'params': nested, 'batch_stats': nested}``, the initial values of the model. Stages
+        that are not in `reinitialise` may hold shape structs. `batch_stats` may be empty or absent.
+      model: model that declares the allowed differences: leaves that may be resized
+        (`StagedModel.resizable`), stages that keep their initial values unless the file is one of
+        our own and has these stages (`fresh_stages`), and stages whose tensors are dropped
+        (`absent_stages`). None allows no such difference.
       name_map: ``pretrained.name_map``: an origin of the family, or the door of a `NameMap` of
         another package; empty takes the family's name map that knows most of the file's names.
       reinitialise: stages that may differ in shape.
-      reinitialise_head: keep the initial values of those stages even if the file's would fit, for
-        another task with as many outputs; the file may then lack them.
-      resize: which kinds of `surgery.KINDS` are allowed.
-      copy_rows: ``{our class: the file's}``, whose columns a head that starts afresh takes over.
-      place: called with each leaf (``params/…``) and its values as soon as they are read; what it
-        returns is kept in their place. For arrays that go to devices one by one.
+      reinitialise_head: whether the stages in `reinitialise` keep their initial values even if the
+        file's values would fit, as for a new task with equally many outputs. The file may then lack
+        these stages.
+      resize: allowed kinds of surgery, out of `surgery.KINDS`.
+      copy_rows: ``{our class number: the file's class number}`` of the classes whose columns a new
+        head copies from the file.
+      place: function called with each leaf (``params/…``) and its values as soon as the values are
+        read. The result takes the place of the values, for example an array on a device.
 
     Returns:
-      (variables of the structure, shapes and dtypes of `init`, as NumPy arrays; the manifest)
+      (variables with the structure, shapes and dtypes of `init`, as NumPy arrays or as the results
+      of `place`; the manifest)
 
     Raises:
-      UserError: the file cannot be read, or does not belong to the model; lists all problems.
+      UserError: the file cannot be read, or does not fit the model; the message has all problems.
     """
     unknown = init.keys() - set(COLLECTIONS)
     if unknown:
@@ -105,16 +107,16 @@ def _dtype(leaf: Any) -> np.dtype:
 
 
 def _is_float(dtype: np.dtype) -> bool:
-    # JAX's, because NumPy does not count bfloat16 among the floats.
-    return bool(jax.dtypes.issubdtype(dtype, np.floating))
+    # Not np.issubdtype, for which bfloat16 is no float.
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _not_finite(values: np.ndarray) -> int:
-    # Counted by the complement: a sum of booleans takes longer than looking at the values.
+    # np.count_nonzero is much faster than a sum of booleans.
     return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
-Source = tuple[str | None, tuple[int, ...] | None, str | None]
+_Source = tuple[str | None, tuple[int, ...] | None, str | None]
 
 
 @dataclasses.dataclass
@@ -122,16 +124,21 @@ class _Load:
     """One load: matches names, decides about stages, reads values, and collects all problems.
 
     Attributes:
-      weights, family, place: as for `load`.
-      name_maps: candidates.
-      collections: of the result.
+      weights: the open file.
+      family: the model family.
+      name_maps: name maps to choose from.
+      collections: names of the collections of the result.
       leaves: initial values by ``collection/leaf path``.
-      stages, always: that may be re-initialised, and whether they are in any case.
-      resizable, resize: leaves that may be fitted, and the kinds of surgery allowed.
-      sizes, fresh, absent: as for `load`.
-      copy_rows: of a head that starts afresh.
-      problems: found so far.
-      homeless: tensors that no leaf wants.
+      stages: stages that may be re-initialised.
+      always: whether `stages` are re-initialised even if the file fits.
+      resizable: leaves that may be resized, by ``collection/leaf path``.
+      resize: the allowed kinds of surgery.
+      sizes, fresh, absent: `sizes`, `fresh_stages` and `absent_stages` of the model.
+      copy_rows, place: see `load`.
+      problems: messages of the problems found so far.
+      unused: names of tensors that belong to no leaf.
+      rows: rows of the manifest.
+      arrays: the result, by ``collection/leaf path``.
     """
 
     weights: Weights
@@ -143,13 +150,13 @@ class _Load:
     always: bool
     resizable: dict[str, Resizable]
     resize: dict[str, bool]
-    sizes: dict[str, int]
-    fresh: dict[str, str]
-    absent: dict[str, str]
+    sizes: Mapping[str, int]
+    fresh: Mapping[str, str]
+    absent: Mapping[str, str]
     copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
     problems: list[str] = dataclasses.field(default_factory=list)
-    homeless: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
     rows: list[ManifestRow] = dataclasses.field(default_factory=list)
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -162,21 +169,21 @@ class _Load:
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
         stamp = self.weights.stamp()
         self.map = self._choose_map(names)
-        # 1. Which tensor goes to which leaves, by name alone.
+        # 1. Match tensors and leaves by name.
         targets = self._match(names)
-        if self.map.origin == "native":  # our own file has such a stage as it was saved
+        if self.map.origin == "native":  # our own files hold trained values of such stages
             saved = {t.leaf.split("/")[1] for found in targets.values() for t in found}
             self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
-        # 2. Which stages start afresh, by shape alone: before a value is read.
+        # 2. Decide by shape which stages keep their initial values, before any value is read.
         fresh = self._fresh_stages(targets)
-        # 3. The tensors, in the file's order; then the leaves that the file lacks.
+        # 3. Load the tensors in the file's order, then fill the leaves that the file lacks.
         for name in names:
             self._place(name, targets[name], fresh)
         named = {target.leaf for found in targets.values() for target in found}
         for leaf in self.leaves:
             if leaf not in named:
                 self._lack(leaf, fresh)
-        # 4. All problems at once: one at a time, ten would take ten attempts.
+        # 4. Raise all problems at once, so that a user can solve them in one attempt.
         if self.problems:
             count = len(self.problems)
             raise UserError(
@@ -195,16 +202,16 @@ class _Load:
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
 
     def _digest(self, stamp: Stamp) -> Callable[[], str]:
-        """Starts the file's digest; returns what waits for it.
+        """Starts to compute the file's digest; returns a function that waits for the result.
 
-        It takes longer than reading the file, and beside that would slow it down; the model is
-        compiled meanwhile, and whoever asks the manifest waits.
+        The digest takes longer than the load, so a thread computes the digest while the caller
+        compiles the model. The thread starts after the load, which it would slow down.
         """
 
         def unchanged() -> str:
             found = self.weights.sha256()
             if self.weights.stamp() != stamp:
-                raise UserError(f"{self.weights.path}: was changed while it was read; try again")
+                raise UserError(f"{self.weights.path}: changed while it was read; try again")
             return found
 
         pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -244,7 +251,7 @@ class _Load:
     def _fresh_stages(self, matches: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
         """``{stage: reason}`` of the stages that keep their initial values."""
         if self.always:
-            return dict.fromkeys(self.stages, "asked for") | self.fresh
+            return dict.fromkeys(self.stages, "as requested") | self.fresh
         if self.copy_rows:
             return dict.fromkeys(self.stages, "rows of shared classes are copied") | self.fresh
         fresh = dict(self.fresh)
@@ -257,7 +264,7 @@ class _Load:
         return fresh
 
     def _misfit(self, name: str, target: Target) -> str:
-        """Why a tensor does not fit its leaf; '' if it does, perhaps by surgery."""
+        """Reason why a tensor does not fit its leaf; '' if it fits, with or without surgery."""
         found, _ = self.weights.spec(name)
         expected = tuple(self.leaves[target.leaf].shape)
         try:
@@ -274,14 +281,14 @@ class _Load:
         return differs
 
     def _place(self, name: str, targets: tuple[Target, ...], fresh: Mapping[str, str]) -> None:
-        """Finds one tensor its row or rows, or its problem."""
+        """Adds the rows of one tensor to the manifest, or a problem."""
         shape, dtype = self.weights.spec(name)
         source = (name, shape, str(dtype))
         if not targets:
             reason = self.map.ignored(name)
             if reason is None:
                 known = [self._source(leaf) for leaf in self.leaves]
-                self.homeless.append(name)
+                self.unused.append(name)
                 self.problems.append(
                     f"tensor {name!r} {dtype}{list(shape)} has an unknown name."
                     f"{nearest(name, known)}"
@@ -300,7 +307,7 @@ class _Load:
                     reason = f"stage {stage} is re-initialised: {fresh[stage]}"
                     self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
                 else:
-                    self.homeless.append(name)
+                    self.unused.append(name)
                     self.problems.append(
                         f"tensor {name!r} {dtype}{list(shape)} belongs to {target.leaf}, which the "
                         f"model does not have.{nearest(target.leaf, self.leaves)}"
@@ -323,8 +330,8 @@ class _Load:
             return f"dtype {found} in file, {expected} in model, and only floats are cast"
         return ""
 
-    def _convert(self, name: str, target: Target, source: Source, values: np.ndarray) -> None:
-        """Turns the values of a tensor that fits into those of its leaf."""
+    def _convert(self, name: str, target: Target, source: _Source, values: np.ndarray) -> None:
+        """Computes the values of a leaf from a tensor that fits, and adds its row."""
         leaf = self.leaves[target.leaf]
         found, expected, wanted = values.dtype, _dtype(leaf), tuple(leaf.shape)
         turned = target.forward(values, self.sizes)
@@ -334,7 +341,7 @@ class _Load:
             turned = turned.astype(np.float32)
             turned, how = fit(turned, wanted, self.resizable[target.leaf], self.map.position)
             notes.append(how)
-        with np.errstate(over="ignore"):  # what overflows is reported below, with its name
+        with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
             cast = turned.astype(expected, copy=False)
         after = _not_finite(cast) if found != expected else before
         if after:
@@ -351,7 +358,7 @@ class _Load:
         self._add(decision, target.leaf, source, "; ".join(notes), cast)
 
     def _lack(self, leaf: str, fresh: Mapping[str, str]) -> None:
-        """A leaf that no tensor of the file belongs to."""
+        """Fills a leaf that has no tensor in the file, or adds a problem."""
         stage = leaf.split("/")[1]
         constant = self.map.constant(leaf)
         if stage in fresh:
@@ -363,17 +370,17 @@ class _Load:
             filled = np.full(wanted.shape, value, _dtype(wanted))
             self._add("constant", leaf, (None, None, None), f"{value:g}: {reason}", filled)
             return
-        remedy = " (reinitialise_head=True starts it afresh)" if stage in self.stages else ""
+        remedy = " (reinitialise_head=True draws new values)" if stage in self.stages else ""
         expected = self._source(leaf)
-        # Only a tensor that found no place can be the missing one under another name.
-        near = nearest(expected, self.homeless)
+        # Only a tensor that belongs to no leaf can be the missing tensor under another name.
+        near = nearest(expected, self.unused)
         self.problems.append(
             f"leaf {leaf} {_dtype(wanted)}{list(wanted.shape)} gets no tensor; expected "
             f"{expected!r}{remedy}.{near if near.startswith(' Did you') else ''}"
         )
 
-    def _copy(self, name: str, target: Target, source: Source) -> None:
-        """Initial values of a head's leaf, with the columns of shared classes from the file."""
+    def _copy(self, name: str, target: Target, source: _Source) -> None:
+        """Sets a leaf of a new head: initial values, with the file's columns of shared classes."""
         values = target.forward(self.weights.read(name), self.sizes)
         array = np.array(self.leaves[target.leaf])
         needed = max(self.copy_rows.values()) + 1
@@ -388,16 +395,16 @@ class _Load:
         self._add("reinitialised", target.leaf, source, f"{count} {values.shape[-1]}", array)
 
     def _source(self, leaf: str) -> str:
-        """What the file's origin calls a leaf, within the wrapper that the file uses."""
+        """Tensor name of a leaf in the file's origin, with the prefix that the file uses."""
         names = self.weights.names()
         used = (w for w in WRAPPERS if any(name.startswith(w) for name in names))
         return next(used, "") + (self.map.source(leaf) or leaf)
 
-    def _keep(self, leaf: str, source: Source, reason: str) -> None:
+    def _keep(self, leaf: str, source: _Source, reason: str) -> None:
         self._add("reinitialised", leaf, source, reason, np.array(self.leaves[leaf]))
 
     def _add(
-        self, decision: Decision, leaf: str, source: Source, reason: str, array: np.ndarray
+        self, decision: Decision, leaf: str, source: _Source, reason: str, array: np.ndarray
     ) -> None:
         self.rows.append(
             ManifestRow(*source, leaf, array.shape, str(array.dtype), decision, reason)

@@ -1,4 +1,4 @@
-"""The manifest of a load: what became of every tensor of the file and of every leaf."""
+"""The manifest of a load: how every tensor of the file and every leaf of the model was treated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised",
 
 @dataclasses.dataclass(frozen=True)
 class ManifestRow:
-    """One tensor of the file or a part of it, one leaf of the model, or (mostly) both together.
+    """One row of the manifest: a tensor of the file, or a part of it, and the leaf that it fills.
 
     Attributes:
-      source_name, source_shape, source_dtype: the tensor; None for a leaf that the file lacks.
+      source_name, source_shape, source_dtype: name, shape and dtype of the tensor; None for a leaf
+        without a tensor in the file.
       leaf: ``params/...`` or ``batch_stats/...``; None for a tensor that was dropped.
-      shape, dtype: of the leaf.
-      decision: `loaded` as it was, `transformed` to our layout, `cast` to the leaf's dtype (and
-        perhaps transformed: see the reason), `constant`: the value that stands for what the origin
-        does without, `reinitialised`: the leaf kept its initial values, `dropped`: the tensor has
-        no place.
-      reason: why, or how.
+      shape, dtype: shape and dtype of the leaf.
+      decision: ``loaded``: the values are unchanged. ``transformed``: the values are in our layout.
+        ``cast``: the values are in the leaf's dtype, and perhaps transformed. ``constant``: the
+        leaf has the value that reproduces an origin without such a tensor. ``reinitialised``: the
+        leaf kept its initial values. ``dropped``: the tensor fills no leaf.
+      reason: explanation of the decision.
     """
 
     source_name: str | None
@@ -38,14 +39,14 @@ class ManifestRow:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Every leaf of the model in one row, every tensor of the file in one per leaf it fills.
+    """All rows of a load: one per leaf of the model, and one per tensor that fills no leaf.
 
     Attributes:
       file: the file's name, without its folder.
-      digest: waits for `sha256`, which is taken while others go on.
-      family, origin: of the name map.
-      beside: entries of the file that are not weights (an epoch, an optimizer) and were not read.
-      rows: in the order of the file, then the leaves it lacks in the order of the model.
+      digest: function that waits for `sha256`, which a thread computes.
+      family, origin: family and origin of the name map.
+      beside: entries of the file that are no weights (an epoch, an optimizer) and were not read.
+      rows: rows in the order of the file, then leaves that the file lacks, in the model's order.
     """
 
     file: str
@@ -57,22 +58,23 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Of the file, in hex, see `Weights.sha256`; UserError if it could not be read."""
+        """SHA-256 of the file in hex; see `Weights.sha256`, whose errors this property raises."""
         return self.digest()
 
     def counts(self) -> dict[str, int]:
-        """Number of rows per decision, decisions without rows left out."""
+        """Number of rows per decision, without decisions that have no rows."""
         return dict(collections.Counter(row.decision for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it under the fields' own names, as what JSON is made of: dicts, lists, text."""
+        """The manifest as JSON types, under the names of its fields and ``sha256``."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["digest"]
         values |= {"sha256": self.sha256, "rows": [dataclasses.asdict(r) for r in self.rows]}
-        return json.loads(json.dumps(values))
+        result: dict[str, Any] = json.loads(json.dumps(values))
+        return result
 
     def summary(self) -> str:
-        """A few lines for the terminal: counts, and every tensor or leaf that was not loaded."""
+        """Lines for the terminal: counts, and every tensor or leaf that was not loaded."""
         counts = ", ".join(f"{count} {decision}" for decision, count in self.counts().items())
         lines = [
             f"{self.file} (sha256 {self.sha256[:12]}…) as {self.family}, names of {self.origin}",

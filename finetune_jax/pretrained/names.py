@@ -1,11 +1,12 @@
-"""Name maps: what another project calls a tensor, and where it goes in our models.
+"""Name maps: translate tensor names of another project to leaves of our models, and back.
 
-A map belongs to a model family and an origin (who wrote the file); the tables are in
-`finetune_jax.pretrained.maps`, one file per family. Their rules are pairs of name templates read in
-both directions: ``layer{i}.{j}.conv{k}.weight`` and ``params/layer{i}_block{j}/conv{k}/kernel``.
-``{path}`` stands for any text, every other field for digits. Where two sides count from different
-numbers, ``{i+1}`` is one more than ``{i}`` of the other side; ``{i:02}`` has at least two digits.
-A source ``name[{i}]`` is row i of a tensor whose first axis counts the layers.
+A name map belongs to a model family and an origin (the project that wrote the file). The tables are
+in `finetune_jax.pretrained.maps`, one file per family. A rule is a pair of name templates, which is
+used in both directions: ``layer{i}.{j}.conv{k}.weight`` and
+``params/layer{i}_block{j}/conv{k}/kernel``. The field ``{path}`` matches any text, every other
+field matches digits. ``{i+1}`` matches the number i + 1, for two sides that count from different
+numbers. ``{i:02}`` has at least two digits. A source ``name[{i}]`` is row i of a tensor whose first
+axis numbers the layers.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import numpy as np
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained.layout import Layout, layout
 
-# What training wrappers put before every name: torch's DataParallel and compile, and the optimizers
-# of old Flax, which kept the model's parameters.
+# Prefixes that training wrappers add to every name: torch's DataParallel and compile, and the
+# optimizers of old Flax, which held the model's parameters.
 WRAPPERS = ("module.", "_orig_mod.", "opt/target/")
 
 
 class Target(NamedTuple):
-    """Where a source tensor, or one part of it, goes.
+    """The leaf that a source tensor, or one part of it, fills.
 
     Attributes:
       leaf: ``params/…`` or ``batch_stats/…``.
-      layout: how the part's axes become the leaf's.
-      part: (index, count): which of `count` equal parts along the tensor's first axis.
+      layout: conversion of the part's axes to the leaf's axes.
+      part: (index, count): the part is number `index` of `count` equal parts along the tensor's
+        first axis.
     """
 
     leaf: str
@@ -42,7 +44,7 @@ class Target(NamedTuple):
     def shape(
         self, shape: tuple[int, ...], sizes: Mapping[str, int] | None = None
     ) -> tuple[int, ...]:
-        """The leaf's shape from the tensor's; arguments and errors as for `Layout.shape`."""
+        """Shape of the leaf for a tensor's shape; arguments and errors as in `Layout.shape`."""
         return self.layout.shape(self._cut(shape), sizes)
 
     def _cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +54,7 @@ class Target(NamedTuple):
         return (shape[0] // count, *shape[1:])
 
     def forward(self, array: np.ndarray, sizes: Mapping[str, int] | None = None) -> np.ndarray:
-        """The leaf from the tensor."""
+        """Values of the leaf, from the values of the tensor."""
         index, count = self.part
         if count > 1:
             length = self._cut(array.shape)[0]
@@ -60,7 +62,7 @@ class Target(NamedTuple):
         return self.layout.forward(array, sizes)
 
     def describe(self) -> str:
-        """For the manifest; '' if the tensor is taken as it is."""
+        """Description for the manifest; '' if the tensor is unchanged."""
         index, count = self.part
         part = f"part {index + 1} of {count}" if count > 1 else ""
         return "; ".join(text for text in (part, self.layout.text) if text)
@@ -68,13 +70,13 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One kind of tensor.
+    """The correspondence of one kind of tensor and one kind of leaf.
 
     Attributes:
-      source: name template in the file.
+      source: template of the tensor's name in the file.
       leaf: template of ``params/…`` or ``batch_stats/…``.
-      layout: text, see `finetune_jax.pretrained.layout`; empty for as it is.
-      part: see `Target`. Tensors that hold several leaves have a rule for each.
+      layout: text of a layout, see `finetune_jax.pretrained.layout`; empty for equal axes.
+      part: see `Target`. A tensor that holds several leaves has a rule for each leaf.
     """
 
     source: str
@@ -88,15 +90,17 @@ class NameMap:
     """All rules of one origin for one family.
 
     Attributes:
-      family: the model family, as in the registry of models.
-      origin: who writes files with these names.
-      rules: the first whose source matches a name counts, and all others with that same source.
-      ignore: (source name template, reason) of tensors that our models have no place for.
-      prefix: of names in a file with a head, which a file of the trunk alone does without, such as
-        ``vit.``; the rules are written with it.
-      constants: (leaf template, value, reason) of leaves that the origin has no tensor for because
-        its models do without: the value that makes ours the same.
-      position: how the origin resizes position embeddings, see `finetune_jax.pretrained.surgery`.
+      family: the model family, as in `Entry.family`.
+      origin: the project or class that writes files with these names.
+      rules: rules in order. The first rule whose source matches a name applies, together with all
+        rules that have the same source.
+      ignore: (source name template, reason) of tensors that our models do not have.
+      prefix: prefix of the names in a file with a head, such as ``vit.``, which the names in a file
+        without a head lack. The rules include the prefix.
+      constants: (leaf template, value, reason) of leaves that the origin does not have: with this
+        value, our model computes what the origin's model computes.
+      position: method by which the origin resizes position embeddings, a key of
+        `finetune_jax.pretrained.surgery.POSITION_METHODS`.
     """
 
     family: str
@@ -108,7 +112,7 @@ class NameMap:
     position: str = "bicubic_antialias"
 
     def targets(self, name: str) -> tuple[Target, ...]:
-        """Where a source tensor goes; empty if no rule knows its name."""
+        """The leaves that a source tensor fills; empty if no rule matches its name."""
         for candidate in self._spellings(name):
             for rule in self.rules:
                 fields = _read(rule.source, candidate)
@@ -120,7 +124,7 @@ class NameMap:
         return ()
 
     def ignored(self, name: str) -> str | None:
-        """Why a source tensor has no place in our models; None if it is not ignored."""
+        """Reason why a source tensor is ignored; None if it is not ignored."""
         for candidate in self._spellings(name):
             for template, reason in self.ignore:
                 if _read(template, candidate) is not None:
@@ -128,12 +132,12 @@ class NameMap:
         return None
 
     def source(self, leaf: str) -> str | None:
-        """What the origin calls the tensor of a leaf; None if it has none."""
+        """The origin's name of the tensor of a leaf; None if the origin has no such tensor."""
         found = self._rule_of(leaf)
         return found and _fill(found[0].source, found[1])
 
     def constant(self, leaf: str) -> tuple[float, str] | None:
-        """(value, reason) of a leaf that the origin does without."""
+        """(value, reason) of a leaf that the origin does not have; None for other leaves."""
         for template, value, reason in self.constants:
             if _read(template, leaf) is not None:
                 return value, reason
@@ -142,14 +146,14 @@ class NameMap:
     def write(
         self, leaves: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
     ) -> dict[str, np.ndarray]:
-        """The origin's tensors from our leaves.
+        """Converts our leaves to the origin's tensors.
 
         Args:
-          leaves: ``{'params/…' or 'batch_stats/…': array}``, all of a model.
-          sizes: lengths of axes that our layout joins, see `Layout.inverse`.
+          leaves: ``{'params/…' or 'batch_stats/…': array}``, all leaves of a model.
+          sizes: lengths of axes that our layout merges, see `Layout.inverse`.
 
         Raises:
-          UserError: a leaf that the origin cannot express; lists all of them.
+          UserError: the origin cannot express some leaves; the message has all of them.
         """
         parts: dict[str, dict[int, tuple[int, np.ndarray]]] = {}
         problems = []
@@ -157,13 +161,13 @@ class NameMap:
             found = self._rule_of(leaf)
             if found:
                 rule, fields = found
-                turned = layout(rule.layout).inverse(np.asarray(array), sizes)
+                converted = layout(rule.layout).inverse(np.asarray(array), sizes)
                 index, count = rule.part
-                parts.setdefault(_fill(rule.source, fields), {})[index] = (count, turned)
+                parts.setdefault(_fill(rule.source, fields), {})[index] = (count, converted)
                 continue
             constant = self.constant(leaf)
             if constant is None:
-                problems.append(f"{leaf} has no name there")
+                problems.append(f"{leaf} has no name in this origin")
             elif np.any(np.asarray(array) != constant[0]):
                 problems.append(f"{leaf} is no longer {constant[0]:g} ({constant[1]})")
         tensors = {}
@@ -198,7 +202,7 @@ _FIELD = r"\{(\w+)([+-]\d+)?(?::0(\d+))?\}"
 
 @functools.cache
 def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
-    """The template as a regex, and what it adds to the numbers of its fields."""
+    """The template as a regular expression, and the offsets of its numbered fields."""
     parts = re.split(_FIELD, template)  # text, (field, offset, digits), text, ..., text
     text, offsets = re.escape(parts[0]), {}
     for i in range(1, len(parts), 4):
@@ -214,7 +218,7 @@ def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
 
 
 def _read(template: str, text: str) -> dict[str, str] | None:
-    """The fields with which the template is the text; None if there are none."""
+    """The values of the template's fields in a text; None if the template does not match."""
     pattern, offsets = _pattern(template)
     match = pattern.fullmatch(text)
     if not match:
@@ -229,17 +233,17 @@ def _read(template: str, text: str) -> dict[str, str] | None:
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:
-    def one(found: re.Match[str]) -> str:
+    def replacement(found: re.Match[str]) -> str:
         name, offset, digits = found.groups()
         if not offset and not digits:
             return fields[name]
         return f"{int(fields[name]) + int(offset or 0):0{digits or 1}d}"
 
-    return re.sub(_FIELD, one, template)
+    return re.sub(_FIELD, replacement, template)
 
 
 def native(family: str) -> NameMap:
-    """Our own files: the leaf, collection first."""
+    """The name map of our own files, whose tensor names are the leaf paths with collection."""
     collections = ("params", "batch_stats")
     return NameMap(
         family, "native", tuple(Rule(f"{c}/{{path}}", f"{c}/{{path}}") for c in collections)
@@ -247,7 +251,7 @@ def native(family: str) -> NameMap:
 
 
 def batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
-    """Rules of a torch BatchNorm, from templates of the two modules."""
+    """Rules of a torch BatchNorm, from the name templates of torch's module and of ours."""
     return (
         Rule(f"{source}.weight", f"params/{leaf}/scale"),
         Rule(f"{source}.bias", f"params/{leaf}/bias"),
@@ -257,11 +261,14 @@ def batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
 
 
 def layer(source: str, leaf: str, layout: str = "", *, weight: str = "kernel") -> tuple[Rule, ...]:
-    """Rules of a torch layer with weight and bias, from templates of the two modules."""
+    """Rules of a torch layer with weight and bias, from the name templates of both modules."""
     return (
         Rule(f"{source}.weight", f"params/{leaf}/{weight}", layout),
         Rule(f"{source}.bias", f"params/{leaf}/bias"),
     )
 
 
-COUNTER = ("{path}.num_batches_tracked", "torch's counter; momentum is constant here")
+COUNTER = (
+    "{path}.num_batches_tracked",
+    "torch counts batches; the momentum here is constant",
+)

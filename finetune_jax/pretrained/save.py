@@ -1,4 +1,4 @@
-"""Saves a model's variables under our own names, or under those of another project."""
+"""Saves a model's variables under our own names, or under the names of another project."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def save_native(
 ) -> None:
     """Saves variables under our own names, ``params/<leaf path>`` and ``batch_stats/<leaf path>``.
 
-    The file is whole or absent, whenever the writing stops.
+    An interrupted call leaves either the complete file or no new file.
 
     Args:
       path: ends in ``.safetensors``; an existing file is replaced.
       variables: ``{'params': nested, 'batch_stats': nested}`` of NumPy or JAX arrays.
-      metadata: kept in the file's header.
+      metadata: texts for the file's header.
 
     Raises:
       UserError: another suffix, or a folder that cannot be written to.
@@ -42,20 +42,20 @@ def save_as(
     sizes: Mapping[str, int] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Saves variables as another project names and lays them out, so that it loads them strictly.
+    """Saves variables with the names and layouts of another project, which loads them strictly.
 
-    Tensors that our models have no place for, such as torch's counters of batches, are not written.
+    Tensors that our models do not have, such as torch's counters of batches, are not written.
 
     Args:
       path: ends in ``.safetensors``; an existing file is replaced.
-      variables: ``{'params': nested, 'batch_stats': nested}``, all of the model.
-      family: of the model.
-      origin: whose names to use, such as ``timm``.
+      variables: ``{'params': nested, 'batch_stats': nested}``, all leaves of the model.
+      family: family of the model.
+      origin: origin of the names, such as ``timm``, or the door of a name map; see `map_of`.
       sizes: `StagedModel.sizes` of the model.
-      metadata: kept in the file's header; ``format: pt`` by default, which transformers asks for.
+      metadata: texts for the file's header; by default ``format: pt``, which transformers needs.
 
     Raises:
-      UserError: an unknown origin, a leaf that it cannot express, or a folder that cannot be
+      UserError: the origin is unknown, the origin cannot express a leaf, or the folder cannot be
         written to.
     """
     tensors = map_of(family, origin).write(tree.flatten(variables), sizes)

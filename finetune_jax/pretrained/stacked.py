@@ -1,4 +1,4 @@
-"""Tensors that hold a layer per row, as `nn.scan` over a model's layers leaves them."""
+"""Tensors that stack all layers of a model along the first axis, as `nn.scan` saves them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from finetune_jax.pretrained.names import NameMap
 
 
 def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
-    """The same file with the rows of such tensors as tensors of their own.
+    """The same file, in which each row of a stacked tensor is a tensor.
 
     Args:
-      weights: an open file, which the result closes with itself.
-      name_maps: a tensor ``a/b`` is taken apart if one of them does not know it and has a rule for
-        ``a/b[0]``, its first row.
+      weights: an open file; closing the result closes this file.
+      name_maps: a tensor ``a/b`` is split if one of these name maps does not know ``a/b``, but has
+        a rule for its first row, ``a/b[0]``.
 
     Returns:
-      The file with ``a/b[0]``, ``a/b[1]``, … in the place of ``a/b``; `weights` itself if no tensor
-      is of that kind.
+      The file with ``a/b[0]``, ``a/b[1]``, … in the place of ``a/b``; `weights` itself if the file
+      has no such tensor.
     """
     sliced = [m for m in name_maps if any(rule.source.endswith("]") for rule in m.rules)]
 
@@ -45,14 +45,14 @@ def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
             specs[f"{name}[{i}]"] = (shape[1:], dtype)
     if not rows:
         return weights
-    # Rows are asked for one after the other, and a compressed tensor is read as a whole.
-    whole = functools.lru_cache(maxsize=1)(weights.read)
+    # Rows are read one after the other, and a compressed tensor can only be read completely.
+    read_stack = functools.lru_cache(maxsize=1)(weights.read)
 
     def read(name: str) -> np.ndarray:
         if name not in rows:
             return weights.read(name)
         stack, i = rows[name]
-        return whole(stack)[i]
+        return read_stack(stack)[i]
 
     return Weights(
         weights.path, specs, read, weights.close, weights.beside, weights.metadata, weights.files

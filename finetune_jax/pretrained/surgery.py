@@ -1,7 +1,7 @@
-"""Surgery: the few leaves whose shape follows the input, fitted from another input's weights.
+"""Surgery: resizes leaves whose shape depends on the model's input to another input.
 
-Position embeddings to another grid, patch kernels to another patch size or number of channels. Only
-leaves that a model names in `StagedModel.resizable` are ever touched.
+Position embeddings are resized to another grid, and patch kernels to another patch size or another
+number of channels. Surgery changes only leaves that a model names in `StagedModel.resizable`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ KINDS = ("position", "patch", "channels")
 
 
 def cubic_weights(old: int, new: int, *, antialias: bool) -> np.ndarray:
-    """f64[new, old]: bicubic interpolation along one axis, sample centres at half pixels.
+    """Weights f64[new, old] of bicubic interpolation along one axis, with half-pixel centres.
 
-    With `antialias` as Pillow and timm do it (Keys' a = -1/2, the kernel widened when shrinking,
-    weights renormalised at the border); without, as torch's ``interpolate`` (a = -3/4, the border
-    pixel repeated).
+    With `antialias`, the weights are those of Pillow and timm: Keys' a = -1/2, a wider kernel when
+    the size shrinks, and renormalised weights at the border. Without, the weights are those of
+    torch's ``interpolate``: a = -3/4, and the border pixel is repeated.
     """
     a = -0.5 if antialias else -0.75
     scale = max(old / new, 1.0) if antialias else 1.0
@@ -45,11 +45,11 @@ def cubic_weights(old: int, new: int, *, antialias: bool) -> np.ndarray:
 
 
 def linear_weights(old: int, new: int, *, corners: bool) -> np.ndarray:
-    """f64[new, old]: linear interpolation along one axis.
+    """Weights f64[new, old] of linear interpolation along one axis.
 
-    With `corners` the first and last samples stay where they are, as ``scipy.ndimage.zoom`` of the
-    JAX originals has it; without, sample centres are at half pixels and the kernel is widened when
-    shrinking, as in ``jax.image.resize``.
+    With `corners`, the first and the last sample keep their positions, as in
+    ``scipy.ndimage.zoom``, which the original JAX code uses. Without, sample centres are at half
+    pixels, and the kernel is wider when the size shrinks, as in ``jax.image.resize``.
     """
     if corners:
         centres = np.linspace(0, old - 1, new)
@@ -72,15 +72,22 @@ POSITION_METHODS = {
 def misfit(
     found: tuple[int, ...], wanted: tuple[int, ...], leaf: Resizable, allowed: Mapping[str, bool]
 ) -> str:
-    """Why a tensor of shape `found` cannot be fitted into `wanted`; '' if it can."""
+    """Reason why surgery cannot resize a tensor; '' if it can.
+
+    Args:
+      found: shape of the tensor, in our layout.
+      wanted: shape of the leaf.
+      leaf: kind of the leaf.
+      allowed: which of `KINDS` are allowed; missing kinds are not.
+    """
     if leaf.kind == "position":
         if len(found) != 3 or len(wanted) != 3 or found[2] != wanted[2]:
             return "only the number of positions may differ"
         for shape in (found, wanted):
             if not _is_square(shape[1] - leaf.prefix):
                 if shape is found and _is_square(shape[1]):
-                    continue  # a model that gives the tokens before the grid no position
-                return f"{shape[1]} positions, {leaf.prefix} of them before the grid, are no square"
+                    continue  # the model has no positions for the tokens before the grid
+                return f"{shape[1]} positions, {leaf.prefix} of them before the grid: no square"
         return "" if allowed.get("position") else "pretrained.resize does not name 'position'"
     if len(found) != 4 or len(wanted) != 4 or found[3] != wanted[3]:
         return "only patch size and input channels may differ"
@@ -98,7 +105,7 @@ def _is_square(count: int) -> bool:
 def fit(
     array: np.ndarray, wanted: tuple[int, ...], leaf: Resizable, method: str
 ) -> tuple[np.ndarray, str]:
-    """Returns (the array in the wanted shape, how); only where `misfit` is ''."""
+    """Returns (the resized array, description of the surgery); call only if `misfit` is ''."""
     if leaf.kind == "position":
         return resize_positions(array, wanted[1], leaf.prefix, method)
     how = []
@@ -107,7 +114,7 @@ def fit(
         how.append(f"input channels adapted to {wanted[2]}")
     if array.shape[:2] != wanted[:2]:
         before = f"{array.shape[0]}x{array.shape[1]}"
-        array = resize_patch(array, wanted[:2])
+        array = resize_patch(array, (wanted[0], wanted[1]))
         how.append(f"patch {before} to {wanted[0]}x{wanted[1]} by FlexiViT's pseudo-inverse")
     return array, "; ".join(how)
 
@@ -115,17 +122,17 @@ def fit(
 def resize_positions(
     embedding: np.ndarray, count: int, prefix: int, method: str
 ) -> tuple[np.ndarray, str]:
-    """f[1, prefix + n², width] to f[1, count, width]; the prefix stays as it is.
+    """Resizes f[1, prefix + n², width] to f[1, count, width]; the prefix is unchanged.
 
     Args:
-      embedding: positions of a square grid; without those of the prefix, which has none in some
-        models, they are 0 here, and that is the same.
-      count: of positions wanted, prefix included.
-      prefix: positions before the grid.
+      embedding: position embeddings of the prefix and of a square grid. If those of the prefix are
+        missing, as in some models, they become 0, which computes the same.
+      count: number of positions of the result, with the prefix.
+      prefix: number of positions before the grid.
       method: a key of `POSITION_METHODS`.
 
     Returns:
-      (the resized embedding in the dtype of the given one, how it was done)
+      (the resized embedding in the dtype of `embedding`, description of the surgery)
     """
     added = ""
     if not _is_square(embedding.shape[1] - prefix):
@@ -138,31 +145,33 @@ def resize_positions(
     old, new = math.isqrt(grid.shape[1]), math.isqrt(count - prefix)
     weights = POSITION_METHODS[method](old, new)
     square = grid.reshape(old, old, -1).astype(np.float64)
-    turned = np.einsum("ai,bj,ijw->abw", weights, weights, square, optimize=True)
-    resized = turned.reshape(1, new * new, -1).astype(embedding.dtype)
+    interpolated = np.einsum("ai,bj,ijw->abw", weights, weights, square, optimize=True)
+    resized = interpolated.reshape(1, new * new, -1).astype(embedding.dtype)
     how = f"positions {old}x{old} to {new}x{new} by {method}"
     return np.concatenate([head, resized], axis=1), f"{added}; {how}" if added else how
 
 
 def resize_patch(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """f[h, w, in, out] to another patch size, by pseudo-inverse of the bilinear resize.
+    """Resizes a kernel f[h, w, in, out] to another patch size, by the pseudo-inverse of a resize.
 
-    FlexiViT (Beyer et al. 2022, arXiv 2212.08013, section 3.4): patches enlarged with the image
-    give the same tokens as before.
+    With the kernel of FlexiViT (Beyer et al. 2022, arXiv 2212.08013, section 3.4), patches of an
+    enlarged image give the same tokens as the original patches with the original kernel.
     """
     rows = linear_weights(kernel.shape[0], size[0], corners=False)
     columns = linear_weights(kernel.shape[1], size[1], corners=False)
-    # The pseudo-inverse of a Kronecker product is that of its factors.
+    # The pseudo-inverse of a Kronecker product is the product of its factors' pseudo-inverses.
     rows, columns = np.linalg.pinv(rows.T), np.linalg.pinv(columns.T)
-    turned = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype(np.float64), optimize=True)
-    return turned.astype(kernel.dtype)
+    resized = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype(np.float64), optimize=True)
+    result: np.ndarray = resized.astype(kernel.dtype)
+    return result
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """f[h, w, in, out] for another number of input channels.
+    """Adapts a kernel f[h, w, in, out] to another number of input channels, as timm does.
 
-    One channel takes the sum over all, so that a grey image counts as RGB; more are filled by
-    repeating, scaled by in / channels so that the output keeps its size. As timm does it.
+    One channel gets the sum over all channels, so that a grey image gives the tokens of the same
+    image in RGB. Several channels get repeated kernels, scaled by in / channels so that the
+    output keeps its magnitude.
     """
     old = kernel.shape[2]
     if channels == 1:

@@ -57,7 +57,7 @@ def test_a_model_goes_out_under_other_names_and_comes_back(tmp_path):
 def test_an_origin_that_cannot_express_a_leaf_is_refused(tmp_path):
     trained = resnet20()
     trained["params"]["head"]["lora_a"] = np.ones((64, 2), np.float32)
-    with pytest.raises(UserError, match="params/head/lora_a has no name there"):
+    with pytest.raises(UserError, match="params/head/lora_a has no name in this origin"):
         save_as(tmp_path / "out.safetensors", trained, "resnet_cifar", "akamaster")
     with pytest.raises(UserError, match="no origin 'akamster'. Did you mean 'akamaster'"):
         save_as(tmp_path / "out.safetensors", trained, "resnet_cifar", "akamster")

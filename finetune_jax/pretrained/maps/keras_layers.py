@@ -1,4 +1,4 @@
-"""Rules of Keras' layers, whose layouts are ours; for the tables of families that Keras has."""
+"""Rules of Keras' layers, shared by the families that Keras has. Their layouts equal ours."""
 
 from finetune_jax.pretrained.names import Rule
 
@@ -7,7 +7,7 @@ DEPTHWISE = "h w channels multiplier -> h w multiplier channels"
 
 
 def keras_layer(source: str, leaf: str) -> tuple[Rule, ...]:
-    """Rules of a layer with kernel and bias, from templates of its name and of our module."""
+    """Rules of a layer with kernel and bias, from templates of Keras' name and of our module."""
     return (
         Rule(f"{source}/kernel", f"params/{leaf}/kernel"),
         Rule(f"{source}/bias", f"params/{leaf}/bias"),
@@ -15,7 +15,7 @@ def keras_layer(source: str, leaf: str) -> tuple[Rule, ...]:
 
 
 def keras_batch_norm(source: str, leaf: str) -> tuple[Rule, ...]:
-    """Rules of a BatchNormalization, from templates of its name and of our module."""
+    """Rules of a BatchNormalization, from templates of Keras' name and of our module."""
     return (
         Rule(f"{source}/gamma", f"params/{leaf}/scale"),
         Rule(f"{source}/beta", f"params/{leaf}/bias"),

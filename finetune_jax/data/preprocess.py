@@ -1,4 +1,4 @@
-"""Deterministic preprocessing, which an artifact stores so that prediction equals training."""
+"""Deterministic preprocessing: what an artifact carries so that prediction equals training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ Batch = dict[str, Any]
 
 
 class Preprocess(Protocol):
-    """From an example of a source to the input of the model.
+    """From a source's example to what the model is called with.
 
-    An immutable value: equal objects preprocess in the same way, and objects are keys of the caches
-    of compiled programs.
+    A value: equal objects preprocess alike, and an object is a key of caches of compiled programs.
     """
 
     @property
@@ -40,34 +39,33 @@ class Preprocess(Protocol):
     def __hash__(self) -> int: ...
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The inputs of an example as arrays of fixed shape, by their names in a batch."""
+        """An example's inputs as arrays of fixed shape, by their name in a batch."""
 
     def device(self, batch: Batch) -> Any:
-        """The input of the model, computed on device from a batch of results of `host`."""
+        """What the model is called with, from a batch of `host` on devices."""
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the arrays of `host` in a batch of `count` examples."""
+        """Shapes of a batch of `count`."""
 
     def read(self, text: str) -> dict[str, Any]:
-        """The example that an argument of a command names: an image file, or the text itself."""
+        """The example that a command's argument names: an image file, or the text itself."""
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
-        """Plain JSON values; large values go to files in `folder`, if it is given."""
+        """Plain JSON values; what is larger goes to files in `folder`, if it is given."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocess(Inputs):
-    """Resizes, crops and orders channels on the host in uint8; normalises on device in f32.
+    """Resize, crop and order of colours on the host in uint8, normalise on the device in f32.
 
-    The attributes are those of `finetune_jax.models.Inputs`, the constants of a model's published
-    weights.
+    The attributes are those of `finetune_jax.models.Inputs`, which a model brings with it.
     """
 
     kind: ClassVar[str] = "image"
     columns: ClassVar[tuple[str, ...]] = ("image",)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """``image`` uint8[size, size, 3] in the model's order of channels, from any size in RGB."""
+        """``image`` uint8[height, width, 3] to uint8[size, size, 3]."""
         square = resize(example["image"], self.size, self.interpolation, self.crop)
         return {"image": square[..., ::-1] if self.channels == "bgr" else square}
 
@@ -76,21 +74,21 @@ class ImagePreprocess(Inputs):
         return self.normalise(self.pixels(batch))
 
     def pixels(self, batch: Batch) -> jax.Array:
-        """The first half of `device`: f32[b, size, size, 3], RGB in [0, 1], not normalised."""
+        """The first half of `device`: f32[b, size, size, 3], RGB in [0, 1]."""
         return self._ordered(batch["image"].astype(jnp.float32) / 255)
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
-        """The second half of `device`: (pixels - mean) / std, in the model's order of channels."""
+        """The second half of `device`."""
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         return (self._ordered(pixels) - mean) / std
 
     @property
     def fill(self) -> jax.Array:
-        """RGB f32[3] that normalises to 0: the colour that augmentations put outside of images."""
+        """RGB f32[3] that normalises to zeros: what augmentations put outside of an image."""
         return self._ordered(jnp.asarray(self.mean, jnp.float32))
 
     def _ordered(self, x: jax.Array) -> jax.Array:
-        """From RGB to the model's order of channels, or from that order to RGB."""
+        """RGB to the order of the model's channels, and back."""
         return x[..., ::-1] if self.channels == "bgr" else x
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -114,15 +112,15 @@ class ImagePreprocess(Inputs):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePairPreprocess(ImagePreprocess):
-    """Two images per example, each preprocessed separately: two consecutive inputs of the model."""
+    """Two images of an example, each prepared by itself: two inputs of the model, in a row."""
 
     kind: ClassVar[str] = "image pair"
     columns: ClassVar[tuple[str, ...]] = ("image", "image2")
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """``image`` uint8[2, size, size, 3]."""
-        single = super().host
-        pair = [single({"image": example[column]})["image"] for column in self.columns]
+        one = ImagePreprocess.host
+        pair = [one(self, {"image": example[column]})["image"] for column in self.columns]
         return {"image": np.stack(pair)}
 
     def pixels(self, batch: Batch) -> jax.Array:
@@ -133,7 +131,7 @@ class ImagePairPreprocess(ImagePreprocess):
         return {"image": jax.ShapeDtypeStruct((count, 2, self.size, self.size, 3), jnp.uint8)}
 
     def read(self, text: str) -> dict[str, Any]:
-        """Decodes two image files, separated by a tab; UserError for another number of files."""
+        """Two image files with a tab between them; UserError for another number."""
         files = text.split("\t")
         if len(files) != 2:
             raise UserError(
@@ -142,14 +140,13 @@ class ImagePairPreprocess(ImagePreprocess):
         return {column: decode(file) for column, file in zip(self.columns, files, strict=True)}
 
 
-KINDS: dict[str, type[ImagePreprocess] | type[TextPreprocess]] = {
+KINDS: dict[str, Any] = {
     kind.kind: kind for kind in (ImagePreprocess, ImagePairPreprocess, TextPreprocess)
 }
-"""Classes of preprocessing, by `Preprocess.kind`."""
 
 
 def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:
-    """The inverse of `Preprocess.to_json`; UserError for an unknown kind."""
+    """Rebuilds a preprocessing from its `to_json`; UserError for an unknown kind."""
     options = dict(values)
     kind = options.pop("kind", None)
     if kind not in KINDS:

@@ -1,1 +1,1 @@
-"""Metrics and their intervals, computed from arrays alone."""
+"""Numbers about predictions, from arrays alone: metrics and their intervals."""

@@ -16,6 +16,7 @@ from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 from finetune_jax.training.finishing import run_figures, save_run, score_run, select_variables
 from finetune_jax.training.folder import finished_result, open_workdir
+from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.preparing import prepare_run
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
@@ -29,7 +30,7 @@ Steps = Generator[StepRequest, tuple[State, Metrics], dict[str, Any]]
 """A run that yields its train steps, is sent their (state, metrics), and returns its figures."""
 
 
-def train(setup: Setup, workdir: Path) -> dict[str, Any]:
+def train(setup: Setup, workdir: Path, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
     """Trains to the end, from the latest checkpoint if there is one.
 
     A finished run is left as it is; its figures are returned again.
@@ -39,6 +40,7 @@ def train(setup: Setup, workdir: Path) -> dict[str, Any]:
       workdir: run folder, to which the run writes ``config.json``, ``plan.json``,
         ``manifest.json``, ``left_out.json`` (bad images by split, if there are any),
         ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``artifact/`` and ``result.json``.
+      on_metrics: called with (step, split, metrics) for every line of ``metrics.jsonl``.
 
     Returns:
       Final figures, as in ``result.json``: validation and test scores, cost, audit counts,
@@ -48,7 +50,7 @@ def train(setup: Setup, workdir: Path) -> dict[str, Any]:
       UserError: bad input.
       audit.AuditError: a frozen leaf changed or a trainable leaf did not move.
     """
-    run = steps(setup, workdir, SharedCaches())
+    run = steps(setup, workdir, SharedCaches(), on_metrics)
     try:
         request = next(run)
         while True:
@@ -58,7 +60,9 @@ def train(setup: Setup, workdir: Path) -> dict[str, Any]:
         return end.value
 
 
-def steps(setup: Setup, workdir: Path, caches: SharedCaches) -> Steps:
+def steps(
+    setup: Setup, workdir: Path, caches: SharedCaches, on_metrics: OnMetrics | None = None
+) -> Steps:
     """Trains as `train` does, but leaves the computation of each train step to the driver.
 
     1. to 4. Prepare data, weights, checkpoints and folder. 5. Run the phases. 6. Select and score
@@ -68,6 +72,7 @@ def steps(setup: Setup, workdir: Path, caches: SharedCaches) -> Steps:
       setup: resolved config.
       workdir: run folder.
       caches: caches that the run shares with other arms.
+      on_metrics: see `train`.
     """
     open_workdir(workdir, config_lib.to_json(setup.config))
     finished = finished_result(workdir)
@@ -77,7 +82,7 @@ def steps(setup: Setup, workdir: Path, caches: SharedCaches) -> Steps:
         return finished
 
     # 1. to 4., see `prepare_run`.
-    run, meta = prepare_run(setup, workdir, caches)
+    run, meta = prepare_run(setup, workdir, caches, on_metrics)
     began = time.monotonic()
     with run.writer:
         # 5. Phases.

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+OnMetrics = Callable[[int, str, dict[str, Any]], None]
+"""A function of (step, split, metrics), called for every line of ``metrics.jsonl``."""
 
 
 class MetricsWriter:
@@ -17,11 +21,18 @@ class MetricsWriter:
       tensorboard: whether to write TensorBoard events.
       resume_step: step of the checkpoint that the run continues from. Lines of later steps, which
         were written before a crash, are removed. None removes all lines.
+      on_metrics: called for every line that is written; None calls nothing.
     """
 
     def __init__(
-        self, workdir: Path | None, *, tensorboard: bool, resume_step: int | None = None
+        self,
+        workdir: Path | None,
+        *,
+        tensorboard: bool,
+        resume_step: int | None = None,
+        on_metrics: OnMetrics | None = None,
     ) -> None:
+        self._on_metrics = on_metrics
         self._file = self._events = None
         if workdir is None:
             return
@@ -51,6 +62,8 @@ class MetricsWriter:
         if self._file:
             self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._file.flush()
+            if self._on_metrics:
+                self._on_metrics(step, split, metrics)
         if self._events:
             for name, value in metrics.items():
                 if isinstance(value, int | float):

@@ -23,7 +23,7 @@ from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.folder import claim_workdir
-from finetune_jax.training.metrics_writer import MetricsWriter
+from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
 from finetune_jax.training.teacher import with_teacher
@@ -32,7 +32,7 @@ _REESTIMATE_BATCHES = 16
 
 
 def prepare_run(
-    setup: Setup, workdir: Path, caches: SharedCaches
+    setup: Setup, workdir: Path, caches: SharedCaches, on_metrics: OnMetrics | None = None
 ) -> tuple[Run, dict[str, Any] | None]:
     """Opens everything that the phases need, in the one order that works.
 
@@ -40,6 +40,7 @@ def prepare_run(
       setup: resolved config.
       workdir: run folder, opened by `folder.open_workdir`.
       caches: caches that the run shares with other arms.
+      on_metrics: see `MetricsWriter`.
 
     Returns:
       The run before its first step, and the meta data of the latest checkpoint; None without a
@@ -81,6 +82,7 @@ def prepare_run(
         workdir if is_primary() else None,
         tensorboard=setup.config.log.tensorboard,
         resume_step=resumed,
+        on_metrics=on_metrics,
     )
     run = Run(
         setup, workdir, caches, splits, left_out, starts, lengths, manifest, variables, modified,

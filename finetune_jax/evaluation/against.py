@@ -12,29 +12,34 @@ from finetune_jax.metrics.paired import bootstrap_difference, mcnemar
 from finetune_jax.tasks import Task
 
 
-class _Recorded(dict):
-    """Remembers which keys were read."""
+class _ReadRecorder(dict[str, np.ndarray]):
+    """A dict that records which of its keys are read."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, np.ndarray]) -> None:
         super().__init__(values)
         self.read: set[str] = set()
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> np.ndarray:
         self.read.add(key)
         return super().__getitem__(key)
 
 
 def compare(ours: Predictions, theirs: Predictions, *, resamples: int = 2000) -> dict[str, Any]:
-    """Tests whether two models differ, on the task's headline metric.
+    """Tests whether two models differ in the task's headline metric.
+
+    Args:
+      ours: predictions of the first model.
+      theirs: predictions of the second model, on the same examples in the same order.
+      resamples: number of bootstrap resamples.
 
     Returns:
-      ``metric``, its values ``ours`` and ``theirs``, ``difference`` (ours - theirs) with the paired
-      bootstrap's 95 % interval ``difference_low``, ``difference_high`` and two-sided
-      ``p_bootstrap``, ``n``; where each example is right or wrong also McNemar's exact
-      ``p_mcnemar``, ``only_ours_right`` and ``only_theirs_right``.
+      ``metric``, its values ``ours`` and ``theirs``, ``difference`` (ours - theirs) with the 95 %
+      interval ``difference_low``, ``difference_high`` and the two-sided ``p_bootstrap`` of the
+      paired bootstrap, and ``n``. Where each prediction is right or wrong, also the exact
+      ``p_mcnemar`` of McNemar's test, ``only_ours_right`` and ``only_theirs_right``.
 
     Raises:
-      UserError: other examples, another order of them, or another task.
+      UserError: the two have other examples, another order of the examples, or another task.
     """
     _require_same(ours, theirs)
     task, n = ours.task, len(ours.example)
@@ -43,14 +48,14 @@ def compare(ours: Predictions, theirs: Predictions, *, resamples: int = 2000) ->
     def difference(rows: np.ndarray) -> float:
         return _metric(task, ours_read, rows) - _metric(theirs.task, theirs_read, rows)
 
-    whole = np.arange(n)
+    every = np.arange(n)
     low, high, p = bootstrap_difference(difference, n, resamples=resamples)
     found = {
         "metric": task.metric,
         "better": task.better,
-        "ours": _metric(task, ours_read, whole),
-        "theirs": _metric(theirs.task, theirs_read, whole),
-        "difference": difference(whole),
+        "ours": _metric(task, ours_read, every),
+        "theirs": _metric(theirs.task, theirs_read, every),
+        "difference": difference(every),
         "difference_low": low,
         "difference_high": high,
         "p_bootstrap": p,
@@ -71,10 +76,10 @@ def _metric(task: Task, observed: dict[str, np.ndarray], rows: np.ndarray) -> fl
 
 
 def _needed(predictions: Predictions) -> dict[str, np.ndarray]:
-    """The arrays that the scores read: the others, such as logits, need no resampling."""
-    recorded = _Recorded(predictions.observed)
-    predictions.task.scores(recorded)
-    return {name: predictions.observed[name] for name in recorded.read}
+    """The arrays that the scores read. The other arrays, such as logits, are not resampled."""
+    recorder = _ReadRecorder(predictions.observed)
+    predictions.task.scores(recorder)
+    return {name: predictions.observed[name] for name in recorder.read}
 
 
 def _require_same(ours: Predictions, theirs: Predictions) -> None:
@@ -96,10 +101,11 @@ def _require_same(ours: Predictions, theirs: Predictions) -> None:
         )
         raise UserError(
             f"--against: paired tests need the same examples in the same order: expected "
-            f"{_said(ours)}, {len(ours.example)} examples; found {_said(theirs)}, {reason}"
+            f"{_split_name(ours)}, {len(ours.example)} examples; "
+            f"found {_split_name(theirs)}, {reason}"
         )
 
 
-def _said(predictions: Predictions) -> str:
+def _split_name(predictions: Predictions) -> str:
     about = predictions.about
     return f"{about.get('source')} {about.get('split_text')!r}"

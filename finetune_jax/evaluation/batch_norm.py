@@ -19,27 +19,28 @@ def reestimate(
     prepare: Callable[[dict[str, Any]], Any],
     stages: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Statistics replaced by their mean over some batches (Schneider et al. 2020, 2006.16971).
+    """Replaces statistics by their mean over batches (Schneider et al. 2020, arXiv 2006.16971).
 
     Args:
-      model: whose stages they are.
-      variables: read, not changed.
-      batches: of inputs.
-      prepare: a batch to what the model is called with, on device.
-      stages: whose statistics; None means all. The others use theirs and keep them.
+      model: staged model.
+      variables: variables of the model; they are not changed.
+      batches: batches of inputs, at least one.
+      prepare: makes the model's input from a batch, on device.
+      stages: stages whose statistics are replaced; None for all stages. The other stages normalise
+        with their old statistics and keep them.
 
     Returns:
-      The whole new ``batch_stats``.
+      The new ``batch_stats`` of all stages.
     """
     old = variables["batch_stats"]
     chosen = [s for s in old if stages is None or s in stages]
     mode = Mode(frozenset(chosen))
-    # A running update from 0 is (1 - momentum) times the batch's statistic; from 1 it is momentum
-    # more than that, which tells the momentum of each layer.
+    # A running update from 0 gives (1 - momentum) times the batch's statistic. An update from 1
+    # gives the same plus momentum, so the difference of the two is the momentum of each layer.
     zeros = {s: jax.tree.map(jnp.zeros_like, x) if s in chosen else x for s, x in old.items()}
     ones = {s: jax.tree.map(jnp.ones_like, x) if s in chosen else x for s, x in old.items()}
 
-    # Weights are arguments: as constants they would be compiled into the program.
+    # The weights are arguments, because constants would be compiled into the program.
     @jax.jit
     def forward(params: Any, stats: Any, batch: Any) -> Any:
         _, updates = model.apply(

@@ -1,4 +1,4 @@
-"""How far the probabilities of a split can be believed, before and after temperature scaling."""
+"""Calibration of predicted probabilities, temperature scaling, and selective prediction."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from finetune_jax.metrics import calibration
 from finetune_jax.tasks import Task
 
 COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Shares of answered examples at which selective prediction is reported."""
 
 
 def class_logits(task: Task, observed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """`Task.class_logits`; UserError where the task has none."""
+    """Returns `Task.class_logits`; UserError for a task without class logits."""
     found = task.class_logits(observed)
     if found is None:
         raise UserError(
-            f"confidence is defined for one class of several; expected the task "
+            f"confidence is defined for tasks with one class per example; expected the task "
             f"'classification', found {task.name!r}"
         )
     return found
@@ -30,9 +31,9 @@ def temperature_scores(
     """Temperature scaling (Guo et al. 2017, arXiv 1706.04599).
 
     Args:
-      task: of both.
-      validation: the observations that the temperature is fitted on.
-      observed: those that are scored.
+      task: the task of both splits.
+      validation: what the task observed on the split on which the temperature is fitted.
+      observed: what the task observed on the split that is scored.
 
     Returns:
       ``temperature``; ``nll``, ``ece`` and ``brier`` with the suffixes ``_before`` and ``_after``.
@@ -47,11 +48,12 @@ def temperature_scores(
 
 
 def selective_scores(task: Task, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The selective-prediction curve at `COVERAGES`: error of the most confident share.
+    """The risk-coverage curve at `COVERAGES`: error when only confident examples are answered.
 
     Returns:
-      ``aurc``, and lists of equal length: ``coverage``, ``risk``, and ``threshold``, the least
-      probability that is answered.
+      ``aurc``, the area under the curve, and three lists: ``coverage``, the share of examples that
+      are answered; ``risk``, the share of errors among the answered examples; ``threshold``, the
+      lowest probability that is answered.
     """
     logits, labels = class_logits(task, observed)
     confidence = np.sort(np.exp(calibration.log_softmax(logits)).max(-1))[::-1]

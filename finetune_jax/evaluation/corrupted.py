@@ -14,10 +14,10 @@ from finetune_jax.evaluation.evaluator import Evaluator
 
 
 def parse_corruptions(text: str) -> tuple[str, ...]:
-    """Names from a list joined by commas, or of ``all`` that can be made here.
+    """Returns the names in a list joined by commas; ``all`` gives all available corruptions.
 
     Raises:
-      UserError: an unknown one, or one that needs what is not installed.
+      UserError: an unknown corruption, or a corruption that needs a package that is not installed.
     """
     missing = unavailable()
     if text == "all":
@@ -34,7 +34,11 @@ def parse_corruptions(text: str) -> tuple[str, ...]:
 
 
 def parse_severities(text: str) -> tuple[int, ...]:
-    """Severities from ``all`` or a list joined by commas; UserError for one not in 1 to 5."""
+    """Returns the severities in a list joined by commas, or ``all``.
+
+    Raises:
+      UserError: a severity that is not an integer from 1 to 5.
+    """
     if text == "all":
         return SEVERITIES
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
@@ -46,26 +50,27 @@ def parse_severities(text: str) -> tuple[int, ...]:
 def corrupted_scores(
     evaluator: Evaluator, split: str, names: str, severities: str
 ) -> dict[str, Any]:
-    """The headline metric of every corruption and severity.
+    """The headline metric under every corruption and severity.
 
-    Each image is corrupted as the model sees it, at its size and before normalisation, by a key
-    that follows from the config's seed, the corruption and the image's place in the split: runs
-    with the same seed and image size see the same pictures. Values are rounded to 8 bits, as those
-    of the published sets are.
+    Each image is corrupted at the size of the model's input and before normalisation. The PRNG key
+    depends on the config's seed, the corruption and the position of the image in the split, so runs
+    with the same seed and image size see the same images. Corrupted values have 8 bits, as in the
+    published sets.
 
     Args:
-      evaluator: of images.
+      evaluator: evaluator of a model of images.
       split: ``train``, ``validation`` or ``test``.
       names: see `parse_corruptions`.
       severities: see `parse_severities`.
 
     Returns:
-      ``metric``; ``clean``; ``scores``: by corruption a list over ``severities``; ``mean`` over
-      each corruption; ``mean_corrupted`` over the corruptions of the main fifteen that were run,
-      and ``main``: which; ``not_run``: those that are left out, and why.
+      ``metric``, its name; ``severities``; ``clean``, the metric without corruption; ``scores``, a
+      list over the severities by corruption; ``mean``, the mean of each list; ``main``, which of
+      the fifteen main corruptions were run; ``mean_corrupted``, the mean over these, None without
+      any; ``not_run``, the reason by corruption that ``all`` left out.
 
     Raises:
-      UserError: not a model of images, unknown names.
+      UserError: the model reads no images, or an unknown name.
     """
     preprocess = evaluator.preprocess
     # The kind tells a model of single images from a model of pairs, whose class is derived.

@@ -1,4 +1,4 @@
-"""How far fine-tuning moved features and parameters from the weight file it started from."""
+"""Distance of features and parameters after fine-tuning to those at the start of the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from finetune_jax.setup import load_variables
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The weights a run started from.
+    """The weights at the start of a run.
 
     Attributes:
-      variables: of the model without deltas; what the file lacks is random.
-      loaded: leaf paths, with their collection, that come from the file.
+      variables: variables of the model without deltas; leaves that the file lacks are random.
+      loaded: leaf paths, with their collection, that come from the weight file.
     """
 
     variables: dict[str, Any]
@@ -31,14 +31,14 @@ class Start:
 
 
 def load_start(evaluator: Evaluator, path: str = "") -> Start:
-    """Loads the weight file of a evaluator's run.
+    """Loads the weights at the start of the evaluator's run.
 
     Args:
-      evaluator: of a run.
-      path: in place of the run's ``pretrained.path``.
+      evaluator: evaluator of a run.
+      path: replaces the run's ``pretrained.path``; empty keeps it.
 
     Raises:
-      UserError: no base, or a file that is not the one the run started from.
+      UserError: the run did not start from a weight file, or the file is another one.
     """
     config = evaluator.config.copy_and_resolve_references()
     if path:
@@ -47,7 +47,11 @@ def load_start(evaluator: Evaluator, path: str = "") -> Start:
         raise UserError(
             "there is no base to compare with: expected a run that started from a weight file "
             "(pretrained.path), found "
-            + ("a weight file itself" if evaluator.artifact is None else "one trained from scratch")
+            + (
+                "a weight file itself"
+                if evaluator.artifact is None
+                else "a run from random weights"
+            )
         )
     variables, manifest = load_variables(dataclasses.replace(evaluator.setup, config=config))
     expected = evaluator.artifact.card["base"].get("sha256")
@@ -61,12 +65,12 @@ def load_start(evaluator: Evaluator, path: str = "") -> Start:
     return Start(variables, frozenset(loaded))
 
 
-def feature_drift(evaluator: Evaluator, base: Start, split: str) -> dict[str, float]:
-    """Distance of features to those of the base, of the same examples.
+def feature_drift(evaluator: Evaluator, start: Start, split: str) -> dict[str, float]:
+    """Distance of the features f(x) that enter the head to the features f0(x) at the start.
 
     Returns:
-      Means over the split: ``feature_norm_base`` |f0(x)|, ``feature_drift`` |f(x) - f0(x)|, and
-      ``feature_drift_relative`` |f(x) - f0(x)| / |f0(x)|, Euclidean norms of what enters the head.
+      Means over the examples of a split: ``feature_norm_base`` |f0(x)|, ``feature_drift``
+      |f(x) - f0(x)|, and ``feature_drift_relative`` |f(x) - f0(x)| / |f0(x)|, Euclidean norms.
     """
     prepare = evaluator.preprocess.device
     tuned_features = make_forward(evaluator.model, prepare, stop="head")
@@ -79,7 +83,7 @@ def feature_drift(evaluator: Evaluator, base: Start, split: str) -> dict[str, fl
         return jax.numpy.stack([jax.numpy.linalg.norm(v, axis=-1) for v in rows], -1)
 
     norms = forward_all(
-        lambda batch: measure(evaluator.variables, base.variables, batch),
+        lambda batch: measure(evaluator.variables, start.variables, batch),
         evaluator.examples(split),
         evaluator.encode,
         batch_size=evaluator.batch_size,
@@ -93,25 +97,26 @@ def feature_drift(evaluator: Evaluator, base: Start, split: str) -> dict[str, fl
     }
 
 
-def parameter_movement(evaluator: Evaluator, base: Start) -> list[dict[str, Any]]:
-    """How far each stage moved, one dict per stage in forward order.
+def parameter_movement(evaluator: Evaluator, start: Start) -> list[dict[str, Any]]:
+    """Distance of the parameters w of each stage to the parameters w0 at the start.
 
-    Deltas that a kernel can express are counted as the change they make to it. Leaves that the
-    weight file did not give have no start to be compared with.
+    Deltas that can be merged are counted as the change of the kernels that they are merged into.
+    Leaves that do not come from the weight file are not compared.
 
     Returns:
-      ``stage``; ``leaves`` compared; ``norm`` |w0|; ``moved`` |w - w0|; ``relative`` moved / norm
-      (nan for a norm of 0); ``new`` leaves without a start, ``beside`` those of deltas that could
-      not be folded in.
+      A dict per stage, in forward order: ``stage``; ``leaves``, the number of compared leaves;
+      ``norm`` |w0|; ``moved`` |w - w0|; ``relative`` moved / norm (nan for a norm of 0); ``new``,
+      the number of leaves that the weight file did not give; ``beside``, the number of leaves of
+      deltas that cannot be merged.
     """
     model, variables = evaluator.model, evaluator.variables
     if isinstance(model, Adapted) and not unmergeable(model.model, model.deltas):
         variables, _ = merge(model, variables)
-    now, then = tree.flatten(variables["params"]), tree.flatten(base.variables["params"])
-    rows = []
+    now, then = tree.flatten(variables["params"]), tree.flatten(start.variables["params"])
+    rows: list[dict[str, Any]] = []
     for stage in evaluator.setup.model.stages:
         mine = [p for p in now if p.split("/")[0] == stage]
-        shared = [p for p in mine if p in then and f"params/{p}" in base.loaded]
+        shared = [p for p in mine if p in then and f"params/{p}" in start.loaded]
         gaps = (np.asarray(now[p], np.float64) - np.asarray(then[p], np.float64) for p in shared)
         moved = float(np.sqrt(sum(float((g**2).sum()) for g in gaps)))
         starts = (np.asarray(then[p], np.float64) for p in shared)

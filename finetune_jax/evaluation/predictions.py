@@ -1,7 +1,7 @@
-"""What a model observed of every example, in a file, so that paired tests can be redone.
+"""Predictions of a split in a file, so that paired tests can be repeated without the model.
 
-One compressed ``.npz`` without pickles: the task's observations, ``example``, which names each
-example by its content, and ``about``, JSON.
+The file is a compressed ``.npz`` without pickles. It holds what the task observed of each example,
+``example``, a hash of the content of each example, and ``about``, a JSON object.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Observations of a split.
+    """What a model predicts for the examples of a split.
 
     Attributes:
-      task: whose observations they are.
-      observed: arrays [n, …] by name.
-      example: content of each example, uint64[n], in the split's order; see `identity`.
-      about: ``source``, ``split`` and its text, for people.
+      task: the task.
+      observed: what the task observed, arrays [n, …] by name.
+      example: hash uint64[n] of the content of each example, in the order of the split; see
+        `identity`.
+      about: ``source``, ``split`` and ``split_text`` (the split in the config), for messages.
     """
 
     task: Task
@@ -47,14 +48,15 @@ class Predictions:
         return hashlib.sha256(self.example.astype("<u8").tobytes()).hexdigest()
 
     def scores(self) -> dict[str, Any]:
-        """The task's report, and ``n_scored``."""
+        """The task's report, and ``n_scored``, the number of examples."""
         return {**self.task.report(self.observed), "n_scored": len(self.example)}
 
 
 def identity(example: dict[str, Any]) -> int:
-    """64 bits of the SHA-256 of an example as its source gives it, before any preprocessing.
+    """Returns 64 bits of the SHA-256 of an example as its source gives the example.
 
-    So two models that want other sizes of image still name the same examples alike.
+    The hash is taken before any preprocessing, so it is the same for models with different image
+    sizes. The order of the columns does not matter.
     """
     digest = hashlib.sha256()
     for name, value in sorted(example.items()):
@@ -69,36 +71,37 @@ def identity(example: dict[str, Any]) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
-class _Named:
-    """Puts `identity` into a batch; a part of an `Encoder`, so that workers can do it."""
+class _IdentityPart:
+    """A part of an `Encoder` that adds the `identity` of each example to a batch."""
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"identity": np.asarray(identity(example), np.uint64)}
 
 
 def predict_split(evaluator: Evaluator, split: str) -> Predictions:
-    """Runs a evaluator over a split of its config: ``train``, ``validation`` or ``test``."""
-    examples, names = evaluator.examples(split), []
+    """Predicts a split of the evaluator's config: ``train``, ``validation`` or ``test``."""
+    examples = evaluator.examples(split)
+    identities: list[np.ndarray] = []
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        names.append(batch.pop("identity"))
+        identities.append(batch.pop("identity"))
         return evaluator.place(batch)
 
-    encode = Encoder((*evaluator.encode.parts, _Named()))
+    encode = Encoder((*evaluator.encode.parts, _IdentityPart()))
     observed = evaluator.observe_examples(examples, encode, place)
     about = {
         "source": evaluator.source.name,
         "split": split,
         "split_text": evaluator.config.data[split],
     }
-    return Predictions(evaluator.task, observed, np.concatenate(names)[: len(examples)], about)
+    return Predictions(evaluator.task, observed, np.concatenate(identities)[: len(examples)], about)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes the file, whole or not at all.
+    """Writes predictions; after a crash the file is either complete or unchanged.
 
     Raises:
-      UserError: it cannot be written there.
+      UserError: the file cannot be written.
     """
     about = {
         "version": _VERSION,
@@ -117,14 +120,14 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
             np.savez_compressed(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write there: {error.strerror}") from None
+        raise UserError(f"{path}: cannot write the file: {error.strerror}") from None
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Reads what `save_predictions` wrote.
+    """Reads a file that `save_predictions` has written.
 
     Raises:
-      UserError: no such file, not one of ours, or of another version.
+      UserError: no such file, a file of another kind, or a file of another version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

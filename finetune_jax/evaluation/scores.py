@@ -25,31 +25,34 @@ def observe(
     workers: int = 0,
     rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """What the task observes of every example of a split, arrays [n, …] by name, in its order.
+    """Observes every example of a split exactly once; padding is removed.
 
     Args:
-      eval_step: compiled (variables, batch) to the task's observations.
-      variables: whole variables.
+      eval_step: compiled function of (variables, batch) to what the task observes.
+      variables: all variables of the model.
       examples: the split.
-      encode: makes batches of them.
-      batch_size: of the compiled step.
+      encode: makes the arrays of a batch from an example.
+      batch_size: batch size of the compiled step.
       place: puts a host batch on devices.
-      workers: processes that read and decode; 0 for none.
-      rows: of each batch, that this process reads and `place` puts; None for all.
+      workers: worker processes that read and decode; 0 for none.
+      rows: rows of each batch that this process reads and `place` puts; None for all rows.
+
+    Returns:
+      What the task observes: arrays [n, …] by name, in the order of the split.
 
     Raises:
-      RuntimeError: if not every example was observed exactly once.
+      RuntimeError: not every example was observed exactly once.
     """
     parts = []
     for batch in eval_batches(examples, encode, batch_size, workers, rows):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
         parts.append(jax.tree.map(lambda x, real=real: tree.on_host(x)[real], result))
-    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    for name, values in whole.items():
+    observed: dict[str, np.ndarray] = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    for name, values in observed.items():
         if len(values) != len(examples):
             raise RuntimeError(f"{name}: observed {len(values)} of {len(examples)} examples")
-    return whole
+    return observed
 
 
 def forward_all(
@@ -62,16 +65,19 @@ def forward_all(
     indices: np.ndarray | None = None,
     rows: np.ndarray | None = None,
 ) -> Any:
-    """A tree of outputs [n, …] of some examples.
+    """Calls a function on batches of examples and joins the outputs.
 
     Args:
-      forward: placed batch to a tree of outputs, a row per example.
-      examples: of a split.
-      encode: makes batches of them.
-      batch_size: of every call; the last batch is padded with its first example.
+      forward: function of a placed batch to a tree of outputs [batch_size, …].
+      examples: the split.
+      encode: makes the arrays of a batch from an example.
+      batch_size: examples per call; the last batch is padded with its first example.
       place: puts a host batch on devices.
-      indices: example numbers i64[n]; None for all.
-      rows: of each batch, that this process reads and `place` puts; None for all.
+      indices: numbers i64[n] of the examples; None for all examples.
+      rows: rows of each batch that this process reads and `place` puts; None for all rows.
+
+    Returns:
+      A tree of outputs [n, …] without the padding, in the order of `indices`.
     """
     indices = np.arange(len(examples)) if indices is None else indices
     rows = np.arange(batch_size) if rows is None else rows
@@ -86,17 +92,22 @@ def forward_all(
 
 
 def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
-    """Scores a split: ``task.scores`` of all that `observe`, whose arguments follow, gives.
+    """Scores a split.
+
+    Args:
+      task: the task.
+      *args: arguments of `observe`.
+      **options: arguments of `observe`.
 
     Returns:
-      The task's scores, and ``n_scored``.
+      ``task.scores`` of what `observe` returns, and ``n_scored``, the number of examples.
     """
     observed = observe(*args, **options)
     return {**task.scores(observed), "n_scored": len(next(iter(observed.values())))}
 
 
 def headline(metric: str, scores: dict[str, Any]) -> str:
-    """``accuracy 0.9130 [0.9073, 0.9184] n=10000``: a score, its interval where it has one, n."""
+    """A score as text, with its interval: ``accuracy 0.9130 [0.9073, 0.9184] n=10000``."""
     text = f"{metric} {scores[metric]:.4f}"
     if f"{metric}_low" in scores:
         text += f" [{scores[f'{metric}_low']:.4f}, {scores[f'{metric}_high']:.4f}]"

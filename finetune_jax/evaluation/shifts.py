@@ -1,9 +1,9 @@
-"""Test sets of the same classes drawn elsewhere, and effective robustness on them.
+"""Test sets with the same classes and another distribution, and effective robustness on them.
 
-A set that is not there is reported as not run, with what it needs. Effective robustness (Taori et
-al. 2020, arXiv 2007.00644) is the accuracy beyond what a line, fitted to other models in logit
-space, predicts from the accuracy on the standard test set. The line is never ours: it comes from a
-file, as constants or as the accuracies of the models to fit.
+A set that is not installed is reported as not run, with what it needs. Effective robustness (Taori
+et al. 2020, arXiv 2007.00644) is the accuracy minus the accuracy that a line predicts from the
+accuracy on the standard test set. The line is fitted in logit space to other models. It comes from
+a file, as constants or as the accuracies of the models to fit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Shift:
     """A shifted test set.
 
     Attributes:
-      source: as in ``config.data.source``.
-      split: its text.
-      needs: what has to be there, for people.
+      source: data source, as in ``config.data.source``.
+      split: split of the source, as in ``config.data.test``.
+      needs: data that must be installed, for messages.
     """
 
     source: str
@@ -61,7 +61,7 @@ SHIFTS = {
 
 
 def parse_shifts(text: str) -> dict[str, Shift]:
-    """Sets by name.
+    """Returns the shifted test sets that a text names, by name.
 
     Args:
       text: ``all``, or names of `SHIFTS` and sources ``SOURCE@SPLIT``, joined by commas.
@@ -89,22 +89,25 @@ def parse_shifts(text: str) -> dict[str, Shift]:
 def shifted_scores(
     evaluator: Evaluator, observed: dict[str, np.ndarray], text: str, line_file: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy on each set; where it is absent, ``not_run`` with what it needs.
+    """Accuracy on each shifted test set.
 
-    A set with fewer classes than the model (ImageNet-A has 200) is answered among its own.
+    If a set has fewer classes than the model (ImageNet-A has 200), the prediction is the most
+    probable of the classes of the set.
 
     Args:
-      evaluator: of single-label classification.
-      observed: of the standard test set.
+      evaluator: evaluator of single-label classification.
+      observed: what the task observed on the standard test set.
       text: see `parse_shifts`.
-      line_file: JSON, see `read_robustness_lines`; empty for none.
+      line_file: JSON file, see `read_robustness_lines`; empty for none.
 
     Returns:
-      By name: ``accuracy`` with its Wilson interval, ``n_scored``, ``standard_accuracy``, and
-      ``effective_robustness`` and ``predicted_accuracy`` where the file has a line for it.
+      By name of the set: ``accuracy`` with its Wilson interval ``accuracy_low`` and
+      ``accuracy_high``, ``n_scored``, ``standard_accuracy``, and, where the file has a line for the
+      set, ``predicted_accuracy`` and ``effective_robustness``, the accuracy minus the predicted
+      accuracy. A set that is not installed has ``not_run`` instead, which says what it needs.
 
     Raises:
-      UserError: unknown names, another task, an unreadable file.
+      UserError: an unknown name, another task, or an unreadable file.
     """
     require_classification(evaluator.task)
     shifts, lines = parse_shifts(text), read_robustness_lines(Path(line_file)) if line_file else {}
@@ -145,11 +148,11 @@ def shifted_scores(
 
 
 def _class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
-    """The model's number of each class of a source."""
+    """Returns the model's number i64[classes] of each class of a source."""
     missing = [name for name in source.class_names if name not in names]
     if missing or not source.class_names:
         raise UserError(
-            f"{source.name!r} has classes the model does not know: {', '.join(missing[:5])}"
+            f"{source.name!r} has classes that the model does not know: {', '.join(missing[:5])}"
             if missing
             else f"{source.name!r} has no classes"
         )
@@ -158,13 +161,18 @@ def _class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessLine:
-    """logit(shifted accuracy) = slope * logit(standard accuracy) + intercept."""
+    """logit(shifted accuracy) = slope * logit(standard accuracy) + intercept.
+
+    Attributes:
+      slope: slope of the line.
+      intercept: logit of the shifted accuracy at a standard accuracy of 0.5.
+    """
 
     slope: float
     intercept: float
 
     def predict(self, accuracy: float) -> float:
-        """Shifted accuracy of an ordinary model of that standard accuracy, both in [0, 1]."""
+        """Returns the shifted accuracy in [0, 1] that the line predicts for a standard accuracy."""
         if accuracy in (0, 1):
             return float(accuracy)
         value = self.slope * math.log(accuracy / (1 - accuracy)) + self.intercept
@@ -172,19 +180,19 @@ class RobustnessLine:
 
 
 def fit_robustness_line(standard: Sequence[float], shifted: Sequence[float]) -> RobustnessLine:
-    """Least squares in logit space over models.
+    """Fits a line to the accuracies of several models by least squares in logit space.
 
     Args:
-      standard: accuracies in (0, 1).
-      shifted: likewise, of the same models.
+      standard: accuracy of each model on the standard test set, in (0, 1).
+      shifted: accuracy of each model on the shifted test set, in (0, 1).
 
     Raises:
-      UserError: fewer than two models, all of one accuracy, or an accuracy out of range.
+      UserError: fewer than two models, equal standard accuracies, or an accuracy out of range.
     """
     x, y = np.asarray(standard, np.float64), np.asarray(shifted, np.float64)
     if len(x) != len(y) or len(x) < 2 or not np.ptp(x) > 0:
         raise UserError(
-            f"effective robustness: expected two or more models of several accuracies, found "
+            f"effective robustness: expected two or more models of different accuracies, found "
             f"{len(x)} and {len(y)} accuracies"
         )
     if not all(0 < v < 1 for v in (*x, *y)):
@@ -194,13 +202,14 @@ def fit_robustness_line(standard: Sequence[float], shifted: Sequence[float]) -> 
 
 
 def read_robustness_lines(path: Path) -> dict[str, RobustnessLine]:
-    """Lines by test set from a JSON file.
+    """Reads the robustness lines of a JSON file, by name of the shifted test set.
 
-    ``{"cifar10_1": {"slope": …, "intercept": …}}``, or in place of the constants ``"models":
-    [[standard, shifted], …]``, accuracies in [0, 1]; ``"source"`` may say where they come from.
+    The file holds ``{"cifar10_1": {"slope": …, "intercept": …}}``. In place of the two constants an
+    entry may hold ``"models": [[standard, shifted], …]``, accuracies in (0, 1). Other keys, such as
+    ``"source"``, are not read.
 
     Raises:
-      UserError: unreadable, or neither of these.
+      UserError: an unreadable file, or an entry of another form.
     """
     lines = {}
     for name, entry in read_json(path).items():

@@ -1,5 +1,8 @@
 """Predictions in a file, and paired tests that refuse other data."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,12 +45,44 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     save_predictions(tmp_path / "p.npz", before)
     after = load_predictions(tmp_path / "p.npz")
     assert after.task == before.task
+    np.testing.assert_array_equal(after.example, before.example)
+    assert {key: after.about[key] for key in before.about} == before.about
     assert after.about["split_sha256"] == before.split_sha256 == after.split_sha256
     assert after.observed.keys() == before.observed.keys()
     for name, values in before.observed.items():
         np.testing.assert_array_equal(after.observed[name], values)
     assert after.scores() == before.scores()
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_hashes_are_of_the_content_written_out():
+    """The hashes of files that exist already must stay comparable."""
+    image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    parts = [
+        b"image:" + str(len("|u1(1, 2, 3)") + 6).encode() + b":|u1(1, 2, 3)" + image.tobytes(),
+        b"label:1:7",
+        b"raw:2:ab",
+    ]
+    digest = hashlib.sha256(b"".join(parts)).digest()
+    example = {"raw": b"ab", "label": 7, "image": image}
+    assert identity(example) == int.from_bytes(digest[:8], "little")
+    names = np.array([3, 1], np.uint64)
+    found = Predictions(Regression(), {}, names, {})
+    expected = hashlib.sha256((3).to_bytes(8, "little") + (1).to_bytes(8, "little")).hexdigest()
+    assert found.split_sha256 == expected
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "p.npz"
+    save_predictions(path, classifier(np.ones(3, bool)))
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    assert about["version"] == 1
+    arrays["about"] = np.array(json.dumps({**about, "version": 2}))
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match="version 2, this code reads 1"):
+        load_predictions(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 broken"])

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation import shifts
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.shifts import (
     SHIFTS,
@@ -20,6 +22,8 @@ from finetune_jax.evaluation.shifts import (
     read_robustness_lines,
     shifted_scores,
 )
+from finetune_jax.metrics.intervals import wilson
+from finetune_jax.tasks import Classification
 
 
 def test_names_sources_and_all():
@@ -43,6 +47,41 @@ def test_a_set_that_is_there_is_scored_and_one_that_is_not_says_what_it_needs(sh
     assert scores["effective_robustness"] == pytest.approx(0)
 
 
+def test_effective_robustness_is_beyond_the_line_among_the_classes_of_the_set(
+    monkeypatch, tmp_path
+):
+    # The model's most probable class is a bee where it says (1, 9, 2), and the set has no bees.
+    logits = np.array([[1, 9, 2], [3, 9, 2], [0, 0, 5], [4, 0, 1], [0, 1, 8]], np.float32)
+    labels = np.array([2, 2, 2, 0, 0])
+    encoded = []
+
+    def observe_examples(examples, encode):
+        encoded.extend(encode(example)["label"] for example in examples)
+        return {"logits": logits, "label": labels}
+
+    evaluator = SimpleNamespace(
+        task=Classification(("ant", "bee", "cat")),
+        config=SimpleNamespace(data=SimpleNamespace(data_dir="")),
+        encode=lambda example: example,
+        observe_examples=observe_examples,
+    )
+    examples = [{"label": n} for n in (0, 0, 0, 1, 1)]
+    source = SimpleNamespace(name="made", class_names=("cat", "ant"), read=lambda split: examples)
+    monkeypatch.setattr(shifts, "open_source", lambda name, options: source)
+    line = tmp_path / "lines.json"
+    line.write_text(json.dumps({"made@test": {"slope": 0.8, "intercept": -0.5}}))
+    observed = {"accuracy": np.array([1, 1, 1, 0], np.float32)}
+    (found,) = shifted_scores(evaluator, observed, "made@test", str(line)).values()
+    assert encoded == [2, 2, 2, 0, 0]
+    assert found["accuracy"] == pytest.approx(3 / 5) and found["n_scored"] == 5
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson(3, 5)
+    assert found["standard_accuracy"] == 0.75
+    # logit(0.75) = ln 3.
+    predicted = 1 / (1 + 3**-0.8 * np.exp(0.5))
+    assert found["predicted_accuracy"] == pytest.approx(predicted)
+    assert found["effective_robustness"] == pytest.approx(3 / 5 - predicted)
+
+
 def test_classes_are_matched_by_name():
     source = Source("made", ("cat", "ant"), {}, None)
     assert _class_numbers(source, ("ant", "bee", "cat")).tolist() == [2, 0]
@@ -56,6 +95,7 @@ def test_a_line_is_fitted_in_logit_space():
     found = fit_robustness_line(standard, shifted)
     assert (found.slope, found.intercept) == pytest.approx((0.8, -0.5))
     # Half way between two ordinary models in logits, not in accuracy.
+    assert RobustnessLine(0.8, -0.5).predict(0.9) == pytest.approx(1 / (1 + 9**-0.8 * np.e**0.5))
     assert RobustnessLine(1, 0).predict(0.37) == pytest.approx(0.37)
     assert RobustnessLine(2, 1).predict(1.0) == 1 and RobustnessLine(2, 1).predict(0.0) == 0
 

@@ -44,9 +44,15 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, figure, row, scores
+    from experiments.ablation_results import (
+        find_row,
+        mean_difference,
+        mean_score,
+        run_ablation,
+        with_interval,
+    )
 
-    outcome, about = ablated("anchors")
+    outcome, provenance = run_ablation("anchors")
     lines = [
         "Accuracy in %, mean over seeds [95 % t interval]:", "",
         "| examples | plain | " + " | ".join(_KINDS) + " |", "|---" * (len(_KINDS) + 2) + "|",
@@ -54,14 +60,14 @@ def main(argv: list[str]) -> None:
     found = {}
     for size in _SIZES:
         table = f"train=train[:{size}]"
-        rows = [row(outcome, label, table) for label in ("l2_sp=0.0", *_KINDS)]
-        cells = [figure(scores(one.test, "accuracy")) for one in rows]
+        rows = [find_row(outcome, label, table) for label in ("l2_sp=0.0", *_KINDS)]
+        cells = [with_interval(mean_score(one.test, "accuracy")) for one in rows]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
         for kind, one in zip(_KINDS, rows[1:], strict=True):
-            found[f"{kind} - plain, {size} examples"] = difference(
+            found[f"{kind} - plain, {size} examples"] = mean_difference(
                 one.test, rows[0].test, "accuracy"
             )
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 if __name__ == "__main__":

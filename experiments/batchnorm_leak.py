@@ -41,24 +41,34 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, figure, row, scores
+    from experiments.ablation_results import (
+        find_row,
+        mean_difference,
+        mean_score,
+        run_ablation,
+        with_interval,
+    )
 
-    outcome, about = ablated("batchnorm_leak")
-    rows = {how: row(outcome, f"batch_norm={how}") for how in ("frozen", "track", "reestimate")}
-    drift = {how: scores(r.others["drift"], "feature_drift_relative", 1) for how, r in rows.items()}
+    outcome, provenance = run_ablation("batchnorm_leak")
+    rows = {
+        how: find_row(outcome, f"batch_norm={how}") for how in ("frozen", "track", "reestimate")
+    }
+    drift = {
+        how: mean_score(r.others["drift"], "feature_drift_relative", 1) for how, r in rows.items()
+    }
     lines = [
         "| statistics | accuracy, % | drift of features, share of their norm |",
         "|---|---|---|",
     ]
     for how, one in rows.items():
-        accuracy = figure(scores(one.test, "accuracy"))
+        accuracy = with_interval(mean_score(one.test, "accuracy"))
         lines.append(f"| {how} | {accuracy} | {drift[how].value:.4f} |")
     found = {
         "drift, frozen": drift["frozen"],
         "drift, track": drift["track"],
-        "track - frozen": difference(rows["track"].test, rows["frozen"].test, "accuracy"),
+        "track - frozen": mean_difference(rows["track"].test, rows["frozen"].test, "accuracy"),
     }
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 if __name__ == "__main__":

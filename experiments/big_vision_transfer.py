@@ -9,14 +9,12 @@ trains on 98 % of the training split, ImageNet on 99 %, Pets and Flowers on 90 %
 Hardware: 8 accelerators, hours for ImageNet, minutes for Pets and Flowers.
 
 Command:
-  python -m experiments.big_vision_transfer --seeds=5
+  python -m experiments run big_vision_transfer --seeds=5
 """
 
 from __future__ import annotations
 
-from absl import app
-
-from experiments.reproduction import Reproduction, Target
+from experiments.reproduction import Reproduction, RunTable, Target
 
 # Published mean, and half of the published range and a twentieth of a point on top.
 _PUBLISHED = {
@@ -37,23 +35,9 @@ REPRODUCTION = Reproduction(
     ),
     hardware="8 accelerators",
     hazards="random crops of the central 384 of 448 pixels; maybe another AugReg run of B/32",
-    command="python -m experiments.big_vision_transfer --seeds=5",
+    command="python -m experiments run big_vision_transfer --seeds=5",
     needs="accelerators, TFDS data and weights of the hub",
     config="configs/pods/big_vision_transfer.py",
 )
 
-
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.pod_table import run_table
-
-    run_table(REPRODUCTION)
-
-
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
-
-    run(main)
+TABLE = RunTable(REPRODUCTION)

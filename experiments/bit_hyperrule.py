@@ -10,14 +10,12 @@ per image; its CIFAR figures are of 128 images a step at a rate of 0.001, not of
 Hardware: 8 accelerators, hours.
 
 Command:
-  python -m experiments.bit_hyperrule
+  python -m experiments run bit_hyperrule
 """
 
 from __future__ import annotations
 
-from absl import app
-
-from experiments.reproduction import Reproduction, Target
+from experiments.reproduction import Reproduction, RunTable, Target
 
 _DATA = ("cifar10", "cifar100", "imagenet2012")
 _PUBLISHED = {"r50x1": (97.3, 86.4, 80.68), "r152x2": (98.5, 91.2, 85.15)}
@@ -33,23 +31,9 @@ REPRODUCTION = Reproduction(
     ),
     hardware="8 accelerators",
     hazards="crops out of a padded image; published CIFAR figures with a smaller batch and rate",
-    command="python -m experiments.bit_hyperrule",
+    command="python -m experiments run bit_hyperrule",
     needs="accelerators, TFDS data and weights of the hub",
     config="configs/pods/bit_hyperrule.py",
 )
 
-
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.pod_table import run_table
-
-    run_table(REPRODUCTION)
-
-
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
-
-    run(main)
+TABLE = RunTable(REPRODUCTION)

@@ -47,14 +47,15 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, row
+    from experiments.ablation_results import find_row, mean_difference, run_ablation
 
-    outcome, about = ablated("fastai_schedules")
-    full = row(outcome, "full").test
+    outcome, provenance = run_ablation("fastai_schedules")
+    full = find_row(outcome, "full").test
     found = {
-        f"{name} - full": difference(row(outcome, name).test, full, "accuracy") for name in _SCHEMES
+        f"{name} - full": mean_difference(find_row(outcome, name).test, full, "accuracy")
+        for name in _SCHEMES
     }
-    record(REPRODUCTION, found, about, "All rows: [table.md](table.md).")
+    record(REPRODUCTION, found, provenance, "All rows: [table.md](table.md).")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ BERT. The tolerances are ours.
 Hardware: an accelerator, days.
 
 Command:
-  python -m experiments.glue_lora_bitfit
+  python -m experiments run glue_lora_bitfit
 """
 
 from __future__ import annotations
 
-from absl import app
-
-from experiments.reproduction import Reproduction, Target
+from experiments.reproduction import Reproduction, RunTable, Target
 
 _PUBLISHED = {
     "full_roberta": {
@@ -60,24 +58,12 @@ REPRODUCTION = Reproduction(
     ),
     hardware="an accelerator",
     hazards="validation scores, chosen on validation by the papers; tasks scored by F1 left out",
-    command="python -m experiments.glue_lora_bitfit",
+    command="python -m experiments run glue_lora_bitfit",
     needs="an accelerator, TFDS data and weights of the hub",
     config="configs/pods/glue.py",
 )  # fmt: skip
 
-
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.pod_table import run_table
-
-    names = [target.name for target in REPRODUCTION.targets]
-    run_table(REPRODUCTION, metrics={name: _metric(*name.split(",")) for name in names})
-
-
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
-
-    run(main)
+TABLE = RunTable(
+    REPRODUCTION,
+    metrics={target.name: _metric(*target.name.split(",")) for target in REPRODUCTION.targets},
+)

@@ -44,10 +44,16 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, figure, row, scores
+    from experiments.ablation_results import (
+        find_row,
+        mean_difference,
+        mean_score,
+        run_ablation,
+        with_interval,
+    )
 
-    outcome, about = ablated("lp_ft")
-    rows = {name: row(outcome, name) for name in ("linear_probe", "full", "lp_ft")}
+    outcome, provenance = run_ablation("lp_ft")
+    rows = {name: find_row(outcome, name) for name in ("linear_probe", "full", "lp_ft")}
     lines = [
         "| scheme | in distribution, % | corrupted, % | drift, share of the features' norm |",
         "|---|---|---|---|",
@@ -56,21 +62,21 @@ def main(argv: list[str]) -> None:
     for name, one in rows.items():
         off[name], drift[name] = one.others["corruptions"], one.others["drift"]
         cells = [
-            figure(scores(one.test, "accuracy")),
-            figure(scores(off[name], "mean_corrupted")),
-            f"{scores(drift[name], 'feature_drift_relative', 1).value:.3f}",
+            with_interval(mean_score(one.test, "accuracy")),
+            with_interval(mean_score(off[name], "mean_corrupted")),
+            f"{mean_score(drift[name], 'feature_drift_relative', 1).value:.3f}",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     full = rows["full"]
     found = {
-        "ID: LP-FT - full": difference(rows["lp_ft"].test, full.test, "accuracy"),
-        "OOD: LP-FT - full": difference(off["lp_ft"], off["full"], "mean_corrupted"),
-        "OOD: probe - full": difference(off["linear_probe"], off["full"], "mean_corrupted"),
-        "feature drift: LP-FT - full": difference(
+        "ID: LP-FT - full": mean_difference(rows["lp_ft"].test, full.test, "accuracy"),
+        "OOD: LP-FT - full": mean_difference(off["lp_ft"], off["full"], "mean_corrupted"),
+        "OOD: probe - full": mean_difference(off["linear_probe"], off["full"], "mean_corrupted"),
+        "feature drift: LP-FT - full": mean_difference(
             drift["lp_ft"], drift["full"], "feature_drift_relative", 1
         ),
     }
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What a reproduction claims, what was measured, and the verdict that follows from both.
 
-A module of this folder with a ``REPRODUCTION`` is listed by ``python -m experiments``. Its `main`
-measures and calls `record`, which compares with the targets and writes ``results/NAME/``. A verdict
-is never typed in.
+``python -m experiments`` lists the modules of this folder that define ``REPRODUCTION``. Such a
+module measures its figures in `main`, or defines a ``TABLE`` of runs for ``python -m experiments
+run NAME``. In both cases `record` compares the figures with the targets and writes
+``results/NAME/``. Verdicts are always computed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,15 @@ class Target:
     """A published figure, or a claimed direction.
 
     Attributes:
-      name: unique within the reproduction.
-      value: published; for a direction, what the measured interval must lie beyond.
-      kind: ``within``: measured within `tolerance` of the value; ``above`` or ``below``: the whole
-        interval of what was measured on that side of the value.
-      tolerance: in the same unit.
-      unit: such as ``% error``.
+      name: name of the target, unique within the reproduction.
+      value: the published figure; for a direction, the bound of the measured interval.
+      kind: ``within``: the measured figure must differ from `value` by at most `tolerance`;
+        ``above`` or ``below``: the whole measured interval must be on that side of `value`.
+      tolerance: tolerance in the unit of `value`.
+      unit: unit of `value`, such as ``% error``.
       source: where the figure is printed.
-      second_hand: it was read in somebody else's text, or recalled, and not in the source itself.
+      second_hand: whether the figure was read in another text or recalled from memory, and not read
+        in its source.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Target:
 
     @property
     def wanted(self) -> str:
-        """What counts as reproduced, in words."""
+        """What counts as reproduced, as text."""
         if self.kind == "within":
             return f"{self.value:g} ± {self.tolerance:g} {self.unit}"
         return f"interval {self.kind} {self.value:g} {self.unit}"
@@ -53,14 +55,14 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A figure of ours.
+    """A measured figure.
 
     Attributes:
-      value: in the target's unit.
-      low, high: 95 % interval; nan if there is none.
-      n: examples scored.
-      seeds: runs.
-      note: whatever a reader must know.
+      value: the figure, in the unit of its target.
+      low, high: ends of the 95 % interval; nan if there is no interval.
+      n: number of scored examples.
+      seeds: number of runs.
+      note: remark for the reader.
     """
 
     value: float
@@ -77,10 +79,10 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class NotRun:
-    """Why there is no figure.
+    """The reason why a figure was not measured.
 
     Attributes:
-      needs: what would have to be there.
+      needs: what is missing.
     """
 
     needs: str
@@ -88,18 +90,19 @@ class NotRun:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """A published result, and what it takes to get it again.
+    """A published result, and what is needed to reproduce it.
 
     Attributes:
-      name: of the module.
-      paper: authors, year, and where it can be found.
-      claim: one sentence.
-      targets: figures.
-      hardware: what it takes.
-      hazards: what is known to make figures differ.
-      command: exact.
-      needs: what has to be there that this repository does not hold; shown while it was never run.
-      config: file it reads, if there is one for all targets.
+      name: name of the module.
+      paper: authors, year, and where the paper can be found.
+      claim: the claim in one sentence.
+      targets: figures to compare with.
+      hardware: hardware that the reproduction needs.
+      hazards: known reasons why figures may differ.
+      command: exact command line.
+      needs: files or hardware that this repository does not contain; shown if the reproduction was
+        never run.
+      config: path of the config file, if all targets use the same file.
     """
 
     name: str
@@ -113,8 +116,29 @@ class Reproduction:
     config: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class RunTable:
+    """A reproduction whose figures are scores of runs of one config file.
+
+    Attributes:
+      reproduction: the reproduction, with a config. Each target is the figure of an argument or a
+        derived figure.
+      arguments: by name of a figure, argument of the config file; if empty, the name of each target
+        is its argument.
+      metrics: by name of a figure, the score to report in per cent, a score in [-1, 1]; other
+        figures report ``accuracy``.
+      derived: computes further figures, such as averages, from the measured figures. Figures that
+        it leaves out are not run.
+    """
+
+    reproduction: Reproduction
+    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    derived: Callable[[dict[str, Measured]], dict[str, Measured]] = lambda found: {}
+
+
 def machine() -> str:
-    """What this process ran on: the devices that JAX found, or the cores there are."""
+    """The hardware of this process: the accelerators that JAX found, or the number of CPU cores."""
     jax = sys.modules.get("jax")
     devices = jax.devices() if jax else []
     if devices and devices[0].platform != "cpu":
@@ -127,7 +151,7 @@ def verdict(target: Target, found: Measured | NotRun) -> str:
     if isinstance(found, NotRun):
         return f"not run (needs {found.needs})"
     if target.kind == "within":
-        # One part in 10^9, so that a difference of decimal figures is not lost to rounding.
+        # The tolerance is widened by one part in 10^9, because decimal figures are rounded.
         good = abs(found.value - target.value) <= target.tolerance * (1 + 1e-9) + 1e-12
     elif target.kind == "above":
         good = found.low > target.value
@@ -137,37 +161,40 @@ def verdict(target: Target, found: Measured | NotRun) -> str:
 
 
 def overall(verdicts: Sequence[str]) -> str:
-    """One verdict: of all targets that were run, and how many there are."""
-    run = [v for v in verdicts if not v.startswith("not run")]
+    """One verdict about all targets that were run, with the number of targets that were not."""
+    run = [text for text in verdicts if not text.startswith("not run")]
     if not run:
         return verdicts[0] if len(set(verdicts)) == 1 else "not run"
     good = run.count("reproduced")
-    said = "reproduced" if good == len(run) else "not reproduced"
+    text = "reproduced" if good == len(run) else "not reproduced"
     if good not in (0, len(run)):
-        said = f"partly reproduced ({good} of {len(run)} targets)"
+        text = f"partly reproduced ({good} of {len(run)} targets)"
     left = len(verdicts) - len(run)
-    return said + (f"; {left} not run" if left else "")
+    return text + (f"; {left} not run" if left else "")
 
 
 def record(
     reproduction: Reproduction,
     found: Mapping[str, Measured | NotRun],
-    about: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     text: str = "",
     folder: Path | None = None,
 ) -> Path:
-    """Compares with the targets and writes ``result.json`` and ``README.md``.
+    """Compares figures with the targets, and writes ``result.json`` and ``README.md``.
 
     Args:
-      reproduction: with the targets.
-      found: by name of target, all of them.
-      about: ``config_hash`` (one, or several by name), ``versions``, ``seconds``; ``command`` if
-        another one was run than the reproduction's.
-      text: Markdown that goes below the table of verdicts.
-      folder: in place of ``results/NAME``.
+      reproduction: the reproduction with its targets.
+      found: the figure of every target, by name of the target.
+      provenance: ``config_hash`` (one hash, or several hashes by name), ``versions``, ``seconds``,
+        and ``command`` if the command differs from that of the reproduction.
+      text: Markdown to put below the table of verdicts.
+      folder: folder to write to; if None, ``results/NAME``.
 
     Returns:
       The path of ``README.md``.
+
+    Raises:
+      ValueError: `found` has other names than the targets.
     """
     names = [target.name for target in reproduction.targets]
     if sorted(found) != sorted(names):
@@ -188,7 +215,7 @@ def record(
         "date": datetime.date.today().isoformat(),
         "command": reproduction.command,
         "machine": machine(),
-        **about,
+        **provenance,
         "rows": rows,
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -252,5 +279,5 @@ def _page(
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a Markdown table: one line, in which no bar ends the cell."""
+    """Text for a cell of a Markdown table: in one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -10,14 +10,12 @@ rates and sizes of the bias, adapter and prompt rows are ours.
 Hardware: an accelerator, a day.
 
 Command:
-  python -m experiments.ssf_cifar100
+  python -m experiments run ssf_cifar100
 """
 
 from __future__ import annotations
 
-from absl import app
-
-from experiments.reproduction import Reproduction, Target
+from experiments.reproduction import Reproduction, RunTable, Target
 
 _PUBLISHED = {
     "ssf": 93.99, "full": 93.82, "linear": 88.70, "bitfit": 93.39, "adapter": 93.34,
@@ -34,23 +32,9 @@ REPRODUCTION = Reproduction(
     ),
     hardware="an accelerator",
     hazards="published: the best epoch on test; rates of three of the rows are ours",
-    command="python -m experiments.ssf_cifar100",
+    command="python -m experiments run ssf_cifar100",
     needs="an accelerator, TFDS data and weights of the hub",
     config="configs/pods/ssf_cifar100.py",
 )
 
-
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.pod_table import run_table
-
-    run_table(REPRODUCTION)
-
-
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
-
-    run(main)
+TABLE = RunTable(REPRODUCTION)

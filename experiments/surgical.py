@@ -49,9 +49,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from finetune_jax.configs.ablations._materials import MATERIALS
 
-    from experiments.ablated import ablated, difference, figure, row, scores
+    from experiments.ablation_results import (
+        find_row,
+        mean_difference,
+        mean_score,
+        run_ablation,
+        with_interval,
+    )
 
-    outcome, about = ablated("surgical")
+    outcome, provenance = run_ablation("surgical")
     found: dict[str, Measured | NotRun] = {}
     lines = [
         "Accuracy on 2,000 test images in %, mean over seeds [95 % t interval]:",
@@ -64,17 +70,17 @@ def main(argv: list[str]) -> None:
         table = f"folder:{MATERIALS}/cifar10_c/{name}"
         for how in ("frozen_all", "track"):
             labels = {scheme: f"{scheme}, batch_norm={how}" for scheme in schemes}
-            known = {r.line.label: r for r in outcome.tables[table]}
+            known = {r.spec.label: r for r in outcome.tables[table]}
             cells = [
-                figure(scores(known[label].test, "accuracy")) if label in known else "–"
+                with_interval(mean_score(known[label].test, "accuracy")) if label in known else "–"
                 for label in labels.values()
             ]
             lines.append(f"| {name} | {how} | " + " | ".join(cells) + " |")
-            first, full = (row(outcome, labels[s], table) for s in (_FIRST, "full"))
-            found[f"first block - full, {name}, {how}"] = difference(
+            first, full = (find_row(outcome, labels[s], table) for s in (_FIRST, "full"))
+            found[f"first block - full, {name}, {how}"] = mean_difference(
                 first.test, full.test, "accuracy"
             )
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 if __name__ == "__main__":

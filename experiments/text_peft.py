@@ -45,19 +45,19 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, row
+    from experiments.ablation_results import find_row, mean_difference, run_ablation
 
-    outcome, about = ablated("text_peft")
-    ours = row(outcome, "bias_only").test
+    outcome, provenance = run_ablation("text_peft")
+    ours = find_row(outcome, "bias_only").test
     found = {
-        f"bias_only - {name}": difference(ours, row(outcome, label).test, "accuracy")
+        f"bias_only - {name}": mean_difference(ours, find_row(outcome, label).test, "accuracy")
         for name, label in (
             ("full", "full"),
             ("random_mask", "random_mask('bias_only')"),
             ("linear_probe", "linear_probe"),
         )
     }
-    record(REPRODUCTION, found, about, "All schemes: [table.md](table.md).")
+    record(REPRODUCTION, found, provenance, "All schemes: [table.md](table.md).")
 
 
 if __name__ == "__main__":

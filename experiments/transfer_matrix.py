@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from absl import app
 
-from experiments.reproduction import Reproduction, Target, record
+from experiments.reproduction import Measured, Reproduction, Target, record
 
 _ZOO = "stm32ai-modelzoo, tf_flowers: 93.05 against 85.83 %"
 
@@ -42,9 +42,15 @@ def main(argv: list[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablated import ablated, difference, figure, row, scores
+    from experiments.ablation_results import (
+        find_row,
+        mean_difference,
+        mean_score,
+        run_ablation,
+        with_interval,
+    )
 
-    outcome, about = ablated("transfer_matrix")
+    outcome, provenance = run_ablation("transfer_matrix")
     tables = outcome.tables
     flowers = next(name for name in tables if "flowers" in name)
     names = {name: name.split("/")[-1].split(":")[-1] for name in tables}
@@ -56,19 +62,20 @@ def main(argv: list[str]) -> None:
     ]
     for one in tables[flowers]:
         cells = [
-            figure(scores(row(outcome, one.line.label, name).test, "accuracy")) for name in names
+            with_interval(mean_score(find_row(outcome, one.spec.label, name).test, "accuracy"))
+            for name in names
         ]
-        lines.append(f"| `{one.line.label}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{one.spec.label}` | " + " | ".join(cells) + " |")
 
-    def gap(ours: str, theirs: str):  # noqa: ANN202  a figure of `difference`
-        found = (row(outcome, label, flowers).test for label in (ours, theirs))
-        return difference(*found, "accuracy")
+    def gap(ours: str, theirs: str) -> Measured:
+        rows = (find_row(outcome, label, flowers).test for label in (ours, theirs))
+        return mean_difference(*rows, "accuracy")
 
     found = {
         "flowers: full - linear_probe": gap("full", "linear_probe"),
         "flowers: norm_only - random_mask": gap("norm_only", "random_mask('norm_only')"),
     }
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ figure there is one run, and the tolerance of 0.4 points is ours.
 Hardware: 8 accelerators, hours.
 
 Command:
-  python -m experiments.vit_jax_table
+  python -m experiments run vit_jax_table
 """
 
 from __future__ import annotations
 
-from absl import app
-
-from experiments.reproduction import Reproduction, Target
+from experiments.reproduction import Reproduction, RunTable, Target
 
 _DATA = ("cifar10", "cifar100", "imagenet2012")
 _PUBLISHED = {
@@ -37,23 +35,9 @@ REPRODUCTION = Reproduction(
     ),
     hardware="8 accelerators",
     hazards="published scores may leave out the last test batch, and are of one run each",
-    command="python -m experiments.vit_jax_table",
+    command="python -m experiments run vit_jax_table",
     needs="accelerators, TFDS data and weights of the hub",
     config="configs/pods/vit_jax.py",
 )
 
-
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.pod_table import run_table
-
-    run_table(REPRODUCTION)
-
-
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
-
-    run(main)
+TABLE = RunTable(REPRODUCTION)

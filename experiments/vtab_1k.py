@@ -14,16 +14,16 @@ are computed, so their five tasks have no config, and figures that need them sta
 Hardware: an accelerator, days.
 
 Command:
-  python -m experiments.vtab_1k
+  python -m experiments run vtab_1k
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from absl import app
+from finetune_jax.configs.pods.vtab import GROUPS, TASKS
 
-from experiments.reproduction import Measured, Reproduction, Target
+from experiments.reproduction import Measured, Reproduction, RunTable, Target
 
 # Tasks per group, in the order of the tables.
 _GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
@@ -97,43 +97,33 @@ REPRODUCTION = Reproduction(
     ),
     hardware="an accelerator",
     hazards="two averages; normalised inputs or not; choosing on test in some papers; rates fixed",
-    command="python -m experiments.vtab_1k",
+    command="python -m experiments run vtab_1k",
     needs="an accelerator, TFDS data, weights of the hub; labels of Clevr, KITTI and dSprites",
     config="configs/pods/vtab.py",
 )  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax.configs.pods.vtab import GROUPS, TASKS
+def derived(found: dict[str, Measured]) -> dict[str, Measured]:
+    """The means of each scheme, from the figures of its tasks.
 
-    from experiments.pod_table import run_table
-
-    schemes = list(_SOURCES)
+    Args:
+      found: figures by name, such as ``caltech101,lora``.
+    """
     tasks = {group: list(of_group) for group, of_group in GROUPS.items()}
-
-    def derived(found: dict[str, Measured]) -> dict[str, Measured]:
-        means = {}
-        for scheme in schemes:
-            by_task = {
-                name.split(",")[0]: one
-                for name, one in found.items()
-                if name.split(",")[1] == scheme
-            }
-            values = {task: one.value for task, one in by_task.items()}
-            seeds = min((one.seeds for one in by_task.values()), default=0)
-            for name, value in group_means(values, tasks).items():
-                means[f"{scheme}, {name}"] = Measured(value, seeds=seeds)
-        return means
-
-    figures = [f"{task},{scheme}" for scheme in schemes for task in TASKS]
-    run_table(REPRODUCTION, {name: f"{name},final" for name in figures}, derived=derived)
+    means = {}
+    for scheme in _SOURCES:
+        by_task = {
+            name.split(",")[0]: measured
+            for name, measured in found.items()
+            if name.split(",")[1] == scheme
+        }
+        values = {task: measured.value for task, measured in by_task.items()}
+        seeds = min((measured.seeds for measured in by_task.values()), default=0)
+        for name, value in group_means(values, tasks).items():
+            means[f"{scheme}, {name}"] = Measured(value, seeds=seeds)
+    return means
 
 
-if __name__ == "__main__":
-    import experiments.pod_table  # noqa: F401  its flags
-    from finetune_jax.cli import run
+_FIGURES = [f"{task},{scheme}" for scheme in _SOURCES for task in TASKS]
 
-    run(main)
+TABLE = RunTable(REPRODUCTION, {name: f"{name},final" for name in _FIGURES}, derived=derived)

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    from experiments.ablated import ablated, row
+    from experiments.ablation_results import find_row, run_ablation
     from finetune_jax.artifact.averaging import average
     from finetune_jax.evaluation.averaging import combine
     from finetune_jax.evaluation.corrupted import corrupted_scores
@@ -63,11 +63,11 @@ def main(argv: list[str]) -> None:
     from finetune_jax.metrics.paired import bootstrap_difference
 
     began = time.monotonic()
-    outcome, about = ablated("lp_ft")
+    outcome, provenance = run_ablation("lp_ft")
     folders = {
         (name, seed): path.parent
         for name in ("linear_probe", "full", "lp_ft")
-        for seed, path in row(outcome, name).predictions.items()
+        for seed, path in find_row(outcome, name).predictions.items()
     }
 
     def opened(folder: Path, test: str = "test") -> Evaluator:
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
     low, high, _ = bootstrap_difference(
         lambda rows: 100 * (mixed["right"][rows].mean() - alone[rows].mean()), len(alone)
     )
-    from experiments.ablated import scores as over_seeds
+    from experiments.ablation_results import mean_score
     from experiments.reproduction import Measured
 
     kept = [next(f"{n}, seed {s}" for (n, s), f in folders.items() if str(f) == member)
@@ -123,10 +123,10 @@ def main(argv: list[str]) -> None:
     shares = ", ".join(f"{x['alpha']:g}" for x in gaps_on.values())
     found = {
         "OOD: share 0.5 - LP-FT": dataclasses.replace(
-            over_seeds(gaps_off, "gap"), n=len(alone), note="mean of seven corruptions"
+            mean_score(gaps_off, "gap"), n=len(alone), note="mean of seven corruptions"
         ),
         "ID: chosen share - LP-FT": dataclasses.replace(
-            over_seeds(gaps_on, "gap"), n=len(alone), note=f"shares of LP-FT chosen: {shares}"
+            mean_score(gaps_on, "gap"), n=len(alone), note=f"shares of LP-FT chosen: {shares}"
         ),
         "ID: greedy soup - best arm": Measured(
             float(gap), low, high, len(alone), 1,
@@ -149,8 +149,8 @@ def main(argv: list[str]) -> None:
     RESULTS.joinpath("wise_soup").mkdir(parents=True, exist_ok=True)
     _draw(means, RESULTS / "wise_soup" / "curve.png")
     (RESULTS / "wise_soup" / "curve.json").write_text(json.dumps(means, indent=1) + "\n")
-    about["seconds"] = time.monotonic() - began
-    record(REPRODUCTION, found, about, "\n".join(lines))
+    provenance["seconds"] = time.monotonic() - began
+    record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 
 _CORRUPTIONS = "gaussian_noise,impulse_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression"

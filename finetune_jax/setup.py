@@ -292,7 +292,7 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     fresh = [
         row.leaf.removeprefix("params/")
         for row in manifest.rows
-        if row.decision == "reinitialised" and row.leaf.startswith("params/")
+        if row.decision == "reinitialised" and row.leaf and row.leaf.startswith("params/")
     ]
     stuck = [
         path

@@ -1,1 +1,1 @@
-"""Data: sources, deterministic preprocessing, augmentation on device, batches."""
+"""Data sources, deterministic preprocessing, random augmentation on device, and batches."""

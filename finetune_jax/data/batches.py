@@ -1,8 +1,8 @@
-"""Batches: the order of training is a pure function of (seed, step); evaluation sees all, once.
+"""Batches of training, whose order is a pure function of (seed, step), and of evaluation.
 
-The position in the data is one number, the step. The number of worker processes and of hosts cannot
-change the order, and a resumed run continues with exactly the batch that an uninterrupted one
-would have seen.
+The step alone is the position in the training data. The number of worker processes and of hosts
+does not change the order, and a resumed run continues with exactly the batch that an uninterrupted
+run would have read. Evaluation reads every example once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -31,33 +31,47 @@ from finetune_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
-"""A source's example to arrays of fixed shape: the inputs preprocessed, and the targets."""
+"""From an example of a source to arrays of fixed shape: preprocessed inputs and targets."""
 
 
-_CHUNK = 64  # examples that a worker hands over at once
+_CHUNK = 64  # number of examples that a worker process returns at once
+
+
+class HostPart(Protocol):
+    """A part of an `Encoder`: a preprocessing or a task."""
+
+    def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Arrays of fixed shape, by their names in a batch, from an example of a source."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What the parts' ``host`` make of an example, in one dict; small enough to go to workers."""
+    """The `Encode` of a run: the arrays of all parts in one dict.
 
-    parts: tuple[Any, ...]
+    An encoder is small enough to be pickled for worker processes.
+
+    Attributes:
+      parts: the preprocessing of the inputs and the task.
+    """
+
+    parts: tuple[HostPart, ...]
 
     def __call__(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """An example of a source as a batch has it."""
+        """The arrays of an example, by their names in a batch."""
         return {name: x for part in self.parts for name, x in part.host(example).items()}
 
 
 def cached(examples: Examples, encode: Encode, limit_bytes: int, workers: int = 0) -> Examples:
-    """Decodes and preprocesses once into memory if that fits, else returns `examples`.
+    """Encodes a split into memory once, or returns `examples` if the result would be too large.
 
-    Decoding a small PNG takes longer than a small network's share of a step on an accelerator.
+    To decode a small PNG in every epoch takes longer than a small network's step for it on an
+    accelerator.
 
     Args:
-      examples: of a split.
-      encode: applied to each.
-      limit_bytes: of the whole, encoded.
-      workers: processes that share the work; 0 for none.
+      examples: the split.
+      encode: applied to each example.
+      limit_bytes: largest size of the encoded split, in bytes.
+      workers: number of processes that share the work; 0 encodes in this process.
     """
     count, first = len(examples), _encoded(examples, 0, encode)
     if count * sum(np.asarray(x).nbytes for x in first.values()) > limit_bytes:
@@ -82,7 +96,15 @@ def _results(function: Callable[[int], Any], start: int, stop: int, workers: int
 
 
 def gather(examples: Examples, indices: np.ndarray, encode: Encode) -> Batch:
-    """Reads examples into arrays [n, …] by name; ``activation`` stands in for cached inputs."""
+    """Reads and encodes examples into arrays [n, …], by their names in a batch.
+
+    A batch of `ActivationExamples` has ``activation`` in place of the inputs.
+
+    Args:
+      examples: the split.
+      indices: i64[n], numbers of the examples.
+      encode: applied to each example that is not encoded yet.
+    """
     if isinstance(examples, ActivationExamples):
         numbers = indices % len(examples)
         targets = {name: values[numbers] for name, values in examples.targets.items()}
@@ -93,10 +115,10 @@ def gather(examples: Examples, indices: np.ndarray, encode: Encode) -> Batch:
 
 
 def _encoded(examples: Examples, index: int, encode: Encode) -> dict[str, np.ndarray]:
-    """One example; an error while reading or encoding it says which it was."""
+    """One encoded example; the message of an error has the number of the example."""
     try:
         return encode(examples[index])
-    except BadImage:  # begins with the path
+    except BadImage:  # the message has the path of the image
         raise
     except UserError as error:
         raise UserError(f"example {index}: {error}") from error
@@ -111,15 +133,17 @@ def _stack(items: list[dict[str, np.ndarray]]) -> Batch:
 
 @dataclasses.dataclass
 class TrainBatches:
-    """Endless shuffled batches that start anywhere.
+    """Endless shuffled batches, which can start at any step.
 
     Attributes:
-      examples: random access.
-      encode: applied to each.
-      batch_size: of the global batch.
-      seed: of the order.
-      rows: of each global batch, that this process reads, as `mesh.local_rows`; None for all.
-      workers: processes that read and decode; 0 for a thread. What is in memory needs none.
+      examples: the split.
+      encode: applied to each example.
+      batch_size: number of examples of a global batch, over all processes.
+      seed: seed of the order.
+      rows: numbers of the rows of each global batch that this process reads, as
+        `finetune_jax.mesh.local_rows` gives them; None for all rows.
+      workers: number of processes that read and decode; 0 reads in a thread. Examples in memory
+        are always read in a thread.
     """
 
     examples: Examples
@@ -133,9 +157,10 @@ class TrainBatches:
     )
 
     def indices(self, step: int) -> np.ndarray:
-        """Example numbers i64[batch_size] of global batch `step`; epochs run into each other.
+        """Example numbers i64[batch_size] of the global batch of a step.
 
-        With several fixed views per example, the numbers are those of this epoch's view.
+        A batch may end one epoch and begin the next. With several fixed views per example
+        (`ActivationExamples.views`), the numbers are those of the epoch's view.
         """
         count = len(self.examples)
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
@@ -157,15 +182,21 @@ class TrainBatches:
         return known[1]
 
     def batch(self, step: int) -> Batch:
-        """This process' rows of global batch `step`."""
+        """The rows of the global batch of a step that this process reads."""
         indices = self.indices(step)
-        mine = indices if self.rows is None else indices[self.rows]
-        return gather(self.examples, mine, self.encode)
+        local = indices if self.rows is None else indices[self.rows]
+        return gather(self.examples, local, self.encode)
 
     def iterate(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
-        """Batches `start` to `stop` (excluded), read ahead by a thread or by `workers`.
+        """Yields the batches of the steps from `start` to `stop` - 1.
 
-        An error while reading is raised here, at the batch it belongs to.
+        A thread, or `workers` processes, read ahead. An error while reading is raised in place of
+        the batch that could not be read.
+
+        Args:
+          start: first step.
+          stop: step after the last one.
+          prefetch: number of batches that the thread reads ahead.
         """
         if self.workers and start < stop and _lazy(self.examples):
             yield from ordered(self.batch, start, stop, self.workers)
@@ -187,7 +218,7 @@ class TrainBatches:
                 for step in range(start, stop):
                     if not offer(self.batch(step)):
                         return
-            except BaseException as error:  # noqa: BLE001  handed to the consumer
+            except BaseException as error:  # noqa: BLE001  raised again by the consumer
                 offer(error)
 
         thread = threading.Thread(target=read, daemon=True)
@@ -210,18 +241,20 @@ def eval_batches(
     workers: int = 0,
     rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is padded with zeros.
+    """Yields batches with every example once, in order; the last batch is padded with zeros.
 
     Args:
-      examples: of a split.
-      encode: applied to each.
-      batch_size: examples.
-      workers: processes that read and decode; 0 for none. What is in memory needs none.
-      rows: of each batch, that this process reads, as `mesh.local_rows`; None for all.
+      examples: the split.
+      encode: applied to each example.
+      batch_size: number of examples of a global batch, over all processes.
+      workers: number of processes that read and decode; 0 reads in this process. Examples in
+        memory are always read in this process.
+      rows: numbers of the rows of each global batch that this process reads, as
+        `finetune_jax.mesh.local_rows` gives them; None for all rows.
 
     Yields:
-      What `gather` gives for the rows, and ``mask`` f32[batch_size] of the whole batch: 1 for an
-      example, 0 for padding.
+      The arrays of `gather` for the rows of this process, and ``mask`` f32[batch_size] of the
+      global batch: 1 for an example, 0 for padding.
     """
     rows = np.arange(batch_size) if rows is None else rows
     make = functools.partial(_eval_batch, examples, encode, batch_size, rows)
@@ -234,13 +267,13 @@ def _eval_batch(
 ) -> Batch:
     start = number * batch_size
     count = min(batch_size, len(examples) - start)
-    mine = rows[rows < count]
-    # Rows that are all padding need an example to be shaped like.
-    indices = start + (mine if len(mine) else np.zeros(1, np.int64))
+    real = rows[rows < count]
+    # Where all rows are padding, one example is read for the shapes of the arrays.
+    indices = start + (real if len(real) else np.zeros(1, np.int64))
 
     def padded(x: np.ndarray) -> np.ndarray:
-        inputs = len(x) // len(indices)  # several of an example come in a row
-        return _padded(x[: inputs * len(mine)], inputs * len(rows))
+        inputs = len(x) // len(indices)  # consecutive rows of one example, such as its views
+        return _padded(x[: inputs * len(real)], inputs * len(rows))
 
     batch = jax.tree.map(padded, gather(examples, indices, encode))
     mask = np.zeros(batch_size, np.float32)
@@ -249,11 +282,11 @@ def _eval_batch(
 
 
 def _lazy(examples: Examples) -> bool:
-    """Whether examples are decoded when they are read."""
+    """Whether examples are decoded when they are read, and not in memory."""
     return not isinstance(examples, ActivationExamples | ArrayExamples)
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:
-    """Zeros behind, up to a length."""
+    """The values, followed by zeros up to a length."""
     missing = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
     return np.concatenate([values, missing])

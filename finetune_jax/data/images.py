@@ -1,4 +1,4 @@
-"""Image files to arrays: decoded right, or an error that names the file."""
+"""Decoding and resizing of image files; an error names the file."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ SUFFIXES = frozenset(
         ".tiff", ".webp",
     )
 )  # fmt: skip
-"""Of the files that are taken for images, in lower case."""
+"""File name suffixes, in lower case, of the files that count as images."""
 
 
 class BadImage(UserError):
-    """An image that cannot be decoded; the text begins with its path."""
+    """Raised for an image that cannot be decoded; the message begins with its path."""
 
 
 def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
-    """Returns an image file as uint8[height, width, 3], upright by its EXIF orientation.
+    """Decodes an image file to RGB uint8[height, width, 3], turned by its EXIF orientation.
 
-    Grayscale, palette and CMYK pictures become RGB without a colour profile; of 16 bits the high 8
-    are kept (gray is rounded); transparency is put on white; an animation is its first frame.
+    Grayscale, palette and CMYK images become RGB without a colour profile. The high 8 of 16 bits
+    are kept; grayscale of 16 bits is rounded. Transparent pixels are put on white. Of an animation,
+    the first frame is decoded.
 
     Args:
-      source: path, or content of a file.
-      name: what messages call a content.
+      source: path of a file, or the content of a file.
+      name: name of the content in messages; unused for a path.
 
     Raises:
-      BadImage: no such file, an empty, truncated or damaged one, not an image, or pixels without
-        a known range (32-bit integers beyond 16 bits, floats).
+      BadImage: the file is missing, empty, truncated, damaged or not an image, or the range of its
+        pixels is unknown (floats, and integers outside of 16 bits).
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -61,17 +62,17 @@ def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
         raise BadImage(f"{name}: not an image in a format Pillow reads") from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"{name}: refused: {error}") from None
-    except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+    except Exception as error:  # plugins of Pillow raise many kinds of errors on damaged files
         raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
-    upside_down = image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
-    ImageOps.exif_transpose(image, in_place=True)  # else it copies pictures that are upright
-    if upside_down:
+    # Adobe stores CMYK JPEGs inverted, and Pillow inverts every CMYK JPEG.
+    inverted = image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
+    ImageOps.exif_transpose(image, in_place=True)  # not in place, it copies upright images too
+    if inverted:
         image = image.point(lambda value: 255 - value)
     if image.mode == "F":
         raise BadImage("floating-point pixels, whose range is unknown; expected 8 or 16 bits")
@@ -85,7 +86,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:
-    """Gray of 16 bits to 8 bits by scaling, where Pillow clips at 255."""
+    """Grayscale of 16 bits, scaled to uint8[height, width, 3]; Pillow would clip it at 255."""
     gray = gray.astype(np.int64)
     if gray.size and not 0 <= gray.min() <= gray.max() <= 65535:
         raise BadImage(
@@ -99,14 +100,14 @@ def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:
 
 
 def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) -> np.ndarray:
-    """Resizes uint8[height, width, 3] to uint8[side, side, 3], antialiased as Pillow does.
+    """Resizes uint8[height, width, 3] to uint8[side, side, 3] by Pillow, with antialiasing.
 
     Args:
-      image: any size; returned as it is when it already fits.
-      side: in pixels.
+      image: image of any size; an image of the right size is returned unchanged.
+      side: side of the result in pixels.
       interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
-      crop: share of the resized short side that the central square keeps; 0 resizes both sides to
-        `side` instead, whatever the proportions.
+      crop: share of the resized short side that the central square keeps, in (0, 1]; 0 resizes both
+        sides to `side` without a crop, which changes the proportions.
     """
     if image.shape[:2] == (side, side):
         return image

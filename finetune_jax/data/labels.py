@@ -1,4 +1,4 @@
-"""Labels as a table writes them, to what tasks read: class numbers, or numbers."""
+"""Labels of a table, encoded as class numbers, numbers or texts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ KINDS = ("", "class", "classes", "number", "text")
 def encode_labels(
     values: Sequence[Any], options: Options, where: str
 ) -> tuple[tuple[str, ...], list[Any]]:
-    """Class names and one label per example.
+    """Encodes the labels of a column.
 
     Args:
-      values: texts or numbers, one per example.
-      options: ``label_kind`` says what they are: ``class`` names, of which the sorted ones are
-        numbered (as numbers, if all are); ``classes``: several names joined by ``label_sep``;
-        ``number``; ``text``, kept as it is. Empty infers: ``number`` where every value is one,
-        ``class`` where none is. ``label_until`` cuts a text before the first such string.
-      where: what the column is, for messages.
+      values: one text or number per example.
+      options: ``label_kind`` is the kind of the labels. ``class``: each value is the name of a
+        class; classes are numbered in the sorted order of their names (in the order of the numbers,
+        if all names are numbers). ``classes``: each value is several names joined by ``label_sep``.
+        ``number``: each value is a number. ``text``: values are kept as texts. Empty: ``number``
+        where every value is a number, and ``class`` where no value is a number. A value ends before
+        the first ``label_until`` in it, if that option is not empty.
+      where: file and column, for messages.
 
     Returns:
-      Class names (none for numbers and texts), and labels: int, list of int, float or str.
+      (class names, empty for numbers and texts; one label per example: int, list of int, float or
+      str).
 
     Raises:
-      UserError: an empty label, one that is no number, or a mixture that cannot be inferred.
+      UserError: an empty label, a label that should be a number and is not, or, where the kind is
+        inferred, numbers together with names.
     """
     kind, until = options.label_kind, options.label_until
     if until:
@@ -76,7 +80,7 @@ def _number(value: Any) -> float | None:
 
 
 def _sorted(names: set[str]) -> tuple[str, ...]:
-    # Not by text where all are numbers: "10" comes after "2".
+    # Numbers are sorted by value, because as a text "10" comes before "2".
     if all(_number(n) is not None for n in names):
         return tuple(sorted(names, key=lambda n: (float(n), n)))
     return tuple(sorted(names))

@@ -1,4 +1,4 @@
-"""Files listed without reading them: what identifies them, and images decoded when asked for."""
+"""Tables of files: their fingerprint, their columns, and images decoded when they are read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from finetune_jax.data.images import decode
 from finetune_jax.data.sources import Options
 from finetune_jax.errors import UserError, nearest
 
-# What changes no example, or is told apart otherwise.
-_APART = ("data_dir", "prepare", "on_bad_image")
+# Options that change no example. The number of examples shows whether bad images were skipped.
+_NO_EFFECT = ("data_dir", "prepare", "on_bad_image")
 
 
 def fingerprint(root: Path, files: Iterable[Path], options: Options) -> str:
-    """`root` and a hash of every file's path, size and time of change, and of the options.
+    """Identity of the files of a source: `root`, and a hash.
+
+    The hash is over the path, the size and the modification time of every file, and over the
+    options that change examples. No file is read.
 
     Raises:
-      UserError: a file that is not there.
+      UserError: a file is missing.
     """
     digest = hashlib.sha256()
-    read = {k: v for k, v in dataclasses.asdict(options).items() if k not in _APART}
+    read = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NO_EFFECT}
     digest.update(json.dumps(read, sort_keys=True).encode())
     for file in files:
         try:
@@ -39,11 +42,11 @@ def fingerprint(root: Path, files: Iterable[Path], options: Options) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TableExamples:
-    """Rows of a table; images are files decoded when the row is read.
+    """Rows of a table; an image is decoded when its row is read.
 
     Attributes:
-      columns: values by column, all of one length.
-      images: a file per row, by column.
+      columns: values of all rows, by column.
+      images: image files of all rows, by column.
     """
 
     columns: dict[str, list[Any]]
@@ -58,44 +61,52 @@ class TableExamples:
 
 
 def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str]:
-    """What examples call the columns that the options name, by the data's own names.
+    """Names in an example of the columns that ``config.data.*_column`` name.
 
     Args:
-      options: of which those that end in ``_column``.
-      names: of the columns that are there.
-      where: what they are columns of, for messages.
+      options: the options that end in ``_column`` are read.
+      names: names of all columns of the data.
+      where: name of the data, for messages.
 
     Returns:
-      The columns that examples call ``image``, ``label`` and ``mask``, as far as they are there;
-      of pairs, ``image`` and ``image2``.
+      By the name of a column in the data, its name in an example: ``image``, ``label`` or
+      ``mask``, and ``image2`` for the second image of a pair. Columns that are missing under their
+      default names are left out.
 
     Raises:
-      UserError: a column that is not there, or more than two of images.
+      UserError: a column that is missing, or more than two columns of images.
     """
     names, found = list(names), {}
     for key in ("image", "label", "mask"):
         wanted = getattr(options, f"{key}_column")
-        # A name may have a comma itself.
-        whole = key != "image" or wanted in names
-        pair = [wanted] if whole else [name.strip() for name in wanted.split(",")]
+        # The name of a single column may have a comma.
+        single = key != "image" or wanted in names
+        pair = [wanted] if single else [name.strip() for name in wanted.split(",")]
         if len(pair) > 2 or (len(pair) == 2 and len({*pair} - {""}) < 2):
             raise UserError(
                 f"data.{key}_column: expected a column, or two different ones with a comma "
                 f"between them, found {wanted!r}"
             )
-        for name, called in zip(pair, (key, f"{key}2"), strict=False):
+        for name, target in zip(pair, (key, f"{key}2"), strict=False):
             default = key if len(pair) == 1 else ""
             column = pick(name, default, names, f"{key}_column", where)
             if column:
-                found[column] = called
+                found[column] = target
     return found
 
 
 def pick(wanted: str, default: str, names: Iterable[str], key: str, where: str) -> str:
-    """The column that ``config.data.KEY`` names; "" where its default is not there.
+    """The column that ``config.data.KEY`` names; "" if it is missing under its default name.
+
+    Args:
+      wanted: value of the key.
+      default: default value of the key.
+      names: names of all columns of the data.
+      key: name of the key in ``config.data``.
+      where: name of the data, for messages.
 
     Raises:
-      UserError: another than the default, and not there.
+      UserError: a column that is missing, and whose name is not the default.
     """
     names = list(names)
     if wanted in names:

@@ -1,4 +1,4 @@
-"""Deterministic preprocessing: what an artifact carries so that prediction equals training."""
+"""Deterministic preprocessing, which an artifact stores so that prediction equals training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ Batch = dict[str, Any]
 
 
 class Preprocess(Protocol):
-    """From a source's example to what the model is called with.
+    """From an example of a source to the input of the model.
 
-    A value: equal objects preprocess alike, and an object is a key of caches of compiled programs.
+    An immutable value: equal objects preprocess in the same way, and objects are keys of the caches
+    of compiled programs.
     """
 
     @property
@@ -39,33 +40,34 @@ class Preprocess(Protocol):
     def __hash__(self) -> int: ...
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """An example's inputs as arrays of fixed shape, by their name in a batch."""
+        """The inputs of an example as arrays of fixed shape, by their names in a batch."""
 
     def device(self, batch: Batch) -> Any:
-        """What the model is called with, from a batch of `host` on devices."""
+        """The input of the model, computed on device from a batch of results of `host`."""
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch of `count`."""
+        """Shapes and dtypes of the arrays of `host` in a batch of `count` examples."""
 
     def read(self, text: str) -> dict[str, Any]:
-        """The example that a command's argument names: an image file, or the text itself."""
+        """The example that an argument of a command names: an image file, or the text itself."""
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
-        """Plain JSON values; what is larger goes to files in `folder`, if it is given."""
+        """Plain JSON values; large values go to files in `folder`, if it is given."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocess(Inputs):
-    """Resize, crop and order of colours on the host in uint8, normalise on the device in f32.
+    """Resizes, crops and orders channels on the host in uint8; normalises on device in f32.
 
-    The attributes are those of `finetune_jax.models.Inputs`, which a model brings with it.
+    The attributes are those of `finetune_jax.models.Inputs`, the constants of a model's published
+    weights.
     """
 
     kind: ClassVar[str] = "image"
     columns: ClassVar[tuple[str, ...]] = ("image",)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """``image`` uint8[height, width, 3] to uint8[size, size, 3]."""
+        """``image`` uint8[size, size, 3] in the model's order of channels, from any size in RGB."""
         square = resize(example["image"], self.size, self.interpolation, self.crop)
         return {"image": square[..., ::-1] if self.channels == "bgr" else square}
 
@@ -74,21 +76,21 @@ class ImagePreprocess(Inputs):
         return self.normalise(self.pixels(batch))
 
     def pixels(self, batch: Batch) -> jax.Array:
-        """The first half of `device`: f32[b, size, size, 3], RGB in [0, 1]."""
+        """The first half of `device`: f32[b, size, size, 3], RGB in [0, 1], not normalised."""
         return self._ordered(batch["image"].astype(jnp.float32) / 255)
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
-        """The second half of `device`."""
+        """The second half of `device`: (pixels - mean) / std, in the model's order of channels."""
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         return (self._ordered(pixels) - mean) / std
 
     @property
     def fill(self) -> jax.Array:
-        """RGB f32[3] that normalises to zeros: what augmentations put outside of an image."""
+        """RGB f32[3] that normalises to 0: the colour that augmentations put outside of images."""
         return self._ordered(jnp.asarray(self.mean, jnp.float32))
 
     def _ordered(self, x: jax.Array) -> jax.Array:
-        """RGB to the order of the model's channels, and back."""
+        """From RGB to the model's order of channels, or from that order to RGB."""
         return x[..., ::-1] if self.channels == "bgr" else x
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -112,15 +114,15 @@ class ImagePreprocess(Inputs):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePairPreprocess(ImagePreprocess):
-    """Two images of an example, each prepared by itself: two inputs of the model, in a row."""
+    """Two images per example, each preprocessed separately: two consecutive inputs of the model."""
 
     kind: ClassVar[str] = "image pair"
     columns: ClassVar[tuple[str, ...]] = ("image", "image2")
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """``image`` uint8[2, size, size, 3]."""
-        one = ImagePreprocess.host
-        pair = [one(self, {"image": example[column]})["image"] for column in self.columns]
+        single = super().host
+        pair = [single({"image": example[column]})["image"] for column in self.columns]
         return {"image": np.stack(pair)}
 
     def pixels(self, batch: Batch) -> jax.Array:
@@ -131,7 +133,7 @@ class ImagePairPreprocess(ImagePreprocess):
         return {"image": jax.ShapeDtypeStruct((count, 2, self.size, self.size, 3), jnp.uint8)}
 
     def read(self, text: str) -> dict[str, Any]:
-        """Two image files with a tab between them; UserError for another number."""
+        """Decodes two image files, separated by a tab; UserError for another number of files."""
         files = text.split("\t")
         if len(files) != 2:
             raise UserError(
@@ -140,13 +142,14 @@ class ImagePairPreprocess(ImagePreprocess):
         return {column: decode(file) for column, file in zip(self.columns, files, strict=True)}
 
 
-KINDS: dict[str, Any] = {
+KINDS: dict[str, type[ImagePreprocess] | type[TextPreprocess]] = {
     kind.kind: kind for kind in (ImagePreprocess, ImagePairPreprocess, TextPreprocess)
 }
+"""Classes of preprocessing, by `Preprocess.kind`."""
 
 
 def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:
-    """Rebuilds a preprocessing from its `to_json`; UserError for an unknown kind."""
+    """The inverse of `Preprocess.to_json`; UserError for an unknown kind."""
     options = dict(values)
     kind = options.pop("kind", None)
     if kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Bad images found in a first pass over a split, said by name, and left out."""
+"""Finds the bad images of a split in a first pass, prints their names, and leaves them out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_jax.errors import UserError
 if TYPE_CHECKING:
     from finetune_jax.data.sources import Examples
 
-_SHOWN = 100  # more say the same again
+_SHOWN = 100  # number of bad images that are printed
 
 
 class Subset:
@@ -46,14 +46,16 @@ def bad_images(examples: Examples) -> tuple[str, ...]:
 
 
 def without_bad(examples: Examples, where: str) -> Examples:
-    """Decodes everything once, in threads; what cannot be decoded is printed and left out.
+    """Returns the examples of a split without those whose image cannot be decoded.
+
+    All images are decoded once, in threads; the names of bad images are printed.
 
     Args:
-      examples: of a split.
-      where: what they are, for the message.
+      examples: the split.
+      where: name of the source and the split, for messages.
 
     Raises:
-      UserError: not one image is good.
+      UserError: every image is bad.
     """
 
     def problem(index: int) -> str | None:

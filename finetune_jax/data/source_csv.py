@@ -1,13 +1,15 @@
 """Tables in text files: ``csv:PATH``, with a header row or ``config.data.csv.header``.
 
-One file with a column ``split`` is split by it; another single file is split 80/10/10 by
-``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are one split
-each; where a file's name says which (``sts-train.csv``, ``dev.tsv``), ``train=`` can be left out.
-Every split is in a fixed random order, so that its slices (``train[:90%]``) are random samples.
+A single file with a column ``split`` is split by that column; another single file is split
+80/10/10 by ``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are
+one split each; ``train=`` can be left out for a file whose name has the split in it
+(``sts-train.csv``, ``dev.tsv``). Every split is in a fixed random order, so that its slices
+(``train[:90%]``) are random samples.
 
-An example has the row's columns as texts, by their names; ``label`` as `encode_labels` reads it, if
-``data.label_column`` is there; and ``image``, decoded, if ``data.image_column`` is there, which
-holds paths relative to the table's file; of two such columns also ``image2``.
+An example has the columns of its row as texts, by their names. The column ``data.label_column``, if
+the file has it, is encoded by `encode_labels` and named ``label``. The column
+``data.image_column``, if the file has it, has paths of images relative to the folder of the file;
+the decoded image is named ``image``. A second column of images is named ``image2``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from finetune_jax.data.sources import Examples, Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError, nearest
 
+# Names of splits in files, and the split that each name stands for.
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -32,14 +35,16 @@ _SPLITS = {
     "dev": "validation",
     "test": "test",
 }
+# By text of ``data.csv.sep``.
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "space": " "}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
-    """Reads the tables, but no image.
+    """Opens tables: reads the files, but decodes no image.
 
     Raises:
-      UserError: a file that is not there, that is not such a table, or whose labels are unclear.
+      UserError: a file is missing or is not a table of this kind, or the kind of its labels cannot
+        be inferred.
     """
     files = _files(rest)
     columns: dict[str, list[str]] = {}
@@ -57,8 +62,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         for column, texts in table.items():
             columns.setdefault(column, []).extend(texts)
     where = ", ".join(str(path) for _, path in files)
-    called = renamed(options, columns, where)
-    label = next((column for column, key in called.items() if key == "label"), "")
+    targets = renamed(options, columns, where)
+    label = next((column for column, key in targets.items() if key == "label"), "")
     names: tuple[str, ...] = ()
     values: dict[str, list[Any]] = dict(columns)
     if label:
@@ -66,7 +71,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
             columns[label], options, f"{where}, column {label!r}"
         )
     images: dict[str, list[str]] = {}
-    for column, key in called.items():
+    for column, key in targets.items():
         if key.startswith("image"):
             images[key] = [str(f / v) for f, v in zip(folders, values.pop(column), strict=True)]
             values[key.replace("image", "path")] = images[key]
@@ -82,13 +87,13 @@ def open_(name: str, rest: str, options: Options) -> Source:
         )
 
     paths = [path for _, path in files]
-    everything = [*paths, *sorted(Path(p) for p in {p for some in images.values() for p in some})]
+    image_files = sorted(Path(p) for p in {p for column in images.values() for p in column})
     return Source(
         name,
         names,
         sizes,
         read,
-        fingerprint(paths[0].parent, everything, options),
+        fingerprint(paths[0].parent, [*paths, *image_files], options),
         (*values, *images),
         options.on_bad_image,
         len(images) == 2,
@@ -96,7 +101,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
 
 
 def _files(text: str) -> list[tuple[str, Path]]:
-    """(split, file) pairs; the split of a single file without one is ""."""
+    """(split, file) pairs; the split of a single file without ``train=`` is ""."""
     found: list[tuple[str, Path]] = []
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
@@ -112,13 +117,13 @@ def _files(text: str) -> list[tuple[str, Path]]:
             )
         if not split and len(parts) > 1:
             words = re.findall(r"[a-z]+", path.stem.lower())
-            said = {_SPLITS[word] for word in words if word in _SPLITS}
-            if len(said) != 1:
+            named = {_SPLITS[word] for word in words if word in _SPLITS}
+            if len(named) != 1:
                 raise UserError(
                     f"data.source: the name of {path.name} does not say which split it is; write "
                     f"train={file}, validation={file} or test={file}"
                 )
-            split = said.pop()
+            split = named.pop()
         if split in dict(found):
             raise UserError(
                 f"data.source: {dict(found)[split]} and {path} are both the split {split!r}"
@@ -130,14 +135,14 @@ def _files(text: str) -> list[tuple[str, Path]]:
 
 
 def _read(path: Path, options: Options) -> dict[str, list[str]]:
-    """Columns by name; a row of another number of fields than columns is told by its line."""
+    """The columns of a file by name; an error in a row names the line."""
     separator = _SEPARATORS.get(options.sep, options.sep)
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE
     encoding = "utf-8-sig" if options.encoding.lower() in ("utf-8", "utf8") else options.encoding
     columns: list[list[str]] = []
     header = list(options.header)
-    # Texts of a megabyte are texts too; the module's own limit is 128 KiB.
+    # Texts may be longer than the module's default limit of 128 KiB.
     csv.field_size_limit(2**30)
     try:
         with path.open(encoding=encoding, newline="") as file:
@@ -146,10 +151,10 @@ def _read(path: Path, options: Options) -> dict[str, list[str]]:
                 if not row:
                     continue
                 if not columns:
-                    fresh = not header
+                    has_header_row = not header
                     header = header or row
                     columns = [[] for _ in header]
-                    if fresh:
+                    if has_header_row:
                         continue
                 row = _fit(row, len(header), separator, options, f"{path}, line {reader.line_num}")
                 for column, value in zip(columns, row, strict=True):
@@ -163,24 +168,25 @@ def _read(path: Path, options: Options) -> dict[str, list[str]]:
         raise UserError(f"data.csv: {error}") from None
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}; if quotes mean nothing in it, set "
-            f"data.csv.quoting to False"
+            f"{path}, line {reader.line_num}: {error}; if quotes do not enclose fields in this "
+            f"file, set data.csv.quoting to False"
         ) from None
     if not columns or not columns[0]:
         raise UserError(f"{path}: no rows")
     if len(set(header)) < len(header):
-        twice = sorted({name for name in header if header.count(name) > 1})
-        raise UserError(f"{path}: more than one column is called {', '.join(map(repr, twice))}")
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        raise UserError(f"{path}: more than one column is called {', '.join(map(repr, repeated))}")
     return dict(zip(header, columns, strict=True))
 
 
 def _fit(row: list[str], count: int, separator: str, options: Options, where: str) -> list[str]:
+    """The row with `count` fields; ``data.csv.extra`` decides about additional fields."""
     if len(row) > count and options.extra == "drop":
         return row[:count]
     if len(row) > count and options.extra == "join":
         return [*row[: count - 1], separator.join(row[count - 1 :])]
     if len(row) != count:
-        hint = "; data.csv.extra can 'drop' or 'join' what is too many" if len(row) > count else ""
+        hint = "; data.csv.extra can 'drop' or 'join' additional fields" if len(row) > count else ""
         raise UserError(f"{where}: expected {count} fields, found {len(row)}{hint}")
     return row
 
@@ -192,7 +198,7 @@ def _parts(
     options: Options,
     where: str,
 ) -> dict[str, list[int]]:
-    """Row numbers by split."""
+    """Row numbers by split, each split in a fixed random order."""
     if splits[0] == "" and "split" in columns:
         splits = columns["split"]
         unknown = sorted({s for s in splits if s.strip().lower() not in _SPLITS})

@@ -1,9 +1,10 @@
-"""UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8, values 0 to 16.
+"""UCI handwritten digits, which scikit-learn ships: 1,797 images of 8x8 pixels, values 0 to 16.
 
-``digits`` has ten classes. Variants are for trying other tasks: ``digits:attributes``, what is true
-of a digit as a 0/1 vector; ``digits:masks``, a class for every pixel: the digit where there is ink,
-of value 8 or more, else background; ``digits:pairs``, each image beside another of its split, half
-of them of the same class: label 1, the others 0.
+``digits`` has ten classes. Variants are for other tasks. ``digits:attributes``: the label is a 0/1
+vector of properties of the digit. ``digits:masks``: every pixel has a class, which is the digit
+where the value is 8 or more, else the background. ``digits:pairs``: each image is paired with
+another image of its split; the label is 1 for the pairs of one class, which are half of all pairs,
+and 0 for the others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from finetune_jax.data.sources import ArrayExamples, Examples, Options, Source
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.errors import UserError, nearest
 
+# By name of the attribute: the digits that have it.
 ATTRIBUTES = {
     "odd": "13579",
     "prime": "2357",
@@ -21,12 +23,12 @@ ATTRIBUTES = {
     "above 4": "56789",
     "has a loop": "0689",
 }
-_INK = 8
+_INK = 8  # smallest value of a pixel that is not background
 _SIZES = {"train": 1077, "validation": 360, "test": 360}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
-    """The stratified 60/20/20 split is fixed for ever: its seed is not the run's.
+    """Opens the digits; the stratified 60/20/20 split is the same in every run.
 
     Raises:
       UserError: an unknown variant.
@@ -79,7 +81,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
 
 
 def _partners(labels: np.ndarray) -> np.ndarray:
-    """For each of labels i32[n] the number of another example, every second time of its class."""
+    """For each of labels i32[n] the number of another example, alternately with an equal label."""
     generator = np.random.Generator(np.random.Philox(0))
     indices = np.arange(len(labels))
     return np.array(

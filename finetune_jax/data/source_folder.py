@@ -1,9 +1,9 @@
 """Folders of images by class: ``folder:PATH``.
 
-Either PATH holds ``train``, ``validation`` (or ``val``, ``valid``) and ``test``, as many of them as
-there are, each with one folder per class; or PATH holds the classes and is split 80/10/10. Files
-lie at any depth below their class. Each split is in a fixed random order, so that its slices, such
-as ``train[:90%]``, are random samples.
+PATH has one or more of the folders ``train``, ``validation`` (or ``val``, ``valid``) and ``test``,
+each with one folder per class; or PATH has one folder per class, and the images are split 80/10/10.
+Images are at any depth below the folder of their class. Each split is in a fixed random order, so
+that its slices, such as ``train[:90%]``, are random samples.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from finetune_jax.data.sources import Examples, Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
 
+# Names of folders, and the split that each name stands for.
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -28,10 +29,11 @@ _SPLITS = {
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
-    """Lists the files; reads none.
+    """Opens a folder: lists the files and reads none.
 
     Raises:
-      UserError: no such folder, no images, or a class that training does not have.
+      UserError: no such folder, a split without images, or a class that the training split does
+        not have.
     """
     root = Path(rest).expanduser()
     if not root.is_dir():
@@ -47,14 +49,14 @@ def open_(name: str, rest: str, options: Options) -> Source:
             )
     if ignored:
         shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
-        print(f"{name}: {len(ignored)} files are no images by their names: {shown}", flush=True)
+        print(f"{name}: {len(ignored)} files are not images by name: {shown}", flush=True)
     first = files.get("train", next(iter(files.values())))
     names = tuple(sorted(label for label, paths in first.items() if paths))
     for split, classes in files.items():
         extra = sorted(label for label, paths in classes.items() if paths and label not in names)
         if extra:
             raise UserError(
-                f"data.source: {listed[split]} has classes that training has not: "
+                f"data.source: {listed[split]} has classes that the training split does not have: "
                 f"{', '.join(extra)}; classes of training: {', '.join(names[:12])}"
             )
     index = {label: i for i, label in enumerate(names)}
@@ -80,13 +82,13 @@ def open_(name: str, rest: str, options: Options) -> Source:
         labels = [label for _, label in rows]
         return TableExamples({"label": labels, "path": images}, {"image": images})
 
-    everything = sorted(Path(path) for rows in tables.values() for path, _ in rows)
+    all_images = sorted(Path(path) for rows in tables.values() for path, _ in rows)
     return Source(
         name,
         names,
         sizes,
         read,
-        fingerprint(root, everything, options),
+        fingerprint(root, all_images, options),
         ("image", "label", "path"),
         options.on_bad_image,
     )
@@ -97,11 +99,11 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _by_split(root: Path) -> dict[str, Path]:
-    """Folders by split; none where the folders of `root` are classes."""
+    """Folders by split; an empty dict where the folders in `root` are classes."""
     found: dict[str, Path] = {}
     folders = _folders(root)
     splits = [f for f in folders if f.name.lower() in _SPLITS]
-    # A class may be called "train"; its folder then holds files.
+    # A class may be called "train"; the folder of a class has no folders in it.
     if not splits or not any(_folders(folder) for folder in splits):
         return {}
     others = [f.name for f in folders if f not in splits]
@@ -121,7 +123,7 @@ def _by_split(root: Path) -> dict[str, Path]:
 
 
 def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:
-    """Image files by class, sorted; other files, but for hidden ones, are added to `ignored`."""
+    """Sorted image files by class; other files that are not hidden are added to `ignored`."""
     classes: dict[str, list[Path]] = {}
     for label in _folders(folder):
         found = classes.setdefault(label.name, [])

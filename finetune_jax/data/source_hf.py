@@ -1,8 +1,9 @@
 """Hugging Face datasets: ``hf:OWNER/NAME[:CONFIG]`` from the cache, or ``hf:PATH`` saved to disk.
 
-An extra: needs the ``datasets`` library. Columns keep their names, but for those that
-``data.image_column``, ``data.label_column`` and ``data.mask_column`` name. The hub is asked only
-with ``data.prepare=True``. A dataset with ``train`` alone is split 80/10/10 by ``data.split_seed``.
+This source needs the optional library ``datasets``. Columns keep their names, except the columns
+that ``data.image_column``, ``data.label_column`` and ``data.mask_column`` name. The hub is
+contacted only with ``data.prepare=True``. A dataset whose only split is ``train`` is split 80/10/10
+by ``data.split_seed``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from finetune_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows of a dataset, images not yet decoded; `labels` in place of its own, if given."""
+    """Rows of a dataset; an image is decoded when its row is read.
+
+    Attributes:
+      dataset: a ``datasets.Dataset``, whose images are not decoded.
+      split: name of the split, for messages.
+      columns: by the dataset's name of a column, its name in an example.
+      images: the dataset's names of the columns with images.
+      labels: labels of all rows in place of the dataset's; None to keep the dataset's labels.
+    """
 
     dataset: Any
     split: str
@@ -57,7 +66,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
     """Opens a dataset.
 
     Raises:
-      UserError: no ``datasets`` library, no such dataset here, or unclear labels.
+      UserError: the library ``datasets`` is not installed, the dataset is neither saved nor in the
+        cache, or the kind of its labels cannot be inferred.
     """
     try:
         import datasets
@@ -70,10 +80,10 @@ def open_(name: str, rest: str, options: Options) -> Source:
         loaded = {"train": loaded}
     first = next(iter(loaded.values()))
     columns = {column: column for column in first.column_names}
-    called = renamed(options, first.column_names, repr(name))
-    for found, key in called.items():
-        columns = {k: v for k, v in columns.items() if v != key or k == found}
-        columns[found] = key
+    targets = renamed(options, first.column_names, repr(name))
+    for column, key in targets.items():
+        columns = {k: v for k, v in columns.items() if v != key or k == column}
+        columns[column] = key
     images = frozenset(c for c in columns if isinstance(first.features[c], datasets.Image))
     label = next((name for name, column in columns.items() if column == "label"), "")
     names, labels = _labels(datasets, loaded, label, name, options)
@@ -83,10 +93,10 @@ def open_(name: str, rest: str, options: Options) -> Source:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         rows[split] = _Rows(dataset, split, columns, images, labels.get(split))
     if rows.keys() == {"train"}:
-        whole = rows["train"]
-        known = labels.get("train") or (loaded["train"][label] if label else [0] * len(whole))
-        parts = hold_out(list(known), options.split_seed)
-        rows = {split: Subset(whole, indices) for split, indices in parts.items()}
+        train = rows["train"]
+        strata = labels.get("train") or (loaded["train"][label] if label else [0] * len(train))
+        parts = hold_out(list(strata), options.split_seed)
+        rows = {split: Subset(train, indices) for split, indices in parts.items()}
     sizes = {split: len(part) for split, part in rows.items()}
 
     def read(split: str) -> Examples:
@@ -105,12 +115,12 @@ def open_(name: str, rest: str, options: Options) -> Source:
         fingerprint(files[0].parent if files else Path(rest), files, options),
         tuple(columns.values()),
         options.on_bad_image,
-        "image2" in called.values(),
+        "image2" in targets.values(),
     )
 
 
 class _Joined:
-    """Examples one after another."""
+    """The examples of several parts, one part after another."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts, self.ends = parts, np.cumsum([len(p) for p in parts])
@@ -136,19 +146,19 @@ def _load(datasets: Any, name: str, rest: str, options: Options) -> Any:
             cache_dir=options.data_dir or None,
             download_config=local,
         )
-    except Exception as error:  # the library and the hub's client raise some thirty kinds
+    except Exception as error:  # the library and the client of the hub raise many kinds of errors
         hint = "" if options.prepare else "; data.prepare=True downloads it"
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"data.source: {name!r} is neither a folder that datasets saved nor a dataset in its "
-            f"cache{hint} ({type(error).__name__}: {reason})"
+            f"data.source: {name!r} is neither a folder that the library datasets saved nor a "
+            f"dataset in its cache{hint} ({type(error).__name__}: {reason})"
         ) from None
 
 
 def _labels(
     datasets: Any, loaded: Any, label: str, name: str, options: Options
 ) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
-    """Class names, and labels by split where they are not what the dataset has already."""
+    """Class names, and encoded labels by split; no labels where the dataset's need no encoding."""
     if not label:
         return (), {}
     kind = next(iter(loaded.values())).features[label]
@@ -168,7 +178,7 @@ def _labels(
 
 
 def _indices(value: dict[str, Any]) -> np.ndarray:
-    """A mask's stored numbers: palette pictures hold class numbers, not colours."""
+    """The stored values of a mask: in a palette image, a pixel's value is a class, not a colour."""
     import io
 
     from PIL import Image

@@ -1,8 +1,9 @@
 """Prepared TFDS datasets, read at random without TensorFlow: ``tfds:NAME[/CONFIG][:VERSION]``.
 
-An example has the dataset's features by their names: an image as uint8[height, width, 3], a text as
-str, a class as its number, anything else as it is. The features that ``data.image_column``,
-``data.label_column`` and ``data.mask_column`` name are ``image``, ``label`` and ``mask``.
+An example has the features of the dataset by their names: an image as uint8[height, width, 3], a
+text as str, a class as its number, and any other feature unchanged. The features that
+``data.image_column``, ``data.label_column`` and ``data.mask_column`` name are called ``image``,
+``label`` and ``mask``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from finetune_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class _TfdsExamples:
-    """Attributes: source; by feature, its column and what makes the value."""
+    """Examples of a split.
+
+    Attributes:
+      source: TFDS's random access to the split.
+      features: by feature, its name in an example and the conversion of its value.
+    """
 
     source: Sequence[dict[str, Any]]
     features: dict[str, tuple[str, Callable[[Any], Any]]]
@@ -31,7 +37,7 @@ class _TfdsExamples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[int(index)]
-        return {column: make(example[name]) for name, (column, make) in self.features.items()}
+        return {column: convert(example[name]) for name, (column, convert) in self.features.items()}
 
 
 def _rgb(image: Any) -> np.ndarray:
@@ -53,11 +59,11 @@ def _same(value: Any) -> Any:
 
 
 def open_(name: str, dataset: str, options: Options) -> Source:
-    """Opens a prepared dataset, or prepares it first where ``data.prepare`` says so.
+    """Opens a prepared dataset; with ``data.prepare``, prepares it first where necessary.
 
     Raises:
-      UserError: an unknown dataset, one that is not prepared or not in a format with random
-        access, or columns that it does not have.
+      UserError: an unknown dataset, a dataset that is not prepared, a file format without random
+        access, or a column that the dataset does not have.
     """
     import tensorflow_datasets as tfds
 
@@ -79,7 +85,7 @@ def open_(name: str, dataset: str, options: Options) -> Source:
     if not info.splits:
         raise UserError(
             f"data.source: {name!r} is not prepared in {builder.data_dir}; set data.data_dir to "
-            f"where it is, or prepare it with data.prepare=True, which is "
+            f"the folder of the dataset, or prepare it with data.prepare=True, which is "
             f"tfds.builder({dataset!r}).download_and_prepare(file_format='array_record')"
         )
     file_format = getattr(info.file_format, "value", str(info.file_format))
@@ -90,10 +96,10 @@ def open_(name: str, dataset: str, options: Options) -> Source:
             f"--out_file_format=array_record"
         )
     features = dict(info.features.items())
-    called = renamed(options, features, repr(name))
-    columns = _columns(features, called)
+    targets = renamed(options, features, repr(name))
+    columns = _columns(features, targets)
     label = next((f for f, (column, _) in columns.items() if column == "label"), "")
-    # Of a list of classes (several labels per example), the classes.
+    # A feature with several labels per example is a list of a class feature.
     labels = getattr(features.get(label), "feature", features.get(label))
     names = tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
     return Source(
@@ -103,39 +109,44 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         lambda split: _TfdsExamples(builder.as_data_source(split=split), columns),
         _origin(builder, options),
         tuple(column for column, _ in columns.values()),
-        pairs="image2" in called.values(),
+        pairs="image2" in targets.values(),
     )
 
 
 def _columns(
-    features: dict[str, Any], called: dict[str, str]
+    features: dict[str, Any], targets: dict[str, str]
 ) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """By feature: the column it becomes, and what makes its values; `called` as of `renamed`."""
+    """By feature, its name in an example and the conversion of its value.
+
+    Args:
+      features: the features of the dataset, by name.
+      targets: result of `renamed`.
+    """
     import tensorflow_datasets as tfds
 
     columns: dict[str, tuple[str, Callable[[Any], Any]]] = {}
     for feature, kind in features.items():
-        column = called.get(feature, feature)
-        if column in called.values() and feature not in called:
-            continue  # another feature takes its name
+        column = targets.get(feature, feature)
+        if column in targets.values() and feature not in targets:
+            continue  # another feature has this name in an example
         if column == "mask":
-            make: Callable[[Any], Any] = _mask
+            convert: Callable[[Any], Any] = _mask
         elif isinstance(kind, tfds.features.Image):
-            make = _rgb
+            convert = _rgb
         elif isinstance(kind, tfds.features.Text):
-            make = _text
+            convert = _text
         elif isinstance(kind, tfds.features.ClassLabel):
-            make = int
+            convert = int
         else:
-            make = _same
-        columns[feature] = (column, make)
+            convert = _same
+        columns[feature] = (column, convert)
     return columns
 
 
 def _prepare(name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # whatever a builder's own code and its downloads raise
+    except Exception as error:  # builders and downloads raise many kinds of errors
         raise UserError(
             f"data.prepare: {name!r} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
@@ -143,14 +154,14 @@ def _prepare(name: str, builder: Any) -> None:
 
 
 def _origin(builder: Any, options: Options) -> str:
-    """Folder, which ends in the version, and a hash of what the builder wrote about it."""
+    """The dataset's folder, which ends in its version, and a hash of ``dataset_info.json``."""
     description = (builder.data_path / "dataset_info.json").read_bytes()
     read = f"{options.image_column} {options.label_column} {options.mask_column}"
     return f"{builder.data_path} {hashlib.sha256(description).hexdigest()} {read}"
 
 
 def _tfds_package_names() -> list[str]:
-    """Names of the dataset builders TFDS ships, read from its package index without TensorFlow."""
+    """Names of the dataset builders that TFDS ships, read from its folders without TensorFlow."""
     import tensorflow_datasets as tfds
     from etils import epath
 

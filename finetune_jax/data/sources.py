@@ -19,13 +19,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from finetune_jax.data.skip import without_bad
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.doors import DOOR, open_door
 from finetune_jax.errors import UserError, nearest
 
-# Prefix to the module whose `open_` opens it, and how its name is written.
+# By prefix: the module whose `open_` opens the source, and the syntax of ``config.data.source``.
 SOURCES = {
     "digits": ("source_digits", "digits[:attributes|:masks|:pairs]"),
     "tfds": ("source_tfds", "tfds:NAME[/CONFIG][:VERSION]"),
@@ -37,9 +38,9 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a source is read; each is the key of ``config.data`` of the same name, said there.
+    """Options of reading a source: keys of ``config.data``, explained in `finetune_jax.config`.
 
-    A source leaves out what it has no use for.
+    A source ignores options that do not apply to it.
     """
 
     data_dir: str = ""
@@ -65,23 +66,24 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example by column: ``image`` uint8[height, width, 3], ``label`` int, for instance."""
+        """The values of an example by column, such as ``image`` uint8[height, width, 3]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A dataset.
+    """An opened data source.
 
     Attributes:
-      name: as written in ``config.data.source``.
-      class_names: in label order; empty where the targets are no classes.
+      name: the text of ``config.data.source``.
+      class_names: names of the classes, in label order; empty where the labels are not classes.
       splits: number of examples per split.
-      reader: split text, in TFDS syntax, to examples.
-      origin: where the data lies and which version it is; two datasets of one name differ in it.
-      columns: of an example; empty where a source does not say.
-      on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once and leaves
-        out, by name, those that fail.
-      pairs: whether an example has a second image, ``image2``, that it is compared with.
+      reader: function of a split in TFDS syntax, such as ``train[:90%]``, to its examples.
+      origin: place and version of the data; part of the keys of caches, so that two versions of the
+        data under one name are told apart.
+      columns: names of the columns of an example; empty where the source does not know them.
+      on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once, prints the
+        names of bad images and leaves them out.
+      pairs: whether an example has a second image, ``image2``, for a comparison with the first.
     """
 
     name: str
@@ -97,7 +99,7 @@ class Source:
         """Random access to a split in TFDS syntax, such as ``train[:90%]``.
 
         Raises:
-          UserError: a split the source does not have, an empty one, or no good image in it.
+          UserError: an unknown split, an empty split, or a split whose images are all bad.
         """
         ranges = resolve_split(split, self.splits)
         if not sum(stop - start for _, start, stop in ranges):
@@ -114,7 +116,7 @@ OpenSource = Callable[[str, str, Options], Source]
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Examples in memory as a source has them: arrays [n, …] by column."""
+    """Examples in memory, not encoded: arrays [n, …] by column of the source."""
 
     arrays: dict[str, np.ndarray]
 
@@ -127,18 +129,19 @@ class ArrayExamples:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExamples(ArrayExamples):
-    """Examples in memory as a batch has them, preprocessed and with their targets."""
+    """Encoded examples in memory: arrays [n, …] of inputs and targets, by name in a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ActivationExamples:
-    """Activations in place of inputs: what enters the first stage that trains.
+    """Cached activations, the inputs of the first stage that trains, in place of examples.
 
     Attributes:
-      read: example numbers i64[n] to activations, a tree of arrays [n * inputs, …]; view v of
-        example i is number v * len(self) + i.
-      targets: arrays [examples, …] by their name in a batch.
-      views: fixed views per example; epoch e of training reads view e modulo `views`.
+      read: function of numbers i64[n] to activations, a tree of arrays [n * inputs, …]; view v of
+        example i has the number v * len(self) + i.
+      targets: arrays [examples, …], by their names in a batch.
+      views: number of fixed augmented views per example; epoch e of training reads view e modulo
+        `views`.
     """
 
     read: Callable[[np.ndarray], Any]
@@ -149,19 +152,20 @@ class ActivationExamples:
         return len(next(iter(self.targets.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        raise TypeError("activations are read by `gather`, many at a time")
+        raise TypeError("activations of several examples are read at once, by `gather`")
 
 
 def open_source(name: str, options: Options | None = None, *, data_dir: str = "") -> Source:
-    """Opens a data source by name; reads metadata only, and downloads only with ``prepare``.
+    """Opens a data source; reads only metadata, and downloads only with the option ``prepare``.
 
     Args:
-      name: as in `SOURCES`.
-      options: how it is read.
-      data_dir: of the options, for short.
+      name: text of ``config.data.source``: a prefix of `SOURCES` and its argument, or the import
+        path of an `OpenSource` of another package.
+      options: options of reading.
+      data_dir: the option of this name, if `options` is None.
 
     Raises:
-      UserError: an unknown source, one that is not prepared, or options that do not fit it.
+      UserError: an unknown source, a source that is not prepared, or options that do not fit it.
     """
     options = options or Options(data_dir=data_dir)
     prefix, _, rest = name.partition(":")
@@ -195,13 +199,13 @@ def _open_door(name: str, door: str, argument: str, options: Options) -> Source:
     return dataclasses.replace(source, name=name)
 
 
-def options_of(data: Any) -> Options:
-    """The options that a config's ``data`` gives."""
+def options_of(data: ConfigDict) -> Options:
+    """The options in ``config.data``."""
     given = {**data, **data.csv}
     names = [field.name for field in dataclasses.fields(Options)]
     return Options(**{name: given[name] for name in names} | {"header": tuple(data.csv.header)})
 
 
-def open_configured(data: Any) -> Source:
-    """The source of a config's ``data``; `open_source`'s errors."""
+def open_configured(data: ConfigDict) -> Source:
+    """Opens the source of ``config.data``; raises the errors of `open_source`."""
     return open_source(data.source, options_of(data))

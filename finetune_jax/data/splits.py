@@ -1,4 +1,4 @@
-"""TFDS split syntax for sources that are not TFDS (``train[:90%]``), and splits of one table."""
+"""TFDS split syntax (``train[:90%]``) for every source, and random splits of one table."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ _PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])
 
 
 def resolve_split(text: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Returns ``(split, start, stop)`` index ranges; percentages round to the closest example.
+    """Parses a text such as ``train[10%:]+test``.
 
     Args:
-      text: such as ``train[10%:]+test``.
+      text: parts joined by ``+``; a part is the name of a split, with a range of example numbers or
+        percentages in brackets. Percentages are rounded to the closest example.
       sizes: number of examples of each split.
 
+    Returns:
+      (name of the split, number of the first example, number after the last example) of each part.
+
     Raises:
-      UserError: not this syntax, or an unknown split name.
+      UserError: another syntax, or an unknown split.
     """
     ranges = []
     for part in text.replace(" ", "").split("+"):
@@ -51,12 +55,14 @@ def resolve_split(text: str, sizes: Mapping[str, int]) -> list[tuple[str, int, i
 def hold_out(labels: Sequence[Any], seed: int) -> dict[str, np.ndarray]:
     """Splits examples 80/10/10 into ``train``, ``validation`` and ``test``, stratified by label.
 
-    Sorted by label (shuffled within each), every ninth and tenth of ten go to validation and test:
-    no class, and no range of a numeric label, is off its share by more than one example.
+    Examples are sorted by label, in random order within a label. Of every ten, the ninth goes to
+    validation and the tenth to test, so that each class, and each range of a numeric label, has its
+    share in every split up to one example.
 
     Args:
-      labels: one per example, of one sortable type; all the same for no stratification.
-      seed: of the split; never the run's, or runs of several seeds would test on others' training.
+      labels: one label per example, of one sortable type; equal labels for no stratification.
+      seed: seed of the split. It must not be the seed of the run: runs of several seeds would be
+        tested on training examples of each other.
 
     Returns:
       Example numbers i64[n] by split, each in an order shuffled by the seed.
@@ -70,5 +76,5 @@ def hold_out(labels: Sequence[Any], seed: int) -> dict[str, np.ndarray]:
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Numbers of `count` examples in a fixed random order, so that slices are random samples."""
+    """Numbers i64[count] of examples in a fixed random order, so that slices are random samples."""
     return np.random.Generator(np.random.Philox(key=[seed, count])).permutation(count)

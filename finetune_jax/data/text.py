@@ -1,4 +1,4 @@
-"""Texts to token numbers, with the model's own tokenizer file."""
+"""Tokenizes texts by the tokenizer file of the model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ PAIRS = ("joined", "apart")
 
 @dataclasses.dataclass(frozen=True)
 class TextPreprocess:
-    """Tokenizes one text, or two, to a fixed number of tokens; longer texts are cut.
+    """Tokenizes one or two texts per example to a fixed number of tokens; cuts longer texts.
 
     Attributes:
       tokenizer: content of a ``tokenizer.json`` of the tokenizers library.
-      size: tokens per input, special tokens included.
-      columns: of the example: one text, or two.
-      pairs: two texts are ``joined`` into one input, or go ``apart`` as two views.
+      size: number of tokens per input, special tokens included.
+      columns: one or two columns of an example, which hold texts.
+      pairs: ``joined``: two texts become one input of the model; ``apart``: two texts become two
+        consecutive inputs.
     """
 
     tokenizer: str
@@ -37,7 +38,7 @@ class TextPreprocess:
 
     @classmethod
     def open(cls, path: Path, size: int, columns: tuple[str, ...], pairs: str) -> TextPreprocess:
-        """Reads a tokenizer; raises UserError if there is none, or a value is wrong."""
+        """Reads a tokenizer file; UserError for a missing or damaged file, or a wrong value."""
         if pairs not in PAIRS:
             raise UserError(f"unknown treatment of pairs {pairs!r}.{nearest(pairs, PAIRS)}")
         if len(columns) not in (1, 2):
@@ -46,10 +47,10 @@ class TextPreprocess:
                 f"{', '.join(columns) or 'none'}"
             )
         if not path.is_file():
-            raise UserError(f"data.tokenizer: {path} is not there; expected the model's {_FILE}")
-        made = cls(path.read_text(encoding="utf-8"), size, columns, pairs)
-        made._tokenizer  # noqa: B018  so that a damaged file is refused now
-        return made
+            raise UserError(f"data.tokenizer: no file {path}; expected the model's {_FILE}")
+        preprocess = cls(path.read_text(encoding="utf-8"), size, columns, pairs)
+        preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
+        return preprocess
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -76,7 +77,7 @@ class TextPreprocess:
         return tokenizer
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """``input_ids``, ``attention_mask``, ``token_type_ids`` i32[size], or [2, size] apart.
+        """``input_ids``, ``attention_mask``, ``token_type_ids``: i32[size], or [2, size] if apart.
 
         Raises:
           UserError: the example lacks one of the columns.
@@ -108,18 +109,18 @@ class TextPreprocess:
         return self.pairs == "joined" and len(self.columns) == 2
 
     def device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """The same arrays i32[b * views, size]."""
+        """The same arrays, i32[b, size] or, of two texts apart, i32[b * 2, size]."""
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: batch[name].reshape(-1, self.size) for name in names}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch of `count`."""
+        """Shapes and dtypes of the arrays of `host` in a batch of `count` examples."""
         shape = (count, self.size) if self._views == 1 else (count, 2, self.size)
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
     def read(self, text: str) -> dict[str, Any]:
-        """A text, or two separated by a tab, by column; UserError for another number of texts."""
+        """One text, or two separated by a tab, by column; UserError for another number of texts."""
         parts = text.split("\t")
         if len(parts) != len(self.columns):
             raise UserError(
@@ -129,7 +130,7 @@ class TextPreprocess:
         return dict(zip(self.columns, parts, strict=True))
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
-        """Plain JSON values; the tokenizer goes into a file of `folder`, if it is given."""
+        """Plain JSON values; the tokenizer is written to a file in `folder`, if it is given."""
         values = {
             "kind": self.kind, "size": self.size, "columns": list(self.columns),
             "pairs": self.pairs,

@@ -1,4 +1,4 @@
-"""Results in order from worker processes, through grain."""
+"""Ordered results of worker processes, by the library grain."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from finetune_jax.errors import UserError
 def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
     """Yields function(start), …, function(stop - 1), computed ahead by processes.
 
-    Process w of n computes every n-th from the w-th on, so results come in order whatever their
-    number. Each starts anew, imports what `function` needs, and sees no accelerator.
+    Process w of n computes every n-th result from the w-th on, so the order does not depend on the
+    number of processes. A process starts without the state of this process, imports the modules
+    that `function` needs, and sees no accelerator.
 
     Args:
-      function: picklable, of a number.
-      start: first.
-      stop: one after the last.
+      function: picklable function of a number.
+      start: first number.
+      stop: number after the last one.
       workers: number of processes, at least 1.
 
     Raises:
-      Exception: what `function` raised, at its place in the order.
+      Exception: the error that `function` raised, in place of its result.
     """
     try:
         import grain
@@ -30,12 +31,13 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
         raise UserError("data.workers: worker processes need grain: pip install grain") from None
     from absl import flags
 
-    # grain reads its own flags, which outside of a command nobody has parsed.
+    # grain reads absl flags, which are not parsed outside of a command.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     numbers = grain.MapDataset.range(start, stop).map(function)
     read = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    # Through pipes: containers often have 64 MB of shared memory, two batches of photographs.
+    # Results go through pipes: the shared memory of a container is often 64 MB, which two batches
+    # of photographs fill.
     options = grain.experimental.DatasetOptions(min_shm_size=2**62)
     dataset = grain.experimental.WithOptionsIterDataset(read, options).mp_prefetch(
         grain.MultiprocessingOptions(

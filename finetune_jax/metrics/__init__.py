@@ -1,1 +1,1 @@
-"""Numbers about predictions, from arrays alone: metrics and their intervals."""
+"""Metrics and their intervals, computed from arrays alone."""

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: likelihood, calibration error, temperature."""
+"""Quality of predicted probabilities: likelihood, calibration error, temperature, risk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """f64[n, classes]."""
+    """Log-probabilities f64[n, classes] of logits f[n, classes]."""
     shifted = np.asarray(logits, np.float64)
     shifted = shifted - shifted.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -22,7 +22,7 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def brier(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean squared distance of probabilities and one-hot labels (Brier 1950), from 0 to 2.
+    """Mean squared distance between probabilities and one-hot labels (Brier 1950), in [0, 2].
 
     nan without examples.
     """
@@ -36,17 +36,23 @@ def brier(logits: np.ndarray, labels: np.ndarray) -> float:
 def reliability(
     logits: np.ndarray, labels: np.ndarray, bins: int = 15
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(count, mean confidence, accuracy) per bin of equal width; nan where a bin is empty.
+    """Confidence and accuracy of examples that are binned by confidence.
+
+    Confidence is the probability of the predicted class.
 
     Args:
       logits: f[n, classes].
       labels: i[n].
-      bins: from 0 to 1.
+      bins: number of bins of equal width from 0 to 1.
+
+    Returns:
+      (number of examples i64[bins], mean confidence f64[bins], accuracy f64[bins]); the mean and
+      the accuracy of an empty bin are nan.
     """
     probabilities = np.exp(log_softmax(logits))
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
-    # Bins are (low, high], as in the definition; a product with their number would round.
+    # Bins are (low, high], as in the definition; confidence * bins would round at the borders.
     place = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
     counts = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -56,7 +62,11 @@ def reliability(
 
 
 def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error, top class, bins of equal width (Guo et al. 2017, 1706.04599)."""
+    """Expected calibration error of the predicted class (Guo et al. 2017, arXiv 1706.04599).
+
+    Mean |confidence - accuracy| over the bins of `reliability`, weighted by their numbers of
+    examples, in [0, 1]; nan without examples.
+    """
     if not len(labels):
         return math.nan
     counts, means, accuracies = reliability(logits, labels, bins)
@@ -66,10 +76,10 @@ def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T > 0 that minimises the likelihood loss of logits / T (Guo et al. 2017, 1706.04599).
+    """The T > 0 that minimises `nll` of logits / T (Guo et al. 2017, arXiv 1706.04599).
 
-    Fit it on validation. The loss is convex in 1 / T, so the minimum in [1/100, 100] is found by
-    bounded search; where every example is right, it is so low that the loss is 0 in f64. nan
+    T is fitted on the validation split. `nll` is convex in 1 / T, so a bounded search finds its
+    minimum in [1/100, 100]. Where every example is right, T is so low that `nll` is 0 in f64. nan
     without examples.
     """
     if not len(labels):
@@ -87,10 +97,13 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def selective(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(coverage f[n], risk f[n]): error among the share of examples predicted most confidently.
+    """Risk at each coverage, when only the most confident predictions are kept.
 
     Examples of equal confidence count with their mean error, so that their order does not matter.
-    Both are empty without examples.
+
+    Returns:
+      (coverage f64[n], the share of examples that is kept; risk f64[n], the error rate of those
+      examples); both are empty without examples.
     """
     probabilities = np.exp(log_softmax(logits))
     _, group = np.unique(-probabilities.max(-1), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Scores of class predictions, from logits or labels; undefined ones are nan, never a guess."""
+"""Scores of class predictions, from logits or labels; an undefined score is nan."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether the label is among the k highest logits, bool[n].
 
-    Equal logits are ordered by class number, as argmax does.
+    Equal logits are ordered by class number, as argmax orders them.
 
     Args:
       logits: f[n, classes].
       labels: i[n].
-      k: at least 1; from the number of classes on everything is right.
+      k: at least 1; if k is at least the number of classes, every example is right.
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     above = (logits > own).sum(1)
@@ -32,7 +32,11 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
     """``precision``, ``recall`` and ``f1`` f64[classes], and ``count`` i64[classes] of the labels.
 
-    nan where a class is never predicted (precision), never occurs (recall), or neither (f1).
+    Precision is nan for a class that is never predicted, recall for a class that never occurs, and
+    F1 for a class of both kinds.
+
+    Args:
+      table: result of `confusion`.
     """
     hits, rows, columns = np.diag(table), table.sum(1), table.sum(0)
     with np.errstate(invalid="ignore"):
@@ -48,7 +52,7 @@ def balanced_accuracy(table: np.ndarray) -> float:
     """Mean recall over the classes that occur; nan without examples.
 
     Args:
-      table: `confusion`.
+      table: result of `confusion`.
     """
     counts = table.sum(1)
     seen = counts > 0
@@ -63,9 +67,9 @@ def macro_f1(table: np.ndarray) -> float:
 
 
 def matthews(table: np.ndarray) -> float:
-    """Matthews correlation of several classes (Gorodkin 2004); 0 where either side is constant.
+    """Matthews correlation of several classes (Gorodkin 2004), in [-1, 1].
 
-    nan without examples.
+    0 where all labels, or all predictions, are of one class; nan without examples.
     """
     rows, columns = table.sum(1).astype(float), table.sum(0).astype(float)
     total = rows.sum()
@@ -77,7 +81,9 @@ def matthews(table: np.ndarray) -> float:
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve of two classes, ties shared; nan if only one class occurs.
+    """Area under the ROC curve of two classes; nan if only one class occurs.
+
+    A pair of examples with equal scores counts one half.
 
     Args:
       scores: f[n], higher for the positive class.
@@ -94,7 +100,9 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Average precision of two classes, ties at one threshold; nan without a positive example.
+    """Average precision of two classes; nan without a positive example.
+
+    Examples with equal scores are at one threshold.
 
     Args:
       scores: f[n], higher for the positive class.

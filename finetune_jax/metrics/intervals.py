@@ -1,4 +1,4 @@
-"""Intervals of scores: Wilson for shares, bootstrap for everything else."""
+"""Confidence intervals of scores: Wilson for proportions, bootstrap for other scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _Z95 = 1.959963984540054
 
 
 def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927), 95 % by default; (nan, nan) if n is 0.
+    """Wilson's score interval of a proportion (1927): (low, high); (nan, nan) if n is 0.
 
     Args:
-      successes: from 0 to n.
-      n: trials.
-      z: normal quantile of the level.
+      successes: number of successes, from 0 to n.
+      n: number of trials.
+      z: quantile of the normal distribution for the confidence level; the default is for 95 %.
     """
     if not n:
         return math.nan, math.nan
@@ -34,17 +34,17 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval over resampled examples (Efron 1979).
+    """Percentile interval of a statistic over resampled examples (Efron 1979).
 
     Args:
-      statistic: of example numbers i64[n], drawn with replacement.
-      n: examples.
-      resamples: how often.
-      level: of the interval, in (0, 1).
-      seed: of the draws; the same examples always give the same interval.
+      statistic: function of example numbers i64[n], drawn with replacement, to the statistic.
+      n: number of examples.
+      resamples: number of resamples.
+      level: confidence level, in (0, 1).
+      seed: seed of the draws; the same examples always give the same interval.
 
     Returns:
-      (low, high) over the resamples on which the statistic is defined; nan if there is none.
+      (low, high) over the resamples on which the statistic is finite; (nan, nan) without any.
     """
     if not n:
         return math.nan, math.nan
@@ -60,5 +60,5 @@ def bootstrap(
 def bootstrap_pairs(
     score: Callable[[np.ndarray, np.ndarray], float], predicted: np.ndarray, targets: np.ndarray
 ) -> tuple[float, float]:
-    """`bootstrap` of a score of predictions [n, …] and their targets [n, …]."""
+    """`bootstrap` of a score of predictions [n, …] and targets [n, …]: (low, high)."""
     return bootstrap(lambda rows: score(predicted[rows], targets[rows]), len(targets))

@@ -1,4 +1,4 @@
-"""Scores of classes in an order."""
+"""Scores of ordered classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 def weighted_kappa(table: np.ndarray) -> float:
     """Cohen's kappa with quadratic weights (1968), in [-1, 1].
 
-    nan without examples, and where labels and predictions are all of one same class.
+    nan without examples, and where all labels and all predictions are of the same class.
 
     Args:
-      table: `finetune_jax.metrics.classification.confusion`.
+      table: result of `finetune_jax.metrics.classification.confusion`.
     """
     total = table.sum()
     if not total:

@@ -1,4 +1,4 @@
-"""Whether two models differ on the same examples."""
+"""Tests of whether two models differ on the same examples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 
 
 def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Exact two-sided p-value of McNemar's test (1947) that both are right equally often.
+    """Exact two-sided p-value of McNemar's test (1947).
 
-    1 where they never differ.
+    The null hypothesis is that both models are right equally often. The p-value is 1 where no
+    example tells the models apart.
 
     Args:
-      ours: bool[n], whether each example was right.
-      theirs: likewise, of the same examples.
+      ours: bool[n], whether the first model was right on each example.
+      theirs: bool[n], whether the second model was right on each of the same examples.
     """
     from scipy.stats import binomtest
 
@@ -32,19 +33,20 @@ def bootstrap_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(low, high, p) of a difference of scores over resampled examples, paired.
+    """Paired bootstrap of a difference of scores: interval and p-value.
 
     Args:
-      statistic: difference of the two scores on example numbers i64[n].
-      n: examples.
-      resamples: how often.
-      level: of the interval.
-      seed: of the draws.
+      statistic: function of example numbers i64[n], drawn with replacement, to the difference of
+        the scores of two models on those examples.
+      n: number of examples.
+      resamples: number of resamples.
+      level: confidence level, in (0, 1).
+      seed: seed of the draws.
 
     Returns:
-      The percentile interval, and the two-sided p-value of no difference: twice the share of
-      resamples on the other side of 0, at least 1 / resamples. Resamples on which the difference is
-      undefined are left out; all nan if there is no other.
+      (low, high, p): the percentile interval, and the two-sided p-value of no difference, which is
+      twice the share of resamples on the other side of 0 and at least 1 / resamples. Resamples on
+      which the difference is not finite are left out; all three are nan without any other.
     """
     if not n:
         return math.nan, math.nan, math.nan
@@ -59,7 +61,7 @@ def bootstrap_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given."""
+    """Holm's adjusted p-values (1979), in the order of `p_values`."""
     order = np.argsort(p_values)
     adjusted, highest = np.empty(len(p_values)), 0.0
     for rank, index in enumerate(order):

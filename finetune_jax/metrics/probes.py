@@ -1,6 +1,6 @@
 """Closed-form probes of frozen features: k nearest neighbours, and ridge on a few examples.
 
-Cheap enough to run at every evaluation of a training run: ``eval.probes = "knn(k=20) +
+Probes are fast enough to run at every evaluation of a training run: ``eval.probes = "knn(k=20) +
 few_shot(10)"``.
 """
 
@@ -15,21 +15,22 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse
 
 TRAINING_EXAMPLES = 10_000
-"""That probes read at most at an evaluation during training, where all would take too long."""
+"""Most training examples that probes read in an evaluation during training, to save time."""
 
 _CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A probe, as text names it.
+    """A probe and its options.
 
     Attributes:
       name: ``knn`` or ``few_shot``.
-      number: of neighbours, or of training examples per class.
-      temperature: of the votes of neighbours.
-      l2: strength of the ridge.
-      draws: random sets of training examples, whose scores are averaged.
+      number: number of neighbours (``knn``), or of training examples per class (``few_shot``).
+      temperature: temperature of the neighbours' votes, above 0 (``knn``).
+      l2: strength of the ridge, above 0 (``few_shot``).
+      draws: number of random sets of training examples, over which the score is averaged
+        (``few_shot``).
     """
 
     name: str
@@ -40,13 +41,18 @@ class Probe:
 
     @property
     def key(self) -> str:
-        """Its name among the scores: ``knn20``, ``few_shot10``."""
+        """Name of the probe's score, such as ``knn20`` or ``few_shot10``."""
         return f"{self.name}{self.number}"
 
     def score(
         self, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
     ) -> float:
-        """Accuracy on `test`, both (features f32[n, width], labels i[n])."""
+        """Accuracy in [0, 1] of the probe on `test`.
+
+        Args:
+          train: features f32[n, width] and labels i[n] of training examples.
+          test: features and labels of the examples that are scored.
+        """
         if self.name == "knn":
             return knn(train, test, k=self.number, temperature=self.temperature)
         draws = [
@@ -55,21 +61,26 @@ class Probe:
         return float(np.mean(draws))
 
 
+# By name of the probe: name and default of `Probe.number` in the text, and the other options.
 _PROBES = {"knn": ("k", 20, ("temperature",)), "few_shot": ("shots", 10, ("l2", "draws"))}
 
 
 def parse_probes(text: str) -> tuple[Probe, ...]:
-    """Reads ``knn(k=20, temperature=0.07) + few_shot(10, l2=1.0, draws=3)``; empty for none.
+    """Parses ``knn(k=20, temperature=0.07) + few_shot(10, l2=1.0, draws=3)``.
+
+    Returns:
+      The probes in the order of the text; none for an empty text.
 
     Raises:
-      UserError: unknown probe or argument, a value that is no positive number, or one probe twice.
+      UserError: an unknown probe or argument, a value that is not a positive number, or the same
+        probe twice.
     """
     if not text.strip():
         return ()
     probes = tuple(_probe(call) for call in parse(text))
     keys = [probe.key for probe in probes]
     if len(set(keys)) < len(keys):
-        raise UserError(f"probes: expected each once, found {', '.join(keys)}")
+        raise UserError(f"probes: expected each probe once, found {', '.join(keys)}")
     return probes
 
 
@@ -86,8 +97,8 @@ def _probe(call: Call) -> Probe:
             raise UserError(
                 f"probe {call}: unknown argument {key!r}.{nearest(key, (first, *others))}"
             )
-    whole = {first: number, **{k: v for k, v in given.items() if k == "draws"}}
-    for key, value in whole.items():
+    counts = {first: number, **{k: v for k, v in given.items() if k == "draws"}}
+    for key, value in counts.items():
         if type(value) is not int or value < 1:
             raise UserError(
                 f"probe {call}: {key}: expected a whole number of at least 1, found {value!r}"
@@ -103,12 +114,17 @@ def probe_scores(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, float]:
-    """Accuracy of each probe on `test` by its key; arguments as for `Probe.score`."""
+    """Accuracy of each probe on `test`, by `Probe.key`; arguments as for `Probe.score`."""
     return {probe.key: probe.score(train, test) for probe in probes}
 
 
 def sample(count: int, limit: int) -> np.ndarray:
-    """Numbers i64 of at most `limit` of `count` examples, always the same; 0 for all."""
+    """A fixed random sample of example numbers, i64[min(count, limit)], sorted.
+
+    Args:
+      count: number of examples.
+      limit: largest size of the sample; 0 for all examples.
+    """
     if not limit or limit >= count:
         return np.arange(count)
     generator = np.random.Generator(np.random.Philox(0))
@@ -126,12 +142,13 @@ def knn(
 
     Args:
       train: features f32[n, width] and labels i[n].
-      test: likewise; is scored.
-      k: neighbours; all there are where there are fewer.
-      temperature: a neighbour votes exp(cosine / temperature); ties go to the lower class.
+      test: features and labels of the examples that are scored.
+      k: number of neighbours; all training examples where there are fewer.
+      temperature: a neighbour's vote is exp(cosine / temperature); of classes with equal votes the
+        lowest number wins.
 
     Returns:
-      The share that is right; nan without examples on either side.
+      Accuracy in [0, 1]; nan without training or test examples.
     """
     (bank, labels), (queries, truth) = train, test
     if not len(bank) or not len(queries):
@@ -142,7 +159,8 @@ def knn(
     for start in range(0, len(queries), _CHUNK):
         cosine = queries[start : start + _CHUNK] @ bank.T
         near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        # Relative to the nearest: only ratios count, and none overflows.
+        # Relative to the nearest neighbour's cosine: only ratios of votes matter, and no
+        # exponential overflows.
         closeness = np.take_along_axis(cosine, near, 1).astype(np.float64)
         weights = np.exp((closeness - closeness.max(1, keepdims=True)) / temperature)
         votes = np.zeros((len(cosine), classes))
@@ -161,18 +179,18 @@ def few_shot(
 ) -> float:
     """Accuracy of a ridge regression on a few examples of each class.
 
-    Least squares on targets of -1 and 1, solved in closed form; features are centred and scaled by
-    the few examples alone. Nothing is chosen on the split that is scored.
+    Least squares on targets of -1 and 1, solved in closed form. Mean and scale of the features come
+    from the few examples, so nothing depends on the split that is scored.
 
     Args:
       train: features f32[n, width] and labels i[n].
-      test: likewise; is scored.
-      shots: examples per class; all there are where there are fewer.
-      l2: strength, relative to features of mean norm 1.
-      seed: of which examples.
+      test: features and labels of the examples that are scored.
+      shots: training examples per class; all examples of a class where there are fewer.
+      l2: strength of the ridge, for features scaled to mean norm 1.
+      seed: seed of the choice of training examples.
 
     Returns:
-      The share that is right; nan without examples on either side.
+      Accuracy in [0, 1]; nan without training or test examples.
     """
     (features, labels), (queries, truth) = train, test
     if not len(features) or not len(queries):
@@ -186,7 +204,7 @@ def few_shot(
     mean = x.mean(0)
     scale = max(float(np.linalg.norm(x - mean, axis=1).mean()), 1e-12)
     x, targets = (x - mean) / scale, 2.0 * (y[:, None] == seen) - 1
-    # In the space of the examples: there are fewer of them than features, mostly.
+    # Solved in the dual, [n, n]: there are usually fewer examples than features.
     dual = np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets - targets.mean(0))
     outputs = ((queries - mean) / scale) @ (x.T @ dual) + targets.mean(0)
     return float((seen[outputs.argmax(1)] == truth).mean())

@@ -1,4 +1,4 @@
-"""Scores of real-valued predictions; undefined ones are nan."""
+"""Scores of real-valued predictions; an undefined score is nan."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def mae(predicted: np.ndarray, targets: np.ndarray) -> float:
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of two f[n]; nan where either is constant or n < 2."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    # Asked before the mean is taken off: it may not be exactly a constant's value.
+    # Tested before the mean is subtracted: the mean of equal values may differ from the value.
     if len(a) < 2 or not np.ptp(a) > 0 or not np.ptp(b) > 0:
         return math.nan
     a, b = a - a.mean(), b - b.mean()
-    # Scaled first: squares of tiny numbers would vanish.
+    # Scaled before squaring, because the squares of tiny numbers are 0.
     largest = np.abs(a).max(), np.abs(b).max()
     if not min(largest) > 0:
         return math.nan
@@ -37,14 +37,17 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation, ties sharing their mean rank; nan where either is constant."""
+    """Spearman's rank correlation of two f[n]; nan where either is constant or n < 2.
+
+    Equal values share their mean rank.
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(a), rankdata(b)) if len(a) else math.nan
 
 
 def r2(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """Share of variance explained; nan for constant targets or fewer than two."""
+    """Coefficient of determination, at most 1; nan for constant targets or fewer than two."""
     targets = targets.astype(np.float64)
     if not len(targets) or not np.ptp(targets) > 0:
         return math.nan

@@ -8,12 +8,12 @@ import numpy as np
 
 
 def mean_iou(table: np.ndarray) -> float:
-    """Mean intersection over union, of the classes that occur or are predicted.
+    """Mean intersection over union of the classes that occur or are predicted, in [0, 1].
 
     nan without pixels.
 
     Args:
-      table: `finetune_jax.metrics.classification.confusion` of all pixels.
+      table: result of `finetune_jax.metrics.classification.confusion` of all pixels.
     """
     union = table.sum(0) + table.sum(1) - np.diag(table)
     seen = union > 0

@@ -90,15 +90,15 @@ class ModelSpec:
         """Layer number by stage: 0 before the first block, one number per block, then the rest.
 
         These are the numbers of layer-wise learning rate decay: with n blocks, the final norm and
-        the head share the number n + 1.
+        the head share the number n + 1. A stage between two blocks has the first block's number.
         """
         blocks, numbers, current = self.blocks, dict[str, int](), 0
         for stage in self.stages:
             if stage in blocks:
                 current = blocks.index(stage) + 1
-                numbers[stage] = current
-            else:
-                numbers[stage] = 0 if not current else len(blocks) + 1
+            elif blocks and current == len(blocks):
+                current += 1
+            numbers[stage] = current
         return numbers
 
     def leaves_of(self, stages: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ the sum of terms of each phase.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, Sum, call
@@ -50,21 +50,18 @@ def gradual(
 def _stage_groups(spec: ModelSpec, count: int) -> list[list[str]]:
     """The stages in `count` groups of about equally many blocks, and the stages after the blocks.
 
-    The stages before the blocks belong to the first group.
+    The stages before the blocks belong to the first group, a stage between two blocks to the group
+    of the first of them.
     """
     stages, blocks = spec.stages, spec.blocks
     if not blocks:
         raise UserError("gradual unfreezing needs blocks; this model has no blocks")
-    body = [[block] for block in blocks]
-    body[0] = [*stages[: stages.index(blocks[0])], *body[0]]
-    count = min(count or len(body), len(body))
-    edges = [round(i * len(body) / count) for i in range(count + 1)]
-    groups = [_joined(body[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-    return [*groups, list(stages[stages.index(blocks[-1]) + 1 :])]
-
-
-def _joined(lists: Sequence[list[str]]) -> list[str]:
-    return [item for items in lists for item in items]
+    count = min(count or len(blocks), len(blocks))
+    # Each group starts at the block with this number.
+    numbers = [round(i * len(blocks) / count) for i in range(count)]
+    end = stages.index(blocks[-1]) + 1
+    edges = [0, *(stages.index(blocks[number]) for number in numbers[1:]), end, len(stages)]
+    return [list(stages[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def chain_thaw(spec: ModelSpec, epochs: float = 1.0) -> list[Sum]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from finetune_jax.errors import UserError
 from finetune_jax.schemes.arguments import positive, positive_int
 from finetune_jax.schemes.model_spec import NORM, Measurement, ModelSpec, Selection
 
 
 def _by_layer(spec: ModelSpec, rate: Callable[[int, int], float]) -> Selection:
     """Rates by layer: ``rate(layer number, largest layer number)``."""
+    if not spec.blocks:
+        raise UserError("rates by layer need a model with blocks; this model has no blocks")
     numbers = spec.layer_numbers
     top = max(numbers.values())
     rates = {stage: rate(number, top) for stage, number in numbers.items()}

@@ -98,7 +98,7 @@ def test_origin_changes_with_list_size_and_time(tmp_path):
     ("counts", "message"),
     [
         ({}, "holds no images"),
-        ({"train/a": 1, "test/b": 1}, "classes that training has not: b"),
+        ({"train/a": 1, "test/b": 1}, "classes that the training split does not have: b"),
         ({"train/a": 1, "extra/a": 1}, "other folders: extra"),
         ({"train/a": 1, "val/a": 1, "valid/a": 1}, "are both the split 'validation'"),
     ],
@@ -119,7 +119,7 @@ def test_files_that_are_no_images_by_name_are_said(tmp_path, capsys):
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden").write_text("x")
     open_source(f"folder:{tmp_path}")
-    assert "1 files are no images by their names" in capsys.readouterr().out
+    assert "1 files are not images by name" in capsys.readouterr().out
 
 
 def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import __main__ as listing
-from experiments import vtab_1k
+from experiments import glue_lora_bitfit, vtab_1k
+from experiments.reproduction import Measured
 from finetune_jax import config as config_lib
 from finetune_jax.cli import load_config
 from finetune_jax.data.augment import parse_augment
@@ -82,6 +83,9 @@ def test_a_wrong_name_is_refused_with_the_nearest():
 
 def test_targets_of_pods_are_what_their_configs_make():
     found, _ = listing.scripts()
+    assert listing.run_tables() == [
+        one.name for one in found if one.config.startswith("configs/pods/")
+    ]
     of_pods = [one for one in found if one.config.startswith("configs/pods/")]
     assert sorted(Path(one.config).stem for one in of_pods) == CONFIGS
     for one in of_pods:
@@ -234,8 +238,8 @@ def get_config(argument):
 _SCRIPT = """
 import sys
 from pathlib import Path
-from experiments import pod_table
-from experiments.reproduction import Measured, Reproduction, Target
+from experiments import run_table
+from experiments.reproduction import Measured, Reproduction, RunTable, Target
 from finetune_jax.cli import run
 
 folder = Path(sys.argv.pop())
@@ -244,12 +248,45 @@ one = Reproduction(
     tuple(Target(name, 50, "within", 50.0, source="s") for name in ("a", "b", "c", "twice a")),
     "hardware", "hazards", "command", config=str(folder / "config.py"),
 )
-run(lambda _: pod_table.run_table(
+table = RunTable(
     one, {"a": "here", "b": "nowhere", "c": "here"}, {"c": "matthews"},
     lambda found: {"twice a": Measured(found["a"].value * 2)} if "a" in found else {},
-    folder / "result",
-))
+)
+run(lambda _: run_table.run_table(table, folder / "result"))
 """
+
+
+def test_figures_of_vtab_are_averaged_by_scheme():
+    from finetune_jax.configs.pods.vtab import GROUPS, TASKS
+
+    arguments = vtab_1k.TABLE.arguments
+    assert arguments["eurosat,lora"] == "eurosat,lora,final"
+    assert len(arguments) == 7 * len(TASKS)
+    found = {
+        f"{task},{scheme}": Measured(value, seeds=seeds)
+        for scheme, value in (("lora", 50.0), ("full", 70.0))
+        for task, seeds in zip(GROUPS["natural"], range(3, 10), strict=True)
+    }
+    del found[f"{list(GROUPS['natural'])[-1]},full"]
+    means = vtab_1k.TABLE.derived(found)
+    assert means == {"lora, mean of natural": Measured(50.0, seeds=3)}
+
+
+def test_scores_of_glue_are_those_of_the_published_tables():
+    metrics = glue_lora_bitfit.TABLE.metrics
+    assert metrics.keys() == {target.name for target in glue_lora_bitfit.REPRODUCTION.targets}
+    assert metrics["cola,lora"] == "matthews" and metrics["sst2,bitfit"] == "accuracy"
+    assert metrics["stsb,full_roberta"] == "pearson" and metrics["stsb,bitfit"] == "spearman"
+
+
+def test_run_finds_the_table_of_its_name():
+    assert listing.find_table(["vtab_1k"]) is vtab_1k.TABLE
+    with pytest.raises(UserError, match="Did you mean 'vtab_1k'"):
+        listing.find_table(["vtab"])
+    with pytest.raises(UserError, match="expected one name"):
+        listing.find_table([])
+    with pytest.raises(UserError, match="no table of runs 'lp_ft'"):
+        listing.find_table(["lp_ft"])
 
 
 @pytest.mark.slow
@@ -286,7 +323,7 @@ def test_a_table_runs_what_is_there_and_says_what_the_rest_needs(tmp_path):
     # Of ten even classes, (accuracy - 1/10) / (1 - 1/10) is about the Matthews correlation.
     assert c["found"]["value"] == pytest.approx((mean - 10) / 0.9, abs=3)
     assert result["seconds"] == pytest.approx(sum(one["seconds"] for one in trained))
-    assert result["command"] == "python -m experiments.tiny --seeds=2"
+    assert result["command"] == "python -m experiments run tiny --seeds=2"
 
     again = run("--seeds=2", "--only=b,c")
     assert again.returncode == 0 and "compiling the train step" not in again.stdout

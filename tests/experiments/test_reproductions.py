@@ -29,7 +29,8 @@ REPRODUCTIONS, _ = listing.scripts()
 @pytest.mark.parametrize("one", REPRODUCTIONS, ids=lambda one: one.name)
 def test_every_reproduction_says_what_it_must(one):
     module = importlib.import_module(f"experiments.{one.name}")
-    assert one.targets and one.command.startswith(f"python -m experiments.{one.name}")
+    run = "experiments run " if hasattr(module, "TABLE") else "experiments."
+    assert one.targets and one.command.startswith(f"python -m {run}{one.name}")
     assert len({target.name for target in one.targets}) == len(one.targets)
     for field in ("paper", "claim", "hazards", "hardware", "needs"):
         assert getattr(one, field), field
@@ -88,9 +89,9 @@ def test_a_record_holds_figure_verdict_and_origin(tmp_path):
         "n", "paper", "claim", (Target("a", 8.27, "within", 0.005, source="s"), Target("b", 1.0)),
         "hardware", "hazards", "command",
     )  # fmt: skip
-    about = {"config_hash": "abc", "versions": {"jax": "1"}, "seconds": 3.0}
+    provenance = {"config_hash": "abc", "versions": {"jax": "1"}, "seconds": 3.0}
     found = {"a": Measured(8.27, 7.7, 8.9, 10_000), "b": NotRun("a pod")}
-    text = record(one, found, about, "more", tmp_path).read_text()
+    text = record(one, found, provenance, "more", tmp_path).read_text()
     for part in ("8.27 [7.7, 8.9]", "10,000", "not run (needs a pod)", "abc", "jax 1", "more"):
         assert part in text
     assert "```\ncommand\n```" in text
@@ -100,7 +101,7 @@ def test_a_record_holds_figure_verdict_and_origin(tmp_path):
     assert [row["verdict"] for row in kept["rows"]] == ["reproduced", "not run (needs a pod)"]
     assert kept["rows"][0]["found"]["value"] == 8.27 and kept["config_hash"] == "abc"
     with pytest.raises(ValueError, match="expected figures"):
-        record(one, {"a": found["a"]}, about, folder=tmp_path)
+        record(one, {"a": found["a"]}, provenance, folder=tmp_path)
 
 
 def test_a_record_says_the_command_that_was_run_and_stays_a_table(tmp_path):
@@ -108,10 +109,10 @@ def test_a_record_says_the_command_that_was_run_and_stays_a_table(tmp_path):
         "n", "paper", "claim", (Target("a|b", 1.0, "within", 0.1, source="s"),), "hardware",
         "hazards", "command", config="configs/quickstart.py",
     )  # fmt: skip
-    about = {
+    provenance = {
         "config_hash": {"x": "abc"}, "versions": {}, "seconds": 0.0, "command": "command --seeds=1",
     }  # fmt: skip
-    text = record(one, {"a|b": NotRun("a | b\nand c")}, about, "", tmp_path).read_text()
+    text = record(one, {"a|b": NotRun("a | b\nand c")}, provenance, "", tmp_path).read_text()
     assert "```\ncommand --seeds=1\n```" in text
     assert "config configs/quickstart.py abc (x)" in text
     row = next(line for line in text.splitlines() if line.startswith("| a"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -23,7 +24,40 @@ from commands import QUICK_COMPILE  # noqa: E402
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}".strip()
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, default=0, help="Seed of the fixture rng and of hypothesis."
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its seed
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = str(config.getoption("--seed"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    option = config.option
+    return f"seeds: --seed={option.seed} --hypothesis-seed={option.hypothesis_seed}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers of one test, which depend on ``--seed`` and on the name of the test."""
+    name = int.from_bytes(request.node.nodeid.encode())
+    return np.random.default_rng([request.config.getoption("--seed"), name])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs() -> Iterator[None]:
+    """Frees the compiled programs of a module; without this, a worker grows by gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

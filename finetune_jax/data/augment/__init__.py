@@ -1,7 +1,8 @@
 """Random augmentations on device, inside the jitted step: ``"random_crop(pad=4) + flip"``.
 
-They see pixels, RGB in [0, 1], before these are normalised. Every image is drawn for by itself,
-from the step's key alone: the same on any number of devices, and one program whatever is drawn.
+Augmentations read pixels, RGB in [0, 1], before normalisation. The random choices of every image
+are independent and come from the PRNG key of the step alone, so they do not depend on the number of
+devices, and the program does not depend on the choices.
 """
 
 from __future__ import annotations
@@ -58,41 +59,44 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "rand_augment": rand_augment.rand_augment,
 }
 MIXES: dict[str, Callable[..., Any]] = {"mixup": mix.mixup, "cutmix": mix.cutmix}
-_COLOURS = ("colour_jitter", "grayscale")  # leave every pixel where it is
+_COLOURS = ("colour_jitter", "grayscale")  # transforms that move no pixel
 
 
 def canonical(augment: str | Sequence[str]) -> str:
-    """``config.data.augment``, a text or several, as one text; empty for none."""
+    """``config.data.augment``, a text or several texts, as one text; empty for no augmentation."""
     texts = [augment] if isinstance(augment, str) else list(augment)
     return " + ".join(text.strip() for text in texts if text.strip())
 
 
 def mixes(augment: str | Sequence[str]) -> bool:
-    """Whether it mixes images of a batch, and so changes targets."""
+    """Whether an augmentation mixes images of a batch, and thereby changes targets."""
     return any(term.name in MIXES for term in _terms(augment))
 
 
 def parse_augment(augment: str | Sequence[str], fill: Any = 0.0) -> Augment:
-    """Returns a function of (key, pixels, batch) that runs the terms left to right.
+    """Returns a function of (key, pixels, batch) that applies the terms from left to right.
 
-    The terms that mix (`MIXES`) come last; of several, one is drawn in each step. They add
-    ``label2`` and ``mix`` to the batch.
+    Terms that mix images (`MIXES`) come last; of several such terms, one is drawn in each step. A
+    mixing term adds ``label2`` and ``mix`` to the batch (`finetune_jax.data.augment.mix`).
 
     Args:
-      augment: terms joined by ``+``, or several such texts; empty for none.
-      fill: f32[channels], what is outside of an image.
+      augment: terms joined by ``+``, or several such texts; empty for no augmentation.
+      fill: f32[channels], or a number: the colour outside of an image.
 
     Raises:
-      UserError: an unknown term or argument, a value out of range, or a mixing term not at the end.
+      UserError: an unknown term or argument, a value out of range, or a mixing term before another
+        term.
     """
     terms = _terms(augment)
-    made = [_make(term) for term in terms]
-    last = [term.name in MIXES for term in terms]
-    if last != sorted(last):
+    functions = [_make(term) for term in terms]
+    is_mix = [term.name in MIXES for term in terms]
+    if is_mix != sorted(is_mix):
         raise UserError(
-            f"data.augment: what mixes images comes last, found {' + '.join(map(str, terms))}"
+            f"data.augment: expected the terms that mix images at the end, found "
+            f"{' + '.join(map(str, terms))}"
         )
-    transforms, mixing = made[: last.count(False)], made[last.count(False) :]
+    count = is_mix.count(False)
+    transforms, mixing = functions[:count], functions[count:]
 
     def apply(key: jax.Array, pixels: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         for index, transform in enumerate(transforms):
@@ -100,8 +104,8 @@ def parse_augment(augment: str | Sequence[str], fill: Any = 0.0) -> Augment:
         if mixing:
             first, second = jax.random.split(jax.random.fold_in(key, len(transforms)))
             which = jax.random.randint(first, (), 0, len(mixing))
-            pixels, own = jax.lax.switch(which, mixing, second, pixels)
-            batch = {**batch, "label2": jnp.roll(batch["label"], 1, axis=0), "mix": own}
+            pixels, shares = jax.lax.switch(which, mixing, second, pixels)
+            batch = {**batch, "label2": jnp.roll(batch["label"], 1, axis=0), "mix": shares}
         return pixels, batch
 
     return apply
@@ -115,7 +119,7 @@ def make_input_pipeline(preprocess: Any, augment: str | Sequence[str] = "") -> I
       augment: see `parse_augment`.
 
     Raises:
-      UserError: `parse_augment`'s, and inputs that are no images.
+      UserError: the errors of `parse_augment`, or an augmentation of inputs that are not images.
     """
     if not canonical(augment):
         return InputPipeline(preprocess.device)
@@ -134,18 +138,18 @@ def make_input_pipeline(preprocess: Any, augment: str | Sequence[str] = "") -> I
 
 
 def check_targets(augment: str | Sequence[str], targets: Mapping[str, Any]) -> None:
-    """Raises UserError where targets would no longer be those of the changed images.
+    """Raises UserError for an augmentation after which targets would not fit the images.
 
     Args:
       augment: see `parse_augment`.
-      targets: abstract arrays of a batch, from `Task.abstract`.
+      targets: shapes and dtypes of the targets of a batch, from `Task.abstract`.
     """
     terms = _terms(augment)
     if "class_map" in targets:
         moving = [term.name for term in terms if term.name not in _COLOURS]
         if moving:
             raise UserError(
-                f"data.augment: {moving[0]} moves pixels, but not those of the masks; for this "
+                f"data.augment: {moving[0]} moves the pixels of images, but not of masks; for this "
                 f"task expected only {', '.join(_COLOURS)}"
             )
     label = targets.get("label")
@@ -153,7 +157,7 @@ def check_targets(augment: str | Sequence[str], targets: Mapping[str, Any]) -> N
         label is not None and len(label.shape) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
     ):
         raise UserError(
-            "data.augment: mixup and cutmix mix classes, and this task has not one class per image"
+            "data.augment: mixup and cutmix need one class per image, which this task does not have"
         )
 
 

@@ -1,6 +1,6 @@
-"""What colour pixels have: jitter, grayscale, and the operations RandAugment draws from.
+"""Transforms of colour: jitter, grayscale, and the colour operations of RandAugment.
 
-Images are f32[b, h, w, 3], RGB in [0, 1], and stay there.
+Images are f32[b, h, w, 3], RGB in [0, 1], before and after.
 """
 
 from __future__ import annotations
@@ -10,38 +10,47 @@ import jax.numpy as jnp
 
 from finetune_jax.data.augment.base import Transform, share, strength
 
-# ITU-R 601, as Pillow's and torchvision's grayscale.
+# Weights of ITU-R 601, which Pillow and torchvision use for grayscale.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def gray(images: jax.Array) -> jax.Array:
-    """Luma f32[b, h, w, 1]."""
+    """Luma f32[b, h, w, 1] of images."""
     return jnp.einsum("bhwc,c->bhw", images, jnp.array(_LUMA), precision="highest")[..., None]
 
 
 def blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """`factor` [b] of the images and the rest of `other`, clipped to [0, 1]; 1 changes nothing."""
+    """factor * images + (1 - factor) * other, clipped to [0, 1]; a factor of 1 changes nothing.
+
+    Args:
+      images: f32[b, h, w, 3].
+      other: array that broadcasts to the shape of `images`.
+      factor: f32[b], at least 0.
+    """
     factor = factor[:, None, None, None]
     return jnp.clip(images + (factor - 1) * (images - other), 0, 1)
 
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with black."""
+    """Blends images with black."""
     return blend(images, jnp.zeros_like(images), factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with the mean luma of the image."""
+    """Blends each image with its mean luma."""
     return blend(images, gray(images).mean((1, 2, 3), keepdims=True), factor)
 
 
 def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with its grayscale."""
+    """Blends each image with its grayscale."""
     return blend(images, gray(images), factor)
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with a smoothed image (Pillow's SMOOTH: 5 in the middle, 1 around; edges stay)."""
+    """Blends each image with a smoothed image, by Pillow's filter SMOOTH.
+
+    The filter is 3x3 with weight 5 in the middle and 1 elsewhere; pixels at the edges stay.
+    """
     height, width = images.shape[1:3]
     around = sum(
         images[:, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)
@@ -51,7 +60,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turns the hue of each image (HSV) by `turns` [b] of the circle."""
+    """Shifts the hue of each image (in HSV) by `turns` f32[b], in turns of the colour circle."""
     high, low = images.max(-1), images.min(-1)
     span = high - low
     safe = jnp.where(span > 0, span, 1)
@@ -68,7 +77,7 @@ def shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
         return high - span * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     turned = jnp.stack([channel(5.0), channel(3.0), channel(1.0)], -1)
-    # Without rounding where nothing turns.
+    # An image whose hue does not turn stays exactly as it is.
     return jnp.where((turns == 0)[:, None, None, None], images, turned)
 
 
@@ -77,15 +86,15 @@ def colour_jitter(
 ) -> Transform:
     """Changes brightness, contrast, saturation and hue at random, in this order.
 
-    Factors are uniform in [max(0, 1 - x), 1 + x], the hue's turn in [-hue, hue]: torchvision's
-    ColorJitter, as Chen et al. 2020 (SimCLR, arXiv 2002.05709, appendix A) use it, but for its
-    random order of the four.
+    The factor of an argument x is uniform in [max(0, 1 - x), 1 + x], and the shift of the hue is
+    uniform in [-hue, hue]. This is torchvision's ColorJitter, which Chen et al. 2020 (SimCLR, arXiv
+    2002.05709, appendix A) use, with a fixed order of the four changes instead of a random order.
 
     Args:
-      brightness: at least 0.
-      contrast: at least 0.
-      saturation: at least 0.
-      hue: in [0, 0.5], in turns of the colour circle.
+      brightness: range of the factor on brightness, at least 0.
+      contrast: range of the factor on contrast, at least 0.
+      saturation: range of the factor on saturation, at least 0.
+      hue: largest shift of the hue, in [0, 0.5], in turns of the colour circle.
     """
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, value in factors.items():
@@ -116,7 +125,7 @@ _FACTORS = {"brightness": brightness, "contrast": contrast, "saturation": satura
 
 
 def grayscale(p: float = 0.1) -> Transform:
-    """Takes the colour out of an image with probability `p`, in [0, 1]; SimCLR's is 0.2."""
+    """Makes an image grayscale with probability `p`, in [0, 1]; SimCLR uses 0.2."""
     share("grayscale: p", p)
 
     def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
@@ -131,26 +140,26 @@ def _levels(images: jax.Array) -> jax.Array:
 
 
 def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keeps the highest `bits` i32[b] of 8 bits; 8 changes nothing."""
+    """Keeps the highest `bits` i32[b] of the 8 bits of each value; 8 changes nothing."""
     drop = (8 - bits)[:, None, None, None]
     kept = ((_levels(images) >> drop) << drop) / 255
     return jnp.where(drop == 0, images, kept)
 
 
 def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts pixels of at least `threshold` f32[b]."""
+    """Inverts values that are at least `threshold` f32[b]."""
     return jnp.where(images >= threshold[:, None, None, None], 1 - images, images)
 
 
 def autocontrast(images: jax.Array) -> jax.Array:
-    """Stretches each channel of each image to [0, 1]; a channel of one value stays."""
+    """Stretches each channel of each image to [0, 1]; a channel of equal values stays."""
     low = images.min((1, 2), keepdims=True)
     span = images.max((1, 2), keepdims=True) - low
     return jnp.where(span > 0, (images - low) / jnp.where(span > 0, span, 1), images)
 
 
 def equalize(images: jax.Array) -> jax.Array:
-    """Evens out the histogram of each channel of each image, by Pillow's formula on 8 bits."""
+    """Equalizes the histogram of each channel of each image, by Pillow's formula for 8 bits."""
 
     def one(levels: jax.Array, values: jax.Array) -> jax.Array:
         histogram = jnp.bincount(levels.reshape(-1), length=256)

@@ -1,7 +1,7 @@
-"""Where pixels come from: mirror, shift, cut, zoom, turn, erase.
+"""Geometric transforms: flip, crops, rotation and other affine maps, and erasing.
 
-Images are f32[b, h, w, channels]; each is drawn for by itself. `fill` f32[channels] is put where a
-transform needs pixels that the image does not have.
+Images are f32[b, h, w, channels]; the random choices of each image are independent. `fill`
+f32[channels] is the colour of pixels outside of an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from finetune_jax.data.augment.base import Transform, each, interval, share
 from finetune_jax.errors import UserError
 
-_TRIES = 10  # boxes drawn per image, of which the first that fits is taken
+_TRIES = 10  # number of boxes that are drawn per image; the first box that fits is taken
 
 
 def flip() -> Transform:
@@ -29,10 +29,12 @@ def flip() -> Transform:
 
 
 def random_crop(pad: int) -> Transform:
-    """Cuts a window of the original size, at an own offset, out of the image padded with `fill`.
+    """Pads each image with `fill` and cuts a window of the original size at a random offset.
+
+    He et al. 2015 (arXiv 1512.03385, section 4.2) pad images of 32 pixels by 4.
 
     Args:
-      pad: pixels on each side, as in He et al. 2015 (arXiv 1512.03385, section 4.2: 4 of 32).
+      pad: number of pixels that are added on each side, at least 0.
     """
     if not isinstance(pad, int) or pad < 0:
         raise UserError(f"random_crop: pad: expected a whole number >= 0, found {pad!r}")
@@ -55,15 +57,16 @@ def random_crop(pad: int) -> Transform:
 def random_resized_crop(
     scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
 ) -> Transform:
-    """Cuts a box of random area and proportions and stretches it to the image's size, bilinearly.
+    """Cuts a box of random area and aspect ratio and resizes it to the image's size, bilinearly.
 
-    From Szegedy et al. 2014 (arXiv 1409.4842), with torchvision's way of drawing: of ten boxes the
-    first that fits, else the largest box in the middle with allowed proportions. The box is cut out
-    of the image as it was preprocessed, so what that cropped away never comes back.
+    From Szegedy et al. 2014 (arXiv 1409.4842). As in torchvision, the first of ten random boxes
+    that fits is taken, or else the largest box with a valid aspect ratio in the middle of the
+    image. The box is cut out of the preprocessed image, without the parts that preprocessing
+    cropped.
 
     Args:
-      scale: range of the box' share of the area, within (0, 1].
-      ratio: range of width / height, above 0; drawn evenly in its logarithm.
+      scale: range of the area of the box as a share of the image, within (0, 1].
+      ratio: range of width / height, above 0; its logarithm is uniform.
     """
     interval("random_resized_crop: scale", scale, 0.0, 1.0, open_low=True)
     interval("random_resized_crop: ratio", ratio, 0.0, math.inf, open_low=True)
@@ -74,7 +77,7 @@ def random_resized_crop(
 
         def cut(image: jax.Array, box: jax.Array) -> jax.Array:
             top, left, tall, wide = box
-            # Two rows each, then two columns: ten times faster on a CPU than as matrices.
+            # Interpolates rows, then columns: on a CPU ten times faster than matrix products.
             above, below, part = _stretch(top, tall, height)
             part = part[:, None, None]
             rows = image[above] * (1 - part) + image[below] * part
@@ -95,7 +98,19 @@ def draw_boxes(
     scale: Sequence[float],
     ratio: Sequence[float],
 ) -> jax.Array:
-    """Boxes f32[batch, 4]: top, left, height, width in whole pixels, as torchvision draws them."""
+    """Random boxes, drawn as torchvision does.
+
+    Args:
+      key: PRNG key.
+      batch: number of boxes.
+      height: height of the images in pixels.
+      width: width of the images in pixels.
+      scale: range of the area of a box as a share of the image.
+      ratio: range of width / height.
+
+    Returns:
+      f32[batch, 4]: top, left, height and width in whole pixels.
+    """
     keys = jax.random.split(key, 4)
     area = height * width * jax.random.uniform(
         keys[0], (batch, _TRIES), minval=scale[0], maxval=scale[1]
@@ -111,7 +126,7 @@ def draw_boxes(
     wide = jnp.take_along_axis(wide, first, 1)[:, 0]
     top = jnp.floor(jax.random.uniform(keys[2], (batch,)) * (height - tall + 1))
     left = jnp.floor(jax.random.uniform(keys[3], (batch,)) * (width - wide + 1))
-    # The largest box of allowed proportions, in the middle.
+    # The largest box with a valid aspect ratio, in the middle of the image.
     spare_h, spare_w = float(height), float(width)
     if width / height < ratio[0]:
         spare_h = float(round(width / ratio[0]))
@@ -125,7 +140,12 @@ def draw_boxes(
 def _stretch(
     start: jax.Array, length: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How `length` pixels from `start` become `size`: both neighbours, and the second's weight."""
+    """Bilinear interpolation of `length` pixels from `start` on to `size` pixels.
+
+    Returns:
+      (number of the left neighbour i32[size], number of the right neighbour i32[size], weight of
+      the right neighbour f32[size]).
+    """
     places = (jnp.arange(size) + 0.5) * length / size - 0.5
     places = start + jnp.clip(places, 0, length - 1)
     first = jnp.floor(places)
@@ -136,13 +156,14 @@ def _stretch(
 def random_erasing(
     p: float = 0.5, area: Sequence[float] = (0.02, 0.4), ratio: Sequence[float] = (0.3, 3.3)
 ) -> Transform:
-    """Fills a box of the image with its own noise, uniform in [0, 1] (Zhong et al. 2017).
+    """Fills a random box of an image with noise that is uniform in [0, 1].
 
-    arXiv 1708.04896, its "random erasing with random values", and its ranges.
+    Zhong et al. 2017 (arXiv 1708.04896), "random erasing with random values", with the ranges of
+    the paper.
 
     Args:
-      p: probability, in [0, 1].
-      area: range of the box' share of the area, within (0, 1].
+      p: probability that an image is changed, in [0, 1].
+      area: range of the area of the box as a share of the image, within (0, 1].
       ratio: range of width / height, above 0.
     """
     share("random_erasing: p", p)
@@ -161,7 +182,13 @@ def random_erasing(
 
 
 def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
-    """bool[b, height, width]: inside of boxes [b, 4] (top, left, height, width)."""
+    """Whether each pixel is inside of a box, bool[b, height, width].
+
+    Args:
+      boxes: f32[b, 4]: top, left, height and width in pixels.
+      height: height of the images.
+      width: width of the images.
+    """
     top, left, tall, wide = (boxes[:, i, None] for i in range(4))
     rows, columns = jnp.arange(height), jnp.arange(width)
     in_rows = (rows >= top) & (rows < top + tall)
@@ -170,11 +197,13 @@ def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def warp(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
-    """Looks up pixel (x, y) of each result at M (x, y, 1), bilinearly; `fill` from outside.
+    """Affine maps of images: pixel (x, y) of a result is the pixel M (x, y, 1) of the image.
+
+    Between pixels the image is interpolated bilinearly; outside of the image it is `fill`.
 
     Args:
       images: f32[b, h, w, c].
-      matrices: f32[b, 2, 3], to pixel places of the image.
+      matrices: M f32[b, 2, 3], from pixel places of the result to pixel places of the image.
       fill: f32[c].
     """
     _, height, width, channels = images.shape
@@ -201,7 +230,7 @@ def warp(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
 
 
 def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:
-    """Matrices f32[b, 2, 3] for `warp` that turn images about their middle."""
+    """Matrices f32[b, 2, 3] for `warp`: rotations about the centre by `degrees` f32[b]."""
     angle = degrees * (math.pi / 180)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = (width - 1) / 2, (height - 1) / 2

@@ -1,7 +1,7 @@
-"""Images mixed with others of their batch, and their classes in the same shares.
+"""Mixes each image of a batch with the previous image, and mixes their classes in equal shares.
 
-The other image is the one before in the batch, whose order is random. What a task sees is
-``label2`` i32[b], the other's class, and ``mix`` f32[b], the share of the image's own.
+The order of a training batch is random. The batch gets ``label2`` i32[b], the class of the image
+that was mixed in, and ``mix`` f32[b], the share of each image that is its own.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ def mixup(alpha: float = 0.2) -> Mix:
     """Weighted mean of two images (Zhang et al. 2017, arXiv 1710.09412), one weight per image.
 
     Args:
-      alpha: of Beta(alpha, alpha), from which the weight is drawn; 0 mixes nothing.
+      alpha: parameter of Beta(alpha, alpha), the distribution of the weight; 0 mixes nothing.
     """
     strength("mixup: alpha", alpha)
 
     def apply(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        own = _weights(key, alpha, images.shape[0])
-        shares = own[:, None, None, None]
-        return shares * images + (1 - shares) * jnp.roll(images, 1, axis=0), own
+        shares = _weights(key, alpha, images.shape[0])
+        weights = shares[:, None, None, None]
+        return weights * images + (1 - weights) * jnp.roll(images, 1, axis=0), shares
 
     return apply
 
 
 def cutmix(alpha: float = 1.0) -> Mix:
-    """A box of another image put over each (Yun et al. 2019, arXiv 1905.04899).
+    """Replaces a box of each image by the same box of another (Yun et al. 2019, arXiv 1905.04899).
 
-    The box has the image's proportions and a share of 1 - w of its area, w from Beta(alpha, alpha),
-    before it is cut at the edges; ``mix`` counts the pixels that are left.
+    The box has the aspect ratio of the image and the share 1 - w of its area, with w from
+    Beta(alpha, alpha), before the box is clipped at the edges; ``mix`` is the share of the pixels
+    that stay.
 
     Args:
-      alpha: 0 mixes nothing.
+      alpha: parameter of Beta(alpha, alpha); 0 mixes nothing.
     """
     strength("cutmix: alpha", alpha)
 
@@ -59,6 +60,7 @@ def cutmix(alpha: float = 1.0) -> Mix:
 
 
 def _weights(key: jax.Array, alpha: float, batch: int) -> jax.Array:
+    """Weights f32[batch] from Beta(alpha, alpha); ones for alpha = 0."""
     if not alpha:
         return jnp.ones(batch)
     return jax.random.beta(key, float(alpha), float(alpha), (batch,))

@@ -1,9 +1,9 @@
-"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): n operations of one strength per image.
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): n random operations of one level per image.
 
-The paper's fourteen operations, with torchvision's strengths for levels 0 to 30: identity,
+The fourteen operations of the paper, with torchvision's strengths for levels 0 to 30: identity,
 autocontrast, equalize, rotate (to 30°), solarize, colour, posterize (8 to 4 bits), contrast,
 brightness, sharpness (factors 1 ± 0.9), shear x and y (to 0.3), translate x and y (to 150/331 of
-the side). None is left out. Turned and shifted images are looked up bilinearly.
+the side). Rotation, shear and translation interpolate bilinearly.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ OPERATIONS = (
     "identity", "autocontrast", "equalize", "rotate", "solarize", "colour", "posterize",
     "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
 )  # fmt: skip
-_TOP = 30  # the highest level
+_HIGHEST = 30  # the highest level
 
 
 def rand_augment(n: int = 2, m: float = 9) -> Transform:
-    """Applies `n` operations, drawn per image, at level `m`; signs are drawn too.
+    """Applies `n` random operations to each image, at level `m` and with random signs.
 
     Args:
-      n: operations one after another, at least 1.
-      m: level, in [0, 30].
+      n: number of operations, applied one after another, at least 1.
+      m: level of the operations, in [0, 30].
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"rand_augment: n: expected a whole number of at least 1, found {n!r}")
-    strength("rand_augment: m", m, _TOP)
+    strength("rand_augment: m", m, _HIGHEST)
 
     def apply(key: jax.Array, images: jax.Array, fill: jax.Array) -> jax.Array:
         batch = images.shape[0]
@@ -49,13 +49,20 @@ def rand_augment(n: int = 2, m: float = 9) -> Transform:
 def operate(
     images: jax.Array, chosen: jax.Array, signs: jax.Array, m: float, fill: jax.Array
 ) -> jax.Array:
-    """Applies to each image the operation i32[b] of `OPERATIONS`, at level `m` with a sign f32[b].
+    """Applies one operation to each image.
 
-    Every kind of operation is computed for every image once and the chosen one kept: the shape of
-    the program must not depend on what was drawn.
+    Every operation is computed for every image, and the chosen result is kept, because the program
+    must not depend on random choices.
+
+    Args:
+      images: f32[b, h, w, 3].
+      chosen: i32[b], numbers of operations in `OPERATIONS`.
+      signs: f32[b], -1 or 1: the direction of an operation.
+      m: level of the operations, in [0, 30].
+      fill: f32[3], colour outside of an image.
     """
     _, height, width, _ = images.shape
-    part = m / _TOP
+    part = m / _HIGHEST
     zero, ones = jnp.zeros_like(signs), jnp.ones_like(signs)
 
     def matrix(a: jax.Array, b: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -70,9 +77,9 @@ def operate(
     }
     move = matrix(zero, zero, zero, zero)
     moved = jnp.zeros(signs.shape, bool)
-    for name, its in moves.items():
+    for name, affine in moves.items():
         is_chosen = chosen == OPERATIONS.index(name)
-        move = jnp.where(is_chosen[:, None, None], its, move)
+        move = jnp.where(is_chosen[:, None, None], affine, move)
         moved |= is_chosen
     factor = 1 + 0.9 * part * signs
     results = {

@@ -1,4 +1,4 @@
-"""What a task is: targets, loss, metrics, and how a prediction reads. One file per task."""
+"""The base classes of tasks: targets, loss, metrics, and the reading of a prediction."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task value; a subclass is a frozen dataclass whose fields go into the artifact.
+    """A task; a subclass is a frozen dataclass whose fields are stored in the artifact.
 
     Attributes:
       class_names: names of the classes, in label order; empty for a task without classes.
-      name: as in ``config.task.name``.
-      metric: the score that names the best checkpoint and is printed first.
-      better: whether more of it is better: ``max`` or ``min``.
-      views: inputs per example, in a row: a batch of b examples is b * views inputs to the model.
-      random_inputs: whether `inputs` draws something in evaluation too; what it draws is then the
-        same in every evaluation. Nothing of such a task is cached.
-      needs_augment: whether it makes no sense without ``data.augment``.
+      name: name of the task, for our own tasks the text of ``config.task.name``.
+      metric: name of the score that ranks checkpoints and is printed first.
+      better: ``max`` or ``min``: whether a higher or a lower `metric` is better.
+      views: number of inputs of the model per example; the inputs of an example are consecutive
+        rows, so a batch of b examples has b * views rows.
+      random_inputs: whether `inputs` is random in evaluation too. The PRNG key is then the same in
+        every evaluation, and no activation of the task is cached.
+      needs_augment: whether the task needs ``data.augment``.
     """
 
     name: ClassVar[str]
@@ -44,12 +45,12 @@ class Task:
 
     @classmethod
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Task:
-        """The task of a config and its source.
+        """The task of a config and its data source.
 
         Args:
           settings: ``config.task``.
-          source: opened.
-          preprocess: of the inputs.
+          source: the opened source.
+          preprocess: preprocessing of the inputs.
 
         Raises:
           UserError: the source has no targets of this kind, or a setting is wrong.
@@ -58,116 +59,122 @@ class Task:
 
     @property
     def needs_fit(self) -> bool:
-        """Whether `fit` takes something from the training targets."""
+        """Whether `fit` reads the training targets."""
         return False
 
     def fit(self, targets: dict[str, np.ndarray]) -> Task:
-        """The task with the constants that it takes from all training targets, such as counts."""
+        """The task with constants computed from all training targets, such as counts of classes."""
         del targets
         return self
 
     @property
     def head_size(self) -> int:
-        """Rows of the head."""
+        """Number of outputs of the head."""
         raise NotImplementedError
 
     def for_features(self, width: int) -> Task:
-        """The task for a model whose features have a width, where `head_size` depends on it."""
+        """The task for a model with features of this width, on which `head_size` may depend."""
         del width
         return self
 
     def start_head(
         self, head: dict[str, Any], key: jax.Array | None = None
     ) -> dict[str, Any] | None:
-        """A head that this task starts with whatever the weight file holds; None for most tasks.
+        """Initial values of the head, if the task never takes them from a weight file; else None.
 
         Args:
-          head: as the model draws it.
-          key: for what is drawn.
+          head: initial values of the model.
+          key: PRNG key for random values.
         """
         del head, key
         return None
 
     def adapt(self, model: StagedModel) -> StagedModel:
-        """The model as this task calls it; most tasks call it as it is."""
+        """The model with the changes that the task needs; most tasks need no change."""
         return model
 
     @property
     def teacher(self) -> str:
-        """Folder of an artifact whose answers the loss of training reads; empty for none.
+        """Folder of the artifact of a teacher, for the training loss; empty for no teacher.
 
-        The batch then has ``teacher``, its logits, and ``teacher_features``.
+        With a teacher, the batch has the teacher's logits ``teacher`` and its features
+        ``teacher_features``.
         """
         return ""
 
     @property
     def reads_features(self) -> bool:
-        """Whether the batch should have ``features``, what enters the head, f32[b, width]."""
+        """Whether the batch needs ``features`` f32[b, width], the inputs of the head."""
         return False
 
     def inputs(
         self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
     ) -> tuple[Any, Batch]:
-        """What the model is called with in training, on device.
+        """The inputs of the model in training, on device, and the batch with its targets.
 
         Args:
-          key: PRNG key of this batch.
-          draw: augments it: key to (what a model is called with, batch with its targets).
+          key: PRNG key of the batch.
+          draw: augments the batch: function of a PRNG key to (inputs of the model, batch with its
+            targets).
         """
         return draw(key)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
-        """An example's targets as arrays of fixed shape, by their name in a batch."""
+        """The targets of an example as arrays of fixed shape, by their names in a batch."""
         raise NotImplementedError
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the targets of a batch."""
+        """Shapes and dtypes of the targets of a batch of `count` examples."""
         raise NotImplementedError
 
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """Loss and progress of each example.
+        """Loss and progress metrics of each example.
 
         Args:
-          outputs: of the model, f32[batch * views, head_size].
-          batch: with the targets.
-          hyper: means of training, such as ``label_smoothing``; None scores, without any.
+          outputs: outputs of the model, f32[batch * views, head_size].
+          batch: the batch with the targets.
+          hyper: hyper-parameters of the training loss, such as ``label_smoothing``; None in
+            evaluation, where the loss is a score without them.
 
         Returns:
-          ``loss`` f32[batch], and what the progress line shows beside it.
+          ``loss`` f32[batch], and further metrics f32[batch] for the progress line, by name.
         """
         raise NotImplementedError
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """What `scores` needs of each example, arrays [batch, …] by name, on device."""
+        """The arrays [batch, …] that `scores` reads, by name, computed on device."""
         raise NotImplementedError
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Scores of a split from `observe` of all its examples.
+        """Scores of a split.
+
+        Args:
+          observed: results of `observe` for all examples of the split, arrays [n, …] by name.
 
         Returns:
-          ``loss``, the task's metrics, and ``<metric>_low`` and ``<metric>_high``: the 95 %
-          interval of those that have one.
+          ``loss`` and the metrics of the task, and ``<metric>_low`` and ``<metric>_high``, the 95 %
+          interval of a metric, where the interval is computed.
         """
         raise NotImplementedError
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` and whatever takes longer: more metrics, bootstrap intervals."""
+        """`scores`, and metrics and bootstrap intervals that take longer to compute."""
         return self.scores(observed)
 
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Whether each example was right, bool[n]; None where that is no question of yes or no."""
+        """Whether each prediction is right, bool[n]; None if predictions are not right or wrong."""
         del observed
         return None
 
     def class_logits(self, observed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Logits f[n, classes] and labels i[n] of classes that exclude each other; else None."""
+        """Logits f[n, classes] and labels i[n] of a task with one class per example; else None."""
         del observed
         return None
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """What a person is told of each prediction: plain JSON values."""
+        """The predictions of outputs f32[n * views, head_size] in words: plain JSON values."""
         raise NotImplementedError
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,13 +24,20 @@ from finetune_jax.tasks.objectives import SINGLE, class_balanced, distill_featur
 
 
 def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
-    """The source's class names, as many as ``task.num_classes`` says if it says a number."""
+    """The class names of a source.
+
+    Raises:
+      UserError: the source has no classes, or not ``settings.num_classes`` of them, if that number
+        is not 0.
+    """
     names = source.class_names
     if not names:
-        # Tables hold numbers that may mean either.
+        # The numbers of a table may be values or names of classes.
         table = source.name.startswith(("csv:", "hf:")) and "label" in source.columns
-        hint = "; if its numbers name classes, set data.label_kind to 'class'" if table else ""
-        raise UserError(f"task.name: {source.name!r} has no classes to tell apart{hint}")
+        hint = (
+            "; if the numbers are names of classes, set data.label_kind to 'class'" if table else ""
+        )
+        raise UserError(f"task.name: the labels of {source.name!r} are not classes{hint}")
     if settings.num_classes not in (0, len(names)):
         raise UserError(
             f"task.num_classes: the head would have {settings.num_classes} classes, but "
@@ -40,7 +47,7 @@ def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
 
 
 def class_number(label: Any, names: tuple[str, ...]) -> int:
-    """The number of a class given by number or name; UserError if there is no such class."""
+    """The number of a class, given by number or name; UserError for an unknown class."""
     if isinstance(label, bytes):
         label = label.decode("utf-8", "replace")
     if isinstance(label, str):
@@ -57,12 +64,13 @@ def class_number(label: Any, names: tuple[str, ...]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Classification(ClassTask):
-    """One class of several.
+    """One class per example.
 
     Attributes:
-      class_names: in label order.
-      loss: of training, one of `objectives.SINGLE` as text; empty for cross-entropy.
-      counts: training examples per class, where the loss weighs classes by them.
+      class_names: names of the classes, in label order.
+      loss: text of the training loss, one of `finetune_jax.tasks.objectives.SINGLE`; empty for
+        cross-entropy.
+      counts: number of training examples per class, if the loss reads them.
     """
 
     loss: str = ""
@@ -107,17 +115,18 @@ class Classification(ClassTask):
     ) -> dict[str, jax.Array]:
         """Loss and correctness of each example.
 
-        A score is the plain cross-entropy; the objective and its means are training's.
+        The objective and label smoothing are used in training only; in evaluation the loss is the
+        cross-entropy.
 
         Args:
           outputs: logits f32[batch, classes].
           batch: ``label`` i32[batch], what `finetune_jax.tasks.loss.mixed` reads for mixed images,
             and what the objective reads (`finetune_jax.tasks.objectives.Given`).
-          hyper: ``label_smoothing``: share of the target spread evenly over all classes, in [0, 1).
-            None scores.
+          hyper: ``label_smoothing``, the share of the target that is spread evenly over all
+            classes, in [0, 1); None in evaluation.
 
         Returns:
-          ``loss`` f32[batch] in nats, without label smoothing's constant removed; ``accuracy``
+          ``loss`` f32[batch] in nats, with the entropy of smoothed labels included; ``accuracy``
           f32[batch], 0 or 1.
         """
         correct = (jnp.argmax(outputs, -1) == batch["label"]).astype(jnp.float32)
@@ -138,7 +147,7 @@ class Classification(ClassTask):
         return {"logits": outputs, "label": batch["label"], **self.per_example(outputs, batch)}
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``accuracy`` with its Wilson interval, ``loss``: mean cross-entropy in nats."""
+        """``accuracy`` with its Wilson interval, and ``loss``, the mean cross-entropy in nats."""
         correct = observed["accuracy"]
         low, high = wilson(int(correct.sum()), len(correct))
         return {
@@ -149,9 +158,9 @@ class Classification(ClassTask):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores`, and what else is known: top-5, balanced accuracy, F1, MCC, AUROC, calibration.
+        """`scores`, top-5 accuracy, balanced accuracy, F1, MCC, AUROC and calibration.
 
-        ``auroc`` and ``average_precision`` are means over classes, one against the rest, of the
+        ``auroc`` and ``average_precision`` tell one class from the rest, and are means over the
         classes for which they are defined.
         """
         logits, labels = observed["logits"], observed["label"]
@@ -168,8 +177,8 @@ class Classification(ClassTask):
             "balanced_accuracy": metrics.balanced_accuracy(table),
             "macro_f1": metrics.macro_f1(table),
             "matthews": metrics.matthews(table),
-            "auroc": _mean(metrics.auroc, probabilities, ones),
-            "average_precision": _mean(metrics.average_precision, probabilities, ones),
+            "auroc": mean_over_classes(metrics.auroc, probabilities, ones),
+            "average_precision": mean_over_classes(metrics.average_precision, probabilities, ones),
             "ece": calibration.ece(logits, labels),
             "aurc": calibration.area_under_risk(logits, labels),
         }
@@ -182,7 +191,7 @@ class Classification(ClassTask):
         return observed["logits"], observed["label"]
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """One dict per row of logits f32[n, classes]: class names by falling probability."""
+        """Per row of logits f32[n, classes]: ``label`` and ``probabilities`` in falling order."""
         results = []
         for row in np.exp(calibration.log_softmax(outputs)):
             order = np.argsort(-row, kind="stable")
@@ -195,7 +204,16 @@ class Classification(ClassTask):
         return results
 
 
-def _mean(score: Any, values: np.ndarray, ones: np.ndarray) -> float:
-    each = [score(values[:, i], ones[:, i]) for i in range(values.shape[1])]
-    defined = [x for x in each if np.isfinite(x)]
+def mean_over_classes(
+    score: Callable[[np.ndarray, np.ndarray], float], values: np.ndarray, labels: np.ndarray
+) -> float:
+    """Mean of a score over the classes for which the score is finite; nan without any.
+
+    Args:
+      score: function of (values f[n], labels bool[n]) of one class.
+      values: f[n, classes], such as logits.
+      labels: bool[n, classes].
+    """
+    scores = [score(values[:, i], labels[:, i]) for i in range(values.shape[1])]
+    defined = [x for x in scores if np.isfinite(x)]
     return float(np.mean(defined)) if defined else float("nan")

@@ -1,8 +1,9 @@
-"""Contrastive pre-training: two augmented views of an image, of which the other should be nearest.
+"""Contrastive pre-training: the embeddings of two augmented views of an image should be near.
 
-`SimCLR` needs no labels; `SupCon` draws all images of a class together. The outputs are embeddings:
-the head is the last layer of the projection, which starts afresh and is thrown away when the
-artifact is fine-tuned (``pretrained.path=DIR/artifact``, ``pretrained.new_head=True``).
+`SimCLR` needs no labels; in `SupCon` the embeddings of all images of a class should be near. The
+outputs are embeddings: the head is the last layer of a projection, which starts at random values.
+The projection is dropped when the artifact is fine-tuned (``pretrained.path=DIR/artifact``,
+``pretrained.new_head=True``).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.loss import Objective, parse_loss
 from finetune_jax.tasks.objectives import Given, contrast
 
-_TOGETHER = 256
-_NEIGHBOURS = 20
+_TOGETHER = 256  # number of images whose embeddings are compared in a score
+_NEIGHBOURS = 20  # number of neighbours that vote in ``knn_accuracy``
 
 
 def ntxent(
@@ -40,9 +41,10 @@ def ntxent(
     width: int = 128,
     hidden: int = 128,
 ) -> jax.Array:
-    """NT-Xent of f32[2 b, width], views of an image in a row (arXiv 2002.05709): f32[2 b].
+    """NT-Xent (arXiv 2002.05709): f32[2 b] from embeddings f32[2 b, width].
 
-    `width` is the embedding's, `hidden` that of the projection's hidden layer; 0 for none.
+    The two views of an image are consecutive rows. `width` is the width of the embedding, and
+    `hidden` the width of the hidden layer of the projection, 0 for no hidden layer.
     """
     del targets, given, width, hidden
     return contrast(outputs, jnp.arange(len(outputs)) // 2, temperature)
@@ -57,7 +59,10 @@ def supcon(
     width: int = 128,
     hidden: int = 128,
 ) -> jax.Array:
-    """The supervised contrastive loss by classes i32[b] (arXiv 2004.11362): f32[2 b]."""
+    """Supervised contrastive loss (arXiv 2004.11362): f32[2 b], with targets i32[b] as classes.
+
+    The arguments are those of `ntxent`.
+    """
     del given, width, hidden
     return contrast(outputs, jnp.repeat(targets, 2), temperature)
 
@@ -67,8 +72,8 @@ class SimCLR(Task):
     """Two views of each image against all other images of the batch (Chen et al. 2020).
 
     Attributes:
-      class_names: of the labels that the nearest neighbours are scored by; empty without labels.
-      loss: `ntxent` with its options as text; empty for its defaults.
+      class_names: names of the classes for the score ``knn_accuracy``; empty without labels.
+      loss: text of the training loss, `ntxent` with its options; empty for the default options.
     """
 
     class_names: tuple[str, ...] = ()
@@ -84,12 +89,12 @@ class SimCLR(Task):
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> SimCLR:
         if preprocess.kind != "image":
             raise UserError(f"task.name: {cls.name} needs images, not {preprocess.kind}")
-        made = cls(cls._labels(source, settings), settings.loss)
-        made._objective  # noqa: B018  so that a wrong loss is refused now
-        return made
+        task = cls(cls._classes(source, settings), settings.loss)
+        task._objective  # noqa: B018  so that a wrong loss is an error here
+        return task
 
     @classmethod
-    def _labels(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
+    def _classes(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
         del settings
         return source.class_names
 
@@ -111,7 +116,7 @@ class SimCLR(Task):
     def start_head(
         self, head: dict[str, Any], key: jax.Array | None = None
     ) -> dict[str, Any] | None:
-        """LeCun's normal: the models' own heads may start at zero, where no view is nearest."""
+        """LeCun's normal initialisation: from a head of zeros, all embeddings would be equal."""
         key = jax.random.key(0) if key is None else key
         draw = jax.nn.initializers.lecun_normal()(key, head["kernel"].shape, jnp.float32)
         return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
@@ -119,11 +124,11 @@ class SimCLR(Task):
     def inputs(
         self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
     ) -> tuple[Any, Batch]:
-        """Two views of each image in a row: f32[2 b, size, size, 3]."""
+        """Two views of each image, in consecutive rows: f32[2 b, size, size, 3]."""
         (one, batch), (other, _) = (draw(k) for k in jax.random.split(key))
         if "mix" in batch:
             raise UserError(
-                f"data.augment: take out mixup and cutmix; {self.name} needs whole images"
+                f"data.augment: remove mixup and cutmix; {self.name} needs unmixed images"
             )
         views = jax.tree.map(
             lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), one, other
@@ -141,11 +146,11 @@ class SimCLR(Task):
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """``loss`` f32[b], mean of the two views; ``cosine`` f32[b] between them.
+        """``loss`` f32[b], the mean over the two views, and ``cosine`` f32[b] between the views.
 
         Args:
           outputs: embeddings f32[2 b, width].
-          batch: `SupCon` reads ``label`` i32[b].
+          batch: the batch, of which `SupCon` reads ``label`` i32[b].
           hyper: unused.
         """
         del hyper
@@ -156,7 +161,10 @@ class SimCLR(Task):
         return {"loss": losses.reshape(-1, 2).mean(1), "cosine": jax.lax.stop_gradient(cosine)}
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """``embedding`` f32[b, 2, width] and ``features`` f32[b, w], what enters the projection."""
+        """``embedding`` f32[b, 2, width], and ``features`` f32[b, w], the inputs of the projection.
+
+        The features are the mean over the two views; with labels, ``label`` i32[b] is there too.
+        """
         features = batch["features"]
         return {
             "embedding": outputs.reshape(-1, 2, outputs.shape[-1]),
@@ -165,10 +173,11 @@ class SimCLR(Task):
         }
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``loss``: mean over the split, 256 images against each other at a time.
+        """``loss``, the mean over the split, in which 256 images at a time are compared.
 
-        With labels also ``knn_accuracy`` and its Wilson interval: each image's class by its 20
-        nearest others of the same split, by the features' cosine, all voting alike.
+        With labels also ``knn_accuracy`` and its Wilson interval: the class of each image is
+        predicted by an equal vote of the 20 nearest other images of the split, by the cosine of
+        their features.
         """
         embedding = observed["embedding"]
         total = 0.0
@@ -188,7 +197,7 @@ class SimCLR(Task):
         return found
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """``{"embedding": [float, …]}`` of each image, of length 1."""
+        """``{"embedding": [float, …]}`` of each image, a vector of length 1."""
         outputs = np.asarray(outputs, np.float64)
         length = np.maximum(np.linalg.norm(outputs, axis=-1, keepdims=True), 1e-12)
         return [{"embedding": row.tolist()} for row in outputs / length]
@@ -196,17 +205,17 @@ class SimCLR(Task):
 
 @dataclasses.dataclass(frozen=True)
 class SupCon(SimCLR):
-    """Two views of each image among all images of the batch, by class (Khosla et al. 2020).
+    """Two views of each image, which attract all images of its class (Khosla et al. 2020).
 
     Attributes:
-      class_names: of the labels.
-      loss: `supcon` with its options as text; empty for its defaults.
+      class_names: names of the classes, in label order.
+      loss: text of the training loss, `supcon` with its options; empty for the default options.
     """
 
     name = "supcon"
 
     @classmethod
-    def _labels(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
+    def _classes(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
         return require_classes(source, settings)
 
     @property
@@ -220,12 +229,14 @@ def _labels(batch: Mapping[str, jax.Array], count: int) -> jax.Array:
 
 
 def nearest_agree(features: np.ndarray, labels: np.ndarray, neighbours: int) -> np.ndarray:
-    """Whether each example's label is the commonest of its nearest others, bool[n].
+    """Whether the most frequent label of the nearest other examples is right, bool[n].
+
+    Of labels with equally many votes, the lowest wins.
 
     Args:
       features: f[n, width], compared by cosine.
-      labels: i[n], from 0.
-      neighbours: fewer where there are fewer others; of classes with as many votes the first wins.
+      labels: i[n], class numbers.
+      neighbours: number of neighbours that vote; all other examples where there are fewer.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     count, classes = min(neighbours, len(unit) - 1), int(labels.max()) + 1

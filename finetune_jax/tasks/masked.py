@@ -1,7 +1,7 @@
-"""Masked pre-training of Vision Transformers: reconstruct the patches that were hidden.
+"""Masked pre-training of Vision Transformers, which learn to reconstruct hidden patches.
 
-The encoder's leaves load back into the plain model (``pretrained.path=DIR/artifact``,
-``pretrained.new_head=True``); the decoder and the head are left behind.
+The leaves of the encoder can be loaded into the plain model (``pretrained.path=DIR/artifact``,
+``pretrained.new_head=True``), without the decoder and the head.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def masked(
     depth: int = 1,
     heads: int = 4,
 ) -> jax.Array:
-    """Mean square error of f32[b, n, values] over the hidden patches (arXiv 2111.06377): f32[b].
+    """Mean square error over the hidden patches (arXiv 2111.06377): f32[b] from f32[b, n, values].
 
-    `mask` is the share that is hidden; with `normalise` each target patch has mean 0 and variance
-    1; `width`, `depth` and `heads` are the decoder's. ``given["order"]`` i32[b, n] has the hidden
-    patches last.
+    `mask` is the share of patches that is hidden. With `normalise`, each target patch is shifted
+    and scaled to mean 0 and variance 1. `width`, `depth` and `heads` are those of the decoder.
+    ``given["order"]`` i32[b, n] has the numbers of the patches, hidden patches last.
     """
     del width, depth, heads
     if normalise:
@@ -60,7 +60,7 @@ class MaskedPixels(Task):
 
     Attributes:
       size: side of the images in pixels.
-      loss: `masked` with its options as text; empty for its defaults.
+      loss: text of the training loss, `masked` with its options; empty for the default options.
     """
 
     size: int
@@ -85,7 +85,7 @@ class MaskedPixels(Task):
 
     @property
     def head_size(self) -> int:
-        """Of no meaning: `adapt` makes the head as large as a patch."""
+        """1, which is not used: in `adapt`, the head gets one output per value of a patch."""
         return 1
 
     def adapt(self, model: StagedModel) -> StagedModel:
@@ -96,7 +96,7 @@ class MaskedPixels(Task):
     def inputs(
         self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
     ) -> tuple[Any, Batch]:
-        """The augmented images with the key that hides patches, which the loss reads as well."""
+        """The augmented images, and the PRNG key by which the model and the loss hide patches."""
         augment_key, mask_key = jax.random.split(key)
         images, _ = draw(augment_key)
         return {"image": images, "key": mask_key}, {"pixels": images, "mask_key": mask_key}
@@ -116,7 +116,7 @@ class MaskedPixels(Task):
 
         Args:
           outputs: f32[b, patches, 3 * patch²].
-          batch: of `inputs`.
+          batch: the batch that `inputs` returns.
           hyper: unused.
         """
         del hyper
@@ -129,15 +129,15 @@ class MaskedPixels(Task):
         return self.per_example(outputs, batch)
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``loss``: mean over the images."""
+        """``loss``, the mean over the images."""
         return {"loss": float(observed["loss"].mean(dtype=np.float64))}
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with a bootstrap interval over images."""
+        """`scores`, and the bootstrap interval of ``loss`` over images."""
         losses = observed["loss"].astype(np.float64)
         low, high = bootstrap(lambda i: losses[i].mean(), len(losses))
         return {**self.scores(observed), "loss_low": low, "loss_high": high}
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """``{"patches": [[float, …], …]}``: each patch as reconstructed when all are seen."""
+        """``{"patches": [[float, …], …]}``: the reconstructed patches, when no patch is hidden."""
         return [{"patches": rows.tolist()} for rows in np.asarray(outputs, np.float64)]

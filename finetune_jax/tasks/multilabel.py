@@ -1,9 +1,9 @@
-"""Multi-label classification: each label is there or not, whatever the others are."""
+"""Multi-label classification: an example may have any number of labels."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,21 +16,22 @@ from finetune_jax.data.sources import Source
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, ClassTask
-from finetune_jax.tasks.classification import class_number, require_classes
+from finetune_jax.tasks.classification import class_number, mean_over_classes, require_classes
 from finetune_jax.tasks.loss import parse_loss
 from finetune_jax.tasks.objectives import MULTI
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(ClassTask):
-    """Any number of several labels.
+    """Any number of labels per example.
 
-    An example's ``label`` is a number, a name, or several of either; an array of zeros and ones as
-    long as there are labels says of each whether it is there.
+    In an example, ``label`` is the number or the name of a label, or a list of numbers or names, or
+    an array with a 0 or 1 for each label.
 
     Attributes:
-      class_names: of the labels, in order.
-      loss: of training, one of `objectives.MULTI` as text; empty for sigmoid cross-entropy.
+      class_names: names of the labels, in order.
+      loss: text of the training loss, one of `finetune_jax.tasks.objectives.MULTI`; empty for
+        sigmoid cross-entropy.
     """
 
     loss: str = ""
@@ -59,12 +60,14 @@ class MultiLabel(ClassTask):
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """``loss`` f32[batch], mean over labels; ``exact`` f32[batch]: all labels right at 1/2.
+        """``loss`` f32[batch], mean over labels; ``exact`` f32[batch], 1 if all labels are right.
+
+        A label is predicted if its probability is above 1/2.
 
         Args:
           outputs: logits f32[batch, labels].
           batch: ``label`` f32[batch, labels], 0 or 1.
-          hyper: None scores, by plain sigmoid cross-entropy.
+          hyper: None in evaluation, where the loss is the sigmoid cross-entropy.
         """
         loss = parse_loss(self.loss if hyper is not None else "", MULTI)
         exact = jnp.all((outputs > 0) == (batch["label"] > 0.5), axis=-1)
@@ -77,7 +80,7 @@ class MultiLabel(ClassTask):
         return {"logits": outputs, "label": batch["label"], **self.per_example(outputs, batch)}
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``average_precision``: mean over the labels that occur (mAP); ``exact``; ``loss``."""
+        """``average_precision``, the mean over labels that occur (mAP); ``exact``; ``loss``."""
         return {
             "average_precision": _macro(metrics.average_precision, observed),
             "exact": float(observed["exact"].mean(dtype=np.float64)),
@@ -85,7 +88,7 @@ class MultiLabel(ClassTask):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with a bootstrap interval, ``auroc`` and ``micro_f1`` at probability 1/2."""
+        """`scores` with a bootstrap interval, ``auroc``, and ``micro_f1`` at probability 1/2."""
         n = len(observed["loss"])
 
         def resampled(rows: np.ndarray) -> float:
@@ -107,7 +110,7 @@ class MultiLabel(ClassTask):
         return observed["exact"] > 0.5
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """One dict per row: the labels above 1/2, and every label's probability, falling."""
+        """Per row: ``labels`` above probability 1/2 and ``probabilities``, in falling order."""
         results = []
         for row in 1 / (1 + np.exp(-np.asarray(outputs, np.float64))):
             order = np.argsort(-row, kind="stable")
@@ -120,8 +123,7 @@ class MultiLabel(ClassTask):
         return results
 
 
-def _macro(score: Any, observed: dict[str, np.ndarray]) -> float:
-    logits, hot = observed["logits"], observed["label"] > 0.5
-    each = [score(logits[:, i], hot[:, i]) for i in range(hot.shape[1])]
-    defined = [x for x in each if np.isfinite(x)]
-    return float(np.mean(defined)) if defined else float("nan")
+def _macro(
+    score: Callable[[np.ndarray, np.ndarray], float], observed: dict[str, np.ndarray]
+) -> float:
+    return mean_over_classes(score, observed["logits"], observed["label"] > 0.5)

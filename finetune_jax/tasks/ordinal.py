@@ -1,4 +1,4 @@
-"""Ordinal regression: classes in an order, and a mistake is as large as its distance."""
+"""Ordinal regression: classes have an order, and an error is the distance between two classes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from finetune_jax.tasks.loss import mixed
 
 @dataclasses.dataclass(frozen=True)
 class Ordinal(ClassTask):
-    """One class of several in an order, by the thresholds it exceeds.
+    """One class per example, of classes that have an order.
 
-    Output k says whether the class is above k; the prediction is how many are (Niu et al. 2016,
-    Ordinal regression with multiple output CNN).
+    Output k is the logit of the probability that the class is above class k; the predicted class is
+    the number of positive outputs (Niu et al. 2016, Ordinal regression with multiple output CNN).
 
     Attributes:
-      class_names: in order.
+      class_names: names of the classes, in order.
     """
 
     name = "ordinal"
@@ -41,7 +41,9 @@ class Ordinal(ClassTask):
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Ordinal:
         names = require_classes(source, settings)
         if len(names) < 2:
-            raise UserError(f"task.name: {source.name!r} has one class, and an order needs two")
+            raise UserError(
+                f"task.name: {source.name!r} has one class, and ordinal needs at least two"
+            )
         if settings.loss:
             raise UserError(
                 f"task.loss: ordinal has one loss only; expected '', found {settings.loss!r}"
@@ -61,7 +63,9 @@ class Ordinal(ClassTask):
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """``loss`` f32[batch]: sigmoid cross-entropy summed over thresholds; ``error``: distance.
+        """``loss`` f32[batch], sigmoid cross-entropy summed over the outputs, and ``error``.
+
+        ``error`` f32[batch] is the distance between the predicted class and the label.
 
         Args:
           outputs: logits f32[batch, classes - 1].
@@ -88,7 +92,7 @@ class Ordinal(ClassTask):
         }
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``kappa``: quadratically weighted (Cohen 1968); ``mae`` in classes; ``accuracy``."""
+        """``kappa`` with quadratic weights, ``mae`` in classes, ``accuracy``, ``loss``."""
         table = confusion(observed["predicted"], observed["label"], len(self.class_names))
         return {
             "kappa": weighted_kappa(table),
@@ -98,7 +102,7 @@ class Ordinal(ClassTask):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with a bootstrap interval of ``kappa``."""
+        """`scores`, and the bootstrap interval of ``kappa``."""
         predicted, labels = observed["predicted"], observed["label"]
         low, high = bootstrap(
             lambda i: weighted_kappa(confusion(predicted[i], labels[i], len(self.class_names))),
@@ -110,7 +114,7 @@ class Ordinal(ClassTask):
         return observed["error"] == 0
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """``label``, and the probability of exceeding each class but the last."""
+        """``label``, and ``above``: per class but the last, the probability of a higher class."""
         results = []
         for row in np.asarray(outputs, np.float64):
             above = 1 / (1 + np.exp(-row))

@@ -1,4 +1,4 @@
-"""Regression: real values, learned on their standardised scale."""
+"""Regression: real values, which are standardised for training."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ _SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 class Regression(Task):
     """One real value per example.
 
-    The model answers (value - mean) / std of the training split, so that a learning rate means the
-    same whatever the unit.
+    The output of the model is (value - mean) / std, with the mean and the standard deviation of the
+    training targets, so that a good learning rate does not depend on the unit of the target.
 
     Attributes:
-      loss: of training on that scale, one of `objectives.REAL` as text; empty for squared error.
-      mean, std: of the training targets; std is 1 where they are all equal.
+      loss: text of the training loss on the standardised scale, one of
+        `finetune_jax.tasks.objectives.REAL`; empty for squared error.
+      mean: mean of the training targets.
+      std: standard deviation of the training targets; 1 where all targets are equal.
     """
 
     loss: str = ""
@@ -74,7 +76,7 @@ class Regression(Task):
     def fit(self, targets: dict[str, np.ndarray]) -> Regression:
         values = targets["label"].astype(np.float64)
         std = float(values.std())
-        # Rounding leaves equal values a tiny spread.
+        # The standard deviation of equal values may be a tiny number by rounding.
         constant = not std > 1e-7 * float(np.abs(values).max())
         return dataclasses.replace(self, mean=float(values.mean()), std=1.0 if constant else std)
 
@@ -91,12 +93,14 @@ class Regression(Task):
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """``loss`` f32[batch] on the standardised scale, and ``error`` |value - prediction|.
+        """``loss`` f32[batch] on the standardised scale, and ``error`` f32[batch].
+
+        ``error`` is |value - prediction| in the unit of the target.
 
         Args:
           outputs: f32[batch, 1].
           batch: ``label`` f32[batch].
-          hyper: None scores, by squared error.
+          hyper: None in evaluation, where the loss is the squared error.
         """
         loss = parse_loss(self.loss if hyper is not None else "", REAL)
         targets = (batch["label"] - self.mean) / self.std
@@ -113,7 +117,7 @@ class Regression(Task):
         }
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``rmse``, ``mae`` in the target's unit; ``pearson``, ``spearman``, ``r2``; ``loss``."""
+        """``rmse``, ``mae`` (in the target's unit), ``pearson``, ``spearman``, ``r2``, ``loss``."""
         predicted, targets = observed["predicted"], observed["label"]
         return {
             **{name: score(predicted, targets) for name, score in _SCORES.items()},
@@ -121,7 +125,7 @@ class Regression(Task):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with bootstrap intervals."""
+        """`scores`, and bootstrap intervals of all scores but ``loss``."""
         predicted, targets = observed["predicted"], observed["label"]
         found = self.scores(observed)
         for name, score in _SCORES.items():

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel, from the model's last grid of features."""
+"""Semantic segmentation: a class for every pixel, from the last feature map of the model."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import require_classes
 
 VOID = 255
-"""Label of pixels that count nowhere."""
+"""Label of pixels that are ignored by losses and scores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(ClassTask):
-    """One class per pixel; the head answers per place and is enlarged to the image.
+    """One class per pixel; the logits of the head are resized to the size of the image.
 
-    An example's ``mask`` is uint8[height, width] of class numbers, 255 where it counts nowhere.
+    In an example, ``mask`` is uint8[height, width], the class number of each pixel, or 255 for an
+    ignored pixel.
 
     Attributes:
-      class_names: in label order.
-      size, crop: of the images, so that masks are cut the same way.
+      class_names: names of the classes, in label order.
+      size: side of the preprocessed images in pixels.
+      crop: crop of the images, see `finetune_jax.data.images.resize`; masks are cropped alike.
       neck: width of a 3x3 convolution before the head; 0 for a linear head.
     """
 
@@ -65,21 +67,21 @@ class Segmentation(ClassTask):
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         mask = np.asarray(example["mask"])
         mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
-        picture = np.shape(example.get("image", mask))[:2]
-        if mask.ndim != 2 or mask.shape != picture:
+        expected = np.shape(example.get("image", mask))[:2]
+        if mask.ndim != 2 or mask.shape != expected:
             raise UserError(
-                f"mask of shape {mask.shape}: expected one number per pixel of {picture}"
+                f"mask of shape {mask.shape}: expected one class number per pixel, shape {expected}"
             )
         wrong = np.setdiff1d(mask, [*range(self.head_size), VOID])
         if len(wrong):
             raise UserError(
-                f"mask: expected class numbers from 0 to {self.head_size - 1}, and {VOID} where "
-                f"nothing counts, found {wrong[:5].tolist()}"
+                f"mask: expected class numbers from 0 to {self.head_size - 1}, and {VOID} for "
+                f"ignored pixels, found {wrong[:5].tolist()}"
             )
         mask = mask.astype(np.uint8)
-        # As three equal channels, for what is made for pictures.
-        cut = resize(np.repeat(mask[..., None], 3, -1), self.size, "nearest", self.crop)
-        return {"class_map": cut[..., 0]}
+        # `resize` reads three channels.
+        resized = resize(np.repeat(mask[..., None], 3, -1), self.size, "nearest", self.crop)
+        return {"class_map": resized[..., 0]}
 
     def abstract(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"class_map": jax.ShapeDtypeStruct((count, self.size, self.size), jnp.uint8)}
@@ -91,7 +93,7 @@ class Segmentation(ClassTask):
     def per_example(
         self, outputs: jax.Array, batch: Batch, hyper: Mapping[str, Any] | None = None
     ) -> dict[str, jax.Array]:
-        """``loss`` and ``accuracy`` f32[batch]: means over the pixels that count.
+        """``loss`` and ``accuracy`` f32[batch]: means over the pixels that are not ignored.
 
         Args:
           outputs: logits f32[batch, rows, columns, classes].
@@ -103,22 +105,25 @@ class Segmentation(ClassTask):
         """
         del hyper
         if "mix" in batch:
-            raise UserError("data.augment: mixed images have no mask; take out mixup and cutmix")
+            raise UserError("data.augment: mixed images have no mask; remove mixup and cutmix")
         logits, mask = self._enlarged(outputs), batch["class_map"]
-        real = (mask != VOID).astype(jnp.float32)
+        counted = (mask != VOID).astype(jnp.float32)
         labels = jnp.where(mask == VOID, 0, mask).astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-        pixels = jnp.maximum(real.sum((1, 2)), 1.0)
+        pixels = jnp.maximum(counted.sum((1, 2)), 1.0)
         return {
-            "loss": (losses * real).sum((1, 2)) / pixels,
-            "accuracy": (right * real).sum((1, 2)) / pixels,
+            "loss": (losses * counted).sum((1, 2)) / pixels,
+            "accuracy": (right * counted).sum((1, 2)) / pixels,
         }
 
     def observe(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """``table`` i32[batch, classes, classes]: labels in rows, predictions in columns."""
+        """``table`` i32[batch, classes, classes], and the arrays of `per_example`.
+
+        A table has the number of pixels by label (rows) and prediction (columns).
+        """
         predicted = jnp.argmax(self._enlarged(outputs), -1)
-        # As bytes, class numbers times their count would overflow.
+        # The product with the number of classes would overflow uint8.
         mask = batch["class_map"].astype(jnp.int32)
         classes = self.head_size
         cells = jnp.where(mask == VOID, classes**2, mask * classes + predicted)
@@ -130,7 +135,7 @@ class Segmentation(ClassTask):
         }
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``mean_iou`` of all pixels together, pixel ``accuracy``, ``loss``: mean over images."""
+        """``mean_iou`` and ``accuracy`` over all pixels; ``loss``, the mean over images."""
         table = observed["table"].sum(0, dtype=np.int64)
         return {
             "mean_iou": mean_iou(table),
@@ -139,13 +144,13 @@ class Segmentation(ClassTask):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with a bootstrap interval over images."""
+        """`scores`, and the bootstrap interval of ``mean_iou`` over images."""
         table = observed["table"].astype(np.int64)
         low, high = bootstrap(lambda i: mean_iou(table[i].sum(0)), len(table))
         return {**self.scores(observed), "mean_iou_low": low, "mean_iou_high": high}
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """``shares``: of the picture that each class covers, falling."""
+        """``shares``: the share of the image that each class covers, in falling order."""
         results = []
         for grid in np.asarray(self._enlarged(jnp.asarray(outputs))).argmax(-1):
             shares = np.bincount(grid.ravel(), minlength=self.head_size) / grid.size

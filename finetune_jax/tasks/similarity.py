@@ -1,7 +1,7 @@
-"""Similarity of pairs: two inputs, one embedding each, their cosine.
+"""Similarity of pairs of inputs: the cosine of their embeddings.
 
-The head is a projection of the features that starts as the identity, so that a pretrained encoder
-is scored as it is before any step.
+The head is a projection of the features that starts as the identity, so that before the first step
+the embeddings are the features of the pretrained encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from finetune_jax.tasks.regression import real_value
 
 
 def cosine(unit: jax.Array, wanted: jax.Array, given: Given) -> jax.Array:
-    """Squared difference of cosine and label on the scale from 0 to 1 (arXiv 1908.10084)."""
+    """Squared difference between cosine and target (arXiv 1908.10084): f32[b].
+
+    Args:
+      unit: embeddings f32[b, 2, width] of length 1.
+      wanted: target cosines f32[b], in [0, 1].
+      given: not read.
+    """
     del given
     return (jnp.sum(unit[:, 0] * unit[:, 1], axis=-1) - wanted) ** 2
 
@@ -37,7 +43,10 @@ def cosine(unit: jax.Array, wanted: jax.Array, given: Given) -> jax.Array:
 def contrastive(
     unit: jax.Array, wanted: jax.Array, given: Given, *, temperature: float = 0.05
 ) -> jax.Array:
-    """Each pair against all others of the batch, in both directions (InfoNCE, arXiv 1807.03748)."""
+    """InfoNCE (arXiv 1807.03748) of each pair against the batch, in both directions: f32[b].
+
+    `temperature` divides the cosines and is above 0. The targets are not read.
+    """
     del wanted, given
     table = unit[:, 0] @ unit[:, 1].T / temperature
     own = jnp.arange(len(table))
@@ -54,7 +63,7 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def _measures(labels: np.ndarray) -> dict[str, Score]:
-    """Scores of (cosines, labels). Of labels that say only alike or not, their separation too."""
+    """Scores by name; with two different labels (alike or not), ``auroc`` is one of the scores."""
     found: dict[str, Score] = {"spearman": metrics.spearman, "pearson": metrics.pearson}
     values = np.unique(labels)
     if len(values) == 2:
@@ -68,13 +77,14 @@ def _measures(labels: np.ndarray) -> dict[str, Score]:
 
 @dataclasses.dataclass(frozen=True)
 class Similarity(Task):
-    """How alike two inputs are, images or texts.
+    """Similarity of two images or two texts.
 
     Attributes:
-      width: of the embedding: that of the model's features.
-      loss: of training, `cosine` or ``contrastive(temperature=0.05)``, whose labels only score;
-        empty for `cosine`.
-      low, high: of the training labels, which are 0 and 1 on the cosine's scale.
+      width: width of the embedding, which is the width of the model's features.
+      loss: text of the training loss: `cosine`, or ``contrastive(temperature=0.05)``, which does
+        not read labels; empty for `cosine`.
+      low: lowest training label, whose target cosine is 0.
+      high: highest training label, whose target cosine is 1.
     """
 
     width: int = 0
@@ -97,7 +107,7 @@ class Similarity(Task):
         if "image2" in preprocess.columns and not source.pairs:
             raise UserError(
                 f"task.name: similarity compares two images, and examples of {source.name!r} have "
-                f"one; set data.image_column to two columns, such as 'left,right'"
+                f"one image; set data.image_column to two columns, such as 'left,right'"
             )
         return cls(loss=settings.loss)
 
@@ -119,7 +129,7 @@ class Similarity(Task):
     def start_head(
         self, head: dict[str, Any], key: jax.Array | None = None
     ) -> dict[str, Any] | None:
-        """The identity."""
+        """The identity matrix, and zeros as the bias."""
         del key
         kernel = head["kernel"]
         start = {"kernel": jnp.eye(kernel.shape[0], kernel.shape[1], dtype=kernel.dtype)}
@@ -134,8 +144,9 @@ class Similarity(Task):
         return {"label": jax.ShapeDtypeStruct((count,), jnp.float32)}
 
     def _unit(self, outputs: jax.Array) -> jax.Array:
+        """Embeddings f32[b, 2, width] of length 1."""
         pairs = outputs.reshape(-1, 2, outputs.shape[-1])
-        # The norm has no finite slope at 0.
+        # The norm has no finite derivative at 0.
         square = jnp.sum(pairs * pairs, axis=-1, keepdims=True)
         return pairs * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
@@ -145,9 +156,9 @@ class Similarity(Task):
         """``loss`` and ``cosine`` f32[batch].
 
         Args:
-          outputs: embeddings f32[batch * 2, width], the two of a pair next to each other.
+          outputs: embeddings f32[batch * 2, width], the two embeddings of a pair consecutive.
           batch: ``label`` f32[batch].
-          hyper: None scores, by the ``cosine`` loss.
+          hyper: None in evaluation, where the loss is `cosine`.
         """
         unit = self._unit(outputs)
         loss = parse_loss(self.loss if hyper is not None else "", _LOSSES)
@@ -158,7 +169,7 @@ class Similarity(Task):
         return {"label": batch["label"], **self.per_example(outputs, batch)}
 
     def scores(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """``spearman`` and ``pearson`` of cosine and label; ``auroc`` of two labels; ``loss``."""
+        """``spearman`` and ``pearson`` of cosine and label, ``auroc`` for two labels; ``loss``."""
         cosine, labels = observed["cosine"], observed["label"]
         return {
             **{name: measure(cosine, labels) for name, measure in _measures(labels).items()},
@@ -166,7 +177,7 @@ class Similarity(Task):
         }
 
     def report(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """`scores` with bootstrap intervals."""
+        """`scores`, and bootstrap intervals of all scores but ``loss``."""
         cosine, labels = observed["cosine"], observed["label"]
         found = self.scores(observed)
         for name, measure in _measures(labels).items():

@@ -82,7 +82,7 @@ def test_what_contrastive_pretraining_cannot_do(tiny):
     with pytest.raises(UserError, match="unknown argument 'temprature'. Did you mean 'temperature"):
         open_setup(tiny("simclr", "ntxent(temprature=1)", data__augment=AUGMENT))
     task = open_setup(tiny("supcon", data__augment=AUGMENT)).task
-    with pytest.raises(UserError, match="take out mixup and cutmix"):
+    with pytest.raises(UserError, match="remove mixup and cutmix"):
         task.inputs(jax.random.key(0), lambda key: (jnp.zeros(2), {"mix": jnp.ones(2)}))
 
 

@@ -47,10 +47,10 @@ def test_names_that_do_not_exist():
     with pytest.raises(UserError, match="task.num_classes: the head would have 5 classes"):
         tasks.Classification.create(settings(num_classes=5), SOURCE, IMAGES)
     numbers = Source("numbers", (), {"train": 1}, lambda split: [])
-    with pytest.raises(UserError, match="'numbers' has no classes"):
+    with pytest.raises(UserError, match="the labels of 'numbers' are not classes"):
         tasks.Classification.create(settings(), numbers, IMAGES)
     one = Source("one", ("a",), {"train": 1}, lambda split: [])
-    with pytest.raises(UserError, match="has one class, and an order needs two"):
+    with pytest.raises(UserError, match="has one class, and ordinal needs at least two"):
         tasks.Ordinal.create(settings(), one, IMAGES)
     for name in ("ordinal", "segmentation"):
         with pytest.raises(UserError, match=f"{name} has one loss only; expected ''"):
@@ -107,7 +107,7 @@ def test_masks_are_cut_like_their_pictures():
     expected = np.ones((4, 4))
     expected[0, 0] = 255
     np.testing.assert_array_equal(made, expected)
-    with pytest.raises(UserError, match=r"mask of shape \(8, 16\): expected one number per pixel"):
+    with pytest.raises(UserError, match=r"mask of shape \(8, 16\): expected one class number per"):
         task.host({"mask": mask[..., 0], "image": np.zeros((8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match=r"from 0 to 1, and 255 .*, found \[7\]"):
         task.host({"mask": np.full((8, 8), 7)})
@@ -118,7 +118,7 @@ def test_similarity_needs_two_inputs(tokenizer):
     with pytest.raises(UserError, match="set data.text_columns to two names"):
         tasks.Similarity.create(settings(), SOURCE, one)
     pair = ImagePairPreprocess(size=8, crop=0)
-    with pytest.raises(UserError, match="examples of 'things' have one; set data.image_column to"):
+    with pytest.raises(UserError, match="examples of 'things' have one image; set data.image_col"):
         tasks.Similarity.create(settings(), SOURCE, pair)
 
 

@@ -1,7 +1,8 @@
-"""Weights between and among fine-tuned models: WiSE-FT and model soups.
+"""Averages of the weights of fine-tuned models: WiSE-FT and model soups.
 
-Wortsman et al. 2021 (arXiv 2109.01903) interpolate two fine-tuned models, Wortsman et al. 2022
-(arXiv 2203.05482) average many, all of them or those that help on validation.
+WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903) interpolates between two models. A model soup
+(Wortsman et al. 2022, arXiv 2203.05482) is the average of many models: of all of them, or of those
+that improve the score on validation.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ Variables = dict[str, Any]
 
 
 def average(members: Sequence[Variables], weights: Sequence[float]) -> Variables:
-    """Weighted mean, leaf by leaf.
+    """Returns the weighted mean of each leaf.
 
-    A leaf that is bit-identical in all members stays so, and a weight of 1 gives that member's
-    leaves exactly: nothing is computed that rounding could change.
+    A leaf that is bit-identical in all members is returned unchanged, and a weight of 1 returns the
+    leaves of that member: these leaves are not computed, so they are not rounded.
 
     Args:
-      members: variables of one structure.
-      weights: one each, summing to 1.
+      members: variables with the same leaf paths and shapes.
+      weights: weight of each member, with sum 1.
 
     Raises:
-      UserError: other leaves or shapes, with the first that differs.
-      ValueError: the weights do not fit.
+      UserError: members with different leaf paths or shapes; names the first different leaf.
+      ValueError: another number of weights, or another sum.
     """
     if len(weights) != len(members) or abs(sum(weights) - 1) > 1e-9:
         raise ValueError(f"expected {len(members)} weights that sum to 1, found {weights}")
@@ -55,13 +56,13 @@ def average(members: Sequence[Variables], weights: Sequence[float]) -> Variables
 
 
 def differing(members: Sequence[Variables]) -> set[str]:
-    """Paths, with their collection, of leaves that are not bit-identical in all members."""
+    """Returns the leaf paths, with their collection, of leaves that differ between the members."""
     flat = [tree.flatten(m) for m in members]
     return {p for p, x in flat[0].items() if not all(_identical(x, f[p]) for f in flat[1:])}
 
 
 def uniform(count: int) -> list[float]:
-    """Equal weights."""
+    """Returns equal weights with sum 1."""
     return [1 / count] * count
 
 
@@ -70,15 +71,16 @@ def greedy(
     scores: Sequence[float],
     score: Callable[[Variables], tuple[float, Variables]],
 ) -> tuple[list[int], Variables, float]:
-    """Adds members from the best down, keeping each whose addition does not lower the score.
+    """Greedy soup: adds members from the best to the worst unless the score becomes lower.
 
     Args:
-      members: variables.
-      scores: of each by itself, on validation, higher is better.
-      score: makes weights ready for use (statistics) and scores them on validation.
+      members: variables of each member.
+      scores: score of each member on validation; higher is better.
+      score: function of variables to (score on validation, the variables with recomputed BatchNorm
+        statistics).
 
     Returns:
-      (numbers of the members kept, their average made ready, its score).
+      (indices of the kept members, their average with recomputed statistics, its score).
     """
     order = sorted(range(len(members)), key=lambda i: -scores[i])
     kept, best = [order[0]], scores[order[0]]
@@ -92,17 +94,18 @@ def greedy(
 
 
 def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Artifact]:
-    """The artifacts with weights of one structure: deltas are folded into the base where they can.
+    """Returns the artifacts with weights of one structure, which can be averaged.
 
-    The average of low-rank factors is not the average of their products, so merging comes first.
-    Deltas that cannot be merged are averaged leaf by leaf if all members have the same.
+    Deltas are merged into the base if all of them can be merged, because the average of low-rank
+    factors is not the average of their products. Deltas that cannot be merged are averaged leaf by
+    leaf; all members must then have the same deltas.
 
     Args:
-      artifacts: at least two.
-      names: for messages.
+      artifacts: the members, at least two.
+      names: name of each member, for messages.
 
     Raises:
-      UserError: another model, task, preprocessing, or deltas.
+      UserError: members with different models, tasks, preprocessing or deltas.
     """
     first = artifacts[0]
     for artifact, name in zip(artifacts[1:], names[1:], strict=True):

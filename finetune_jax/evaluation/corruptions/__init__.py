@@ -1,10 +1,11 @@
 """Common corruptions of images (Hendrycks and Dietterich 2019, arXiv 1903.12261), in JAX.
 
-All fifteen main ones and the four extra ones, at five severities, written anew from the published
-construction, whose constants for CIFAR-10-C (32 pixels) and ImageNet-C (224) are kept; images of
-another size take those of the nearer one, in pixels as they are. Three are made by libraries on the
-host, of which two may be missing: `unavailable`. Scores are comparable between models, and close to
-those on the published sets, which were drawn by other generators.
+The fifteen main corruptions and the four extra corruptions have five severities each. They are a
+new implementation with the published constants for CIFAR-10-C (32 pixels) and ImageNet-C (224
+pixels). Images of up to 128 pixels take the constants of CIFAR-10-C, larger images the constants of
+ImageNet-C; lengths in pixels are not scaled. Libraries on the host make three corruptions, and
+two of these libraries may be missing, see `unavailable`. Scores are comparable between models.
+They are close to the scores on the published sets, whose random numbers are different.
 """
 
 from __future__ import annotations
@@ -21,37 +22,32 @@ import numpy as np
 
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.corruptions import blur, digital, host, noise, weather
+from finetune_jax.evaluation.corruptions.base import Change, HostChange
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Table = tuple[tuple[float, ...], ...]
 """Constants of the five severities."""
 
-Change = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(key, f32[size, size, 3] in [0, 1], severity - 1) to f32[size, size, 3], not yet clipped."""
-
-OnHost = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
-"""(generator, f32[size, size, 3] in [0, 1], constants f64[k]) to the same, not yet clipped."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """A corruption.
+    """A corruption, made either by JAX or by a library on the host.
 
     Attributes:
-      make: constants f64[5, k] and the image's side to the change of one image; None where a
-        library does it on the host.
+      make: function of the constants f64[5, k] of all severities and the side of the image in
+        pixels to the function that corrupts one image; None for a corruption on the host.
       small: constants of CIFAR-10-C.
       large: constants of ImageNet-C.
-      extra: not among the fifteen that a mean is taken over.
-      on_host: in place of `make`.
+      extra: whether the corruption is not one of the fifteen main corruptions.
+      on_host: function that corrupts one image on the host; None for a corruption by JAX.
     """
 
     make: Callable[[np.ndarray, int], Change] | None
     small: Table
     large: Table
     extra: bool = False
-    on_host: OnHost | None = None
+    on_host: HostChange | None = None
 
     def table(self, size: int) -> np.ndarray:
         """Constants f64[5, k] for images of `size` pixels."""
@@ -71,31 +67,32 @@ CORRUPTIONS = {
     "impulse_noise": Corruption(
         noise.impulse, _each(0.01, 0.02, 0.03, 0.05, 0.07), _each(0.03, 0.06, 0.09, 0.17, 0.27)
     ),
-    # Radius and width of the anti-aliasing, pixels.
+    # Radius of the disk and width of the anti-aliasing, in pixels.
     "defocus_blur": Corruption(
         blur.defocus,
         ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
         ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
     ),
-    # Blur, reach of a shuffle in pixels, rounds.
+    # Width of the blur, largest distance of a swap in pixels, rounds of swaps.
     "glass_blur": Corruption(
         blur.glass,
         ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
         ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
     ),
-    # Radius and width, pixels.
+    # Radius and width of the motion, in pixels.
     "motion_blur": Corruption(
         blur.motion,
         ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
         ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     ),
-    # First factor beyond the last, and step.
+    # Zoom factors go from 1 up to the first constant (excluded), in steps of the second.
     "zoom_blur": Corruption(
         blur.zoom,
         ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
         ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
     ),
-    # Mean, deviation, zoom, threshold, radius and width of the motion, share of the image.
+    # Mean and deviation of the noise, zoom, threshold, radius and width of the motion, weight of
+    # the image.
     "snow": Corruption(
         weather.snow,
         (
@@ -113,14 +110,14 @@ CORRUPTIONS = {
             (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
         ),
     ),
-    # Share of the image, share of the photograph, step between its pixels.
+    # Weight of the image, weight of the photograph, step between the photograph's pixels.
     "frost": Corruption(
         None,
         ((1, 0.2, 5), (1, 0.3, 5), (0.9, 0.4, 5), (0.85, 0.4, 5), (0.75, 0.45, 5)),
         ((1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1)),
         on_host=host.frost,
     ),
-    # Strength, decay of the roughness.
+    # Strength, decay of the roughness of the fractal.
     "fog": Corruption(
         weather.fog,
         ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
@@ -132,7 +129,7 @@ CORRUPTIONS = {
     "contrast": Corruption(
         digital.contrast, _each(0.75, 0.5, 0.4, 0.3, 0.15), _each(0.4, 0.3, 0.2, 0.1, 0.05)
     ),
-    # Strength, smoothness and shift of corners, pixels.
+    # Strength and width of smoothing of the shifts, largest shift of corners, in pixels.
     "elastic_transform": Corruption(
         digital.elastic,
         ((0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
@@ -166,7 +163,7 @@ CORRUPTIONS = {
         ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
         extra=True,
     ),
-    # Mean, deviation, blur and threshold of noise, strength of water or blur of mud, mud or not.
+    # Mean, deviation, blur and threshold of the noise; strength of water or blur of mud; 1 for mud.
     "spatter": Corruption(
         None,
         (
@@ -190,13 +187,16 @@ CORRUPTIONS = {
 
 
 def unavailable() -> dict[str, str]:
-    """What the corruptions need that cannot be made here, by name."""
+    """Returns what is missing for each corruption that is not available, by name."""
     return {name: needs for name in CORRUPTIONS if (needs := host.lacking(name))}
 
 
 @functools.cache
-def compiled(name: str, size: int) -> Any:
-    """(keys[b], f32[b, size, size, 3], severity - 1) to the same shape, all severities in one."""
+def compiled(name: str, size: int) -> Callable[..., jax.Array]:
+    """Returns the jitted function of (keys[b], images f32[b, size, size, 3], severity - 1).
+
+    One program serves all severities. The function returns f32[b, size, size, 3] in [0, 1].
+    """
     corruption = CORRUPTIONS[name]
     if corruption.make is None:
         raise ValueError(f"{name} is made on the host, it has nothing to compile")
@@ -209,7 +209,7 @@ def compiled(name: str, size: int) -> Any:
 
 
 def image_keys(name: str, seed: int, first: int, count: int) -> jax.Array:
-    """Keys [count] of images number `first` and following; the same for every severity."""
+    """Returns PRNG keys [count] of the images `first`, `first` + 1, …, equal for all severities."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
@@ -218,7 +218,7 @@ def apply(name: str, keys: jax.Array, images: Any, severity: int) -> jax.Array:
     """Corrupts a batch.
 
     Args:
-      name: of `CORRUPTIONS`.
+      name: name of the corruption in `CORRUPTIONS`.
       keys: PRNG keys [b], one per image.
       images: f32[b, size, size, 3] in [0, 1], red first.
       severity: 1 to 5.
@@ -227,7 +227,7 @@ def apply(name: str, keys: jax.Array, images: Any, severity: int) -> jax.Array:
       f32[b, size, size, 3] in [0, 1].
 
     Raises:
-      UserError: it needs what is not installed, see `unavailable`.
+      UserError: the corruption needs something that is not installed, see `unavailable`.
     """
     if needs := host.lacking(name):
         raise UserError(f"{name} needs {needs}")
@@ -245,19 +245,19 @@ def apply(name: str, keys: jax.Array, images: Any, severity: int) -> jax.Array:
 def corrupt(
     name: str, images: np.ndarray, severity: int, *, seed: int, first: int = 0
 ) -> np.ndarray:
-    """Corrupts a batch of pictures as the published sets hold them, in 8 bits.
+    """Corrupts a batch of images in 8 bits, as the published sets hold images.
 
     Args:
-      name: of `CORRUPTIONS`.
+      name: name of the corruption in `CORRUPTIONS`.
       images: uint8[b, size, size, 3], red first.
       severity: 1 to 5.
-      seed: of the drawings.
-      first: number of the first image in its split.
+      seed: seed of the random numbers.
+      first: position of the first image in its split.
 
     Returns:
-      uint8[b, size, size, 3]; values are cut off, not rounded, as the published ones are.
+      uint8[b, size, size, 3]. Values are truncated, not rounded, as in the published sets.
     """
     keys = image_keys(name, seed, first, len(images))
     changed = np.asarray(apply(name, keys, images.astype(np.float32) / 255, severity))
-    # What is whole in 8 bits stays so: f32 may be a hair below.
+    # Rounding in f32 may put an integer slightly below itself; the offset keeps the integer.
     return np.floor(changed * 255 + 1e-3).astype(np.uint8)

@@ -1,18 +1,17 @@
-"""Corruptions that mix neighbours; see `finetune_jax.evaluation.corruptions` for the constants."""
+"""Corruptions that mix neighbouring pixels; `CORRUPTIONS` has the constants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.evaluation.corruptions import filters
+from finetune_jax.evaluation.corruptions.base import Change
 
 
-def gaussian(table: np.ndarray, size: int) -> Any:
-    """Gaussian blur; constant: its width."""
+def gaussian(table: np.ndarray, size: int) -> Change:
+    """Gaussian blur; constant: its width in pixels."""
     matrices = np.stack([filters.gaussian_matrix(size, sigma) for (sigma,) in table])
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -22,8 +21,8 @@ def gaussian(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def defocus(table: np.ndarray, size: int) -> Any:
-    """A disk; constants: its radius and the width that smooths its edge."""
+def defocus(table: np.ndarray, size: int) -> Change:
+    """Defocus blur by a disk; constants: radius of the disk, width of the smoothing of its edge."""
     del size
     half = int(max(8, np.ceil(table[:, 0].max()))) + 2
     kernels = np.stack([_disk(radius, alias, half) for radius, alias in table])
@@ -44,10 +43,10 @@ def defocus(table: np.ndarray, size: int) -> Any:
 
 
 def _disk(radius: float, alias: float, half: int) -> np.ndarray:
-    """f64[2 * half + 1, same], sum 1."""
+    """Returns the disk f64[2 * half + 1, 2 * half + 1] with sum 1."""
     steps = np.arange(-half, half + 1)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.float64)
-    # The smoothing reaches one pixel, two for large disks.
+    # The smoothing kernel has a radius of one pixel, or of two for large disks.
     reach = 1 if radius <= 8 else 2
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / alias) ** 2)
     weights /= weights.sum()
@@ -56,11 +55,13 @@ def _disk(radius: float, alias: float, half: int) -> np.ndarray:
     return disk / disk.sum()
 
 
-def glass(table: np.ndarray, size: int) -> Any:
-    """Neighbours in disorder; constants: blur before and after, reach in pixels, rounds.
+def glass(table: np.ndarray, size: int) -> Change:
+    """Frosted glass: pixels take the values of random neighbours.
 
-    In the published program a pixel takes its neighbour's value but does not give its own: what is
-    written as an exchange reads what it just wrote. The sets hold that, and so does this.
+    The constants are the width of the blur before and after, the largest distance of a neighbour in
+    pixels, and the number of rounds. The published program writes an exchange of two pixels, but
+    reads the first pixel after it was overwritten. So a pixel takes the value of a neighbour and
+    does not give its own. The published sets were made so, and this function does the same.
     """
     matrices = np.stack([filters.gaussian_matrix(size, sigma) for sigma in table[:, 0]])
     reaches, rounds = (np.asarray(table[:, i], np.int32) for i in (1, 2))
@@ -87,8 +88,8 @@ def glass(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def motion(table: np.ndarray, size: int) -> Any:
-    """A trail within 45 degrees of the horizontal; constants: its radius and width."""
+def motion(table: np.ndarray, size: int) -> Change:
+    """Motion blur within 45 degrees of the horizontal; constants: radius and width in pixels."""
     del size
     weights = filters.motion_weights(table[:, 0], table[:, 1])
 
@@ -99,8 +100,8 @@ def motion(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def zoom(table: np.ndarray, size: int) -> Any:
-    """The mean of growing enlargements and the image; constants: last factor, step."""
+def zoom(table: np.ndarray, size: int) -> Change:
+    """Zoom blur, the mean of the image and its enlargements; constants: last factor, step."""
     factors = [np.arange(1, stop, step) for stop, step in table]
     most = max(map(len, factors))
     places = np.stack(

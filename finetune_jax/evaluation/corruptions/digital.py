@@ -1,8 +1,6 @@
-"""Corruptions of colour and shape; see `finetune_jax.evaluation.corruptions` for the constants."""
+"""Corruptions of colour and shape; `CORRUPTIONS` has the constants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +8,11 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from finetune_jax.evaluation.corruptions import filters
+from finetune_jax.evaluation.corruptions.base import Change
 
 
-def brightness(table: np.ndarray, size: int) -> Any:
-    """A constant more of HSV's value, hue and saturation kept."""
+def brightness(table: np.ndarray, size: int) -> Change:
+    """Adds a constant to the value of HSV, and keeps hue and saturation."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -25,8 +24,8 @@ def brightness(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def saturate(table: np.ndarray, size: int) -> Any:
-    """HSV's saturation times a factor plus an offset. Gray has the hue of red, by convention."""
+def saturate(table: np.ndarray, size: int) -> Change:
+    """Scales and shifts the saturation of HSV. Gray has the hue of red, by convention."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -43,8 +42,8 @@ def saturate(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def contrast(table: np.ndarray, size: int) -> Any:
-    """Towards the mean of each channel; constant: the share that is left."""
+def contrast(table: np.ndarray, size: int) -> Change:
+    """Moves pixels towards the mean of each channel; constant: the share of contrast left."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -55,8 +54,8 @@ def contrast(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def pixelate(table: np.ndarray, size: int) -> Any:
-    """Fewer pixels and back, by Pillow's box filter; constant: the share of the side."""
+def pixelate(table: np.ndarray, size: int) -> Change:
+    """Shrinks and enlarges by Pillow's box filter; constant: relative side in between."""
     matrices = np.stack([_box(size, int(size * share)) for (share,) in table])
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -67,7 +66,10 @@ def pixelate(table: np.ndarray, size: int) -> Any:
 
 
 def _box(size: int, few: int) -> np.ndarray:
-    """f32[size, size]: what Pillow does to each axis, read off its treatment of the identity."""
+    """Returns Pillow's resizing of one axis to `few` pixels and back as a matrix f32[size, size].
+
+    The matrix is the result of resizing the identity matrix.
+    """
     from PIL import Image
 
     box = Image.Resampling.BOX
@@ -76,8 +78,12 @@ def _box(size: int, few: int) -> np.ndarray:
     return np.asarray(up) @ np.asarray(down)
 
 
-def elastic(table: np.ndarray, size: int) -> Any:
-    """A random affine map, then smooth shifts; constants: their strength, smoothness, corners'."""
+def elastic(table: np.ndarray, size: int) -> Change:
+    """A random affine map, then smooth random shifts.
+
+    Constants: strength and width of smoothing of the shifts, largest shift of the corners of the
+    affine map, in pixels.
+    """
     matrices = np.stack(
         [filters.gaussian_matrix(size, sigma, 3.0, "symmetric") for sigma in table[:, 1]]
     )
@@ -97,7 +103,7 @@ def elastic(table: np.ndarray, size: int) -> Any:
         strength, _, shift = jnp.asarray(table, jnp.float32)[level]
         corner_key, down_key, right_key = jax.random.split(key, 3)
         moved = corners + shift * jax.random.uniform(corner_key, (3, 2), minval=-1.0, maxval=1.0)
-        # The map back, (x, y) of the result to (x, y) of the source.
+        # The inverse map, from (x, y) of the result to (x, y) of the source.
         back = jnp.linalg.solve(jnp.concatenate([moved, jnp.ones((3, 1))], 1), corners)
         place = jnp.stack([columns, rows, jnp.ones_like(rows)], -1) @ back
         x = sample(x, place[..., 1], place[..., 0], "mirror")

@@ -1,6 +1,6 @@
-"""Linear operations on images that several corruptions are made of.
+"""Linear operations on images, which several corruptions use.
 
-A smoothing or an enlargement along one axis is a matrix; a picture x becomes M x Mᵀ.
+A smoothing or an enlargement along one axis is a matrix M; an image x becomes M x Mᵀ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def both_axes(matrix: jax.Array, image: jax.Array) -> jax.Array:
-    """``M x Mᵀ`` of f32[h, w] or of every channel of f32[h, w, c]."""
+    """Returns ``M x Mᵀ`` for an image x f32[h, w], or for every channel of f32[h, w, c]."""
     if image.ndim == 2:
         return matrix @ image @ matrix.T
     return jnp.einsum("ih,hwc,jw->ijc", matrix, image, matrix, precision="highest")
@@ -25,10 +25,10 @@ def gaussian_matrix(
     """Gaussian smoothing as a matrix f32[size, size].
 
     Args:
-      size: of the axis.
-      sigma: pixels; 0 for the identity.
-      truncate: where the filter ends, in sigmas.
-      mode: what lies beyond the border, a mode of `numpy.pad`: ``edge`` or ``symmetric``.
+      size: length of the axis in pixels.
+      sigma: width of the filter in pixels; 0 gives the identity.
+      truncate: radius of the filter in sigmas.
+      mode: values beyond the border, as the modes of `numpy.pad`.
     """
     radius = int(truncate * sigma + 0.5)
     taps = np.arange(-radius, radius + 1)
@@ -43,30 +43,30 @@ def gaussian_matrix(
 
 
 def zoom_places(size: int, factor: float) -> np.ndarray:
-    """Where each pixel of the enlarged middle comes from, f64[size] along one axis.
+    """Returns the source positions f64[size] of the pixels of an enlarged image, along one axis.
 
-    The middle ceil(size / factor) pixels are stretched, corner to corner, to their number times the
-    factor, and cut to `size` again.
+    The central ceil(size / factor) pixels are stretched by the factor with aligned corners, and
+    the result is cropped to `size`.
     """
     crop = int(np.ceil(size / factor))
     top = (size - crop) // 2
-    whole = int(round(crop * factor))
-    trim = (whole - size) // 2
-    return top + (trim + np.arange(size)) * (crop - 1) / max(whole - 1, 1)
+    enlarged = int(round(crop * factor))
+    trim = (enlarged - size) // 2
+    return top + (trim + np.arange(size)) * (crop - 1) / max(enlarged - 1, 1)
 
 
 def linear_matrix(places: jax.Array, size: int) -> jax.Array:
-    """Linear interpolation at `places` f[n] of an axis, as a matrix f32[n, size]."""
+    """Returns linear interpolation at the positions `places` f[n] as a matrix f32[n, size]."""
     return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(size)))
 
 
 def motion(image: jax.Array, weights: jax.Array, angle: jax.Array) -> jax.Array:
-    """A trail in one direction: the weighted mean of pixels ahead, the border's repeated.
+    """Motion blur: each pixel becomes the weighted mean of the pixels in one direction.
 
     Args:
-      image: f32[h, w] or f32[h, w, c].
-      weights: f32[n], of the pixel itself, the next, ….
-      angle: degrees, clockwise from the right.
+      image: f32[h, w] or f32[h, w, c]; the border pixels are repeated beyond the border.
+      weights: f32[n], weights of the pixel itself, of the next pixel in the direction, ….
+      angle: direction in degrees, clockwise from the right.
     """
     reach = len(weights)
     pad = [(reach, reach), (reach, reach)] + [(0, 0)] * (image.ndim - 2)
@@ -83,7 +83,7 @@ def motion(image: jax.Array, weights: jax.Array, angle: jax.Array) -> jax.Array:
 
 
 def motion_weights(radius: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Half-Gaussian weights of trails, f32[severities, longest]; zeros behind the shorter ones."""
+    """Returns half-Gaussian weights f32[severities, longest] for `motion`, padded with zeros."""
     lengths = (2 * np.ceil(radius) + 1).astype(int)
     steps = np.arange(lengths.max())
     weights = np.exp(-0.5 * (steps / sigma[:, None]) ** 2) * (steps < lengths[:, None])

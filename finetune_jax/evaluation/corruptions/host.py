@@ -1,7 +1,6 @@
 """Corruptions that libraries make on the host; see `finetune_jax.evaluation.corruptions`.
 
-Each is a function of (generator, f32[size, size, 3] in [0, 1], its constants) to the same kind of
-image, not yet clipped.
+The corruptions are functions as described by `finetune_jax.evaluation.corruptions.base.HostChange`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import numpy as np
 from finetune_jax.errors import UserError
 
 _WATER, _MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
-_CLEARING = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])  # lights edges from below
+_EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
 def lacking(name: str) -> str:
-    """What has to be installed for a corruption; empty if nothing is missing."""
+    """Returns what must be installed for a corruption; empty if nothing is missing."""
     if name == "frost" and not importlib.util.find_spec("imagecorruptions"):
         return (
-            "the photographs of frost of the published construction, which a package brings: "
+            "the published photographs of frost, which are part of a package: "
             "pip install --no-deps imagecorruptions"
         )
     if name == "spatter" and not importlib.util.find_spec("cv2"):
@@ -32,7 +31,7 @@ def lacking(name: str) -> str:
 
 
 def jpeg(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """JPEG and back, by Pillow; constant: quality."""
+    """JPEG compression by Pillow; constant: quality."""
     del generator
     from PIL import Image
 
@@ -43,23 +42,24 @@ def jpeg(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.n
 
 
 def frost(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """A part of a photograph of frost on top; constants: shares of both, step between its pixels.
+    """Adds a random part of a photograph of frost.
 
+    Constants: weight of the image, weight of the photograph, step between the photograph's pixels.
     The published sets of 32 pixels take every fifth pixel of the photographs.
     """
-    own, added, step = row
+    image_weight, frost_weight, step = row
     photographs = _photographs(int(step), len(x))
     photograph = photographs[generator.integers(len(photographs))]
     top, left = (generator.integers(n - len(x) + 1) for n in photograph.shape[:2])
-    return own * x + added * photograph[top : top + len(x), left : left + len(x)]
+    return image_weight * x + frost_weight * photograph[top : top + len(x), left : left + len(x)]
 
 
 @functools.lru_cache(maxsize=2)
 def _photographs(step: int, size: int) -> tuple[np.ndarray, ...]:
-    """f32[h, w, 3] in [0, 1]; the published construction never draws the last of six."""
+    """Returns photographs f32[h, w, 3] in [0, 1]: five of six, as the published construction."""
     from PIL import Image
 
-    # The package is not imported: that would need all that it depends on.
+    # Importing the package would need all of its dependencies, so only its folder is located.
     spec = importlib.util.find_spec("imagecorruptions")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"frost needs {lacking('frost')}")
@@ -75,10 +75,10 @@ def _photographs(step: int, size: int) -> tuple[np.ndarray, ...]:
 
 
 def spatter(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Drops of water, or of mud.
+    """Drops of water or mud.
 
-    Constants: mean, deviation, blur and threshold of the noise that drops are made of; strength of
-    water or blur of mud; 1 for mud.
+    Constants: mean, deviation, blur and threshold of the noise that becomes the drops; strength of
+    water or blur of mud; 1 for mud and 0 for water.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -96,10 +96,10 @@ def spatter(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> n
 
 
 def _shine(drops: np.ndarray) -> np.ndarray:
-    """How bright water is by its distance from the edge of its drop, f32 of 0 to 255."""
+    """Returns the brightness of water, f32 in [0, 255], from the distance to the edge of a drop."""
     import cv2
 
     distance = cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5)
     distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
-    lit = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, _CLEARING)
+    lit = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, _EMBOSS)
     return cv2.blur(lit, (3, 3)).astype(np.float32)

@@ -1,20 +1,20 @@
-"""Corruptions of single values; see `finetune_jax.evaluation.corruptions` for the constants."""
+"""Corruptions of single pixel values; `CORRUPTIONS` has the constants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from finetune_jax.evaluation.corruptions.base import Change
 
 
 def _amounts(table: np.ndarray) -> jax.Array:
     return jnp.asarray(table[:, 0], jnp.float32)
 
 
-def gaussian(table: np.ndarray, size: int) -> Any:
-    """Normal noise; constant: its deviation."""
+def gaussian(table: np.ndarray, size: int) -> Change:
+    """Normal noise; constant: its standard deviation."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -23,8 +23,8 @@ def gaussian(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def speckle(table: np.ndarray, size: int) -> Any:
-    """Normal noise in proportion to the value; constant: its deviation."""
+def speckle(table: np.ndarray, size: int) -> Change:
+    """Normal noise in proportion to the pixel value; constant: its standard deviation."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ def speckle(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def shot(table: np.ndarray, size: int) -> Any:
-    """Poisson noise; constant: photons of a white value."""
+def shot(table: np.ndarray, size: int) -> Change:
+    """Poisson noise; constant: expected photons of a white pixel."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -44,8 +44,8 @@ def shot(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def impulse(table: np.ndarray, size: int) -> Any:
-    """Values that become 0 or 1, each channel by itself; constant: their share."""
+def impulse(table: np.ndarray, size: int) -> Change:
+    """Sets random values of single channels to 0 or 1; constant: the share of these values."""
     del size
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:

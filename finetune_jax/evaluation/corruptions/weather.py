@@ -1,21 +1,20 @@
-"""Corruptions by weather; see `finetune_jax.evaluation.corruptions` for the constants."""
+"""Snow and fog; `CORRUPTIONS` has the constants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax.evaluation.corruptions import filters
+from finetune_jax.evaluation.corruptions.base import Change
 
 
-def snow(table: np.ndarray, size: int) -> Any:
-    """Flakes with trails over a whitened image.
+def snow(table: np.ndarray, size: int) -> Change:
+    """Snowflakes with motion blur over a whitened image.
 
-    Constants: mean, deviation, zoom and threshold of the noise that flakes are made of, radius and
-    width of their trails, share of the image that is not whitened.
+    Constants: mean, deviation, zoom and threshold of the noise that becomes the flakes; radius and
+    width of their motion blur; weight of the image against the whitened image.
     """
     places = np.stack([filters.zoom_places(size, factor) for factor in table[:, 2]])
     weights = filters.motion_weights(table[:, 4], table[:, 5])
@@ -37,8 +36,8 @@ def snow(table: np.ndarray, size: int) -> Any:
     return change
 
 
-def fog(table: np.ndarray, size: int) -> Any:
-    """A plasma fractal over a dimmed image; constants: strength, decay of the roughness."""
+def fog(table: np.ndarray, size: int) -> Change:
+    """A plasma fractal over a darkened image; constants: strength, decay of the roughness."""
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
         strength, decay = jnp.asarray(table, jnp.float32)[level]
@@ -50,15 +49,15 @@ def fog(table: np.ndarray, size: int) -> Any:
 
 
 def plasma(key: jax.Array, size: int, decay: jax.Array) -> jax.Array:
-    """A height map f32[size, size] in [0, 1] by the diamond-square algorithm, on a torus.
+    """Returns a height map f32[size, size] in [0, 1] by the diamond-square algorithm, on a torus.
 
     Args:
-      key: of the drawings.
-      size: of the part that is returned; the map itself has the next power of two.
-      decay: by which the roughness falls at every halving of the grid; the noise is its square.
+      key: PRNG key.
+      size: side of the returned part; the map is computed with the next power of two as its side.
+      decay: the noise is divided by the square of `decay` at every halving of the grid.
     """
     side = 1 << (size - 1).bit_length()
-    # One drawing for all points but the first: many small ones take long to compile.
+    # The numbers of all points but the first are drawn at once, because many draws compile slowly.
     draws, used = jax.random.uniform(key, (side * side,), minval=-1.0, maxval=1.0), 1
     grid, amount = jnp.zeros((1, 1)), jnp.float32(1)
     while len(grid) < side:

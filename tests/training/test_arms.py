@@ -1,10 +1,10 @@
 """Arms in lockstep give what each gives alone, and one that fails leaves the others alone."""
 
-import json
 import time
 
 import numpy as np
 import pytest
+from small_runs import config_of, losses
 
 from finetune_jax.config import default, to_json
 from finetune_jax.setup import open_setup
@@ -13,28 +13,20 @@ from finetune_jax.training.arms import run_arms, structure
 from finetune_jax.training.loop import train
 
 
-def config_of(weights, scheme, **changes):
-    config = default()
-    config.scheme = scheme
-    config.pretrained.path = str(weights)
-    config.pretrained.new_head = True
-    config.data.train = "train[:48]"
-    config.data.validation = "validation[:32]"
-    config.data.test = "test[:32]"
-    config.data.image_size = 16
-    config.train.batch_size = 16
-    config.train.steps = 4
-    config.eval.batch_size = 16
-    config.log.every_steps = 1
-    config.log.tensorboard = False
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
-    return open_setup(config)
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["split"] == "train"]
+def setup_of(weights, scheme, **changes):
+    """The setup of an arm of 4 steps."""
+    return open_setup(
+        config_of(
+            weights,
+            scheme,
+            **{
+                "data__train": "train[:48]",
+                "train__steps": 4,
+                "checkpoint__every_steps": default().checkpoint.every_steps,
+                **changes,
+            },
+        )
+    )
 
 
 def fuse_always(monkeypatch):
@@ -57,7 +49,7 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
     if augment and scheme != "head":
         pytest.skip("augmentation is tried with one scheme")
     fuse_always(monkeypatch)
-    setups = [config_of(weights, scheme, data__augment=augment, **c) for c in GRID]
+    setups = [setup_of(weights, scheme, data__augment=augment, **c) for c in GRID]
     folders = [tmp_path / str(i) for i in range(4)]
     results = run_arms(setups, folders)
     assert len({tuple(losses(f)) for f in folders}) == 4
@@ -78,7 +70,7 @@ def test_arms_that_fill_a_cpu_run_one_after_another_without_a_fused_program(
 ):
     monkeypatch.setattr(fused_step, "_ARITHMETIC_SECONDS", 0.0)
     monkeypatch.setattr(fused_step.FusedStep, "_arguments", lambda *_: pytest.fail("was fused"))
-    setups = [config_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
+    setups = [setup_of(weights, "last_k(1)", seed=s) for s in (0, 1)]
     results = run_arms(setups, [tmp_path / "0", tmp_path / "1"])
     assert "2 arms one after another" in capsys.readouterr().err
     solo = train(setups[1], tmp_path / "solo")
@@ -100,7 +92,7 @@ def test_a_fused_step_that_is_slow_is_tried_once():
 def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
     rates = [0.01, 3e38, 0.1]
-    setups = [config_of(weights, "last_k(1)", optimizer__learning_rate=r) for r in rates]
+    setups = [setup_of(weights, "last_k(1)", optimizer__learning_rate=r) for r in rates]
     folders = [tmp_path / str(i) for i in range(3)]
     results = run_arms(setups, folders)
     assert "the loss is" in results[1]["error"]
@@ -114,7 +106,7 @@ def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatc
 
 def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
-    setups = [config_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]
+    setups = [setup_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]
     folders = [tmp_path / "0", tmp_path / "1"]
     train(setups[1], tmp_path / "solo")
 
@@ -150,7 +142,7 @@ def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
         original(self, requests)
 
     monkeypatch.setattr(fused_step.FusedStep, "__init__", count)
-    setups = [config_of(weights, "head", seed=s) for s in range(3)]
+    setups = [setup_of(weights, "head", seed=s) for s in range(3)]
     monkeypatch.setattr(arms._Group, "fitting", lambda self, limit: 2)
     results = run_arms(setups, [tmp_path / str(i) for i in range(3)])
     assert sizes == [2, 1]
@@ -159,7 +151,7 @@ def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
 
 def test_structure_tells_what_is_another_program(weights):
     def json_of(*args, **changes):
-        return to_json(config_of(*args, **changes).config)
+        return to_json(setup_of(*args, **changes).config)
 
     base = structure(json_of(weights, "head"))
     assert base == structure(

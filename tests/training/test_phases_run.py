@@ -6,46 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from small_runs import config_of, losses, tensors
 
 from finetune_jax import tree
-from finetune_jax.config import default
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained import open_weights
 from finetune_jax.setup import open_setup
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
-
-
-def config_of(weights, scheme, **changes):
-    config = default()
-    config.scheme = scheme
-    config.pretrained.path = str(weights)
-    config.pretrained.new_head = True
-    config.data.train = "train[:32]"
-    config.data.validation = "validation[:32]"
-    config.data.test = "test[:32]"
-    config.data.image_size = 16
-    config.train.batch_size = 16
-    config.train.steps = 6
-    config.eval.batch_size = 16
-    config.checkpoint.every_steps = 1
-    config.log.every_steps = 1
-    config.log.tensorboard = False
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
-    return config
-
-
-def tensors(folder):
-    with open_weights(folder / "artifact" / "model.safetensors") as file:
-        return {name: file.read(name) for name in file.names()}
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["split"] == "train"]
-
 
 PHASES = "head + phase(steps=2) >> last_k(1) + lora(rank=2) >> norm + phase(steps=2)"
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_phases_run import config_of, tensors
-from test_step import TASK, batch_of, setup
+from small_runs import TASK, batch_of, config_of, scaled, setup, tensors
 
 from finetune_jax import tree
 from finetune_jax.config import default
@@ -25,10 +24,6 @@ from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.loop import train
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
 from finetune_jax.training.step import make_train_step
-
-
-def scaled(batch):
-    return batch["image"].astype(jnp.float32) / 255
 
 
 def drawn(abstract):

@@ -4,58 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import TASK, batch_of, scaled, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
 from finetune_jax.data.augment import InputPipeline
 from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.models import build, initialise
-from finetune_jax.schemes import Phase, resolve
+from finetune_jax.schemes import Phase
 from finetune_jax.schemes.schedules import parse_schedule
-from finetune_jax.tasks import Classification
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, make_rates
-from finetune_jax.training.step import make_train_step
-
-TASK = Classification(tuple("abcde"))
-
-
-def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **optimizer):
-    model = build(model_name, TASK.head_size, image_size=size)
-    abstract = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
-    plan = resolve(
-        scheme, model.stages, abstract["params"], abstract["batch_stats"], batch_norm=batch_norm
-    )
-    config = default().optimizer
-    config.update({"name": "adamw", **optimizer})
-    tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
-    step = make_train_step(
-        plan.adapt(model),
-        TASK,
-        plan,
-        tx,
-        InputPipeline(scaled),
-        accumulate=accumulate,
-        ema_decay=config.ema_decay,
-    )
-
-    def create(variables):
-        hyper = hyper_parameters(config, plan)
-        return state_lib.create(variables, plan, tx, hyper, seed=0, ema=config.ema_decay > 0)
-
-    return model, abstract, plan, create, step
-
-
-def scaled(batch):
-    return batch["image"].astype(jnp.float32) / 255
-
-
-def batch_of(size, n=8, seed=0):
-    generator = np.random.default_rng(seed)
-    return {
-        "image": jnp.asarray(generator.integers(0, 256, (n, size, size, 3), dtype=np.uint8)),
-        "label": jnp.asarray(generator.integers(0, 5, n, dtype=np.int32)),
-    }
 
 
 def step_flops(name, size, scheme, **options):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_step import TASK, batch_of, setup
+from small_runs import TASK, batch_of, scaled, setup
 
 from finetune_jax import tree
 from finetune_jax.config import default
@@ -147,7 +147,7 @@ def stepped(**options):
     tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
     step = make_train_step(
         plan.adapt(model), TASK, plan, tx,
-        InputPipeline(lambda batch: batch["image"].astype(jnp.float32) / 255), **options,
+        InputPipeline(scaled), **options,
     )  # fmt: skip
     # Away from the start, so that a pull back to it has a length.
     start = variables["params"]["head"]

@@ -1,11 +1,11 @@
-"""Times the frozen-prefix cache and fused arms, as ratios within one process.
+"""Measures the speed of the frozen-prefix cache and of fused arms, as ratios within one process.
 
 Commands:
-  python -m experiments.speed --what=prefix    # an epoch from cached activations over one without
-  python -m experiments.speed --what=arms      # arms in lockstep over one arm, and over sequential
+  python -m experiments.speed --what=prefix    # an epoch without a cache over an epoch with a cache
+  python -m experiments.speed --what=arms      # arms in lockstep over one arm, and over single runs
 
-Embedded digits and random weights: what is timed does not depend on values. Each ratio is the
-median of --repeats.
+The data are the embedded digits and the weights are random, because the times do not depend on
+values. Each ratio is the median of --repeats measurements.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from finetune_jax.config import default
 from finetune_jax.mesh import put_batch
 from finetune_jax.progress import muted
-from finetune_jax.setup import open_setup
+from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.arms import run_arms
 from finetune_jax.training.loop import steps, train
 from finetune_jax.training.shared import SharedCaches
 
-_WHAT = flags.DEFINE_enum("what", "prefix", ["prefix", "arms"], "What to time.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Of each ratio.", lower_bound=1)
+_WHAT = flags.DEFINE_enum("what", "prefix", ["prefix", "arms"], "What to measure.")
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "Number of measurements of each ratio.", lower_bound=1
+)
 
 
-def config_of(model: str, size: int, scheme: str, **changes: Any) -> Any:
-    """A config on digits."""
+def config_of(model: str, size: int, scheme: str, **changes: Any) -> ConfigDict:
+    """Returns a config on digits, with some keys changed."""
     config = default()
     config.model.name, config.data.image_size = model, size
     config.scheme = scheme
@@ -44,7 +48,7 @@ def config_of(model: str, size: int, scheme: str, **changes: Any) -> Any:
 
 
 def epoch_seconds(scheme: str, cached: bool) -> float:
-    """Seconds of the second epoch of ViT-S/16 at 224 pixels over 64 images."""
+    """Returns the seconds of the second epoch of ViT-S/16 at 224 pixels over 64 images."""
     config = config_of(
         "vit_s16", 224, scheme,
         **{
@@ -71,7 +75,7 @@ def epoch_seconds(scheme: str, cached: bool) -> float:
 
 
 def prefix() -> None:
-    """Prints the ratios."""
+    """Prints the time of an epoch without a cache over the time of an epoch with a cache."""
     for scheme in ("linear_probe", "last_k(2)"):
         ratios = [
             epoch_seconds(scheme, False) / epoch_seconds(scheme, True)
@@ -83,8 +87,8 @@ def prefix() -> None:
         )
 
 
-def wall(function: Any) -> float:
-    """Seconds of a call of `function`, which gets an empty folder."""
+def wall(function: Callable[[Path], object]) -> float:
+    """Returns the seconds of a call of `function`, which gets an empty folder."""
     with tempfile.TemporaryDirectory() as folder, muted():
         began = time.perf_counter()
         function(Path(folder))
@@ -92,9 +96,11 @@ def wall(function: Any) -> float:
 
 
 def arms() -> None:
-    """Prints the ratios."""
+    """Prints the time of fused arms over the time of one arm, or of all arms one after another."""
 
-    def grid(model: str, size: int, scheme: str, rates: Any, seeds: int, **changes: Any) -> Any:
+    def grid(
+        model: str, size: int, scheme: str, rates: Sequence[float], seeds: int, **changes: Any
+    ) -> list[Setup]:
         return [
             open_setup(
                 config_of(
@@ -106,14 +112,14 @@ def arms() -> None:
             for rate in rates
         ]  # fmt: skip
 
-    def together(setups: Any, folder: Path) -> None:
+    def together(setups: list[Setup], folder: Path) -> None:
         run_arms(setups, [folder / str(i) for i in range(len(setups))])
 
-    def in_turn(setups: Any, folder: Path) -> None:
+    def in_turn(setups: list[Setup], folder: Path) -> None:
         for i, setup in enumerate(setups):
             train(setup, folder / str(i))
 
-    def ratios(group: Any, others: Any) -> list[float]:
+    def ratios(group: list[Setup], others: list[Setup]) -> list[float]:
         found = []
         for _ in range(_REPEATS.value):
             one = wall(lambda folder: in_turn(others, folder))

@@ -1,4 +1,4 @@
-"""A run as a user starts it: commands in their own processes, on a config of a few seconds."""
+"""Runs as a user starts them: commands in processes, on a config that takes a few seconds."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tm
     )
     deadline = time.monotonic() + 240
 
-    def reached() -> bool:  # Orbax renames a folder to its bare number when it is whole
+    def reached() -> bool:  # Orbax renames a complete folder to its number
         names = [p.name for p in (workdir / "checkpoints").glob("*")]
         return any(name.isdigit() and int(name) >= step for name in names)
 
@@ -109,7 +109,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tm
     resumed = train(small_config, workdir, longer)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from step" in resumed.stderr
-    # The prefix was cached before and after.
+    # The resumed run cached the prefix, as the killed run did.
     assert "of 11 stages cached" in resumed.stderr
     whole, again = (
         tensors(tmp_path / name / "artifact" / "model.safetensors") for name in ("whole", "killed")
@@ -125,7 +125,7 @@ def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
     np.testing.assert_allclose(
         losses(tmp_path / "eight"), losses(finished[0]), rtol=1e-5, atol=1e-5
     )
-    # A score does not need the mesh that trained.
+    # The evaluation does not need the mesh of the training.
     process = run_command("evaluate", f"--workdir={tmp_path / 'eight'}")
     assert process.returncode == 0, process.stderr
     own = json.loads((tmp_path / "eight" / "result.json").read_text())["test"]
@@ -147,7 +147,7 @@ def test_a_smoothed_run_on_two_devices_is_scored_as_it_scored_itself(small_confi
     score = json.loads(process.stdout)
     own = json.loads((tmp_path / "result.json").read_text())["test"]
     assert score["accuracy"] == own["accuracy"]
-    # The plain cross-entropy in both: smoothing belongs to training.
+    # Both are the plain cross-entropy, because labels are smoothed in training only.
     assert score["loss"] == pytest.approx(own["loss"], rel=1e-5)
 
 
@@ -307,7 +307,7 @@ def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
     assert not config_lib.difference(config_lib.to_json(config), config_lib.to_json(again))
     with pytest.raises(TypeError):
         config.scheme = 3
-    # Text on the command line overrides the list, given either way.
+    # A text on the command line overrides the list, however the flag is written.
     for override in (["--config.scheme=norm_ony"], ["--config.scheme", "norm_ony"]):
         process = run_command("plan", f"--config={path}", *override)
         assert "Did you mean 'norm_only'" in process.stderr

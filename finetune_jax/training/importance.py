@@ -17,9 +17,9 @@ from finetune_jax import tree
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import Frozen, State
-from finetune_jax.training.step import Batch, make_loss
+from finetune_jax.training.step import Batch, Leaves, make_loss
 
-GradientStep = Callable[[State, Frozen, Batch], tuple[Any, Any]]
+GradientStep = Callable[[State, Frozen, Batch], tuple[Leaves, Leaves]]
 """Function of (state, frozen, batch) to (gradient of the trainable half, |g| / |w| f32[] of each
 leaf)."""
 
@@ -41,7 +41,7 @@ def make_gradient(phase: PhaseRun) -> GradientStep:
         setup.teacher,
     )
 
-    def gradient(state: State, frozen: Frozen, batch: Batch) -> tuple[Any, Any]:
+    def gradient(state: State, frozen: Frozen, batch: Batch) -> tuple[Leaves, Leaves]:
         grads, _ = jax.grad(loss, has_aux=True)(
             state.params, state.stats, state.hyper, frozen, batch, state.key
         )

@@ -30,6 +30,7 @@ from finetune_jax.tables import size as show_bytes
 from finetune_jax.training.activation_folder import ActivationFolder, make_room
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.shared import SharedCaches
+from finetune_jax.training.step import Batch
 
 
 def cache_prefix(
@@ -37,7 +38,7 @@ def cache_prefix(
     variables: dict[str, Any],
     examples: Examples,
     split: str,
-    place: Callable[[Any], Any],
+    place: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
     caches: SharedCaches,
     *,
     training: bool,
@@ -94,7 +95,7 @@ class _Prefix:
     variables: dict[str, Any]
     examples: Examples
     split: str
-    place: Callable[[Any], Any]
+    place: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
     augment: str
     views: int
 
@@ -186,12 +187,12 @@ class _Prefix:
                 )
                 done += real
 
-    def _compile_forward(self) -> Callable[[Any, Any, jax.Array], Any]:
+    def _compile_forward(self) -> Callable[[dict[str, Any], Batch, jax.Array], Any]:
         """Returns the jitted function of (variables, batch, key) to activations."""
         setup, model, stop = self.phase.setup, self.phase.model, self.phase.after_prefix
         pipeline = make_input_pipeline(setup.preprocess, self.augment)
 
-        def forward(variables: Any, batch: Any, key: jax.Array) -> Any:
+        def forward(variables: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
             x, _ = pipeline(key, batch)
             return model.apply(variables, x, stop=stop)
 

@@ -31,12 +31,12 @@ class State:
     """
 
     step: jax.Array
-    params: Any
-    stats: Any
-    opt_state: Any
-    ema: Any
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    opt_state: optax.OptState
+    ema: dict[str, Any]
     key: jax.Array
-    hyper: Any
+    hyper: dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -51,10 +51,10 @@ class Frozen:
         teacher.
     """
 
-    params: Any
-    stats: Any
-    anchor: Any
-    teacher: Any = flax.struct.field(default_factory=dict)
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    anchor: dict[str, Any]
+    teacher: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """Returns frozen leaves and kept statistics by path, with the collection in front."""
@@ -95,7 +95,7 @@ def create(
     *,
     seed: int | jax.Array,
     ema: bool,
-    frozen_dtype: Any = jnp.float32,
+    frozen_dtype: jax.typing.DTypeLike = jnp.float32,
     exact: Collection[str] = (),
     anchor: tree.Tree | None = None,
 ) -> tuple[State, Frozen]:
@@ -133,8 +133,8 @@ def create(
         return jnp.asarray(x, None if keeps else frozen_dtype)
 
     frozen = tree.map_with_path(store, frozen)
-    kept, anchor = jax.tree.map(jnp.asarray, (kept, anchor or {}))
-    return state, Frozen(params=frozen, stats=kept, anchor=anchor)
+    kept, anchored = jax.tree.map(jnp.asarray, (kept, anchor or {}))
+    return state, Frozen(params=frozen, stats=kept, anchor=anchored)
 
 
 def variables(state: State, frozen: Frozen, *, averaged: bool = True) -> dict[str, Any]:

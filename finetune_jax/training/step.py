@@ -30,8 +30,12 @@ FeatureStep = Callable[[dict[str, Any], Batch], tuple[jax.Array, jax.Array]]
 """Function of (variables, batch) to features f32[batch, width] that enter the head, and labels
 i32[batch]."""
 
+Leaves = dict[str, Any]
+"""A nested dict of arrays: a half of the params, BatchNorm statistics, or gradients."""
+
 Loss = Callable[
-    [Any, Any, dict[str, Any], Frozen, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]
+    [Leaves, Leaves, dict[str, Any], Frozen, Batch, jax.Array],
+    tuple[jax.Array, tuple[Leaves, Metrics]],
 ]
 """Function of (trainable params, tracked statistics, hyper, frozen, batch, key) to (loss f32[],
 (new tracked statistics, metrics))."""
@@ -48,8 +52,13 @@ def make_loss(
     after_prefix = plan.stages[len(plan.prefix)]
 
     def loss_fn(
-        params: Any, stats: Any, hyper: Any, frozen: Frozen, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        params: Leaves,
+        stats: Leaves,
+        hyper: dict[str, Any],
+        frozen: Frozen,
+        batch: Batch,
+        key: jax.Array,
+    ) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
         augment_key, dropout_key = jax.random.split(key)
         start: str | None
         if "activation" in batch:
@@ -165,7 +174,7 @@ def make_train_step(
     return train_step
 
 
-Gradient = Callable[..., tuple[Any, tuple[Any, Metrics]]]
+Gradient = Callable[..., tuple[Leaves, tuple[Leaves, Metrics]]]
 """Function of the arguments of `Loss` to (gradient, (new tracked statistics, metrics))."""
 
 
@@ -174,7 +183,9 @@ def _with_sam(gradient: Gradient, rho: float) -> Gradient:
     if not rho:
         return gradient
 
-    def sharp_gradient(params: Any, stats: Any, *rest: Any) -> tuple[Any, tuple[Any, Metrics]]:
+    def sharp_gradient(
+        params: Leaves, stats: Leaves, *rest: Any
+    ) -> tuple[Leaves, tuple[Leaves, Metrics]]:
         grads, aux = gradient(params, stats, *rest)
         reach = rho / jnp.maximum(optax.global_norm(grads), 1e-12)
         there = jax.tree.map(lambda w, g: w + reach * g, params, grads)
@@ -203,7 +214,7 @@ def _micro_batches(batch: Batch, count: int, views: int) -> Batch:
 
 def _accumulated(
     gradient: Gradient, state: State, frozen: Frozen, micro_batches: Batch, key: jax.Array
-) -> tuple[Any, Any, Metrics]:
+) -> tuple[Leaves, Leaves, Metrics]:
     """(mean gradient, tracked statistics, mean metrics) over micro-batches, one after another."""
     count = jax.tree.leaves(micro_batches)[0].shape[0]
 
@@ -228,7 +239,7 @@ def _accumulated(
     return grads, stats, metrics
 
 
-def _with_l2_sp(grads: Any, params: Any, anchor: tree.Tree, alpha: float, beta: float) -> Any:
+def _with_l2_sp(grads: Leaves, params: Leaves, anchor: Leaves, alpha: float, beta: float) -> Leaves:
     """Adds the gradient of the L2-SP penalty."""
     start = tree.flatten(anchor)
 

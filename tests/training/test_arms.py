@@ -1,4 +1,4 @@
-"""Arms in lockstep give what each gives alone, and one that fails leaves the others alone."""
+"""Arms in lockstep give the results of single runs, and an arm that fails stops no other arm."""
 
 import time
 
@@ -65,7 +65,7 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
         assert results[number]["audit"] == solo["audit"]
 
 
-def test_arms_that_fill_a_cpu_run_one_after_another_without_a_fused_program(
+def test_arms_bound_by_arithmetic_run_one_after_another_without_a_fused_program(
     weights, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(fused_step, "_ARITHMETIC_SECONDS", 0.0)
@@ -86,7 +86,7 @@ def test_a_fused_step_that_is_slow_is_tried_once():
         time.sleep(0.01)
 
     assert fused_step._seconds(slow, repeats=5, limit=0.001) >= 0.01
-    assert len(calls) == 2  # one to warm up
+    assert len(calls) == 2  # the first call is the warm-up
 
 
 def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):
@@ -161,8 +161,10 @@ def test_structure_tells_what_is_another_program(weights):
     assert base != structure(json_of(weights, "last_k(1)"))
 
 
-def test_a_step_without_a_form_for_several_runs_one_after_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(fused_step, "_ARITHMETIC_SECONDS", float("inf"))  # always tried
+def test_a_step_that_jax_cannot_batch_runs_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        fused_step, "_ARITHMETIC_SECONDS", float("inf")
+    )  # so that the fused step is always tried
     setups = []
     for rate in (0.01, 0.1):
         config = default()

@@ -12,7 +12,7 @@ from finetune_jax.training.optimizer import reached
 
 @pytest.fixture
 def trained():
-    """(plan, snapshot, variables in which exactly what may change has changed)."""
+    """(plan, snapshot, variables in which all leaves that may change have changed, and no others)."""
     model = build("resnet20_cifar", 5, image_size=32)
     variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
     plan = resolve("last_k(1)", model.stages, variables["params"], variables["batch_stats"])
@@ -48,7 +48,9 @@ def test_a_frozen_statistic_that_leaked_is_named(trained):
         audit(plan, before, broken)
 
 
-def test_a_leaf_below_the_last_bit_is_told_from_a_dead_one(trained, capsys):
+def test_a_leaf_with_updates_below_its_last_bit_is_no_error_but_a_leaf_without_gradient_is(
+    trained, capsys
+):
     plan, before, after = trained
     still = change(after, "params/head/bias", lambda x: x - 1)
     counts = audit(plan, before, still, reached=lambda: {"head/bias"})

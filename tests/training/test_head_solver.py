@@ -1,4 +1,4 @@
-"""The solved probe against independent solvers, and how its strength is chosen."""
+"""The solved linear probe against independent solvers, and the choice of its strength."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def data():
 def test_ridge_is_scikit_learns(data):
     (x, y), validation = data
     head, report = solve("ridge", (x, y), validation, 3)
-    # Ours divides the squared error by n.
+    # Our objective divides the squared error by n.
     reference = Ridge(alpha=report["chosen"]["strength"] * len(x))
     reference.fit(x.astype(np.float64), np.eye(3)[y])
     np.testing.assert_allclose(head["kernel"], reference.coef_.T, rtol=1e-4, atol=1e-6)
@@ -55,7 +55,7 @@ def test_strength_is_chosen_on_validation_alone(data, method):
     accuracy = float(((x @ head["kernel"] + head["bias"]).argmax(1) == y).mean())
     assert report["chosen"]["accuracy"] == pytest.approx(accuracy)
     assert accuracy == max(row["accuracy"] for row in report["path"])
-    # With other validation labels another strength may win; the candidates stay the same.
+    # Other validation labels may change the chosen strength, but not the candidates.
     _, other = solve(method, train, (x, (y + 1) % 3), 3)
     assert [r["strength"] for r in other["path"]] == [r["strength"] for r in report["path"]]
 

@@ -1,4 +1,4 @@
-"""Phases in a run: what survives a boundary, caches that change nothing, and exact resumption."""
+"""Phases in a run: values that survive a boundary, caches without effect, exact resumption."""
 
 import json
 import shutil
@@ -19,11 +19,11 @@ PHASES = "head + phase(steps=2) >> last_k(1) + lora(rank=2) >> norm + phase(step
 
 
 class Stop(Exception):
-    """Stands for the power cut."""
+    """Stands for a power cut."""
 
 
 def run_until(config, folder, stop, monkeypatch):
-    """Runs until the checkpoint of step `stop` is whole."""
+    """Runs until the checkpoint of step `stop` is complete."""
     original = Checkpoints.save
 
     def save(self, state, *rest):
@@ -62,7 +62,7 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
 @pytest.mark.parametrize(
     ("scheme", "stop", "changes"),
     [
-        # With a cached prefix of which less than an epoch is left to read.
+        # With a cached prefix, and less than an epoch left to train.
         ("last_k(1)", 5, {}),
         ("head", 5, {"data__augment": "flip", "prefix_cache__views": 2}),
         ("head + phase(solve='ridge') >> last_k(1)", 3, {}),
@@ -84,7 +84,7 @@ def test_every_kind_of_phase_resumes_to_the_same_bits(
 
 
 def test_the_best_checkpoint_kept_is_of_the_last_phase(weights, tmp_path):
-    """Even when an earlier phase scored higher, which would be no model of this scheme."""
+    """Even when an earlier phase scored higher: its weights are no result of the whole scheme."""
     config = config_of(
         weights, "head + phase(steps=4, lr=1.0) >> last_k(1) + phase(steps=3, lr=300.0)",
         artifact__select="best", eval__every_epochs=0.5,
@@ -105,7 +105,7 @@ def test_a_phase_has_its_own_optimizer_clip_and_decay(weights):
     assert float(first.optimizer.hyper()["weight_decay"]) == 0.5
     assert (second.optimizer.settings.name, second.optimizer.settings.clip_norm) == ("sgd", 3.0)
     assert setup.config.optimizer.name == "sgd"
-    # Other moments have other names: nothing of AdamW's is carried into SGD's.
+    # The moments of AdamW and SGD have different names, so none is carried over.
     _, _, new = states_around_a_boundary(weights, scheme, "sgd")
     assert not any(value.any() for value in moments(new).values())
 
@@ -121,7 +121,7 @@ def test_what_a_later_phase_trains_is_never_rounded(weights, tmp_path):
 
 
 def test_l2_sp_pulls_deltas_to_where_they_started(weights, tmp_path):
-    """Under a strong pull and no gradient to speak of, IA3-like scales stay at 1, not at 0."""
+    """Under a strong pull and small gradients, scales that start at 1 stay near 1, not near 0."""
     config = config_of(
         weights, "ssf + head", optimizer__l2_sp=0.5, optimizer__l2_sp_head=0.5, train__steps=40,
         optimizer__learning_rate=0.1, optimizer__schedule="constant", optimizer__momentum=0.0,
@@ -133,7 +133,7 @@ def test_l2_sp_pulls_deltas_to_where_they_started(weights, tmp_path):
 
 
 def states_around_a_boundary(weights, scheme, name="adamw"):
-    """(phase runs, state at the end of phase 0, state at the start of phase 1)."""
+    """(phase 1, state at the end of phase 0, state at the start of phase 1)."""
     setup = open_setup(config_of(weights, scheme, optimizer__name=name))
     first, second = PhaseRun(setup, 0, 0, 3), PhaseRun(setup, 1, 3, 3)
     params = setup.initial_variables()
@@ -162,7 +162,7 @@ def test_survivors_keep_their_moments_and_newcomers_start_fresh(weights, name):
     seen = {"kept": 0, "fresh": 0}
     for path, value in moments(new).items():
         if "count" in path:
-            # One group per age: 3 steps done by the survivors, none by the newcomers.
+            # The survivors, which have done 3 steps, and the newcomers have separate groups.
             assert int(value) == (0 if "@1" in path else 3)
         elif "layer3_block1" in path:
             assert not value.any()
@@ -201,13 +201,13 @@ def test_cache_on_disk_is_shared_bounded_and_safe_from_half_written_files(
     assert "written to" in capsys.readouterr().err
     entries = sorted(cache.iterdir())
     assert len(entries) == 2  # train and validation
-    # A folder that a killed run left behind is no entry.
+    # The folder of a killed run is not taken for an entry.
     (cache / ".half-x").mkdir()
     (cache / ".half-x" / "activations").write_bytes(b"half")
     train(open_setup(config_of(weights, "head", **options)), tmp_path / "second")
     assert "found in" in capsys.readouterr().err
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
-    # Another resolution is another key, and beyond the bound the older entries go.
+    # Another resolution has another key; entries beyond the size limit are removed, oldest first.
     size = sum(json.loads((e / "meta.json").read_text())["bytes"] for e in entries)
     small = {**options, "data__image_size": 24, "prefix_cache__dir_bytes": size}
     train(open_setup(config_of(weights, "head", **small)), tmp_path / "third")

@@ -1,4 +1,4 @@
-"""Policies beside the scheme: dropout of frozen stages, BatchNorm statistics, kept checkpoints."""
+"""Policies: dropout of frozen stages, BatchNorm statistics, and the checkpoints that are kept."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ from finetune_jax.training.step import make_train_step
 
 
 def drawn(abstract):
-    """Random variables: BatchNorm statistics unlike any batch's, no head of zeros."""
+    """Random variables with a head that is not zero, and unusual BatchNorm statistics."""
     generator = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -51,7 +51,7 @@ def plan_of(vit, scheme, policy):
 
 @pytest.mark.parametrize(("policy", "active"), [("eval", False), ("train", True)])
 def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, active):
-    # The head has no dropout of its own, so whatever varies with the key is that of frozen stages.
+    # The head has no dropout, so only the dropout of frozen stages depends on the key.
     model, variables = vit
     plan = plan_of(vit, "linear_probe", policy)
     config = default().optimizer
@@ -65,7 +65,7 @@ def test_dropout_of_frozen_stages_in_the_step_follows_the_policy(vit, policy, ac
         found.append((float(metrics["loss"]), np.asarray(new.params["head"]["bias"])))
     assert (found[0][0] != found[1][0]) == active
     assert (not np.array_equal(found[0][1], found[1][1])) == active
-    # Without active dropout the features are those of inference, not merely constant.
+    # Without active dropout the features equal those of inference.
     logits = model.apply(variables, scaled(batch_of(32)))
     loss = TASK.per_example(logits, batch_of(32))["loss"].mean()
     assert np.isclose(found[0][0], float(loss), rtol=1e-5) != active
@@ -136,7 +136,7 @@ def test_reestimation_leaves_the_stages_it_is_not_given(resnet):
     for path, value in tree.flatten(variables["batch_stats"]).items():
         changed = not np.array_equal(value, tree.flatten(new)[path])
         assert changed == path.startswith(tuple(f"{s}/" for s in chosen)), path
-    # The stem comes first, so it sees the same; a later stage sees what the kept ones normalise.
+    # The stem has the same input in both; later stages read outputs of stages that keep theirs.
     np.testing.assert_array_equal(new["stem"]["norm"]["mean"], everywhere["stem"]["norm"]["mean"])
     later = (x["layer2_block0"]["norm1"]["mean"] for x in (new, everywhere))
     assert not np.allclose(*later, rtol=1e-2)
@@ -152,7 +152,7 @@ def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weight
     for name, value in base.items():
         free = name.startswith(("params/head/", "batch_stats/"))
         assert (not np.array_equal(value, after[name])) == free, name
-    # Batches of equal size that cover the split once: their mean is the split's.
+    # The batches have equal sizes and cover the split once, so their mean is that of the split.
     examples = setup.source.read(config.data.train)
     images = gather(examples, np.arange(len(examples)), setup.encode)
     normal = np.asarray(setup.preprocess.device(images))
@@ -163,7 +163,7 @@ def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weight
 
 @pytest.fixture
 def saved(resnet, tmp_path):
-    """Writes one checkpoint per score; gives (their `Checkpoints`, the state they hold)."""
+    """A function that writes one checkpoint per score and returns (`Checkpoints`, their state)."""
     _, _, plan, create, _ = setup("resnet20_cifar", 32, "linear_probe")
     state, _ = create(resnet[1])
     opened = []

@@ -1,4 +1,4 @@
-"""Frozen is free: in compiled FLOPs and in bytes, whatever reads the gradients."""
+"""A frozen leaf costs nothing, in compiled FLOPs and in bytes, whatever reads the gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_a_probe_costs_a_forward_pass(name, size):
     probe = step_flops(name, size, "linear_probe")
     assert probe <= 1.10 * forward_flops(name, size)
     assert probe <= 0.40 * step_flops(name, size, "full")
-    # Readers of gradients must not revive the frozen backward pass.
+    # Options that read gradients must not bring back the backward pass of frozen leaves.
     readers = step_flops(name, size, "linear_probe", clip_norm=1.0, ema_decay=0.99)
     assert readers <= 1.01 * probe
 
@@ -55,7 +55,7 @@ def test_optimizer_bytes_are_those_of_the_trainable_leaves(name, size, scheme):
     state, _ = jax.eval_shape(create, abstract)
     trainable, _ = plan.split(abstract["params"])
     moments = 2 * tree.nbytes(trainable)
-    # Beyond two moments there are only step counters of a few bytes per group.
+    # Apart from two moments there are only step counters of a few bytes per group.
     assert moments <= tree.nbytes(state.opt_state) <= moments + 64
 
 
@@ -103,7 +103,7 @@ def test_statistics_follow_the_policy(policy):
         assert moved == (path in plan.tracked_statistics), path
 
 
-def test_groups_get_their_own_rate_and_decay():
+def test_groups_get_their_own_rate():
     rules = "[('head/kernel', 'fast(lr=10)'), ('head/bias', 'slow(lr=0.1)'), ('.*', 'frozen')]"
     deltas = {}
     for scheme in ("linear_probe", rules):

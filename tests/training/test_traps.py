@@ -1,4 +1,4 @@
-"""The classical traps of freezing: each test fails if the trap is sprung."""
+"""Classical mistakes of freezing; each test fails if the code makes the mistake."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from finetune_jax.training.step import make_train_step
 
 def initial(name="vit_ti16"):
     variables = initialise(build(name, 5, image_size=32), 32, jax.random.key(3))
-    # A head of zeros would send no gradient down.
+    # A head of zeros would give the stages below it no gradient.
     kernel = variables["params"]["head"]["kernel"]
     variables["params"]["head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(4), kernel.shape)
     return variables
@@ -28,7 +28,7 @@ def initial(name="vit_ti16"):
 
 def run_steps(scheme, count=1, model="vit_ti16", variables=None, optimizer="sgd", **options):
     """(variables before, states after each step, metrics) under SGD without momentum by default."""
-    # `setup` calls the optimizer's name "name", like the config.
+    # As in the config, the name of the optimizer is the option "name" of `setup`.
     options = {"name": optimizer, "momentum": 0.0, "schedule": "constant", **options}
     _, _, _, create, step = setup(model, 32, scheme, **options)
     before = initial(model) if variables is None else variables
@@ -50,14 +50,14 @@ def loss_of(params, batch, name="vit_ti16"):
 
 @pytest.fixture(scope="module")
 def gradients():
-    """Gradients of everything on the first batch."""
+    """Gradients of all params on the first batch."""
     return jax.jit(jax.grad(loss_of))(initial()["params"], batch_of(32))
 
 
 def test_outer_clip(gradients):
     own, everything = optax.global_norm(gradients["head"]), optax.global_norm(gradients)
     assert everything > 1.02 * own
-    # At this limit the head alone is not clipped, though the gradient of all leaves would be.
+    # The limit is above the gradient norm of the head, and below the gradient norm of all leaves.
     before, (state,), _, _ = run_steps("head", learning_rate=0.1, clip_norm=float(own) * 1.01)
     for name, leaf in state.params["head"].items():
         expected = before["params"]["head"][name] - 0.1 * gradients["head"][name]
@@ -72,7 +72,7 @@ def test_logged_norm(gradients):
 
 
 def test_masked_adam_and_decay_of_frozen_leaves():
-    """Frozen leaves see neither raw gradients nor decay; trainable ones see optax's own AdamW."""
+    """Frozen leaves get neither gradients nor decay; trainable leaves get the AdamW of optax."""
     before, states, frozen, _ = run_steps(
         "head", 3, optimizer="adamw", learning_rate=0.01, weight_decay=0.5
     )
@@ -99,7 +99,7 @@ def test_bf16_trainable_leaves():
     _, states, _, _ = run_steps("norm", 3, variables=variables, learning_rate=1e-3)
     scale = np.asarray(states[-1].params["norm"]["scale"])
     assert scale.dtype == np.float32
-    # In bf16 every step of this size would round back to 1.
+    # In bf16 every update of this size would be rounded away.
     assert 0 < np.abs(scale - 1).max() < 2**-8
     assert (scale.astype(jnp.bfloat16) == 1).mean() > 0.5
 
@@ -137,7 +137,7 @@ def test_average_of_trainable_leaves_only():
 
 
 def stepped(**options):
-    """Head after one SGD step with the options of `make_train_step`, and before."""
+    """(params before, anchor, head after one SGD step with some options, metrics)."""
     model = build("vit_ti16", 5, image_size=32)
     variables = initial()
     abstract = jax.eval_shape(lambda: variables)
@@ -149,7 +149,7 @@ def stepped(**options):
         plan.adapt(model), TASK, plan, tx,
         InputPipeline(scaled), **options,
     )  # fmt: skip
-    # Away from the start, so that a pull back to it has a length.
+    # Away from the anchor, so that the pull towards the anchor is not zero.
     start = variables["params"]["head"]
     moved = {**variables["params"], "head": jax.tree.map(lambda x: x + 0.01, start)}
     state, frozen = state_lib.create(

@@ -12,7 +12,7 @@ from finetune_jax.training.optimizer import reached
 
 @pytest.fixture
 def trained():
-    """(plan, snapshot, variables in which all leaves that may change have changed, and no others)."""
+    """(plan, snapshot, variables in which every leaf that may change has changed)."""
     model = build("resnet20_cifar", 5, image_size=32)
     variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
     plan = resolve("last_k(1)", model.stages, variables["params"], variables["batch_stats"])

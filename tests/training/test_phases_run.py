@@ -266,7 +266,7 @@ def test_options_run_under_the_audit(weights, tmp_path, changes):
 def test_a_frozen_random_head_is_refused(weights):
     from finetune_jax.setup import load_variables
 
-    with pytest.raises(UserError, match="add ' . head' to train them"):
+    with pytest.raises(UserError, match="add ' . head' to train these leaves"):
         load_variables(open_setup(config_of(weights, "lora(rank=2)")))
 
 

@@ -1,6 +1,6 @@
-"""Simple references for tasks: what neighbours, a straight line or a constant score.
+"""Simple references for tasks: what nearest neighbours, linear models or constants score.
 
-Each is a function of `Features` to figures by name, for the same examples as a run's.
+Each reference is a function from `Features` to figures by name, on the same examples as a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Features:
-    """What a reference is computed from: features and targets of training and test.
+    """Features and targets of the training and test examples, input of every reference.
 
     Attributes:
       train, test: f[n, width]: pixels, or what the pretrained model's head would read; of a pair
@@ -70,7 +70,7 @@ def features_of(config: Any, on: str) -> Features:
 
 
 def logistic(f: Features) -> dict[str, str]:
-    """Logistic regression and nearest neighbours on the frozen features, scaled to length 1."""
+    """Logistic regression and nearest neighbours on frozen features of length 1."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -88,7 +88,7 @@ def logistic(f: Features) -> dict[str, str]:
 
 
 def neighbour_class(f: Features) -> dict[str, str]:
-    """Nearest neighbour in pixels."""
+    """Accuracy of the nearest neighbour by pixels."""
     from sklearn.neighbors import KNeighborsClassifier
 
     model = KNeighborsClassifier(1).fit(f.train, f.train_label)
@@ -96,7 +96,7 @@ def neighbour_class(f: Features) -> dict[str, str]:
 
 
 def neighbour_kappa(f: Features) -> dict[str, str]:
-    """Nearest neighbour in pixels, by weighted kappa."""
+    """Weighted kappa of the nearest neighbour by pixels."""
     from sklearn.metrics import cohen_kappa_score
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -106,7 +106,7 @@ def neighbour_kappa(f: Features) -> dict[str, str]:
 
 
 def neighbour_value(f: Features) -> dict[str, str]:
-    """Mean of three neighbours, and the mean of all."""
+    """Errors of the mean of three nearest neighbours, and of the mean of all training values."""
     from sklearn.neighbors import KNeighborsRegressor
 
     predicted = KNeighborsRegressor(3).fit(f.train, f.train_label).predict(f.test)
@@ -119,7 +119,7 @@ def neighbour_value(f: Features) -> dict[str, str]:
 
 
 def neighbour_labels(f: Features) -> dict[str, str]:
-    """Share of labels among five neighbours."""
+    """Scores from the share of each label among the five nearest neighbours."""
     from sklearn.metrics import average_precision_score
     from sklearn.neighbors import KNeighborsRegressor
 
@@ -154,7 +154,7 @@ def threshold_and_neighbour(f: Features) -> dict[str, str]:
 
 
 def place_mean(f: Features) -> dict[str, str]:
-    """The training pictures' mean of each patch, as what a masked patch looks like."""
+    """Predicts each masked patch as the mean of this patch over the training pictures."""
     from finetune_jax.models.pretraining import patches_of
 
     def patches(pixels: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ def place_mean(f: Features) -> dict[str, str]:
 
 
 def cosine_of_pixels(f: Features) -> dict[str, str]:
-    """How alike the two pictures of a pair are in their pixels."""
+    """Scores from the cosine similarity of the pixels of the two pictures of a pair."""
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
 
@@ -181,7 +181,7 @@ def cosine_of_pixels(f: Features) -> dict[str, str]:
 
 
 def logistic_of_pairs(f: Features) -> dict[str, str]:
-    """Logistic regression on |u - v| and u * v of each text's own features (arXiv 1705.02364)."""
+    """Logistic regression on |u - v| and u * v of a pair's features u, v (arXiv 1705.02364)."""
     from sklearn.linear_model import LogisticRegression
 
     def compared(pairs: np.ndarray) -> np.ndarray:

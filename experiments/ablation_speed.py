@@ -1,14 +1,14 @@
-"""An ablation as one command, beside the same arms run one by one, and beside a loop in PyTorch.
+"""Times an ablation as one command, against its arms run one by one and against a PyTorch loop.
 
-Commands (the loop needs torch and timm from requirements-reference.txt):
+Commands (the PyTorch loop needs torch and timm from requirements-reference.txt):
   python -m experiments.ablation_speed --case=grid --ways=ablate,commands,torch
   python -m experiments.ablation_speed --case=lora_vit --ways=ablate,commands
 
-Wall time of whole commands from their start, imports and compiling included. `ablate` also scores
-the chosen arms on test, the other ways do not. `commands` is `python -m finetune_jax.train` for
-each arm. `torch` is one process: timm's model of the same size, frozen parameters without
-gradients, the same batches, steps, optimizer, schedule and evaluations, nothing cached. The cases
-are in configs/ablations/speed.py.
+All times are wall-clock times of whole commands, imports and compilation included. `ablate` also
+scores the chosen arms on test; the other ways do not. `commands` runs `python -m
+finetune_jax.train` for each arm. `torch` is one process with timm's model of the same size, frozen
+parameters without gradients, and the same batches, steps, optimizer, schedule and evaluations,
+without a cache. The cases are in configs/ablations/speed.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def arms(case: str) -> list[tuple[str, float, int]]:
 
 
 def write_weights(case: str, path: Path) -> list[str]:
-    """Random weights under timm's names; returns the override that names them."""
+    """Writes random weights with timm's names; returns the override with their path."""
     from finetune_jax.models import build, entry_of, initial_variables
     from finetune_jax.pretrained import save_as
 
@@ -67,13 +67,13 @@ def write_weights(case: str, path: Path) -> list[str]:
 
 
 def ablate(case: str, weights: list[str], folder: Path) -> None:
-    """All arms as one command."""
+    """Runs all arms as one command."""
     config = f"--config={CONFIG}:{case}"
     _run("-m", "finetune_jax.ablate", config, f"--workdir={folder / 'runs'}", *weights)
 
 
 def commands(case: str, weights: list[str], folder: Path) -> None:
-    """A command for each arm."""
+    """Runs one command for each arm."""
     for number, (scheme, rate, seed) in enumerate(arms(case)):
         _run(
             "-m", "finetune_jax.train", f"--config={CONFIG}:{case}",
@@ -84,7 +84,7 @@ def commands(case: str, weights: list[str], folder: Path) -> None:
 
 
 def torch(case: str, weights: list[str], folder: Path) -> None:
-    """The loop in PyTorch, in a process of its own."""
+    """Runs the PyTorch loop in a separate process."""
     del folder
     path = weights[0].split("=")[1]
     call = f"torch_loop({case!r}, {path!r})"
@@ -92,7 +92,7 @@ def torch(case: str, weights: list[str], folder: Path) -> None:
 
 
 def torch_loop(case: str, path: str) -> None:
-    """Every arm in turn, from a weight file; only masks, as in the cases ``grid``, ``blocks``."""
+    """Trains every arm in turn from a weight file; only for the cases ``grid`` and ``blocks``."""
     import numpy as np
     import timm
     import torch as t
@@ -161,7 +161,7 @@ def _run(*arguments: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     ways: dict[str, Any] = {"ablate": ablate, "commands": commands, "torch": torch}

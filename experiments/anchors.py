@@ -1,12 +1,12 @@
-"""Do L2-SP, averaging and sharpness-aware steps help most where examples are few?
+"""Do L2-SP, weight averaging and sharpness-aware steps help most with few examples?
 
-L2-SP (Li et al. 2018, arXiv 1802.01483) pulls weights towards where they started; an exponential
-average and SAM (Foret et al. 2020, arXiv 2010.01412) look for flat places. Each is said to help
-small data sets most. Here: full fine-tuning of a CIFAR-10 ResNet-20 on 100, 500 and 1,000 Bangla
-digits, 40 steps in every arm.
+L2-SP (Li et al. 2018, arXiv 1802.01483) pulls weights towards their start values; an exponential
+moving average and SAM (Foret et al. 2020, arXiv 2010.01412) look for flat minima. Each method is
+reported to help small data sets most. This experiment fine-tunes a whole CIFAR-10 ResNet-20 on 100,
+500 and 1,000 Bangla digits, with 40 steps in every arm.
 
-Hazards: a step of SAM costs two; strengths are the customary ones and not tuned, rates are; digits
-are far from CIFAR-10, where an anchor has least to hold.
+Hazards: a SAM step costs as much as two steps; the strengths are the usual values and are not
+tuned, but the rates are; digits are far from CIFAR-10, where the start values help least.
 
 Hardware: 2 CPU cores, about a quarter of an hour.
 
@@ -41,7 +41,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (

@@ -1,12 +1,13 @@
-"""What a linear probe loses when BatchNorm goes on following the batches.
+"""What a linear probe loses when the BatchNorm statistics continue to follow the batches.
 
-Statistics are state: in train mode a "frozen" backbone drifts away from its weights (measured by
-others as logits off by 44 % of their scale after head-only training). Here: a CIFAR-10 ResNet-20
-probed on Bangla digits with statistics frozen, tracked, or re-estimated once before training;
-drift of features from the base's, and accuracy at the rate that is best for each policy.
+BatchNorm statistics are state: in train mode a "frozen" backbone drifts away from its weights
+(others measured that logits differ by 44 % of their scale after head-only training). This
+experiment probes a CIFAR-10 ResNet-20 on Bangla digits with statistics that are frozen, tracked, or
+re-estimated once before training. It reports the drift of the features from those of the pretrained
+model, and the accuracy at the best rate of each policy.
 
-Hazards: which policy is more accurate depends on how far the target is from the source; what is
-claimed is the drift. Drift under re-estimation is intended.
+Hazards: which policy is more accurate depends on the distance between source and target data; the
+claim is about the drift only. Drift under re-estimation is intended.
 
 Hardware: 2 CPU cores, minutes.
 
@@ -38,7 +39,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (

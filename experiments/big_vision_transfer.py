@@ -1,10 +1,11 @@
-"""big_vision's transfer table, on a pod: ViT-B/32 of AugReg to five data sets.
+"""big_vision's transfer table, on a pod: ViT-B/32 of AugReg on five data sets.
 
 Zhai et al., github.com/google-research/big_vision, configs/transfer.py: mean and range of 5 runs.
 
-Hazards: random crops see the central 384 of 448 pixels of an image, those of the original all of
-it; timm's AugReg B/32 may be another of the AugReg runs than the one released with the table. CIFAR
-trains on 98 % of the training split, ImageNet on 99 %, Pets and Flowers on 90 %, as there.
+Hazards: our random crops are taken from the central 384 of 448 pixels of an image, the original
+crops from the whole image; timm's AugReg B/32 may come from another AugReg run than the weights of
+the published table. As in the original, CIFAR trains on 98 % of the training split, ImageNet on
+99 %, Pets and Flowers on 90 %.
 
 Hardware: 8 accelerators, hours for ImageNet, minutes for Pets and Flowers.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from experiments.reproduction import Reproduction, RunTable, Target
 
-# Published mean, and half of the published range and a twentieth of a point on top.
+# Published mean, and a tolerance of half of the published range plus 0.05 points.
 _PUBLISHED = {
     "imagenet2012": (83.27, 0.15),
     "cifar10": (98.55, 0.15),

@@ -1,11 +1,12 @@
-"""BiT's HyperRule, on a pod: one rule for every task.
+"""BiT's HyperRule, on a pod: the same rule for every task.
 
 Kolesnikov et al. 2019 (arXiv 1912.11370); figures of BiT-M in the README of
 github.com/google-research/big_transfer.
 
-Hazards: the original crops 128 of 160 and 480 of 512 pixels, here out of a padded image, and trains
-on the whole training split, here on 98 or 99 % of it; its mixup draws one share per batch, here one
-per image; its CIFAR figures are of 128 images a step at a rate of 0.001, not of the rule.
+Hazards: the original crops 128 of 160 and 480 of 512 pixels, our config crops from a padded image;
+the original trains on the whole training split, our config on 98 or 99 %; the original mixup draws
+one share per batch, our mixup one share per image; the published CIFAR figures were reached with
+128 images per step and a rate of 0.001, not with the rule.
 
 Hardware: 8 accelerators, hours.
 

@@ -1,14 +1,14 @@
-"""The published test error of the released CIFAR-10 ResNets, scored by `evaluate`, untrained.
+"""Published test errors of the released CIFAR-10 ResNets, scored by `evaluate` without training.
 
 github.com/akamaster/pytorch_resnet_cifar10: 8.27, 7.37, 6.90, 6.61 and 6.32 % for depths 20, 32,
 44, 56 and 110 (He et al. 2016, arXiv 1512.03385, report 8.75, 7.51, 7.17, 6.97 and 6.43).
 
-Hazards: only lossless copies of the images count (recompressed ones raise the error of ResNet-20 to
-19 %); preprocessing is ImageNet's mean and standard deviation.
+Hazards: the images must be lossless copies (recompressed images raise the error of ResNet-20 to
+19 %); the preprocessing uses the mean and standard deviation of ImageNet.
 
 Hardware: 2 CPU cores, minutes.
 
-Command (FINETUNE_JAX_DATA names the folder with resnet_cifar10/; experiments.prepare_cifar10 makes
+Command (FINETUNE_JAX_DATA is the folder with resnet_cifar10/; experiments.prepare_cifar10 builds
 the data set):
   python -m experiments.cifar_resnets --data_dir=TFDS_DATA_DIR
 """
@@ -44,7 +44,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from finetune_jax.ablation.provenance import provenance, versions

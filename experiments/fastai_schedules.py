@@ -1,12 +1,13 @@
-"""Gradual unfreezing, discriminative rates and `fine_tune`, against their own rules.
+"""Gradual unfreezing, discriminative rates and `fine_tune`, against plain full fine-tuning.
 
-ULMFiT (Howard and Ruder 2018, arXiv 1801.06146) unfreezes one group per epoch from the top and
-divides the rate by 2.6 per group; fastai's `fine_tune` trains the head for an epoch, halves the
-rate, then trains all with rates spread over a factor of 100. That our schedules follow these rules
-step by step is tested (tests/schemes); here they are compared with plain full fine-tuning at one
-length, each with its own rate.
+ULMFiT (Howard and Ruder 2018, arXiv 1801.06146) unfreezes one group per epoch, starting at the top,
+and divides the rate by 2.6 per group; fastai's `fine_tune` trains the head for an epoch, halves the
+rate, then trains everything with rates that span a factor of 100. Tests (tests/schemes) check that
+our schedules follow these rules step by step. This experiment compares the schedules with plain
+full fine-tuning of the same length, each with its own rate.
 
-Hazards: a ResNet-20 on 1,000 Bangla digits, far from the texts ULMFiT was made for; 5 epochs.
+Hazards: a ResNet-20 on 1,000 Bangla digits, far from the texts for which ULMFiT was designed; only
+5 epochs.
 
 Hardware: 2 CPU cores, minutes.
 
@@ -44,7 +45,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import find_row, mean_difference, run_ablation

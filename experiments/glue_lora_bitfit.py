@@ -1,13 +1,13 @@
-"""GLUE, on accelerators: RoBERTa-base with LoRA, BERT-large with BitFit, both beside full training.
+"""GLUE, on accelerators: RoBERTa-base with LoRA and BERT-large with BitFit, against full training.
 
-Hu et al. 2021 (arXiv 2106.09685), figures of microsoft/LoRA's README. Ben Zaken et al. 2021 (arXiv
-2106.10199), BERT-large, figures recalled. Accuracy, but for CoLA (Matthews) and STS-B (Pearson for
-RoBERTa, Spearman for BERT).
+Hu et al. 2021 (arXiv 2106.09685): figures of the README of microsoft/LoRA. Ben Zaken et al. 2021
+(arXiv 2106.10199): figures of BERT-large, recalled from memory. All scores are accuracy, except
+CoLA (Matthews) and STS-B (Pearson for RoBERTa, Spearman for BERT).
 
-Hazards: scores are of the validation split, on which the papers chose rates and the best epoch;
-here the last epoch counts. LoRA's MRPC, RTE and STS-B start from an adapter of MNLI and are left
-out, as are BitFit's MRPC and QQP, which are F1. MNLI is over both kinds for RoBERTa, matched for
-BERT. The tolerances are ours.
+Hazards: scores are of the validation split, on which the papers chose rates and the best epoch; we
+report the last epoch. LoRA's MRPC, RTE and STS-B start from an adapter trained on MNLI and are left
+out; BitFit's MRPC and QQP are F1 scores and are left out too. MNLI covers both kinds of test texts
+for RoBERTa, and the matched kind for BERT. The tolerances are our choice.
 
 Hardware: an accelerator, days.
 
@@ -30,12 +30,12 @@ _PUBLISHED = {
     },
     "bitfit": {"mnli": 84.4, "sst2": 93.2, "cola": 63.6, "qnli": 91.4, "rte": 73.2, "stsb": 90.3},
 }  # fmt: skip
-# Points, of validation splits of 277, 408 and 1,043 examples.
+# Tolerance in points for validation splits of only 277, 408 and 1,043 examples.
 _WIDE = {"rte": 2.5, "mrpc": 1.5, "cola": 2.0}
 
 
 def _metric(task: str, method: str) -> str:
-    """The score in the published table."""
+    """Name of the score in the published table."""
     of_pairs = "pearson" if method in ("full_roberta", "lora") else "spearman"
     return {"cola": "matthews", "stsb": of_pairs}.get(task, "accuracy")
 

@@ -1,18 +1,19 @@
-"""Input speed: decoding and augmenting against torch's DataLoader, and waiting in a training run.
+"""Times decoding and augmenting against torch's DataLoader, and waiting for input in training.
 
   python -m experiments.input_speed decode [--images=400] [--repeats=5]
   python -m experiments.input_speed wait [--steps=60]
 
 `decode` needs torch and torchvision (requirements-reference.txt). It writes photograph-like JPEGs
-and takes turns: (1) ours, the files decoded and squeezed to 224 pixels on the host by one core,
-then random_resized_crop and flip as one jitted function; (2) torch's DataLoader in one process,
-torchvision's decoding by Pillow, Resize, RandomResizedCrop, RandomHorizontalFlip and ToTensor;
-(3) the host part of ours alone, and (4) that in one worker process. Torch and ours decode in one
-thread; ours augments on the CPU too, in XLA's threads, where a run would use its accelerator.
-Rates count from the second batch on.
+and measures four ways in turn: (1) our input, where one core of the host decodes the files and
+resizes them to 224 x 224 pixels, and one jitted function applies random_resized_crop and flip;
+(2) torch's DataLoader in one process, with torchvision's decoding by Pillow, Resize,
+RandomResizedCrop, RandomHorizontalFlip and ToTensor; (3) the host part of our input alone; (4) the
+host part in one worker process. Both sides decode in one thread; our augmentation also runs on the
+CPU, in XLA's threads, where a training run would use its accelerator. Rates count from the second
+batch.
 
-`wait` runs the steps of configs/quickstart.py and prints the share of their time that the loop
-stood still for the next batch.
+`wait` runs the steps of configs/quickstart.py and prints the share of time in which the loop waits
+for the next batch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def ours(folder: Path, *, augment: bool, workers: int = 0) -> Callable[[], Iterator[int]]:
-    """Passes over all images: yields the images of each batch when it is ready."""
+    """Our input over all images: yields the images of each batch when the batch is ready."""
     import jax
 
     from finetune_jax.data.augment import make_input_pipeline
@@ -71,10 +72,10 @@ def ours(folder: Path, *, augment: bool, workers: int = 0) -> Callable[[], Itera
 
 
 def torchs(folder: Path) -> Callable[[], Iterator[int]]:
-    """The same by torchvision."""
+    """Torchvision's input over all images: yields the images of each batch."""
     import torch
 
-    # A CPU build of torch lacks the operator that torchvision's import declares the shape of.
+    # When imported, torchvision declares the shape of an operator that CPU builds of torch lack.
     library = torch.library.Library("torchvision", "FRAGMENT")
     try:
         from torchvision import datasets, transforms
@@ -98,7 +99,7 @@ def torchs(folder: Path) -> Callable[[], Iterator[int]]:
 
 
 def decode(images: int, repeats: int) -> None:
-    """Prints medians of images/s in turns, by wall and by processor time."""
+    """Measures the ways in turn; prints medians of images/s by wall-clock and processor time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, images)
@@ -109,13 +110,13 @@ def decode(images: int, repeats: int) -> None:
             "ours, host part, 1 worker": ours(folder, augment=False, workers=1),
         }
         for way in ways.values():
-            sum(way())  # compiles, and fills the file cache
+            sum(way())  # compile, and fill the file cache
         wall: dict[str, list[float]] = {name: [] for name in ways}
         core: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, way in ways.items():
                 batches = way()
-                next(batches)  # workers have started
+                next(batches)  # the workers have started
                 began, used = time.perf_counter(), time.process_time()
                 count = sum(batches)
                 wall[name].append(count / (time.perf_counter() - began))
@@ -131,7 +132,7 @@ def decode(images: int, repeats: int) -> None:
 
 
 def wait(steps: int) -> None:
-    """Prints the share of time that a loop over the quickstart's steps waits for batches."""
+    """Prints the share of time in which a loop over the quickstart's steps waits for batches."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location(
@@ -162,7 +163,7 @@ def wait(steps: int) -> None:
             batch = next(source)
             waited += time.perf_counter() - start
             state, last = step(state, frozen, put_batch(batch, setup.mesh))
-            # As the loop of a run does when it logs; otherwise steps would only queue up.
+            # Waits for the step, as a run does when it logs; otherwise steps would only be queued.
             float(last["loss"])
         total = time.perf_counter() - began
         print(
@@ -172,7 +173,7 @@ def wait(steps: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("decode", "wait"))
     parser.add_argument("--images", type=int, default=400)

@@ -4,11 +4,11 @@ Command:
   python -m experiments.load_costs [--repeats=8]
 
 The file has timm's names and random values (304 M parameters, 1.2 GB, f32). Each measurement is a
-process of its own; time is the wall clock around the call, memory the growth of the process's peak
-resident set over what it held before, as a ratio to the bytes of the parameters. The plain read is
-`safetensors.numpy.load_file`, which turns and checks nothing. Our load turns kernels into our
-layout and checks every value; the file's SHA-256 is taken afterwards in a thread, for which only
-``digest`` waits. ``mesh`` cuts the leaves over the devices there are.
+separate process. Time is the wall-clock time of the call. Memory is the growth of the peak resident
+set size of the process during the call, divided by the bytes of the parameters. The plain read is
+`safetensors.numpy.load_file`, which transposes and checks nothing. Our load transposes kernels into
+our layout and checks every value; the SHA-256 of the file is computed afterwards in a thread, and
+only ``digest`` waits for it. ``mesh`` splits the leaves over the devices of this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 8, "Of each measurement; the median c
 
 _MODEL, _ORIGIN = "vit_l16", "timm"
 
-# What a process is given to do, and how it tells what that took.
+# Script of a measuring process, which prints its time and memory.
 _MEASURE = """
 import json, resource, sys, time
 import jax, numpy as np
@@ -67,7 +67,7 @@ print(json.dumps({{"seconds": seconds, "bytes": peak - before}}))
 
 
 def write_file(path: Path) -> int:
-    """Writes the file; returns the bytes of its parameters."""
+    """Writes the file; returns the number of bytes of its parameters."""
     import jax
     import numpy as np
 
@@ -84,7 +84,7 @@ def write_file(path: Path) -> int:
 
 
 def measure(what: str, path: Path) -> dict[str, float]:
-    """One measurement in a process of its own."""
+    """Makes one measurement in a separate process."""
     from finetune_jax.models import entry_of
 
     code = _MEASURE.format(model=_MODEL, family=entry_of(_MODEL).family)
@@ -99,7 +99,7 @@ def measure(what: str, path: Path) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         size = write_file(path)
         kinds = ("plain", "load", "digest", "mesh")
         found: dict[str, list[dict[str, float]]] = {what: [] for what in kinds}
-        measure("plain", path)  # the file into the system's cache
+        measure("plain", path)  # puts the file into the cache of the system
         generator = random.Random(0)
         for _ in range(_REPEATS.value):
             for what in generator.sample(kinds, len(kinds)):

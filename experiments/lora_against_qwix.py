@@ -1,14 +1,15 @@
-"""qwix's LoRA beside our own on the same Linen modules: what each costs and what each can do.
+"""Compares qwix's LoRA with ours on the same Linen modules: what each costs and what each can do.
 
 Commands:
   pip install -r requirements.txt -r requirements-reference.txt
   python -m experiments.lora_against_qwix [--output=experiments/lora_against_qwix.md]
 
-Both sides run in the one train step of this library, which differentiates the LoRA factors and the
-head alone: qwix's wrapped model is applied as any other, and its factors are ordinary leaves for an
-ordered list of rules. So the figures differ only by what the two implementations compute. FLOPs and
-temporaries are XLA's own, from shapes alone; steps are timed in turn within one process, in blocks
-that change order, as the ratio of neighbouring blocks.
+Both implementations run in the train step of this library, which differentiates only the LoRA
+factors and the head: qwix's wrapped model is applied like any other model, and its factors are
+ordinary leaves for an ordered list of rules. The figures therefore differ only by what the two
+implementations compute. FLOPs and temporary bytes are XLA's figures, from shapes alone. Steps are
+timed alternately in one process, in blocks whose order changes, as the ratio of neighbouring
+blocks.
 """
 
 from __future__ import annotations
@@ -510,7 +511,7 @@ def _cell(text: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     try:

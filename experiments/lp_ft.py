@@ -1,9 +1,10 @@
-"""Linear probing, fine-tuning, and the one after the other, on and off the distribution.
+"""Linear probing, full fine-tuning, and LP-FT, in distribution and out of distribution.
 
-Kumar et al. 2022 (arXiv 2202.10054): full fine-tuning beats a probe in distribution and loses to it
-out of distribution, because it distorts pretrained features; LP-FT gets the best of both. Here: a
-CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits; off the distribution are its test images under
-seven corruptions at severity 3. CIFAR-10.1 is not at hand.
+Kumar et al. 2022 (arXiv 2202.10054): full fine-tuning is better than a probe in distribution and
+worse out of distribution, because it distorts pretrained features; LP-FT, a probe followed by
+fine-tuning, is good at both. This experiment fine-tunes a CIFAR-10 ResNet-20 on 1,000 Bangla
+digits; the out-of-distribution data are the test images under seven corruptions at severity 3.
+CIFAR-10.1 is not available here.
 
 Hazards: another network, other data, another kind of shift (digits are far from CIFAR-10, so a
 probe is weak everywhere); only directions are compared.
@@ -41,7 +42,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (

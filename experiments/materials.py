@@ -1,12 +1,13 @@
-"""Lays out the data that the ablations read as folders of images by class.
+"""Prepares the data of the ablations as folders of images by class.
 
-Command (FINETUNE_JAX_DATA names the folder with the data as it comes):
+Command (FINETUNE_JAX_DATA is the folder with the original data):
   python -m experiments.materials --output=runs/materials
 
-``flowers224``, ``hymenoptera224``: unpacked. ``cifar10_c/NAME``: the CIFAR-10 test images under one
-corruption at severity 5, in the order of their file names: 1,000 balanced images to train on, 500
-to choose on, 2,000 to test on, as PNG. The weights that are tuned on them have seen the training
-images only. ``cifar10_c/clean``: the same images as they are.
+``flowers224`` and ``hymenoptera224`` are unpacked. ``cifar10_c/NAME`` has CIFAR-10 test images
+under one corruption at severity 5, as PNG files in the order of the original file names: 1,000
+balanced images for training, 500 for validation and 2,000 for testing. The pretrained weights were
+trained on the CIFAR-10 training images only. ``cifar10_c/clean`` has the same images without
+corruption.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ _OUTPUT = flags.DEFINE_string("output", "runs/materials", "Folder to write to.")
 DATA = Path(os.environ.get("FINETUNE_JAX_DATA", "data"))
 
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
-"""One of each group of Hendrycks and Dietterich: noise, blur, weather, digital."""
+"""One corruption of each group of Hendrycks and Dietterich: noise, blur, weather, digital."""
 
 SEVERITY = 5
 
-# Images per class of each split.
+# Number of images per class in each split.
 _SIZES = {"train": 100, "validation": 50, "test": 200}
 
 
 def unpack(name: str, output: Path) -> None:
-    """A zip of images by split and class."""
+    """Unpacks a zip file of images by split and class."""
     with zipfile.ZipFile(DATA / name / f"{name}.zip") as archive:
         archive.extractall(output / name)
 
 
 def cifar_test() -> Iterator[tuple[str, str, np.ndarray]]:
-    """Split, class and pixels of the images that are used."""
+    """Yields split, class and pixels (u8[32, 32, 3]) of the images that are used."""
     counts: dict[str, int] = {}
     with zipfile.ZipFile(DATA / "cifar10" / "cifar10_test_webp.zip") as archive:
         for name in sorted(n for n in archive.namelist() if n.endswith(".webp")):
@@ -55,7 +56,7 @@ def cifar_test() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def corrupted(output: Path) -> None:
-    """The CIFAR-10 test images under each corruption."""
+    """Writes the CIFAR-10 test images under each corruption."""
     from finetune_jax.evaluation.corruptions import corrupt
 
     rows = list(cifar_test())
@@ -70,7 +71,7 @@ def corrupted(output: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """The command; leaves alone what is there."""
+    """Runs the command; folders that exist are not changed."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     output = Path(_OUTPUT.value)

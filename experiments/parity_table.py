@@ -1,11 +1,12 @@
-"""How far our models are from their reference implementations: the table in docs/parity.md.
+"""Measures differences between our models and their references: the table in docs/parity.md.
 
 Command (needs requirements-reference.txt):
   python -m experiments.parity_table --output=docs/parity.md
 
-Runs every case of tests/parity: the reference draws random weights and writes them in its own
-format, ours loads that file, and the outputs of all stages, the logits and, where the case asks,
-gradients and training mode are compared in f32. The bounds are those of the tests.
+Runs every case of tests/parity. The reference implementation draws random weights and writes them
+in its own format; our model loads that file. Compared in f32 are the outputs of all stages, the
+logits and, where the case requires them, gradients and training mode. The bounds are those of the
+tests.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _REFERENCES = ("torch", "timm", "transformers", "keras")
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "parity"))

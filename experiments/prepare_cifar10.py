@@ -1,11 +1,11 @@
-"""Builds the TFDS dataset ``cifar10`` from lossless WebP zips, where nothing can be downloaded.
+"""Builds the TFDS data set ``cifar10`` from lossless WebP files, for machines without a network.
 
 Command:
   python -m experiments.prepare_cifar10 --images=FOLDER --data_dir=DIR
 
-FOLDER holds ``cifar10_train_webp.zip`` and ``cifar10_test_webp.zip`` with entries
-``split/class/name.webp``. Written with TFDS's own feature spec and splits as array_record, so that
-``tfds:cifar10`` with ``data_dir=DIR`` reads it like on any other machine.
+FOLDER has ``cifar10_train_webp.zip`` and ``cifar10_test_webp.zip`` with entries
+``split/class/name.webp``. The data set is written as array_record files with TFDS's own feature
+specification and splits, so that ``tfds:cifar10`` with ``data_dir=DIR`` reads it as usual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-# The label order of CIFAR-10 and of TFDS, which reads it from the original archive.
+# The order of labels in the original archive of CIFAR-10, which TFDS uses too.
 _LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder with the two zips.", required=True)
@@ -32,7 +32,7 @@ def _examples(zip_path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]
         names = sorted(n for n in archive.namelist() if n.endswith(".webp"))
         for index, name in enumerate(names):
             label = name.split("/")[1]
-            # Handed over as PNG bytes: TFDS would need TensorFlow to encode an array.
+            # Images are passed as PNG bytes: TFDS would need TensorFlow to encode an array.
             encoded = io.BytesIO()
             Image.open(io.BytesIO(archive.read(name))).convert("RGB").save(encoded, "PNG")
             encoded.seek(0)
@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
     builder_class = tfds.builder_cls("cifar10")
     folder = Path(_IMAGES.value)
 
-    # The name of a TFDS class is the name of its dataset: everything but the download is theirs.
+    # TFDS takes the name of a data set from the name of its class. Only the download is replaced.
     def _split_generators(self: Any, _: Any) -> dict[str, Any]:
         self.info.features["label"].names = _LABELS
         return {s: _examples(folder / f"cifar10_{s}_webp.zip", s) for s in ("train", "test")}

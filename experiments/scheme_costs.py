@@ -1,10 +1,11 @@
-"""Compiled cost of every scheme beside full fine-tuning, from shapes alone: no data, no weights.
+"""Compiled cost of every scheme against full fine-tuning, from shapes alone: no data, no weights.
 
 Command:
   python -m experiments.scheme_costs [--model=vit_s16] [--batch_size=16] [--output=FILE.md]
 
-FLOPs, temporary bytes and optimizer bytes are XLA's and the optimizer's own, of one AdamW step, as
-a ratio to full fine-tuning. CPU temporaries only indicate those of an accelerator.
+FLOPs and temporary bytes are XLA's figures for one AdamW step; bytes of the optimizer state are
+counted from its arrays. All are ratios to full fine-tuning. Temporary bytes on a CPU only indicate
+those on an accelerator.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EXAMPLES = (
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     missing = set(SCHEMES) - {n for text in EXAMPLES for n in SCHEMES if n in text}

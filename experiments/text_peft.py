@@ -1,12 +1,12 @@
-"""Do biases, norms, deltas or a block of a small encoder do as well as all of it?
+"""Are biases, norms, deltas or one block of a small encoder as good as the whole encoder?
 
-BitFit (Ben Zaken et al. 2021, arXiv 2106.10199) reports bias-only training level with full
-fine-tuning on GLUE (averages 82.4 and 82.3 for BERT-base, recalled), and better than as many random
-scalars. Here: all-MiniLM-L6-v2 on TREC's six types of question, 800 examples, 3 epochs in every
-arm, three rates each.
+BitFit (Ben Zaken et al. 2021, arXiv 2106.10199) reports that training only biases is level with
+full fine-tuning on GLUE (averages 82.4 and 82.3 for BERT-base, recalled from memory), and better
+than training the same number of random scalars. This experiment uses all-MiniLM-L6-v2 on TREC's six
+types of questions with 800 examples, 3 epochs in every arm, and three rates for each scheme.
 
-Hazards: one small data set and few steps favour schemes with few parameters less than many steps
-would; three rates a decade apart are a coarse grid.
+Hazards: one small data set; few steps put schemes with few parameters at a greater disadvantage
+than many steps would; three rates a decade apart are a coarse grid.
 
 Hardware: 2 CPU cores, about half an hour.
 
@@ -42,7 +42,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import find_row, mean_difference, run_ablation

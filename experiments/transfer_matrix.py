@@ -1,12 +1,12 @@
-"""Every kind of scheme on every small data set at hand: accuracy beside cost.
+"""Every kind of scheme on every small data set at hand: accuracy and cost.
 
-Nobody has published this table; its targets are what the model zoo reports of the same weights on
-photographs of flowers (last layer 85.83 %, then everything 93.05 %), which were trained on 80 % of
-2,934 + 736 photographs at 224 pixels. Here: 500 photographs at 64 pixels, so levels are lower and
-only the order can agree.
+This table has not been published elsewhere. Its targets are figures of the model zoo for the same
+weights on photographs of flowers (last layer 85.83 %, then everything 93.05 %), trained on 80 % of
+2,934 + 736 photographs at 224 pixels. This experiment has 500 photographs at 64 pixels, so its
+accuracies are lower and only the order can agree.
 
-Hazards: 64 pixels, 3 epochs, three rates a factor of three apart; optima on the edge of the grid
-are marked in the tables.
+Hazards: 64 pixels, 3 epochs, three rates a factor of three apart; the tables mark optima at the
+ends of the grid.
 
 Hardware: 2 CPU cores, about half an hour.
 
@@ -39,7 +39,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (

@@ -1,10 +1,11 @@
-"""Chooses the quickstart's learning rates on validation: the same grid for every scheme.
+"""Chooses the quickstart's learning rates on validation, with the same grid for every scheme.
 
 Command:
   python -m experiments.tune_quickstart [--seeds=3]
 
-Prints validation accuracy per scheme and rate, mean over seeds, and the best rate; a best rate at
-an end of the grid is marked, because a better one may lie beyond. The test split is not read.
+Prints the validation accuracy per scheme and rate as mean over seeds, and the best rate. A best
+rate at an end of the grid is marked, because rates beyond the end may be better. The test split is
+not read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     rows = []
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
             results = run_arms(experiments, [Path(folder) / str(i) for i in range(len(grid))])
         means = {
             rate: statistics.mean(
-                # An arm that diverged has learned nothing.
+                # A run that diverged counts as a run that has learned nothing.
                 result["validation"]["accuracy"] if "validation" in result else 0.0
                 for (r, _), result in zip(grid, results, strict=True)
                 if r == rate

@@ -3,8 +3,8 @@
 Dosovitskiy et al. 2020 (arXiv 2010.11929); figures of the README of
 github.com/google-research/vision_transformer, without dropout.
 
-Hazards: that loop drops the last test batch, so its scores may cover 97 to 99 % of the images; each
-figure there is one run, and the tolerance of 0.4 points is ours.
+Hazards: the published loop drops the last test batch, so its scores may cover only 97 to 99 % of
+the images; each published figure is one run; the tolerance of 0.4 points is our choice.
 
 Hardware: 8 accelerators, hours.
 

@@ -1,15 +1,16 @@
 """VTAB-1k, on a pod: seven schemes by group of tasks, and both averages over all 19 tasks.
 
-Zhai et al. 2019 (arXiv 1910.04867). Rows of NOAH's table 1 (Zhang et al. 2022, arXiv 2206.04673),
-of VPT's table 1 (Jia et al. 2022, arXiv 2203.12119) and of SSF's table 2 (Lian et al. 2022, arXiv
-2210.08823).
+Zhai et al. 2019 (arXiv 1910.04867). Published rows are those of NOAH's table 1 (Zhang et al. 2022,
+arXiv 2206.04673), of VPT's table 1 (Jia et al. 2022, arXiv 2203.12119) and of SSF's table 2 (Lian
+et al. 2022, arXiv 2210.08823).
 
-Hazards: two averages are in use and differ by up to 4.7 points, over 19 tasks and over the means of
-the three groups: both are named. Papers differ in whether inputs are normalised, and some choose on
-test. VPT tuned rates and numbers of prompts per task, here they are fixed; SSF's dropped paths, and
-NOAH's dropout inside of adapters, are not in our config. The labels of Clevr, KITTI and dSprites
-are computed, so their five tasks have no config, and figures that need them stay not run. Which
-1,000 examples are trained on follows from TFDS's order, which versions of a data set may change.
+Hazards: two averages are in use, over the 19 tasks and over the means of the three groups, and they
+differ by up to 4.7 points; both are reported by name. Papers differ in whether inputs are
+normalised, and some papers choose on test. VPT tuned rates and numbers of prompts per task, our
+config does not; our config has neither SSF's drop path nor NOAH's dropout inside adapters. The
+labels of Clevr, KITTI and dSprites are computed from annotations, so their five tasks have no
+config, and figures that need these tasks are not run. The 1,000 training examples depend on the
+order of TFDS, which can change with the version of a data set.
 
 Hardware: an accelerator, days.
 
@@ -25,10 +26,10 @@ from finetune_jax.configs.pods.vtab import GROUPS, TASKS
 
 from experiments.reproduction import Measured, Reproduction, RunTable, Target
 
-# Tasks per group, in the order of the tables.
+# Number of tasks of each group, in the order of the tables.
 _GROUPS = {"natural": 7, "specialized": 4, "structured": 8}
-# By scheme of the config: published rows of all tasks in per cent. Of full fine-tuning, flowers are
-# printed as 87.2, with which the printed means do not agree.
+# By scheme of the config: the published row of all tasks, in per cent. The paper prints 87.2 for
+# full fine-tuning on flowers, which does not agree with the printed means.
 ROWS = {
     "full": (68.9, 87.7, 64.3, 97.2, 86.9, 87.4, 38.8, 79.7, 95.7, 84.2, 73.9,
              56.3, 58.6, 41.7, 65.5, 57.5, 46.7, 25.7, 29.1),
@@ -41,7 +42,7 @@ ROWS = {
     "ssf": (69.0, 92.6, 75.1, 99.4, 91.8, 90.2, 52.9, 87.4, 95.9, 87.4, 75.5,
             75.9, 62.3, 53.3, 80.6, 77.3, 54.9, 29.5, 37.9),
 }  # fmt: skip
-# Of prompts VPT prints the means of the groups alone.
+# For prompts, VPT prints only the means of the groups.
 _MEANS = {"vpt_shallow": (76.81, 79.66, 46.98), "vpt_deep": (78.48, 82.43, 54.98)}
 _SOURCES = {
     **dict.fromkeys(("full", "linear", "adapter", "lora"), "row of NOAH's table 1"),
@@ -53,11 +54,11 @@ _LARGE_MEAN = "mean of 19 tasks"
 
 
 def group_means(scores: Mapping[str, float], tasks: Mapping[str, list[str]]) -> dict[str, float]:
-    """Of scores by task: the mean of every group that is whole, and with all of them both averages.
+    """The mean of every group whose tasks all have scores; for all groups, also both averages.
 
     Args:
-      scores: by task, in any unit.
-      tasks: of each group.
+      scores: scores by task, in any unit.
+      tasks: names of the tasks by group.
     """
     found = {}
     for group, names in tasks.items():
@@ -72,7 +73,7 @@ def group_means(scores: Mapping[str, float], tasks: Mapping[str, list[str]]) -> 
 
 
 def published() -> dict[str, dict[str, float]]:
-    """By scheme, the means that its published row gives."""
+    """By scheme, the means that follow from its published row."""
     numbers = iter(range(sum(_GROUPS.values())))
     tasks = {group: [str(next(numbers)) for _ in range(n)] for group, n in _GROUPS.items()}
     found = {

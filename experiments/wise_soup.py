@@ -1,14 +1,15 @@
-"""Between a probe and a fine-tuned model, and soups across schemes.
+"""Averages of a probe and a fine-tuned model, and soups of models of several schemes.
 
 WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903): weights between the zero-shot and the fine-tuned
-model are better out of distribution than either end, at little loss in distribution. Soups
-(Wortsman et al. 2022, arXiv 2203.05482): a greedy average of fine-tuned models beats the best of
-them. Here, with the arms of `experiments.lp_ft`: the line from the linear probe to LP-FT, which
-starts from a probe of the same seed, and a greedy soup of all nine arms under three schemes. The
-share is chosen on validation; statistics of BatchNorm are the base's in all arms.
+model are better out of distribution than either model, with little loss in distribution. Soups
+(Wortsman et al. 2022, arXiv 2203.05482): a greedy average of fine-tuned models is better than the
+best of the models. This experiment uses the arms of `experiments.lp_ft`: the line from the linear
+probe to LP-FT, which starts from a probe of the same seed, and a greedy soup of all nine arms under
+three schemes. The share of LP-FT is chosen on validation; in all arms the BatchNorm statistics are
+those of the pretrained model.
 
-Hazards: the probe stands in for a zero-shot model, and is far weaker than CLIP; full fine-tuning
-starts from another head than LP-FT, so the soup may well stay with one scheme.
+Hazards: the probe takes the place of a zero-shot model and is far weaker than CLIP; full
+fine-tuning starts from another head than LP-FT, so the soup may use only one scheme.
 
 Hardware: 2 CPU cores, minutes.
 
@@ -51,7 +52,7 @@ REPRODUCTION = Reproduction(
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
@@ -99,9 +100,9 @@ def main(argv: list[str]) -> None:
         }
     gaps_off, gaps_on = {}, {}
     for seed, at in curve.items():
-        # The share is chosen on validation; the largest of equals, nearest to the tuned model.
+        # The share is chosen on validation; of equal shares, the largest is closest to LP-FT.
         chosen = max(_ALPHAS, key=lambda a: (at[a]["validation"], a))
-        # Off the distribution nothing is chosen: a half is what the paper recommends unseen.
+        # Out of distribution nothing is chosen: the paper recommends a share of one half.
         gaps_off[seed] = {"gap": at[0.5]["corrupted"] - at[1.0]["corrupted"]}
         gaps_on[seed] = {"gap": at[chosen]["test"] - at[1.0]["test"], "alpha": chosen}
     members = [folders[key] for key in sorted(folders)]
@@ -157,7 +158,7 @@ _CORRUPTIONS = "gaussian_noise,impulse_noise,defocus_blur,fog,contrast,pixelate,
 
 
 def _draw(means: dict[float, dict[str, float]], path: Path) -> None:
-    """Off the distribution against on it, along the line."""
+    """Draws accuracy under corruptions against test accuracy for all shares of LP-FT."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -80,6 +80,118 @@ def test_halving_keeps_the_best_and_lengthens_them():
     assert best_trial(tried).point == {"lr": 9}
 
 
+def test_halving_keeps_the_ceiling_of_a_share_and_the_earlier_of_equals():
+    rows = [row_of("a", over("lr", range(7)))]
+
+    def value(name, point, share):
+        return {0: 1.0, 3: 2.0, 5: 2.0}.get(point["lr"], 0.5)
+
+    tried = drive(parse_search("halving(factor=2, rungs=3)"), rows, value)["a"]
+    by_share = {}
+    for trial in tried:
+        by_share.setdefault(trial.share, []).append(trial.point["lr"])
+    # 7 points, then ceil(7 / 2), then ceil(4 / 2): the best two are equal, 1 stands before 2.
+    assert by_share == {0.25: [*range(7)], 0.5: [3, 5, 0, 1], 1.0: [3, 5]}
+    assert best_trial(tried).point == {"lr": 3}
+
+
+def test_halving_drops_failed_points_first():
+    rows = [row_of("a", over("lr", range(4)))]
+    values = {0: None, 1: -5.0, 2: None, 3: -9.0}
+    tried = drive(
+        parse_search("halving(factor=2, rungs=2)"), rows, lambda n, p, s: values[p["lr"]]
+    )["a"]
+    assert [t.point["lr"] for t in tried if t.share == 1.0] == [1, 3]
+
+
+def test_halving_ranks_by_the_scores_of_the_rung_alone():
+    rows = [row_of("a", over("lr", range(4)))]
+
+    def value(name, point, share):
+        return point["lr"] if share == 0.25 else -point["lr"]  # the order turns around
+
+    tried = drive(parse_search("halving(factor=2, rungs=3)"), rows, value)["a"]
+    assert [t.point["lr"] for t in tried] == [0, 1, 2, 3, 3, 2, 2]
+
+
+def test_only_trials_of_full_length_can_be_chosen_and_the_earlier_of_equals_is():
+    trials = [
+        Trial({"lr": 1}, 1 / 3, 9.0),
+        Trial({"lr": 2}, 1.0, None),
+        Trial({"lr": 3}, 1.0, -2.0),
+        Trial({"lr": 4}, 1.0, -2.0),
+        Trial({"lr": 5}, 1.0, -3.0),
+    ]
+    assert best_trial(trials) is trials[2]
+    assert best_trial(trials[:2]) is None and best_trial([]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "aim", "expected"),
+    [
+        ((0.01, 0.1, 1.0), math.inf, 10.0),  # one ratio at the upper end
+        ((0.01, 0.1, 1.0), 0.0, 0.001),
+        ((1e-3, 3e-3, 0.5), math.inf, 83.3),  # three digits of 0.5 * 0.5 / 0.003
+        ((0.0, 0.1, 0.3), math.inf, 0.9),
+        ((0.0, 0.1, 0.3), -math.inf, -0.1),  # one difference where a value is 0
+        ((-2.0, -1.0), math.inf, 0.0),
+    ],
+)
+def test_a_grid_goes_on_beyond_its_end_by_one_ratio_or_one_difference(values, aim, expected):
+    rows = [row_of("a", over("lr", values))]
+    sign = 1 if aim > 0 else -1
+    tried = drive(parse_search("grid(extend=1)"), rows, lambda n, p, s: sign * p["lr"])["a"]
+    assert [t.point["lr"] for t in tried[: len(values)]] == list(values)
+    assert [t.point["lr"] for t in tried[len(values) :]] == [pytest.approx(expected)]
+
+
+def test_both_ends_are_extended_where_rows_differ():
+    rows = [row_of(name, over("lr", RATES)) for name in "ab"]
+    sign = {"a": 1, "b": -1}
+    tried = drive(parse_search("grid(extend=1)"), rows, lambda n, p, s: sign[n] * p["lr"])
+    for name in "ab":
+        assert sorted(t.point["lr"] for t in tried[name]) == [0.001, 0.01, 0.1, 1.0, 10.0]
+
+
+def test_an_extended_grid_stays_a_full_product():
+    points = product(over("lr", RATES), over("name", ("sgd", "adamw")))
+    rows = [row_of("a", points)]
+    tried = drive(
+        parse_search("grid(extend=1)"), rows, lambda n, p, s: p["lr"] * (p["name"] == "sgd")
+    )["a"]
+    assert [t.point for t in tried[6:]] == product(
+        over("lr", [10.0]), over("name", ("sgd", "adamw"))
+    )
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [{"lr": 0.1, "wd": 0.0}, {"lr": 1.0, "wd": 0.1}],
+        over("nesterov", (False, True)),
+        over("name", ("adamw", "sgd")),
+        over("lr", [0.1]),
+    ],
+)
+def test_points_that_are_no_full_product_and_values_that_are_no_numbers_are_not_extended(points):
+    tried = drive(
+        parse_search("grid(extend=2)"), [row_of("a", points)], lambda n, p, s: points.index(p)
+    )["a"]
+    assert [t.point for t in tried] == points
+
+
+def test_where_all_points_are_equal_the_first_is_best_and_its_end_is_extended():
+    rows = [row_of("a", over("lr", RATES))]
+    tried = drive(parse_search("grid(extend=1)"), rows, lambda n, p, s: 0.5)["a"]
+    assert [t.point["lr"] for t in tried] == [*RATES, 0.001]
+    assert best_trial(tried).point == {"lr": 0.01}
+
+
+def test_a_budget_counts_shares():
+    trials = [Trial({}, 1 / 3, 0.1), Trial({}, 1 / 3, None), Trial({}, 1.0, 0.2)]
+    assert budget(trials) == pytest.approx(5 / 3)
+
+
 @settings(max_examples=50)
 @given(
     st.lists(st.floats(0.1, 10), min_size=1, max_size=6, unique=True),

@@ -85,7 +85,7 @@ def test_nothing_to_score_or_to_learn_from_is_nan():
         ("knn(3, k=3)", "expected one number"),
         ("few_shot(5, l2=-1)", "positive"),
         ("few_shot(5, draws=1.5)", "whole number"),
-        ("knn + knn(20)", "each once"),
+        ("knn + knn(20)", "each probe once"),
         ("knn(True)", "whole number"),
     ],
 )

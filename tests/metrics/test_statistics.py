@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_jax.metrics.intervals import bootstrap, wilson
+from finetune_jax.metrics.intervals import bootstrap, bootstrap_pairs, wilson
 from finetune_jax.metrics.paired import bootstrap_difference, holm, mcnemar
 
 property_test = settings(max_examples=60, deadline=None)
@@ -21,6 +21,15 @@ def test_wilson_agrees_with_scipy(n, share):
     successes = round(share * n)
     theirs = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
     np.testing.assert_allclose(wilson(successes, n), (theirs.low, theirs.high), atol=1e-6)
+
+
+@property_test
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.99]))
+def test_wilson_at_another_level(n, share, level):
+    successes = round(share * n)
+    theirs = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    z = scipy.stats.norm.ppf((1 + level) / 2)
+    np.testing.assert_allclose(wilson(successes, n, z), (theirs.low, theirs.high), atol=1e-9)
 
 
 def test_wilson_without_trials_is_unknown():
@@ -50,6 +59,40 @@ def test_bootstrap_is_the_same_every_time_and_nan_where_nothing_is_defined():
     assert bootstrap(lambda i: values[i].mean(), 10) == bootstrap(lambda i: values[i].mean(), 10)
     assert all(map(math.isnan, bootstrap(lambda i: math.nan, 5)))
     assert all(map(math.isnan, bootstrap(lambda i: 1.0, 0)))
+
+
+def test_levels_and_seeds_of_the_bootstrap():
+    values = np.random.default_rng(0).normal(size=50)
+
+    def mean(rows):
+        return values[rows].mean()
+
+    draws = []
+    bootstrap(lambda rows: draws.append(rows) or 0.0, 50, resamples=30, seed=4)
+    means = [values[rows].mean() for rows in draws]
+    assert len(draws) == 30 and all(len(rows) == 50 for rows in draws)
+    found = bootstrap(mean, 50, resamples=30, level=0.8, seed=4)
+    np.testing.assert_allclose(found, np.quantile(means, [0.1, 0.9]))
+    assert bootstrap(mean, 50, seed=0) != bootstrap(mean, 50, seed=1)
+    low, high, _ = bootstrap_difference(mean, 50, resamples=30, level=0.8, seed=4)
+    np.testing.assert_allclose((low, high), np.quantile(means, [0.1, 0.9]))
+
+
+def test_a_bootstrap_leaves_out_resamples_without_a_score():
+    values = np.arange(8.0)
+
+    def mean(rows):
+        return math.nan if 0 in rows else values[rows].mean()
+
+    low, high = bootstrap(mean, 8, resamples=500)
+    assert 1 < low < high < 7
+    assert bootstrap_difference(mean, 8, resamples=500)[2] == 1 / 500
+
+
+def test_pairs_are_resampled_together():
+    predicted = np.random.default_rng(1).normal(size=40)
+    low, high = bootstrap_pairs(lambda a, b: float(np.abs(a - b).max()), predicted, predicted)
+    assert low == high == 0
 
 
 @property_test

@@ -10,7 +10,7 @@ import pytest
 from finetune_jax.errors import UserError
 from finetune_jax.models.pretraining import patch_order, patches_of, visible
 from finetune_jax.tasks import Classification, MultiLabel, Ordinal, Regression, Similarity
-from finetune_jax.tasks.contrastive import SimCLR, SupCon, ntxent
+from finetune_jax.tasks.contrastive import SimCLR, SupCon, ntxent, supcon
 from finetune_jax.tasks.loss import mixed, parse_loss
 from finetune_jax.tasks.masked import MaskedPixels, masked
 from finetune_jax.tasks.objectives import MULTI, REAL, SINGLE, contrast
@@ -286,3 +286,44 @@ def test_mixed_takes_shares():
     }
     near(mixed(lambda y: y * 2, batch), [0.5, 2])
     near(mixed(lambda y: y * 2, {"label": jnp.array([1.0])}), [2])
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "options"),
+    [
+        ("focal", SINGLE, {"gamma": 2.0}),
+        ("class_balanced", SINGLE, {"beta": 0.999}),
+        ("distill(teacher='x')", SINGLE, {"teacher": "x", "temperature": 2.0, "alpha": 0.5}),
+        ("distill_features(teacher='x')", SINGLE, {"teacher": "x", "weight": 3000.0}),
+        ("binary_focal", MULTI, {"gamma": 2.0}),
+        ("huber", REAL, {"delta": 1.0}),
+        ("contrastive", (cosine, contrastive), {"temperature": 0.05}),
+        ("ntxent", (ntxent,), {"temperature": 0.5, "width": 128, "hidden": 128}),
+        ("supcon", (supcon,), {"temperature": 0.1, "width": 128, "hidden": 128}),
+        ("masked", (masked,), {"mask": 0.75, "normalise": True, "width": 128, "depth": 1,
+                               "heads": 4}),
+    ],
+)  # fmt: skip
+def test_default_options_are_those_of_the_papers(name, known, options):
+    assert parse_loss(name, known).options == options
+
+
+def test_an_empty_text_is_the_first_loss():
+    for known in (SINGLE, MULTI, REAL, (cosine, contrastive)):
+        assert parse_loss("", known).function is known[0]
+    assert [losses[0].__name__ for losses in (SINGLE, MULTI, REAL)] == [
+        "cross_entropy", "binary", "squared",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["focal(gamma=0)", "class_balanced(beta=0)", "focal(gamma=1)"])
+def test_ends_of_ranges_that_are_allowed(text):
+    parse_loss(text, SINGLE)
+
+
+def test_smoothing_applies_to_every_loss_of_classes():
+    found = Classification(tuple("abcd"), "focal(gamma=1)").per_example(
+        LOGITS, {"label": LABELS}, {"label_smoothing": 0.2}
+    )["loss"]
+    log_p = log_softmax(LOGITS)
+    near(found, -((0.8 * ONES + 0.05) * (1 - np.exp(log_p)) * log_p).sum(-1))

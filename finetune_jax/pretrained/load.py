@@ -251,9 +251,9 @@ class _Load:
     def _fresh_stages(self, matches: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
         """``{stage: reason}`` of the stages that keep their initial values."""
         if self.always:
-            return dict.fromkeys(self.stages, "as requested") | self.fresh
+            return {**dict.fromkeys(self.stages, "as requested"), **self.fresh}
         if self.copy_rows:
-            return dict.fromkeys(self.stages, "rows of shared classes are copied") | self.fresh
+            return {**dict.fromkeys(self.stages, "rows of shared classes are copied"), **self.fresh}
         fresh = dict(self.fresh)
         for name, targets in matches.items():
             for target in targets:

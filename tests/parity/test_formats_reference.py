@@ -79,9 +79,7 @@ def test_what_torch_saves(tmp_path, zipped, key):
 def test_a_pickled_module_is_refused(tmp_path, zipped):
     torch = pytest.importorskip("torch", reason=NEEDS)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        UserError, match="torch.nn.modules.linear.Linear.*Save the state dict alone"
-    ):
+    with pytest.raises(UserError, match="torch.nn.modules.linear.Linear.*Save only the state dict"):
         open_weights(tmp_path / "a.pt")
 
 

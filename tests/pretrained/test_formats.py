@@ -286,7 +286,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path, "file.safetensors")
     with pytest.raises(UserError, match=r"no such weight file\. Did you mean 'file.safetensors'"):
         open_weights(tmp_path / "fiel.safetensors")
-    with pytest.raises(UserError, match="holds none"):
+    with pytest.raises(UserError, match="has no weight file"):
         open_weights(tmp_path / "nowhere" / "file.pt")
 
 

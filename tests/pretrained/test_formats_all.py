@@ -53,7 +53,7 @@ def test_a_file_under_another_suffix_is_told_what_it_is(sample, tmp_path):
     for suffix in known - {kinds.get(path.suffix, path.suffix)}:
         wrong = tmp_path / f"renamed{suffix}"
         shutil.copy(path, wrong)
-        message = r"as its suffix says; its content is .*\(.*\.\w+"
+        message = r"in spite of its suffix; its content is .*\(.*\.\w+"
         with pytest.raises(UserError, match=message):
             open_weights(wrong)
     unknown = tmp_path / "renamed.data"

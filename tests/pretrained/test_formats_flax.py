@@ -98,12 +98,12 @@ def test_a_hostile_msgpack_file_is_refused(tmp_path, content, message):
     [
         (b"\xdf\xff\xff\xff\xff", "fewer bytes than entries"),
         (b"\xdd\xff\xff\xff\xff", "fewer bytes than entries"),
-        (b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", "runs over the end"),
-        (b"\x81\xa1w\xdb\xff\xff\xff\xff", "runs over the end"),
+        (b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", "exceeds the end"),
+        (b"\x81\xa1w\xdb\xff\xff\xff\xff", "exceeds the end"),
         (b"\x81\xa1w" * 200, "nested deeper"),
         (b"\x82\xa1w\x01\xa1w\x02", "given twice"),
         (b"\x81\xc0\x01", "no text"),
-        (b"\x81\xa1w\xc1", "begins no value"),
+        (b"\x81\xa1w\xc1", "with which no value begins"),
         (b"\x81\xa1w\x01extra", "bytes follow"),
     ],
 )
@@ -148,8 +148,8 @@ def test_a_damaged_orbax_folder_is_refused(tmp_path):
             [w.read(name) for name in w.names()]
 
     array = damaged / "params.kernel" / ".zarray"
-    refuse("at most .* can be there", lambda: change(array, shape=[2**40], chunks=[1]))
-    refuse("at most .* can be there", lambda: change(array, chunks=[2**20, 2**20, 2**20]))
+    refuse("file can hold at most", lambda: change(array, shape=[2**40], chunks=[1]))
+    refuse("file can hold at most", lambda: change(array, chunks=[2**20, 2**20, 2**20]))
     refuse("'params/kernel'", lambda: array.unlink())
     refuse("'params/kernel'", lambda: change(array, dtype="|O"))
     refuse("'params/kernel'", lambda: next(array.parent.glob("0*")).write_bytes(b"no zstd"))

@@ -1,4 +1,4 @@
-"""Opens a weight file or folder of any known format, told by its suffix and its content."""
+"""Opens a weight file or folder of any known format, by its suffix and its content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.pretrained.sources.hub import REPOSITORY_FILES
 
-# Suffix -> (format as `detect` names it, opener). The longest that fits counts.
+# (format in the words of `detect`, opener) by suffix. The longest matching suffix counts.
 _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
     ".safetensors": ("safetensors", open_safetensors),
     ".th": ("torch", open_torch),
@@ -44,18 +44,18 @@ _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:
-    """Opens weights without reading their values and without running any code they hold.
+    """Opens weights without reading their values and without running any code in the file.
 
     Args:
-      path: a file: ``.safetensors``; PyTorch (``.th``, ``.pt``, ``.pth``, ``.bin``); NumPy
-        (``.npz``, or a ``.zip`` of ``.npy``); Flax (``.msgpack``); Keras (``.h5``, ``.hdf5``,
-        ``.weights.h5``, ``.keras``); or the ``.index.json`` of a sharded one. Or a folder: an
-        artifact, an Orbax checkpoint, one with the files of a Hugging Face repository, one of
-        ``.npy`` files, or one with a single weight file. Or any other source that
-        `finetune_jax.pretrained.sources.resolve` knows, such as ``hf:owner/name``.
+      path: a file, a folder, or any other source of `finetune_jax.pretrained.sources.resolve`, such
+        as ``hf:owner/name``. Files: ``.safetensors``; PyTorch (``.th``, ``.pt``, ``.pth``,
+        ``.bin``); NumPy (``.npz``, or a ``.zip`` of ``.npy``); Flax (``.msgpack``); Keras (``.h5``,
+        ``.hdf5``, ``.weights.h5``, ``.keras``); or the ``.index.json`` of sharded weights.
+        Folders: an artifact, an Orbax checkpoint, the files of a Hugging Face repository, ``.npy``
+        files, or a single weight file.
 
     Raises:
-      UserError: it is missing, empty, damaged, or of another format than its suffix says.
+      UserError: the file is missing, empty or damaged, or its content and suffix disagree.
     """
     path = resolve(path) if isinstance(path, str) else Path(path)
     try:
@@ -67,7 +67,7 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{str(path)!r:.300}: no name of a file: {error}") from error
+        raise UserError(f"{str(path)!r:.300}: not a file name: {error}") from error
 
 
 def _suffix(path: Path) -> str | None:
@@ -87,8 +87,10 @@ def _open_file(path: Path) -> Weights:
     if not path.exists():
         folder = path.parent
         files = folder.iterdir() if folder.is_dir() else ()
-        beside = sorted(p.name for p in files if _suffix(p))
-        where = nearest(path.name, beside) if beside else f" The folder {folder} holds none."
+        present = sorted(p.name for p in files if _suffix(p))
+        where = (
+            nearest(path.name, present) if present else f" The folder {folder} has no weight file."
+        )
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
         raise UserError(f"{path}: expected a weight file, found a device")
@@ -98,7 +100,7 @@ def _open_file(path: Path) -> Weights:
     found = detect(path)
     if found and found[0] != kind:
         raise UserError(
-            f"{path}: not a {suffix} file as its suffix says; its content is {found[1]}"
+            f"{path}: not a {suffix} file, in spite of its suffix; its content is {found[1]}"
         )
     return opener(path)
 
@@ -121,8 +123,12 @@ def _open_folder(folder: Path) -> Weights:
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
     if len(files) == 1:
         return _open_file(folder / files[0])
-    held = f"name one of its weight files: {', '.join(files[:20])}" if files else "found none"
+    found = (
+        f"name one of its weight files: {', '.join(files[:20])}"
+        if files
+        else "found no weight file"
+    )
     raise UserError(
         f"{folder}: this folder is no artifact, no Orbax checkpoint and no repository of weights "
-        f"({', '.join(REPOSITORY_FILES)}); {held}"
+        f"({', '.join(REPOSITORY_FILES)}); {found}"
     )

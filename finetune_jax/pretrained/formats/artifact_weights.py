@@ -1,4 +1,4 @@
-"""The weights of an artifact folder, under the names of our models."""
+"""The weights of an artifact folder, under the leaf paths of our models."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ CARD = "artifact.json"
 
 
 def open_artifact(folder: Path) -> Weights:
-    """Opens an artifact that holds all its leaves: ``params/…`` and ``batch_stats/…``.
+    """Opens an artifact that holds all leaves, ``params/…`` and ``batch_stats/…``.
 
     Raises:
-      UserError: damaged, or it holds only what differs from a base, which is named.
+      UserError: the artifact is damaged, or holds only the leaves that differ from a base, whose
+        name is in the message.
     """
     card = folder / CARD
     with blame(card, "artifact"):
@@ -29,9 +30,9 @@ def open_artifact(folder: Path) -> Weights:
             base = base if isinstance(base, dict) else {}
             raise UserError(
                 f"the artifact holds only what differs from its base {base.get('file')!r:.200} "
-                f"(SHA-256 {base.get('sha256')!r:.80}) and is no weight file alone; load it with "
-                "finetune_jax.artifact.Artifact.load and that file, and save it whole "
-                "(artifact.contents=all)"
+                f"(SHA-256 {base.get('sha256')!r:.80}), and is no complete weight file; load it "
+                "with finetune_jax.artifact.Artifact.load and the base, and save it with "
+                "artifact.contents=all"
             )
         if contents != "all":
             raise UserError(f"'contents' is {contents!r:.80}; expected 'all' or 'delta'")

@@ -1,4 +1,4 @@
-"""Tells a file's format by its content, to say what a file with another suffix really is."""
+"""Detects the format of a file by its content, for errors about files with a wrong suffix."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _NO_WEIGHTS = (
 
 
 def detect(path: Path) -> tuple[str, str] | None:
-    """(format, what it is in words) of a file's content.
+    """Detects the format of a file.
 
-    The format is one of ``torch``, ``numpy``, ``keras``, ``hdf5``, ``safetensors``, or '' for what
-    holds no weights as it is. None if the content tells nothing.
+    Returns:
+      (format, description), where the format is one of ``torch``, ``numpy``, ``keras``, ``hdf5``,
+      ``safetensors``, or '' for a file that has no weights in its present form; None if the format
+      is unknown.
 
-    Raises OSError if the file cannot be read.
+    Raises:
+      OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(64)
@@ -33,7 +36,7 @@ def detect(path: Path) -> tuple[str, str] | None:
         return "hdf5", "an HDF5 file (Keras: .h5)"
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
-    # Before pickles: a header's length may begin with the same bytes.
+    # This test precedes that of pickles, because the length may begin with the bytes of a pickle.
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 2 <= length <= size - 8:
         return "safetensors", "a safetensors file (.safetensors)"
@@ -48,7 +51,7 @@ def _zip(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # a damaged archive may raise anything; its own reader says what is wrong
+    except Exception:  # a damaged archive may raise any exception; its reader reports the damage
         return None
     if "model.weights.h5" in names:
         return "keras", "an archive of Keras 3 (.keras)"

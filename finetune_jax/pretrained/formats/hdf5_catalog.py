@@ -1,7 +1,7 @@
-"""Lists what lies where in an HDF5 file, as JSON. A program of its own, see `hdf5_file`.
+"""Lists the positions of all datasets of an HDF5 file as JSON. A separate program, see `hdf5_file`.
 
-The C library may hang or crash on a damaged file, so nothing else runs beside it: this file
-imports nothing of the project, and whoever starts it gives it a limit of time.
+The C library may hang or crash on a damaged file. Therefore this program imports no other module of
+the project, and `hdf5_file` runs it with a time limit.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import json
 import sys
 from typing import Any, BinaryIO
 
-_MEMORY = 2**32  # bytes of addresses
-_TEXTS = ("name", "model_config")  # the attributes whose text is asked for
+_MEMORY = 2**32  # limit of the address space in bytes
+_TEXTS = ("name", "model_config")  # attributes whose text is returned
 _MAX_TEXT = 2**26
 
 
 class Refused(Exception):
-    """What no weight file has; its text is for the user."""
+    """Content that no weight file should have; the text is the message for the user."""
 
 
 class _Region(io.RawIOBase):
-    """Part of a file, as a file."""
+    """A part of a file as a file object."""
 
     def __init__(self, file: BinaryIO, begin: int, size: int) -> None:
         self._file, self._begin, self._size, self._at = file, begin, size, 0
@@ -52,17 +52,17 @@ class _Region(io.RawIOBase):
 
 
 def catalog(path: str, begin: int, size: int, max_entries: int, max_depth: int) -> dict[str, Any]:
-    """Datasets, groups and attributes of the HDF5 file that lies at `begin` in another.
+    """Lists datasets, groups and attributes of the HDF5 content that starts at `begin` in a file.
 
     Returns:
-      ``datasets``: by path, ``[shape, dtype, offset from begin, base64 of the values]``, where one
-      of the last two is null; ``attributes``: by path of every group ('' is the root), names of
-      its attributes; ``texts``: by path of a group, the `_TEXTS` it has.
+      ``datasets``: ``[shape, dtype, offset from begin, base64 of the values]`` by path, where one
+      of the last two is null. ``attributes``: names of the attributes by path of the group ('' is
+      the root). ``texts``: the attributes in `_TEXTS` by path of the group.
 
     Raises:
-      Refused: a link to elsewhere, or a dataset that is virtual, in chunks, compressed, in other
-        files, or of another type than numbers.
-      Exception: whatever h5py raises for a damaged file.
+      Refused: a link to another place, or a dataset that is virtual, in chunks, compressed, in
+        other files, or has no numbers.
+      Exception: any exception that h5py raises for a damaged file.
     """
     import h5py
 
@@ -71,14 +71,14 @@ def catalog(path: str, begin: int, size: int, max_entries: int, max_depth: int) 
     texts: dict[str, dict[str, str]] = {}
     with open(path, "rb") as raw, h5py.File(_Region(raw, begin, size), "r") as file:
         if file.userblock_size:
-            raise Refused("it begins with a block of another program")
+            raise Refused("it begins with a user block")
         waiting: list[tuple[str, Any]] = [("", file)]
         seen: set[int] = set()
         while waiting:
             where, group = waiting.pop()
             address = h5py.h5o.get_info(group.id).addr
             if address in seen:
-                raise Refused(f"group {where!r} is there under two names")
+                raise Refused(f"group {where!r} has two names")
             seen.add(address)
             attributes[where] = list(group.attrs)
             if found := _texts(group):
@@ -86,7 +86,7 @@ def catalog(path: str, begin: int, size: int, max_entries: int, max_depth: int) 
             for name in group:
                 place = f"{where}/{name}" if where else name
                 if place.count("/") > max_depth:
-                    raise Refused(f"{place!r:.200} lies deeper than {max_depth} groups")
+                    raise Refused(f"{place!r:.200} is deeper than {max_depth} groups")
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise Refused(f"{place!r} is a link to another place or file")
                 item = group[name]
@@ -122,18 +122,18 @@ def _dataset(place: str, item: Any, size: int) -> list[Any]:
     layout = item.id.get_create_plist()
     kind = layout.get_layout()
     if kind == h5d.VIRTUAL:
-        raise Refused(f"dataset {place!r} is virtual: its values lie in other files")
+        raise Refused(f"dataset {place!r} is virtual: its values are in other files")
     if kind == h5d.CONTIGUOUS and layout.get_external_count():
-        raise Refused(f"dataset {place!r} keeps its values in other files")
+        raise Refused(f"dataset {place!r} has its values in other files")
     if kind == h5d.CHUNKED:
         raise Refused(
-            f"dataset {place!r} is in chunks or compressed, which no Keras file is; rewrite the "
+            f"dataset {place!r} is in chunks or compressed, unlike Keras files; rewrite the "
             "file with h5repack -l CONTI -f NONE"
         )
     if item.shape is None:
         raise Refused(f"dataset {place!r} has no values")
     dtype = item.dtype
-    # Values are read as they lie, so the type must be exactly NumPy's.
+    # The bytes are read without conversion, so the type must equal a NumPy dtype.
     if dtype.hasobject or dtype.names or h5t.py_create(dtype, logical=True) != item.id.get_type():
         raise Refused(f"dataset {place!r} has dtype {dtype}; expected numbers or bools")
     values = None
@@ -143,12 +143,12 @@ def _dataset(place: str, item: Any, size: int) -> list[Any]:
 
 
 def answer(arguments: str) -> str:
-    """The catalog as JSON, or ``{"error": text}``, for the JSON object of `catalog`'s arguments."""
+    """The catalog as JSON, or ``{"error": text}``; `arguments` is JSON of `catalog`'s arguments."""
     try:
         found = catalog(**json.loads(arguments))
     except Refused as error:
         found = {"error": str(error)}
-    except Exception as error:  # h5py raises many kinds
+    except Exception as error:  # h5py raises many types
         found = {"error": f"{type(error).__name__}: {error}"[:500]}
     return json.dumps(found)
 

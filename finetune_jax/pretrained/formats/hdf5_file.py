@@ -1,7 +1,8 @@
-"""HDF5 files: the C library looks at them in a process of its own; here only bytes are read.
+"""HDF5 files: the C library runs in a separate process, and this process only reads bytes.
 
-On a damaged file the library can hang (one changed bit in a heap is enough) or crash. So another
-process lists what lies where, under a limit of time, and the values are read without the library.
+On a damaged file the library can hang (one changed bit in a heap is enough) or crash. Therefore
+another process, under a time limit, lists the position of every dataset, and the values are read
+without the library.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ class Hdf5File:
     """The datasets of an HDF5 file by path.
 
     Args:
-      path: the file, opened until `close`.
-      begin: where in it the HDF5 file begins.
-      size: bytes of it; by default all there are.
+      path: the file, which stays open until `close`.
+      begin: offset in the file at which the HDF5 content begins.
+      size: number of bytes of the HDF5 content; None for all bytes after `begin`.
 
     Raises:
-      UserError: damaged; a link to elsewhere; a dataset that is virtual, in chunks, compressed,
-        kept in other files, beyond the end of the file, or of another dtype than numbers.
+      UserError: the file is damaged or has a link to another place; or a dataset is virtual, in
+        chunks, compressed, in other files, beyond the end of the file, or has no numbers.
 
     Attributes:
-      specs: (shape, dtype) by the path of every dataset, in natural order.
-      attributes: names of the attributes of every group, by its path; '' is the root.
-      texts: the attributes ``name`` and ``model_config`` by group, where they are texts.
+      specs: (shape, dtype) by path of the dataset, in natural order.
+      attributes: names of the attributes by path of the group; '' is the root.
+      texts: the attributes ``name`` and ``model_config`` of each group, if they are texts.
     """
 
     def __init__(self, path: Path, begin: int = 0, size: int | None = None) -> None:
@@ -69,7 +70,7 @@ class Hdf5File:
 
     def _add(self, name: str, sizes: Any, kind: Any, offset: Any, values: Any) -> None:
         shape, stored = tuple(sizes), np.dtype(kind)
-        if stored == np.dtype("V2"):  # as h5py writes bfloat16
+        if stored == np.dtype("V2"):  # the type that h5py writes for bfloat16
             stored = DTYPES["bfloat16"]
         dtype = stored.newbyteorder("=")
         if dtype.name not in DTYPES:
@@ -80,10 +81,10 @@ class Hdf5File:
         if values is not None:
             held = base64.b64decode(values)
         elif offset is None and length:
-            raise UserError(f"dataset {name!r} was made and its values never written")
+            raise UserError(f"dataset {name!r} has no values: it was created but never written")
         end = len(held) if isinstance(held, bytes) else self._size - held
         if end < length:
-            raise UserError(f"dataset {name!r} runs over the end of the file: truncated or damaged")
+            raise UserError(f"dataset {name!r} exceeds the end of the file: truncated or damaged")
         self.specs[name], self._places[name] = (shape, dtype), (stored, held)
 
     def read(self, name: str) -> np.ndarray:
@@ -100,12 +101,12 @@ class Hdf5File:
         return flat.astype(dtype, copy=False).reshape(shape)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._file.close()
 
 
 def _ask(path: Path, begin: int, size: int) -> dict[str, Any]:
-    """The catalog of a file; UserError if the library refuses it, hangs or crashes."""
+    """The catalog of a file; UserError if the library refuses the file, hangs or crashes."""
     arguments = {
         "path": str(path),
         "begin": begin,
@@ -115,9 +116,9 @@ def _ask(path: Path, begin: int, size: int) -> dict[str, Any]:
     }
     code, output = launch(json.dumps(arguments))
     if code is None:
-        raise UserError(f"the HDF5 library finds no end of it within {_SECONDS} s: damaged")
+        raise UserError(f"the HDF5 library does not finish within {_SECONDS} s: damaged")
     if code:
-        raise UserError(f"the HDF5 library breaks down over it (exit status {code}): damaged")
+        raise UserError(f"the HDF5 library crashes on this file (exit status {code}): damaged")
     answer = parse_json(output)
     if "error" in answer:
         raise UserError(str(answer["error"]))
@@ -125,8 +126,8 @@ def _ask(path: Path, begin: int, size: int) -> dict[str, Any]:
 
 
 def launch(arguments: str) -> tuple[int | None, bytes]:
-    """(exit status, None if it was ended after its time; what it printed) of `hdf5_catalog`."""
-    # -P: the program's own folder, with modules named like Python's, is not searched.
+    """Runs `hdf5_catalog`; returns (exit status, or None after the time limit; its output)."""
+    # -P keeps the program's folder, whose modules have names of Python modules, out of sys.path.
     command = [sys.executable, "-P", hdf5_catalog.__file__, arguments]
     try:
         done = subprocess.run(

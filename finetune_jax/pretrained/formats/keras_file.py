@@ -1,7 +1,7 @@
 """Keras files: ``.h5`` of Keras 1 to 3, ``.weights.h5`` and ``.keras`` of Keras 3.
 
-All three give the same names, see `keras_names`. The model's JSON is read for layer names and
-classes, and never made into layers: it may hold code (Lambda).
+All three kinds give the same names, see `keras_names`. Only names and classes of layers are read
+from the model's JSON. No layers are built from it, because the JSON may contain code (Lambda).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 _WEIGHTS = "model.weights.h5"
-# Groups of a Keras 3 file that hold no weights of the model.
+# Groups of a Keras 3 file without weights of the model.
 _BESIDE = {"optimizer", "metrics", "_metrics", "loss_tracker", "_loss_tracker"}
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies"}  # the latter: Keras 2.12 and 2.13
 _NUMBERED = re.compile(r"(?:(.*)/)?vars/(\d+)")
@@ -38,13 +38,13 @@ _KIND = "HDF5 file of Keras"
 
 
 def open_keras_h5(path: Path) -> Weights:
-    """Opens a ``.h5`` or ``.weights.h5`` file of any Keras.
+    """Opens a ``.h5`` or ``.weights.h5`` file of any version of Keras.
 
-    Another HDF5 file opens too; its tensors have the paths of their datasets.
+    Other HDF5 files can be opened too; the names of their tensors are the paths of the datasets.
 
     Raises:
-      UserError: damaged; or with links, compressed, virtual or external datasets, or other dtypes
-        than numbers.
+      UserError: the file is damaged, or has links, compressed, virtual or external datasets, or
+        datasets that are no numbers.
     """
     _need_h5py(path)
     with blame(path, _KIND):
@@ -61,7 +61,7 @@ def open_keras(path: Path) -> Weights:
     """Opens a ``.keras`` archive.
 
     Raises:
-      UserError: damaged, or its weights are not in the archive as ``model.weights.h5``; and as for
+      UserError: the archive is damaged or has no member ``model.weights.h5``, or an error of
         `open_keras_h5`.
     """
     _need_h5py(path)
@@ -83,13 +83,13 @@ def open_keras(path: Path) -> Weights:
 
 
 def _inner(path: Path, archive: ZipArchive) -> Hdf5File:
-    """The weights of an archive: read where they lie, or from a temporary file if deflated."""
+    """Opens the weights of an archive: inside the archive, or in a temporary file if deflated."""
     if place := archive.place(_WEIGHTS):
         return Hdf5File(path, *place)
     with tempfile.NamedTemporaryFile(suffix=".h5") as file:
         file.write(archive.read(_WEIGHTS))
         file.flush()
-        return Hdf5File(Path(file.name))  # which keeps it open, nameless
+        return Hdf5File(Path(file.name))  # keeps the file open after its name is removed
 
 
 def _need_h5py(path: Path) -> None:
@@ -113,7 +113,7 @@ def _weights(
 
 
 def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(path of the dataset by name, names beside)."""
+    """Returns (path of the dataset by name, names of other entries)."""
     top = "model_weights" if "model_weights" in file.attributes else ""
     if {"layer_names", "layer_names0"} & set(file.attributes[top]):
         named, beside = _legacy_names(file, top)
@@ -122,7 +122,7 @@ def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]
     else:
         named, beside = [(place, place) for place in file.specs], []
     counts = Counter(name for name, _ in named)
-    # Layers made by a user's class may share a name; their paths in the file differ.
+    # Layers inside a user's class may share a name, but their paths in the file differ.
     unique = {place if counts[name] > 1 else name: place for name, place in named}
     if len(unique) != len(named):
         raise UserError("two of its tensors have the same name")
@@ -143,7 +143,7 @@ def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list
             beside.append(place)
             continue
         name = named_path(layer, path)
-        # Keras 3 calls it `kernel` here, and so do no other two files.
+        # Only in this kind of file does Keras 3 use the name `kernel` for it.
         owner, _, variable = name.rpartition("/")
         if variable == "kernel" and kinds.get(owner, "").startswith("depthwise_conv"):
             name = f"{owner}/depthwise_kernel"
@@ -168,7 +168,7 @@ def _numbered_names(
         key = owner.replace("_layer_checkpoint_dependencies", "layers")
         info = layers.get(key)
         kind = re.sub(r"_\d+$", "", owner.rpartition("/")[2])
-        # A Python cell or wrapped layer is kept under the attribute's name.
+        # The group of a wrapped layer or a cell has the name of the attribute that holds it.
         kind, config = (info.kind, info.config) if info else (kind, None)
         variables = variable_names(kind, len(places), config)
         names = _layer_names(file, owner, layers)
@@ -183,7 +183,7 @@ def _numbered_names(
 
 
 def _layer_names(file: Hdf5File, owner: str, layers: Mapping[str, LayerInfo]) -> list[str]:
-    """The names of a layer and of the layers it lies in, from the outermost on."""
+    """The names of the layers around a layer and of the layer, the outermost first."""
     names = []
     parts = owner.split("/") if owner else []
     for end in range(1, len(parts) + 1):

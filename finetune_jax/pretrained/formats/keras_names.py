@@ -1,7 +1,8 @@
-"""Names of Keras variables: ``<layer>/<variable>``, whichever of its three files they lie in.
+"""Names of Keras variables, ``<layer>/<variable>``, equal for all three kinds of Keras files.
 
-Keras 2 files and the ``.h5`` of Keras 3 name their variables; ``.weights.h5`` and ``.keras``
-number them in the order in which the layer's class makes them, which is written down here.
+Keras 2 files and the ``.h5`` files of Keras 3 contain the names of variables. ``.weights.h5`` and
+``.keras`` files number the variables in the order in which the layer's class creates them. This
+module has the names in that order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from finetune_jax.pretrained.formats.limits import MAX_DEPTH
 _KERNEL = ("kernel", "bias")
 _CELL = ("kernel", "recurrent_kernel", "bias")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-# Class in snake case, or the attribute a layer keeps a layer of its own in.
+# By class in snake case, or by the attribute in which a layer stores an inner layer.
 _VARIABLES: dict[str, tuple[str, ...]] = {
     "dense": _KERNEL,
     "einsum_dense": _KERNEL,
@@ -34,7 +35,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 _MOVING = ("moving_mean", "moving_variance")
 _SCALED = ("layer_normalization", "group_normalization", "batch_normalization")
-# Keras 1: `block1_conv1_W_1`. Its running_std holds a variance.
+# Names of Keras 1, such as `block1_conv1_W_1`. Its `running_std` is a variance.
 _OLD = re.compile(
     r"_(W|b|kernel|bias|gamma|beta|running_mean|running_std|depthwise_kernel|pointwise_kernel)"
     r"(_\d+)?"
@@ -50,16 +51,15 @@ _OLD_NAMES = {
 def variable_names(
     kind: str, count: int, config: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """What the numbered variables of a layer are called.
+    """The names of the numbered variables of a layer.
 
     Args:
-      kind: the layer's class in snake case, such as ``conv2d``.
-      count: how many variables the file has of it.
-      config: the layer's settings, if known: they tell which of gamma and beta a normalisation
-        lacks.
+      kind: class of the layer in snake case, such as ``conv2d``.
+      count: number of variables that the file has for the layer.
+      config: settings of the layer, if known; they say whether a normalisation has gamma and beta.
 
     Returns:
-      `count` names; the number itself for a variable that kind and count do not determine.
+      `count` names; the number as text for a variable whose name cannot be determined.
     """
     numbers = tuple(map(str, range(count)))
     if kind not in _SCALED:
@@ -67,7 +67,7 @@ def variable_names(
         return known[:count] if count <= len(known) else numbers
     moving = _MOVING if kind == "batch_normalization" else ()
     own = count - len(moving)
-    affine = ("gamma", "beta")
+    affine: tuple[str, ...] = ("gamma", "beta")
     if config is not None:
         affine = tuple(
             name
@@ -80,20 +80,20 @@ def variable_names(
 
 
 def snake_case(name: str) -> str:
-    """A class name as Keras writes it into paths: ``PReLU`` is ``p_re_lu``."""
+    """A class name in the form of Keras' paths, such as ``p_re_lu`` for ``PReLU``."""
     name = re.sub(r"\W+", "", name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 class LayerInfo:
-    """What a model's JSON says of one layer; the JSON is only looked at, never made into code.
+    """One layer in a model's JSON, which is read as data and never turned into code.
 
     Attributes:
-      kind: class in snake case.
-      name: of the layer.
-      names: of the layer and the models it lies in, joined by '/'.
-      config: its settings.
+      kind: class of the layer in snake case.
+      name: name of the layer.
+      names: names of the models around the layer and of the layer, joined by '/'.
+      config: settings of the layer.
     """
 
     def __init__(self, kind: str, name: str, names: str, config: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ class LayerInfo:
 def layers_of(model: Any) -> dict[str, LayerInfo]:
     """The layers of a model's JSON, by the path of their group in a Keras 3 weight file.
 
-    What is not shaped as Keras writes it is left out.
+    Entries that do not have the form of Keras' JSON are left out.
     """
     found: dict[str, LayerInfo] = {}
 
@@ -117,12 +117,12 @@ def layers_of(model: Any) -> dict[str, LayerInfo]:
         for layer in layers if isinstance(layers, list) else ():
             kind = snake_case(str(layer.get("class_name", ""))) if isinstance(layer, dict) else ""
             count = counts.get(kind, 0)
-            # A Sequential lists its input, which is no layer of its own in the weight file.
+            # A Sequential lists its input layer, which the weight file does not have.
             if kind == "input_layer" and entry.get("class_name") == "Sequential":
                 continue
             counts[kind] = count + 1
             children.append((f"{group}layers/{kind}" + (f"_{count}" if count else ""), layer))
-        children.append((f"{group}layer", config.get("layer")))  # of a wrapper
+        children.append((f"{group}layer", config.get("layer")))  # the layer inside a wrapper
         for path, layer in children:
             inner = layer.get("config") if isinstance(layer, dict) else None
             if not isinstance(inner, dict):
@@ -136,19 +136,19 @@ def layers_of(model: Any) -> dict[str, LayerInfo]:
 
 
 def named_path(layer: str, path: str) -> str:
-    """The name of a variable that its file names: ``layer/…/variable``.
+    """The name of a variable, ``layer/…/variable``, from its path in a file with names.
 
     Args:
-      layer: the top-level layer's name, ``block1_conv1``.
-      path: the variable's in that layer: ``block1_conv1/kernel:0``, ``sequential/out/bias``, or
-        as Keras 1 wrote it, ``block1_conv1_W_1:0``.
+      layer: name of the top-level layer, such as ``block1_conv1``.
+      path: path of the variable in the layer's group: ``block1_conv1/kernel:0``,
+        ``sequential/out/bias``, or in Keras 1 ``block1_conv1_W_1:0``.
     """
     path = re.sub(r":\d+$", "", path)
     old = _OLD.fullmatch(path[len(layer) :]) if path.startswith(layer) else None
     if old:
         return f"{layer}/{_OLD_NAMES.get(old[1], old[1])}"
     parts = path.split("/")
-    own = re.compile(re.escape(layer) + r"(_\d+)?")  # Keras 2 told two graphs apart so
-    # The models around the layer come first, if at all; the variable is last and no layer.
+    own = re.compile(re.escape(layer) + r"(_\d+)?")  # the suffix of a second graph in Keras 2
+    # Models around the layer come first, and the variable comes last.
     at = next((i for i, part in enumerate(parts[:-1]) if own.fullmatch(part)), -1)
     return "/".join([layer, *parts[at + 1 :]])

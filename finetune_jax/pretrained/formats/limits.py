@@ -1,6 +1,7 @@
-"""What any weight file may ask of us at most, checked before a byte is allocated for it.
+"""Limits for all weight files, which are checked before any memory is allocated.
 
-The numbers are far above every published checkpoint; a file beyond them is damaged or hostile.
+The limits are far above every published checkpoint. A file that exceeds a limit is damaged or
+hostile.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from finetune_jax.errors import UserError
 MAX_TENSORS = 200_000
 MAX_NAME_LENGTH = 2_000  # characters
 MAX_DIMENSIONS = 32
-MAX_DEPTH = 64  # of nested dicts or groups
+MAX_DEPTH = 64  # nested dicts or groups
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library, kept for every header
 MAX_SHARDS = 1_000
-# What compressed values may grow to: a multiple of the file's bytes, and for small files (a few
-# arrays of zeros) this many bytes in any case.
+# Compressed values may grow to this multiple of the file's size, or to the second number of bytes,
+# which a small file with a few arrays of zeros needs.
 MAX_INFLATION = 100
 MAX_INFLATION_FLOOR = 2**24
 
@@ -34,12 +35,12 @@ _NAMES = (
     "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 "
     "complex128 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz"
 )
-# Every dtype a tensor may have. Strings, dates, records and objects are not among them.
+# Every dtype that a tensor may have; strings, dates, records and objects are refused.
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in _NAMES.split()
 }
 
-# Under these names a checkpoint keeps the state of its optimizer.
+# Names under which a checkpoint stores the state of its optimizer.
 _OPTIMIZER = re.compile(
     r"(opt|optimizer|optimizer_state|optimizer_weights|states)/(?!target/).*"
     r"|([^/]+/)?opt_state(/.*)?"
@@ -49,24 +50,24 @@ _OPTIMIZER = re.compile(
 def is_optimizer(name: str) -> bool:
     """Whether a '/'-joined name belongs to an optimizer and not to a model.
 
-    Not so ``opt/target/…`` and ``optimizer/target/…``, where the optimizers of old Flax kept the
-    model's parameters.
+    ``opt/target/…`` and ``optimizer/target/…`` do not, because the optimizers of old Flax stored
+    the model's parameters there.
     """
     return _OPTIMIZER.fullmatch(name) is not None
 
 
 def inflated(file_bytes: int) -> int:
-    """The bytes that a compressed file of that size may hold."""
+    """Largest number of bytes to which a file of `file_bytes` bytes may decompress."""
     return max(MAX_INFLATION * file_bytes, MAX_INFLATION_FLOOR)
 
 
 def size_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """The bytes of an array; exact, however large."""
+    """Number of bytes of an array, exact for any shape."""
     return math.prod(shape) * dtype.itemsize
 
 
 def check_specs(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
-    """Raises UserError, without the file's name, for names, shapes or dtypes beyond the limits."""
+    """Raises UserError, without the file's name, if names, shapes or dtypes exceed the limits."""
     if len(specs) > MAX_TENSORS:
         raise UserError(f"holds {len(specs)} tensors; at most {MAX_TENSORS} are read")
     for name, (shape, dtype) in specs.items():
@@ -81,12 +82,12 @@ def check_specs(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
 
 
 def check_shape(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises UserError for a shape that is no array's."""
+    """Raises UserError for a shape that no array can have."""
     if any(type(size) is not int or size < 0 for size in shape):
         raise UserError(f"tensor {name!r} has a size that is no count")
     if len(shape) > MAX_DIMENSIONS:
         raise UserError(f"tensor {name!r} has {len(shape)} axes; at most {MAX_DIMENSIONS} are read")
-    # NumPy multiplies all sizes but the zeros.
+    # NumPy multiplies all nonzero sizes.
     if any(size > sys.maxsize for size in shape) or (
         size_of(tuple(size or 1 for size in shape), dtype) > sys.maxsize
     ):
@@ -94,20 +95,20 @@ def check_shape(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def check_fits(name: str, shape: tuple[int, ...], dtype: np.dtype, room: int) -> None:
-    """Raises UserError for a tensor that cannot lie in `room` bytes."""
+    """Raises UserError for a tensor that needs more than `room` bytes."""
     check_shape(name, shape, dtype)
     if size_of(shape, dtype) > room:
         raise UserError(
-            f"tensor {name!r} {dtype}{list(shape)} needs {size_of(shape, dtype)} bytes, and at "
-            f"most {room} can be there: damaged or hostile"
+            f"tensor {name!r} {dtype}{list(shape)} needs {size_of(shape, dtype)} bytes, and the "
+            f"file can hold at most {room}: damaged or hostile"
         )
 
 
 @contextmanager
 def blame(path: Path, kind: str) -> Iterator[None]:
-    """Makes a UserError that names the file out of whatever goes wrong within.
+    """Turns every exception of the block into a UserError that names the file.
 
-    Parsers of the standard library and of C may raise anything at all from a damaged file.
+    Parsers of the standard library and of C libraries may raise any exception for a damaged file.
     """
     try:
         yield
@@ -121,15 +122,15 @@ def blame(path: Path, kind: str) -> Iterator[None]:
 
 
 def parse_json(data: bytes | bytearray) -> dict[str, Any]:
-    """A JSON object; raises UserError for anything else, and for a key that is given twice."""
+    """Parses a JSON object; raises UserError for anything else, and for a repeated key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-            raise UserError(f"the key {twice[:100]!r} is given twice")
-        return made
+        entries: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in entries:
+                raise UserError(f"the key {key[:100]!r} is given twice")
+            entries[key] = value
+        return entries
 
     if len(data) > MAX_HEADER_BYTES:
         raise UserError(f"JSON of {len(data)} bytes; at most {MAX_HEADER_BYTES} are read")

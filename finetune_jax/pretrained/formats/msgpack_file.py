@@ -1,8 +1,9 @@
-"""Flax ``.msgpack`` checkpoints, walked over without building what they describe.
+"""Flax ``.msgpack`` checkpoints, which are parsed without building their arrays.
 
-The file is nested maps; an array is extension 1 (a NumPy scalar: 3) with ``(shape, dtype, bytes)``
-packed inside, and one above 1 GiB is a map of flat chunks (flax.serialization). Only where the
-values lie is written down, so opening costs no memory and no length in the file is believed.
+The file is a nest of maps. An array is extension 1 (a NumPy scalar: 3) with ``(shape, dtype,
+bytes)`` packed inside. An array above 1 GiB is a map of flat chunks (flax.serialization). The
+parser only records the positions of the values, so that opening a file needs no memory, and checks
+every length of the file before using it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KIND = "Flax msgpack file"
 
 
 class _Array(NamedTuple):
-    """Where an array's bytes lie."""
+    """An array: its shape and dtype, and the offset of its bytes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -43,7 +44,7 @@ class _Array(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """An array in flat pieces."""
+    """An array whose elements are in several flat arrays."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -51,11 +52,12 @@ class _Chunks(NamedTuple):
 
 
 def open_msgpack(path: Path) -> Weights:
-    """Opens a Flax msgpack file; nested names are joined by '/', lists count as '0', '1', ….
+    """Opens a Flax msgpack file. Nested names are joined by '/'; lists have the names '0', '1', ….
 
-    Beside the tensors: an optimizer's state, and whatever is no array (a step, a text).
+    An optimizer's state, and entries that are no arrays (a step, a text), are listed in
+    `Weights.beside`.
 
-    Raises UserError if it is damaged or of another format.
+    Raises UserError if the file is damaged or has another format.
     """
     with path.open("rb") as file, blame(path, _KIND):
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -80,18 +82,18 @@ def open_msgpack(path: Path) -> Weights:
         data.close()
         raise
 
-    def one(array: _Array) -> np.ndarray:
+    def copy(array: _Array) -> np.ndarray:
         flat = np.frombuffer(data, array.dtype, math.prod(array.shape), array.begin)
-        return flat.copy().reshape(array.shape)  # a view would keep the map from closing
+        return flat.copy().reshape(array.shape)  # a view would keep the map open
 
     def read(name: str) -> np.ndarray:
         found = arrays[name]
         if isinstance(found, _Array):
-            return one(found)
+            return copy(found)
         flat = np.empty(sum(piece.shape[0] for piece in found.pieces), found.dtype)
         filled = 0
         for piece in found.pieces:
-            flat[filled : filled + piece.shape[0]] = one(piece)
+            flat[filled : filled + piece.shape[0]] = copy(piece)
             filled += piece.shape[0]
         return flat.reshape(found.shape)
 
@@ -117,8 +119,8 @@ def _chunked(name: str, node: dict[str, Any]) -> _Chunks:
         for part in parts.values()
     ):
         raise UserError(f"tensor {name!r:.200} is in chunks without their shape and order")
-    shape = tuple(parts["shape"].values())  # type: ignore[union-attr]
-    pieces = tuple(parts["chunks"].values())  # type: ignore[union-attr]
+    shape = tuple(parts["shape"].values())  # type: ignore[union-attr]  # checked above
+    pieces = tuple(parts["chunks"].values())  # type: ignore[union-attr]  # checked above
     if not pieces or any(not isinstance(p, _Array) or len(p.shape) != 1 for p in pieces):
         raise UserError(f"tensor {name!r:.200} is in chunks that are no flat arrays")
     dtype = pieces[0].dtype
@@ -134,7 +136,7 @@ def _chunked(name: str, node: dict[str, Any]) -> _Chunks:
 
 
 class _Walker:
-    """Reads values from `at` on; a length is checked against the end before it is used."""
+    """Reads values from the position `at` on, and checks every length before using it."""
 
     def __init__(self, data: mmap.mmap, begin: int = 0, end: int | None = None) -> None:
         self._data, self.at = data, begin
@@ -142,10 +144,10 @@ class _Walker:
         self._entries = 0
 
     def _take(self, count: int) -> int:
-        """Steps over bytes, and says where they begin."""
+        """Moves `at` forward by `count` bytes; returns the position before the move."""
         if count > self._end - self.at:
             raise UserError(
-                f"something of {count} bytes at byte {self.at} runs over the end at {self._end}: "
+                f"a value of {count} bytes at byte {self.at} exceeds the end at byte {self._end}: "
                 "truncated or damaged"
             )
         begin, self.at = self.at, self.at + count
@@ -159,7 +161,7 @@ class _Walker:
         return struct.unpack(f">{code}", self._bytes(struct.calcsize(code)))[0]
 
     def value(self, depth: int) -> Any:
-        """One value: a dict, a record of an array, or what else msgpack knows."""
+        """Reads one value: a dict, the record of an array, or another type of msgpack."""
         if depth > MAX_DEPTH:
             raise UserError(f"it is nested deeper than {MAX_DEPTH}")
         tag = self._bytes(1)[0]
@@ -175,7 +177,7 @@ class _Walker:
             return self._text(tag & 0x1F)
         if tag in (0xC0, 0xC2, 0xC3):
             return {0xC0: None, 0xC2: False, 0xC3: True}[tag]
-        if tag in (0xC4, 0xC5, 0xC6):  # bytes: never a tensor by themselves
+        if tag in (0xC4, 0xC5, 0xC6):  # bytes, which are never a tensor
             self._take(self._number("BHI"[tag - 0xC4]))
             return b""
         if tag in (0xC7, 0xC8, 0xC9):
@@ -190,29 +192,29 @@ class _Walker:
             return self._list(self._number("HI"[tag - 0xDC]), depth)
         if tag in (0xDE, 0xDF):
             return self._map(self._number("HI"[tag - 0xDE]), depth)
-        raise UserError(f"byte {self.at - 1} is {tag:#x}, which begins no value")
+        raise UserError(f"byte {self.at - 1} is {tag:#x}, with which no value begins")
 
     def _text(self, length: int) -> str:
         return self._bytes(length).decode("utf-8", "backslashreplace")
 
     def _count(self, count: int) -> None:
-        # Every entry takes a byte at least.
+        # Every entry needs at least one byte.
         self._entries += count
         if self._entries > 4 * MAX_TENSORS or count > self._end - self.at:
             raise UserError(f"it has {self._entries} entries, or fewer bytes than entries")
 
     def _map(self, count: int, depth: int) -> dict[str, Any]:
         self._count(count)
-        made: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str | int) or isinstance(key, bool):
                 raise UserError(f"a key before byte {self.at} is no text")
             key = str(key)
-            if len(key) > MAX_NAME_LENGTH or key in made:
+            if len(key) > MAX_NAME_LENGTH or key in entries:
                 raise UserError(f"the key {key[:100]!r} is given twice or too long")
-            made[key] = self.value(depth + 1)
-        return made
+            entries[key] = self.value(depth + 1)
+        return entries
 
     def _list(self, count: int, depth: int) -> dict[str, Any]:
         self._count(count)
@@ -229,7 +231,7 @@ class _Walker:
         return inner.array()
 
     def array(self) -> _Array:
-        """The inside of an array: (shape, dtype name, bytes), and nothing after it."""
+        """Reads the content of an array, (shape, dtype name, bytes), which must end at the end."""
         begin = self.at
         if self._bytes(1) != b"\x93":
             raise UserError(f"the array at byte {begin} is no triple of shape, dtype and bytes")
@@ -241,7 +243,7 @@ class _Walker:
             raise UserError(f"the array at byte {begin} has dtype {name!r:.50}; expected a number")
         dtype, sizes = DTYPES[name], tuple(shape.values())
         check_shape(f"at byte {begin}", sizes, dtype)
-        # Before msgpack told bytes from texts, both had the tags of texts.
+        # In old versions of msgpack, bytes have the tags of texts.
         tag = self._bytes(1)[0]
         widths = {0xC4: "B", 0xC5: "H", 0xC6: "I", 0xD9: "B", 0xDA: "H", 0xDB: "I"}
         if tag in widths:

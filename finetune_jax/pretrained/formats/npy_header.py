@@ -1,4 +1,4 @@
-"""The header of a NumPy array file: shape, dtype, order; nothing else of it is trusted."""
+"""The header of a NumPy array file: shape, dtype and order, all of which are checked."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MAX_HEADER = 10_000
 
 
 class NpyHeader(NamedTuple):
-    """What stands before the values.
+    """The header of an array file.
 
     Attributes:
-      shape: of the array.
-      dtype: in this machine's byte order, or that of a text (kind U or S).
-      stored: dtype of the bytes in the file, maybe of the other byte order.
-      fortran: whether the first axis is the fastest.
-      begin: where the values begin.
+      shape: shape of the array.
+      dtype: dtype in this machine's byte order, or a dtype of texts (kind U or S).
+      stored: dtype of the bytes in the file, perhaps with the other byte order.
+      fortran: whether the first axis varies fastest.
+      begin: offset of the values in bytes.
     """
 
     shape: tuple[int, ...]
@@ -33,13 +33,18 @@ class NpyHeader(NamedTuple):
 
 
 def read_npy_header(name: str, stream: BinaryIO, length: int) -> NpyHeader:
-    """Reads the header of an array file of `length` bytes, and checks that the values fill it.
+    """Reads the header of an array file, and checks that the values fill the rest of the file.
 
-    bfloat16, which NumPy writes as two bytes without a type (``|V2``), is told by that.
+    ``|V2``, two bytes without a type, is read as bfloat16, because NumPy writes bfloat16 so.
+
+    Args:
+      name: name of the tensor, for messages.
+      stream: the file, at its begin.
+      length: number of bytes of the file.
 
     Raises:
-      UserError: damaged; an array of objects, which would be pickled code, or of records; or
-        another number of bytes than the shape needs.
+      UserError: the file is damaged, has an array of objects (which would be pickled code) or of
+        records, or has another number of bytes than the shape needs.
     """
     try:
         version = npy.read_magic(stream)
@@ -49,7 +54,7 @@ def read_npy_header(name: str, stream: BinaryIO, length: int) -> NpyHeader:
         shape, fortran, stored = read(stream, max_header_size=_MAX_HEADER)
     except UserError:
         raise
-    except Exception as error:  # it is parsed as Python source: anything may be raised
+    except Exception as error:  # NumPy parses it as Python source, so any exception is possible
         raise UserError(
             f"tensor {name!r} has a damaged .npy header: {type(error).__name__}: {str(error):.300}"
         ) from error
@@ -79,8 +84,8 @@ def read_npy_header(name: str, stream: BinaryIO, length: int) -> NpyHeader:
 
 
 def arrange(data: bytearray, header: NpyHeader) -> np.ndarray:
-    """The values, in C order and this machine's byte order."""
-    # An unsigned view, since bfloat16 has no byte order in NumPy.
+    """The array of a file's values, in C order and in this machine's byte order."""
+    # bfloat16 has no byte order in NumPy.
     flat = np.frombuffer(data, header.stored)
     if header.dtype != ml_dtypes.bfloat16:
         flat = flat.astype(header.dtype, copy=False)

@@ -14,13 +14,13 @@ from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 
 def open_npz(path: Path) -> Weights:
-    """Opens a ``.npz`` as big_vision, AugReg and BiT write it, or a zip of ``.npy`` members.
+    """Opens a ``.npz`` of big_vision, AugReg or BiT, or another zip of ``.npy`` members.
 
-    A tensor's name is its member's without ``.npy``. Beside the tensors: an optimizer's entries
-    (``opt/…``), texts, and members of another format.
+    The name of a tensor is the name of its member without ``.npy``. An optimizer's entries
+    (``opt/…``), texts, and members of other formats are listed in `Weights.beside`.
 
     Raises:
-      UserError: damaged, or an array of Python objects.
+      UserError: the archive is damaged, or an array has Python objects.
     """
     with blame(path, "NumPy archive"):
         archive = ZipArchive(path)
@@ -54,10 +54,10 @@ def open_npz(path: Path) -> Weights:
 
 
 def open_npy_folder(folder: Path) -> Weights:
-    """Opens a folder of ``.npy`` files, each a tensor of the file's name; subfolders are not read.
+    """Opens a folder of ``.npy`` files, which give the names of tensors; ignores subfolders.
 
     Raises:
-      UserError: a file is damaged, an array of Python objects, or a link out of the folder.
+      UserError: a file is damaged, has Python objects, or is a link out of the folder.
     """
     headers: dict[str, NpyHeader] = {}
     beside: list[str] = []
@@ -68,7 +68,7 @@ def open_npy_folder(folder: Path) -> Weights:
             continue
         with blame(path, "NumPy array"):
             if path.resolve().parent != folder.resolve() or not path.is_file():
-                raise UserError("it is no file of this folder, or a link that leads out of it")
+                raise UserError("it is no file of this folder, or a link out of the folder")
             with path.open("rb") as stream:
                 header = read_npy_header(path.stem, stream, path.stat().st_size)
         if header.dtype.kind in "US":

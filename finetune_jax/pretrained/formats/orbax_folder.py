@@ -1,7 +1,8 @@
-"""Orbax checkpoint folders: the tree is read from ``_METADATA``, each leaf by TensorStore.
+"""Orbax checkpoint folders: the tree is read from ``_METADATA``, and each leaf by TensorStore.
 
-Every leaf is a zarr array, in a folder of its own or in an OCDBT database, under its keys joined
-by '.'; so one leaf can be read without the others, without a target tree and without sharding.
+Every leaf is a zarr array, in a separate folder or in an OCDBT database, whose name is the keys of
+the leaf joined by '.'. A leaf can therefore be read without the other leaves, without a target tree
+and without a sharding.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ _KIND = "Orbax checkpoint"
 
 
 def is_orbax(folder: Path) -> bool:
-    """Whether a folder is an Orbax checkpoint, a step of items, or a manager's folder of steps."""
+    """Whether a folder is an Orbax checkpoint, a step with items, or a folder of steps."""
     return any((folder / name).is_file() for name in (TREE, STEP)) or bool(_steps(folder))
 
 
 def open_orbax(folder: Path) -> Weights:
-    """Opens what StandardCheckpointer, PyTreeCheckpointer or a CheckpointManager has saved.
+    """Opens a checkpoint of StandardCheckpointer, PyTreeCheckpointer or CheckpointManager.
 
     Args:
-      folder: of the tree, or of a step with one tree among its items.
+      folder: folder of the tree, or of a step with one tree among its items.
 
     Raises:
-      UserError: damaged, not finished, several trees or steps to choose from, which are listed, or
-        a leaf of a dtype that is no number.
+      UserError: the checkpoint is damaged or not finished; the folder has several trees or steps,
+        which are listed; or a leaf has no numbers.
     """
     tree = _find_tree(folder)
     with blame(tree, _KIND):
@@ -94,7 +95,7 @@ def _steps(folder: Path) -> list[str]:
 
 
 def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
-    """(parameter by name, names beside, function that opens a parameter)."""
+    """Returns (parameter by name, names of other entries, function that opens a parameter)."""
     file = folder / TREE
     if file.stat().st_size > MAX_HEADER_BYTES:
         raise UserError(f"its {TREE} is larger than {MAX_HEADER_BYTES} bytes")
@@ -114,7 +115,7 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
         else:
             beside[name] = None
     driver = "zarr3" if content.get("use_zarr3") is True else "zarr"
-    # Older checkpoints do not say so.
+    # Older checkpoints do not have this key.
     database = content.get("use_ocdbt", (folder / "manifest.ocdbt").is_file()) is True
 
     def open_parameter(parameter: str) -> Any:
@@ -140,7 +141,7 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
 
 
 def _entry(entry: str, value: Any) -> tuple[list[str], str]:
-    """(keys, type of the value) of one leaf of the tree's metadata."""
+    """Returns (keys, type of the value) of one leaf in the tree's metadata."""
     keys = value.get("key_metadata") if isinstance(value, dict) else None
     metadata = value.get("value_metadata") if isinstance(value, dict) else None
     if not isinstance(keys, list) or not isinstance(metadata, dict) or len(keys) > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""The safetensors format: a JSON header of names, dtypes and offsets, then raw values."""
+"""The safetensors format: a JSON header with names, dtypes and offsets, then raw values."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _DTYPES = {
 
 
 def open_safetensors(path: Path) -> Weights:
-    """Opens a safetensors file; raises UserError if it is damaged or of another format."""
+    """Opens a safetensors file; raises UserError if it is damaged or has another format."""
     header, start = _read_header(path)
     try:
-        # The library checks that the header describes the file exactly, without gap or overlap.
+        # The library checks that the tensors fill the file without gap or overlap.
         with safe_open(path, framework="numpy") as checked:
             names = list(checked.keys())
             metadata = checked.metadata()
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from error
+        raise UserError(f"{path}: not a complete safetensors file: {error}") from error
     specs: dict[str, Spec] = {}
     for name in names:
         dtype = header[name]["dtype"]
@@ -55,14 +55,14 @@ def open_safetensors(path: Path) -> Weights:
     file = path.open("rb", buffering=0)
 
     def read(name: str) -> np.ndarray:
-        # Not through the library's memory map, which holds every page it has read once more.
+        # The library's memory map would keep a second copy of every page that was read.
         shape, dtype = specs[name]
         file.seek(start + header[name]["data_offsets"][0])
-        # Into memory of Python's: NumPy asks for huge pages for its own, which on a virtual machine
-        # can take several times as long to come as the values.
+        # The buffer is a Python object: NumPy requests huge pages for its buffers, whose allocation
+        # on a virtual machine can take several times as long as the read.
         size = math.prod(shape) * dtype.itemsize
         content = file.read(size)
-        while len(content) < size:  # more than the 2 GiB that the system reads at once, or no more
+        while len(content) < size:  # the system reads at most 2 GiB at once
             more = file.read(size - len(content))
             if not more:
                 raise UserError(f"{path}: tensor {name!r} cannot be read: the file ends within it")
@@ -73,30 +73,30 @@ def open_safetensors(path: Path) -> Weights:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """(the header, where values start)."""
+    """Returns (the header, offset of the values)."""
     with path.open("rb") as file, blame(path, "safetensors file"):
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise UserError(
-                f"its header claims {length} bytes and the file has {size}; at most "
+                f"its header declares {length} bytes and the file has {size}; at most "
                 f"{MAX_HEADER_BYTES} are read: truncated, damaged or of another format"
             )
-        # The library takes the last of two tensors of one name without a word.
+        # parse_json refuses repeated names, of which the library would silently use the last.
         return parse_json(file.read(length)), 8 + length
 
 
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file: whole at `path`, or not at all; an older file stays until then.
+    """Writes a safetensors file, which replaces an older file only after it is complete.
 
-    Raises UserError if the suffix is another or the folder cannot be written to.
+    Raises UserError for another suffix, or if the folder cannot be written to.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: native weights are saved as .safetensors, not {path.suffix!r}")
-    # The library writes memory as it lies, so a transposed view would be saved wrongly.
+    # The library writes the buffer and ignores strides, so a transposed view would be wrong.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:

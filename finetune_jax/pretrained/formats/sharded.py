@@ -1,4 +1,4 @@
-"""Weights in several files: an index that says which tensor lies in which shard beside it."""
+"""Weights in several files (shards), with an index that names the file of each tensor."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from finetune_jax.pretrained.formats.weights import Weights
 
 
 def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
-    """Opens ``….safetensors.index.json`` or ``….bin.index.json`` and every shard it names.
+    """Opens ``….safetensors.index.json`` or ``….bin.index.json`` and all shards of the index.
 
     Args:
       path: the index: ``{"weight_map": {tensor name: file name}, "metadata": {…}}``.
-      open_shard: opens one shard.
+      open_shard: function that opens one shard.
 
     Raises:
-      UserError: the index is damaged, names a file outside its folder, or differs from what the
-        shards hold, which is listed.
+      UserError: the index is damaged, names a file outside its folder, or differs from the content
+        of the shards; the differences are listed.
     """
     with ExitStack() as stack:
         with blame(path, "index of shards"):
@@ -51,9 +51,9 @@ def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
 
 
 def shard_names(index: bytes) -> Mapping[str, str]:
-    """The `weight_map` of an index, whose shards are plain file names.
+    """The `weight_map` of an index: file name of the shard by tensor name.
 
-    Raises UserError, without a file's name, for anything else.
+    Raises UserError, without the name of the index, if a shard is no plain file name.
     """
     weight_map = parse_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -71,10 +71,9 @@ def shard_names(index: bytes) -> Mapping[str, str]:
 
 
 def check_inside(file: Path, folder: Path) -> None:
-    """Raises UserError unless `file` is a file of `folder`, links followed.
+    """Raises UserError unless `file`, after following links, is a file of `folder`.
 
-    In the cache of huggingface_hub a snapshot's files are links into the ``blobs`` of the same
-    repository, which are taken as inside.
+    Links into the ``blobs`` of the same repository in the cache of huggingface_hub are allowed.
     """
     folder = folder.resolve()
     if not file.exists():
@@ -91,8 +90,12 @@ def check_inside(file: Path, folder: Path) -> None:
 def _compare(path: Path, weight_map: Mapping[str, str], shards: Mapping[str, Weights]) -> None:
     held = {(name, shard) for shard, opened in shards.items() for name in opened.names()}
     named = set(weight_map.items())
-    problems = [f"tensor {n!r} is not in {s}, where the index has it" for n, s in named - held]
-    problems += [f"tensor {n!r} is in {s} and not so in the index" for n, s in held - named]
+    problems = [
+        f"tensor {n!r} is in the index as part of {s}, but not in {s}" for n, s in named - held
+    ]
+    problems += [
+        f"tensor {n!r} is in {s}, but not in the index as part of {s}" for n, s in held - named
+    ]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(

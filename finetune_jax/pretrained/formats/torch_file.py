@@ -1,8 +1,8 @@
-"""PyTorch files, read without torch: the zip container, and the one of torch 1.5 and older.
+"""Reads PyTorch files without torch: zip files, and the format of torch 1.5 and older.
 
-Zip: ``<name>/data.pkl`` describes the tensors, ``<name>/data/<key>`` holds each storage.
-Old: five pickles (magic number, protocol, system, tensors, storage keys), then for every key its
-count of elements (i64) and its values.
+In a zip file, ``<name>/data.pkl`` describes the tensors and ``<name>/data/<key>`` holds a storage.
+The old format has five pickles (magic number, protocol, system, tensors, storage keys), then for
+every key the number of elements (i64) and the values.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-# Where training scripts put the state dict they mean to be used; the second line is looked at
-# only where the first finds none (a teacher of DINO, weights averaged over training).
+# Keys under which training scripts store the state dict. The second tuple (a teacher of DINO,
+# weights averaged over training) is tried only if no key of the first leads to tensors.
 _STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
 _OTHER_KEYS = ("teacher", "student", "state_dict_ema", "model_ema", "ema")
 _MAX_NESTING = 3
@@ -35,9 +35,9 @@ _KIND = "PyTorch file"
 
 
 def open_torch(path: Path) -> Weights:
-    """Opens a PyTorch file that holds a state dict, bare or under one of the usual keys.
+    """Opens a PyTorch file with a state dict, at the top level or under one of the usual keys.
 
-    Raises UserError if it is damaged, holds no state dict, or asks to run code.
+    Raises UserError if the file is damaged, has no state dict, or needs pickled code.
     """
     with ExitStack() as stack, blame(path, _KIND):
         file = stack.enter_context(path.open("rb"))
@@ -46,7 +46,7 @@ def open_torch(path: Path) -> Weights:
             stack.callback(archive.close)
             content, read_storage = _read_zip(archive)
         else:
-            # A file allocates all that a pickle asks it to read; a map ends where the file does.
+            # A read from a file allocates as many bytes as a pickle requests; a map does not.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             stack.callback(mapped.close)
             content, read_storage = _read_old(mapped)
@@ -61,8 +61,8 @@ def open_torch(path: Path) -> Weights:
                 elements = read_storage(record.storage)
             except UserError as error:
                 raise UserError(f"tensor {name!r}: {error}") from error
-            whole = record.offset == 0 and elements.size == math.prod(record.shape)
-            if whole and record.strides == _contiguous(record.shape):
+            complete = record.offset == 0 and elements.size == math.prod(record.shape)
+            if complete and record.strides == _contiguous(record.shape):
                 return elements.reshape(record.shape)
             strides = [stride * elements.itemsize for stride in record.strides]
             tensor = np.lib.stride_tricks.as_strided(
@@ -74,19 +74,19 @@ def open_torch(path: Path) -> Weights:
 
 
 def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
-    """The tensors by name, and the names of the entries that are none."""
+    """The tensors by name, and the names of the other entries."""
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
     place, beside, chosen = "", [], content
     for _ in range(_MAX_NESTING):
-        # A stray tensor beside `state_dict` is none of it; within it, it is.
+        # At the top level, a tensor beside the key `state_dict` is no part of the state dict.
         if place and _holds_tensors(chosen):
             break
         keys = _nested(chosen)
         if len(keys) > 1:
             raise UserError(
-                f"more than one state dict: under {' and '.join(map(repr, keys))}; save the one "
-                "you mean alone"
+                f"more than one state dict: under {' and '.join(map(repr, keys))}; save "
+                "only one of them"
             )
         if not keys:
             break
@@ -113,7 +113,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
 
 
 def _entry(place: str, key: Any, bare: bool = False) -> str:
-    """How a key is named in messages: ``'epoch'``, ``model['version']``."""
+    """Text of a key in messages: ``'epoch'``, ``model['version']``."""
     if not place:
         return str(key) if bare else shown(key)
     return f"{place}[{shown(key)}]"
@@ -124,7 +124,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _nested(content: Mapping[Any, Any], depth: int = 0) -> list[str]:
-    """The usual keys under which tensors lie, at whatever depth below."""
+    """The usual keys that lead to tensors, at any depth below them."""
 
     def leads(value: Any) -> bool:
         if _holds_tensors(value):
@@ -139,7 +139,7 @@ def _nested(content: Mapping[Any, Any], depth: int = 0) -> list[str]:
 
 
 def _check(name: str, record: TensorRecord) -> Spec:
-    """Shape and dtype of a tensor that lies within its storage; raises UserError otherwise."""
+    """Shape and dtype of a tensor; raises UserError if the tensor exceeds its storage."""
     storage, offset, shape, strides = record
     if not isinstance(storage, Storage):
         raise UserError(f"tensor {name!r} has no storage")
@@ -150,25 +150,25 @@ def _check(name: str, record: TensorRecord) -> Spec:
         raise UserError(f"tensor {name!r} has a size, stride or offset that is no count")
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise UserError(f"tensor {name!r} has {len(shape)} sizes and {len(strides)} strides")
-    # Python refuses to write out integers of thousands of digits, which a message would.
-    if max(storage.count, storage.start, *numbers) > sys.maxsize:
+    # Python refuses to print integers of thousands of digits, which the message would contain.
+    if max(storage.length, storage.start, *numbers) > sys.maxsize:
         raise UserError(f"tensor {name!r} has a size, stride or offset beyond all memory")
     elements = math.prod(shape)
     last = offset + sum((s - 1) * t for s, t in zip(shape, strides, strict=True))
-    # As many elements as the storage at most: a stride of 0 could ask for any amount of memory.
-    if elements and (last >= storage.count or elements > storage.count):
+    # At most as many elements as the storage has: strides of 0 could need any amount of memory.
+    if elements and (last >= storage.length or elements > storage.length):
         raise UserError(
             f"tensor {name!r} of shape {shape}, strides {strides} and offset {offset} does not fit "
-            f"its storage of {storage.count} elements"
+            f"its storage of {storage.length} elements"
         )
-    # An empty tensor passes the above with any sizes; NumPy multiplies all but the zeros.
+    # An empty tensor passes the check above with any sizes, and NumPy multiplies all nonzero sizes.
     if max(math.prod(size or 1 for size in shape), *numbers) * 8 > sys.maxsize:
         raise UserError(f"tensor {name!r} has a size, stride or offset beyond all memory")
     return shape, storage.dtype
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor that lies in C order."""
+    """The strides, in elements, of a tensor in C order."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
@@ -176,7 +176,7 @@ def _elements(
     data: bytearray | memoryview | np.ndarray, dtype: np.dtype, big_endian: bool
 ) -> np.ndarray:
     """The bytes as a flat array in this machine's byte order."""
-    # Swapped as unsigned integers, since bfloat16 has no byte order in NumPy.
+    # The bytes are swapped as unsigned integers, because bfloat16 has no byte order in NumPy.
     width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
     words = np.frombuffer(data, np.dtype(f"u{width}"))
     if big_endian != (sys.byteorder == "big"):
@@ -201,7 +201,7 @@ def _read_zip(archive: ZipArchive) -> tuple[Any, _ReadStorage]:
 
     def read_storage(storage: Storage) -> np.ndarray:
         data = archive.read(f"{root}data/{storage.key}")
-        end = (storage.start + storage.count) * storage.dtype.itemsize
+        end = (storage.start + storage.length) * storage.dtype.itemsize
         if len(data) < end:
             raise UserError(f"its storage {storage.key!r} has {len(data)} bytes; expected {end}")
         elements = _elements(memoryview(data)[:end], storage.dtype, order == b"big")
@@ -225,7 +225,7 @@ def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
         raise UserError("its list of storages is missing")
     places: dict[str, tuple[int, int]] = {}
 
-    # The width of an element stands in the pickle alone, so the storages are walked over once.
+    # Only the pickle has the width of an element, so all storages are visited first.
     widths: dict[str, int] = {}
     for storage in _storages(content):
         if widths.setdefault(storage.key, storage.dtype.itemsize) != storage.dtype.itemsize:
@@ -233,7 +233,7 @@ def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
     position = file.tell()
     for key in keys:
         if not isinstance(key, str) or key not in widths or key in places:
-            raise UserError(f"its storage {shown(key)} belongs to no tensor, or comes twice")
+            raise UserError(f"its storage {shown(key)} belongs to no tensor, or is listed twice")
         file.seek(position)
         header = file.read(8)
         count = int.from_bytes(header, "big" if big_endian else "little", signed=True)
@@ -249,17 +249,17 @@ def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
         if storage.key not in places:
             raise UserError(f"it has no storage {storage.key!r:.100}")
         begin, count = places[storage.key]
-        if storage.start + storage.count > count:
+        if storage.start + storage.length > count:
             raise UserError(f"its storage {storage.key!r:.100} has only {count} elements")
         begin += storage.start * storage.dtype.itemsize
-        data = np.frombuffer(file, np.uint8, storage.count * storage.dtype.itemsize, begin)
-        return _elements(data.copy(), storage.dtype, big_endian)  # the map can be closed
+        data = np.frombuffer(file, np.uint8, storage.length * storage.dtype.itemsize, begin)
+        return _elements(data.copy(), storage.dtype, big_endian)  # a copy, so the map can close
 
     return content, read_storage
 
 
 def _storages(content: Any) -> Iterator[Storage]:
-    """Every storage anywhere in the unpickled content, each container visited once."""
+    """All storages in the unpickled content, at any depth; visits each container once."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()

@@ -1,9 +1,9 @@
-"""Reads the pickles inside PyTorch files without torch and without running what they name.
+"""Reads the pickles inside PyTorch files without torch and without running any code they name.
 
-A pickle is a program. Two fences make this one harmless: before it runs, its opcodes are checked
-against those that describe plain data; while it runs, the few names it may use (torch's tensors,
-parameters and storages) are stand-ins that only write down their arguments. torch itself reads
-files so under ``weights_only=True``.
+A pickle is a program. Two checks make the program harmless. Before it runs, its opcodes are
+compared with a list of opcodes that describe plain data. While it runs, it can only use a few
+names (torch's tensors, parameters and storages), which are replaced by functions that record their
+arguments. torch reads files in the same way with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from finetune_jax.errors import UserError
 
 
 class StorageType(NamedTuple):
-    """The class of a storage, which fixes the dtype of its elements."""
+    """The class of a storage, which determines the dtype of its elements."""
 
     dtype: np.dtype
 
 
 class Storage(NamedTuple):
-    """A run of elements in the file: `count` of them, from `start` on in the storage `key`."""
+    """Consecutive elements of the file: `length` elements of the storage `key`, from `start` on."""
 
     dtype: np.dtype
     key: str
-    count: int
+    length: int
     start: int
 
 
 class TensorRecord(NamedTuple):
-    """The arguments a tensor is rebuilt from; unchecked until `torch_file` looks at them."""
+    """The arguments from which torch rebuilds a tensor; `torch_file` checks them."""
 
     storage: Any
     offset: Any
@@ -44,8 +44,8 @@ class TensorRecord(NamedTuple):
     strides: Any
 
 
-# The stand-ins are instances with empty slots and tuples: the BUILD opcode, which may set
-# attributes of anything a pickle has in hand, finds nothing to set.
+# The replacements are tuples and instances with empty slots, so that the BUILD opcode, which sets
+# attributes of objects, cannot set any.
 class _RebuildTensor:
     __slots__ = ()
 
@@ -71,14 +71,14 @@ class _MakeDict:
     __slots__ = ()
 
     def __call__(self, items: Any = ()) -> Any:
-        made = OrderedEntries()
+        entries = OrderedEntries()
         for key, value in items:
-            made[key] = value
-        return made
+            entries[key] = value
+        return entries
 
 
 class OrderedEntries(dict):
-    """Stands in for OrderedDict: refuses a key given twice, forgets attributes (``_metadata``)."""
+    """Replaces OrderedDict: refuses a repeated key, and drops attributes (``_metadata``)."""
 
     __slots__ = ()
 
@@ -109,7 +109,7 @@ _STORAGE_DTYPES = {
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _MakeDict(),
     ("torch", "Size"): _Size(),
-    # Without "_v2": files of torch 0.3 and older, such as the CIFAR ResNets of 2018.
+    # The name without "_v2" is in files of torch 0.3 and older, such as the CIFAR ResNets of 2018.
     ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
@@ -117,8 +117,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     **{("torch", name): StorageType(np.dtype(t)) for name, t in _STORAGE_DTYPES.items()},
 }
 
-# Plain data, and the opcodes that lead to `find_class`, so that a refused name is named. Left out:
-# the extension registry (EXT*), which bypasses `find_class`, and out-of-band buffers.
+# Opcodes of plain data, and those that call `find_class`, whose error gives the refused name. The
+# list has neither the extension registry (EXT*), which bypasses `find_class`, nor out-of-band
+# buffers.
 _OPCODE_NAMES = (
     "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
     "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
@@ -131,65 +132,66 @@ _OPCODES = frozenset(_OPCODE_NAMES.split())
 
 
 def shown(value: Any) -> str:
-    """A value out of a pickle, for a message: never the repr of a container, which may be huge."""
+    """Text of a pickle's value for a message, without the content of containers."""
     if isinstance(value, int) and value.bit_length() > 128:
-        return "an integer of more than 128 bits"  # Python may refuse to write it out
+        return "an integer of more than 128 bits"  # Python refuses to print very long integers
     plain = value is None or isinstance(value, (str, bytes, int, float))
     return f"{value!r:.100}" if plain else f"a {type(value).__name__}"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves the names above and nothing else; storages become `Storage` records."""
+    """Resolves the names in `_GLOBALS` only; storages become `Storage` records."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
             raise UserError(
                 f"its pickle asks for {module}.{name}, which is not part of a state dict, and "
-                "pickled code is never run. Save the state dict alone, or as .safetensors."
+                "pickled code is never run. Save only the state dict, or save it as .safetensors."
             )
         return _GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
-        kind, storage_type, key, _, count, *view = pid
+        kind, storage_type, key, _, length, *view = pid
         if kind != "storage" or not isinstance(storage_type, StorageType):
             raise UserError(
                 f"expected a storage of a known type, found one of {shown(storage_type)}"
             )
-        if type(count) is not int or count < 0:
-            raise UserError(f"storage {shown(key)} claims {shown(count)} elements")
+        if type(length) is not int or length < 0:
+            raise UserError(f"storage {shown(key)} declares {shown(length)} elements")
         start = 0
         if view and view[0] is not None:  # an old file: (key, first element, elements) of a view
-            _, start, count = view[0]
-            if type(start) is not int or type(count) is not int or start < 0 or count < 0:
-                raise UserError(f"storage {shown(key)} is viewed from {shown(start)} on")
+            _, start, length = view[0]
+            if type(start) is not int or type(length) is not int or start < 0 or length < 0:
+                raise UserError(f"storage {shown(key)} has a view that starts at {shown(start)}")
         if not isinstance(key, str):
             raise UserError(f"expected the name of a storage, found {shown(key)}")
-        return Storage(storage_type.dtype, key, count, start)
+        return Storage(storage_type.dtype, key, length, start)
 
 
 def load_pickle(stream: io.BytesIO | mmap.mmap) -> Any:
-    """Reads one pickle from the stream, which is left just behind it.
+    """Reads one pickle from a stream, whose position is then behind the pickle.
 
     Args:
-      stream: one that never allocates more than it has, as a file does.
+      stream: a stream in memory, because a read from a file allocates as many bytes as requested.
 
     Returns:
       Plain Python data with `TensorRecord` in place of every tensor.
 
     Raises:
-      UserError: the pickle is damaged, or asks for anything but tensors and plain data.
+      UserError: the pickle is damaged, or needs anything else than tensors and plain data.
     """
     begin = stream.tell()
     try:
         indices = [0]
         total = 0
-        for opcode, argument, position in pickletools.genops(stream):
+        operations = pickletools.genops(stream)  # type: ignore[arg-type]  # reads from a mmap too
+        for opcode, argument, position in operations:
             if opcode.name not in _OPCODES:
                 raise UserError(f"its pickle uses {opcode.name} at byte {position}")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-                indices.append(argument)
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None:
+                indices.append(int(argument))
             total += 1
-        # The memo is an array as long as its highest index: 4 GiB of entries for a few bytes.
+        # The memo is an array up to its highest index, which could need 4 GiB for a few bytes.
         if max(indices) > total:
             raise UserError(f"its pickle has {total} operations and a memo index {max(indices)}")
         end = stream.tell()

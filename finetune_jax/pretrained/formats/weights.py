@@ -1,4 +1,4 @@
-"""An open weight file: names, shapes and dtypes at once, values one tensor at a time."""
+"""An open weight file: names, shapes and dtypes are known, values are read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.formats.limits import check_specs
 
 Stamp = tuple[tuple[int, int, int], ...]
+"""Result of `Weights.stamp`."""
 
 Spec = tuple[tuple[int, ...], np.dtype]
+"""(shape, dtype) of a tensor."""
 
 
 class Weights:
-    """What every file format is read into; see `finetune_jax.pretrained.formats.open_weights`.
+    """An open weight file of any format; see `finetune_jax.pretrained.formats.open_weights`.
 
     Example:
       with open_weights("resnet20.th") as weights:
           kernel = weights.read("module.conv1.weight")  # f32[16, 3, 3, 3]
 
     Args:
-      path: the file, or the folder for a format of several files.
-      specs: (shape, dtype) by name.
-      read: returns the values of a name among `specs`.
-      close: lets go of the files.
+      path: the file, or the folder of a format with several files.
+      specs: (shape, dtype) by tensor name.
+      read: function that returns the values of a tensor by name.
+      close: function that closes the files.
       beside: see below.
       metadata: see below.
-      files: all files the values come from, if there are several.
+      files: all files with values, if there are several.
 
     Raises:
-      UserError: more or longer names than any checkpoint has, or an impossible shape.
+      UserError: the file has too many names, a too long name, or an impossible shape.
 
     Attributes:
       path: the file or folder.
-      beside: names of entries beside the tensors that are not read (an epoch, an optimizer).
-      metadata: texts its writer left in the file (safetensors' ``__metadata__``).
-      files: all files the values come from.
+      beside: names of other entries than tensors (an epoch, an optimizer), which are not read.
+      metadata: texts in the file's header (safetensors' ``__metadata__``).
+      files: all files with values.
     """
 
     def __init__(
@@ -71,15 +73,15 @@ class Weights:
         return tuple(self._specs)
 
     def spec(self, name: str) -> Spec:
-        """(shape, dtype) of one tensor, without reading its values; UserError if there is none."""
+        """(shape, dtype) of a tensor, without reading its values; UserError for an unknown name."""
         if name not in self._specs:
             raise UserError(f"{self.path} has no tensor {name!r}.{nearest(name, self._specs)}")
         return self._specs[name]
 
     def read(self, name: str) -> np.ndarray:
-        """The values of one tensor, of the shape and dtype that `spec` gives.
+        """The values of a tensor, with the shape and dtype of `spec`.
 
-        Raises UserError if there is no such tensor or the file is damaged where it lies.
+        Raises UserError if there is no such tensor, or its part of the file is damaged.
         """
         shape, dtype = self.spec(name)
         try:
@@ -94,13 +96,13 @@ class Weights:
             ) from error
         if array.shape != shape or array.dtype != dtype:
             raise UserError(
-                f"{self.path}: tensor {name!r} is announced as {dtype}{list(shape)} and holds "
+                f"{self.path}: tensor {name!r} is declared as {dtype}{list(shape)} and holds "
                 f"{array.dtype}{list(array.shape)}"
             )
         return array
 
     def sha256(self) -> str:
-        """SHA-256 of the file; of several: of the lines ``digest  name``, in order of name.
+        """SHA-256 of the file. For several files, of the lines ``digest  name`` sorted by name.
 
         Raises UserError if a file cannot be read.
         """
@@ -118,9 +120,9 @@ class Weights:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def stamp(self) -> Stamp:
-        """Size, time of change (ns) and inode of each file: other when one was written anew.
+        """(size, time of change in ns, inode) of each file; differs after a file was rewritten.
 
-        Raises UserError if a file is gone.
+        Raises UserError if a file is missing.
         """
         try:
             found = [file.stat() for file in self.files]
@@ -129,7 +131,7 @@ class Weights:
         return tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in found)
 
     def close(self) -> None:
-        """Lets go of the file; no tensor can be read afterwards."""
+        """Closes the file; no tensor can be read afterwards."""
         self._close()
 
     def __enter__(self) -> Weights:

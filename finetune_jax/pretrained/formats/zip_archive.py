@@ -1,4 +1,4 @@
-"""Zip archives read with their limits checked first: sizes, names, overlaps, compression."""
+"""Zip archives whose sizes, names, overlaps and compression are checked before any read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _ENCRYPTED = 0x1
 
 
 class ZipArchive:
-    """The members of a zip file by name; nothing is ever extracted to a disk.
+    """The members of a zip file by name; no member is extracted to a disk.
 
     Args:
-      path: the file, opened until `close`.
+      path: the file, which stays open until `close`.
       compressed: whether members may be deflated.
 
     Raises:
-      UserError: damaged; a member is encrypted, given twice, named like a path out of a folder, or
-        compressed in an unknown way; all together are larger than the file can hold.
+      UserError: the archive is damaged; a member is encrypted, given twice, named like a path out
+        of a folder, or compressed by another method; or the members are larger than possible.
     """
 
     def __init__(self, path: Path, *, compressed: bool = True) -> None:
@@ -60,13 +60,14 @@ class ZipArchive:
             if entry.flag_bits & _ENCRYPTED:
                 raise UserError(f"its member {name!r} is encrypted")
             if entry.compress_type not in known:
-                how = zipfile.compressor_names.get(entry.compress_type, "an unknown method")
+                names: dict[int, str] = zipfile.compressor_names  # type: ignore[attr-defined]  # not in typeshed
+                how = names.get(entry.compress_type, "an unknown method")
                 raise UserError(
                     f"its member {name!r} is compressed by {how}; expected "
                     f"{'stored or deflated' if compressed else 'stored'}"
                 )
             if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-                raise UserError(f"its member {name!r} is stored in another size than its own")
+                raise UserError(f"its member {name!r} is stored, but its two sizes differ")
             members[name] = entry
         # Members that overlap would count the same bytes several times.
         if sum(entry.compress_size for entry in entries) > self.size:
@@ -80,31 +81,32 @@ class ZipArchive:
         return members
 
     def names(self) -> tuple[str, ...]:
-        """All members but folders, in the archive's order."""
+        """All members except folders, in the archive's order."""
         return tuple(name for name in self._members if not name.endswith("/"))
 
     def length(self, name: str) -> int:
-        """The bytes of a member, as declared and found possible."""
+        """Number of bytes of a member, as declared; the sum over members has been checked."""
         return self._members[name].file_size
 
     def open(self, name: str) -> BinaryIO:
-        """A stream over a member; reading it to its end checks its CRC.
+        """Opens a stream over a member; the CRC is checked at the end of the stream.
 
-        Raises UserError if there is no such member or it begins with damage.
+        Raises UserError if there is no such member, or its header is damaged.
         """
         if name not in self._members:
             raise UserError(f"it has no member {name!r}.{nearest(name, self._members)}")
         try:
-            return self._zip.open(self._members[name])  # type: ignore[return-value]
+            return self._zip.open(self._members[name])  # type: ignore[return-value]  # an IO[bytes]
         except Exception as error:
             raise UserError(_damaged(name, error)) from error
 
     def read_into(self, stream: BinaryIO, name: str, buffer: memoryview) -> None:
-        """Fills the buffer from a member's stream; UserError if it ends early or is damaged."""
+        """Fills the buffer from a member's stream; UserError if the member is short or damaged."""
         try:
             filled = 0
             while filled < len(buffer):
-                count = stream.readinto(buffer[filled : filled + 2**24])  # type: ignore[attr-defined]
+                part = buffer[filled : filled + 2**24]
+                count = stream.readinto(part)  # type: ignore[attr-defined]  # a ZipExtFile has it
                 if not count:
                     raise UserError(f"its member {name!r} is truncated")
                 filled += count
@@ -114,14 +116,14 @@ class ZipArchive:
             raise UserError(_damaged(name, error)) from error
 
     def read(self, name: str) -> bytearray:
-        """A whole member."""
+        """All bytes of a member."""
         with self.open(name) as stream:
             data = bytearray(self.length(name))
             self.read_into(stream, name, memoryview(data))
         return data
 
     def place(self, name: str) -> tuple[int, int] | None:
-        """(where a stored member begins, its bytes), its CRC checked; None if it is deflated."""
+        """(offset, size in bytes) of a stored member, after a CRC check; None if it is deflated."""
         entry = self._members.get(name)
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
             return None
@@ -136,7 +138,7 @@ class ZipArchive:
         return begin, entry.file_size
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._zip.close()
         self._file.close()
 

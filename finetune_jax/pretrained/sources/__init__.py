@@ -1,4 +1,6 @@
-"""Where weights come from: a path, a Hugging Face repository, an address, Keras, this package.
+"""Sources of weights: a path, a Hugging Face repository, an address, Keras, this package.
+
+Examples:
 
 runs/base/model.safetensors
 hf:google/vit-base-patch16-224@main
@@ -22,7 +24,7 @@ _SAME_PATTERN = (
     *("vgg16", "vgg19", "inception_v3", "xception", "densenet121", "densenet169", "densenet201"),
     *("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
 )
-# File names as keras.applications asks `get_file` for them, with and without the classifier.
+# File names in Keras' cache: (with the classifier, without the classifier).
 _KERAS_FILES: dict[str, tuple[str, str]] = {
     **{name: (f"{name}{_KERNELS}.h5", f"{name}{_KERNELS}_notop.h5") for name in _SAME_PATTERN},
     "mobilenet": ("mobilenet_1_0_224_tf.h5", "mobilenet_1_0_224_tf_no_top.h5"),
@@ -36,23 +38,24 @@ _SHIPPED = Path(__file__).parents[2] / "weights"
 
 
 def resolve(source: str) -> Path:
-    """The file or folder that a source names, fetched into a cache if it is not here.
+    """The file or folder of a source, downloaded into a cache if necessary.
 
     Args:
       source: a path; ``package:name`` of weights that ship with this package;
         ``hf:owner/name[@revision][/file]``; ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``;
-        ``keras:name`` or ``keras:name_notop``, looked up in Keras' own cache
-        and never fetched.
+        ``keras:name`` or ``keras:name_notop``, which must be in Keras' cache and is never
+        downloaded.
 
     Returns:
-      A path for `open_weights`. A plain path is not looked at.
+      A path for `open_weights`. The existence of a plain path is not checked.
 
     Raises:
-      UserError: malformed, not to be had, or not what its checksum says; with the remedy.
+      UserError: the source is malformed or not available, or its checksum differs. The message says
+        what to do.
     """
     scheme, colon, rest = source.partition(":")
     if not source.strip():
-        raise UserError("expected a source of weights, found an empty text")
+        raise UserError("expected a source of weights, found an empty string")
     if colon and scheme == "hf":
         return resolve_hub(rest)
     if colon and scheme == "keras":
@@ -86,8 +89,8 @@ def _keras(name: str) -> Path:
     path = folder / _KERAS_FILES[base][name.endswith(_NO_TOP)]
     if not path.is_file():
         raise UserError(
-            f"keras:{name}: {path} is not there. Put the file there, or let Keras fetch it where "
-            f"there is a network (keras.applications with weights='imagenet'); $KERAS_HOME names "
-            f"another folder than ~/.keras"
+            f"keras:{name}: {path} is missing. Copy the file there, or let Keras download it "
+            f"where there is a network (keras.applications with weights='imagenet'); $KERAS_HOME "
+            f"sets another folder than ~/.keras"
         )
     return path

@@ -1,4 +1,4 @@
-"""Files from an address, kept only if their SHA-256 is the one that was asked for."""
+"""Downloads files, and keeps a file only if its SHA-256 is the expected one."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from typing import BinaryIO
 from finetune_jax.errors import UserError
 
 _CHUNK = 2**20
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without any data
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$FINETUNE_JAX_CACHE``, or ``~/.cache/finetune_jax/weights``."""
+    """The folder of downloads: ``$FINETUNE_JAX_CACHE``, or ``~/.cache/finetune_jax/weights``."""
     named = os.environ.get("FINETUNE_JAX_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "finetune_jax" / "weights"
 
 
 def download(address: str) -> Path:
-    """Fetches ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``, unless it is in the cache.
+    """Downloads ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``, if the cache has no such file.
 
-    The cached file is verified each time; one that is damaged is fetched again. A download that is
-    broken off or has another checksum leaves nothing behind.
+    The checksum of a cached file is verified each time, and a damaged file is downloaded again. A
+    download that is interrupted or has another checksum leaves no file.
 
     Raises:
-      UserError: no checksum in the address, another checksum, or the file is not to be had.
+      UserError: the address has no checksum, the file has another checksum, or the file is not
+        available.
     """
     url, _, fragment = address.partition("#")
     try:
         name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
     except ValueError as error:
-        raise UserError(f"{address}: cannot be fetched: {error}") from error
+        raise UserError(f"{address}: cannot be downloaded: {error}") from error
     pin = _PIN.fullmatch(fragment)
     if pin is None:
-        found = f"found '#{fragment}'" if fragment else "found none"
+        found = f"found '#{fragment}'" if fragment else "found no checksum"
         raise UserError(
             f"{address}: expected the checksum of the file behind its address, {found}. Append "
             f"#sha256= and the 64 digits that 'sha256sum {name or 'FILE'}' prints for the file "
@@ -57,7 +58,7 @@ def download(address: str) -> Path:
         if path.is_file() and _sha256(path) == wanted:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of its own for every process, on whatever machine it shares the folder from.
+        # A unique name, because processes on several machines may share the folder.
         handle, unfinished_name = tempfile.mkstemp(".unfinished", f".{name}.", path.parent)
         os.close(handle)
         unfinished = Path(unfinished_name)
@@ -65,8 +66,8 @@ def download(address: str) -> Path:
             found = _fetch(url, unfinished)
             if found != wanted:
                 raise UserError(
-                    f"{url}: SHA-256 is {found}, expected {wanted}; nothing is kept. The file was "
-                    "changed or damaged on its way, or the checksum belongs to another one"
+                    f"{url}: SHA-256 is {found}, expected {wanted}; the download was deleted. The "
+                    "file was changed or damaged, or the checksum is that of another file"
                 )
             os.replace(unfinished, path)
         finally:
@@ -74,8 +75,8 @@ def download(address: str) -> Path:
             _remove_if_empty(path.parent)
     except UserError:
         raise
-    except (OSError, HTTPException, ValueError) as error:  # the last: no address for urllib
-        raise UserError(f"{url}: cannot be fetched into {path.parent}: {error}") from error
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: urllib refuses the address
+        raise UserError(f"{url}: cannot be downloaded into {path.parent}: {error}") from error
     return path
 
 
@@ -90,7 +91,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Writes what an address holds to a file; returns its SHA-256."""
+    """Downloads an address to a file; returns the SHA-256."""
     digest, written = hashlib.sha256(), 0
     with _open(url) as (stream, total), path.open("wb") as file:
         for chunk in _chunks(stream, total, url):
@@ -98,7 +99,7 @@ def _fetch(url: str, path: Path) -> str:
             digest.update(chunk)
             written += len(chunk)
         if total is not None and written != total:
-            raise UserError(f"{url}: broke off after {written} of {total} bytes")
+            raise UserError(f"{url}: the download ended after {written} of {total} bytes")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
@@ -116,7 +117,7 @@ def _chunks(stream: BinaryIO, total: int | None, url: str) -> Iterator[bytes]:
 
 @contextmanager
 def _open(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
-    """(stream, bytes if known) of an address."""
+    """Yields (stream, number of bytes or None) of an address."""
     if not url.startswith("gs://"):
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
             length = response.headers.get("Content-Length")
@@ -138,6 +139,6 @@ def _open(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
         raise
     except Exception as error:  # gcsfs raises errors of several libraries
         raise UserError(
-            f"{url}: cannot be fetched: {type(error).__name__}: {error}; for a private bucket, "
+            f"{url}: cannot be downloaded: {type(error).__name__}: {error}; for a private bucket, "
             "run 'gcloud auth application-default login'"
         ) from error

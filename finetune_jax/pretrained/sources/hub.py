@@ -1,4 +1,4 @@
-"""Files of Hugging Face repositories, through the cache of huggingface_hub."""
+"""Files of Hugging Face repositories, in the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.formats.limits import blame
 from finetune_jax.pretrained.formats.sharded import shard_names
 
-# What a folder of a repository is opened by: the first that is there.
+# Weight files of a repository; the first of them that exists is opened.
 REPOSITORY_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -24,14 +24,15 @@ _WEIGHTS = re.compile(r".*\.(safetensors|msgpack|bin|npz|h5|keras|pth|pt)(\.inde
 
 
 def resolve_hub(source: str) -> Path:
-    """The file that ``owner/name[@revision][/file]`` means.
+    """The path of the file ``owner/name[@revision][/file]``, downloaded if necessary.
 
-    What is in the cache is taken from there without asking the network. Without a file: the first
-    of `REPOSITORY_FILES`, else the only ``.npz``. The shards of an index come with it.
+    A file in the cache is used without any network access. If the source names no file, the result
+    is the first of `REPOSITORY_FILES` in the repository, or its only ``.npz``. For an index, all of
+    its shards are downloaded too.
 
     Raises:
-      UserError: malformed, huggingface_hub is missing, no such file or several to choose from, or
-        it is neither in the cache nor to be had; with the remedy.
+      UserError: the source is malformed, huggingface_hub is missing, there is no such file or a
+        choice of several, or the file is not available. The message says what to do.
     """
     match = _SOURCE.fullmatch(source)
     if match is None or ".." in source.split("/"):
@@ -56,7 +57,7 @@ def resolve_hub(source: str) -> Path:
 
 
 class _Repository:
-    """One revision of a repository, cached or on the hub."""
+    """One revision of a repository, in the cache or on the hub."""
 
     def __init__(
         self, library: Any, cache: Path, source: str, name: str, revision: str | None
@@ -65,7 +66,7 @@ class _Repository:
         self._source, self._name, self._revision = source, name, revision
 
     def choose(self) -> str:
-        """The file to open, when the source names none."""
+        """The file to open, if the source names no file."""
         return self._choice(self._cached_names()) or self._choice(
             self._ask(lambda: self._library.list_repo_files(self._name, revision=self._revision)),
             demanded=True,
@@ -83,12 +84,12 @@ class _Repository:
             choices = ", ".join(weights[:20]) or "none"
             raise UserError(
                 f"hf:{self._source}: expected one of {', '.join(REPOSITORY_FILES)} or one .npz; "
-                f"name the file behind a '/'. Weight files there: {choices}"
+                f"append '/' and a file name. Its weight files: {choices}"
             )
         return ""
 
     def _cached_names(self) -> list[str]:
-        # The layout of the cache is documented; the library lists it only as a whole.
+        # The layout of the cache is documented. The library can only list the whole cache.
         folder = self._cache / f"models--{self._name.replace('/', '--')}"
         revision = self._revision or "main"
         try:
@@ -102,7 +103,7 @@ class _Repository:
             return []
 
     def fetch(self, name: str) -> Path:
-        """The path of a file in the cache, fetched if it is not there."""
+        """The path of a file in the cache, downloaded if necessary."""
         try:
             cached = self._library.try_to_load_from_cache(
                 self._name, name, cache_dir=self._cache, revision=self._revision
@@ -120,17 +121,17 @@ class _Repository:
             )
         )
 
-    def _ask(self, ask: Callable[[], Any], name: str = "") -> Any:
-        """An answer of the hub; UserError with the remedy if there is none."""
+    def _ask(self, request: Callable[[], Any], name: str = "") -> Any:
+        """The result of a request to the hub; UserError with advice if the request fails."""
         try:
-            return ask()
-        except Exception as error:  # of several libraries, down to the sockets
+            return request()
+        except Exception as error:  # errors of several libraries, down to sockets
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             revision = f" --revision {self._revision}" if self._revision else ""
             near = nearest(name, self._cached_names()) if name else ""
             raise UserError(
                 f"hf:{self._source}: {name or 'the list of files'} is not in the cache "
-                f"{self._cache} and the hub gives no answer ({type(error).__name__}: {first:.200})."
+                f"{self._cache} and the hub does not answer ({type(error).__name__}: {first:.200})."
                 f"{near if near.startswith(' Did') else ''} Where there is a network, run: "
                 f"hf download {self._name}{' ' + name if name else ''}{revision}"
             ) from error

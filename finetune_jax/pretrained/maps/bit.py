@@ -1,4 +1,4 @@
-"""Names of BiT's ResNets."""
+"""Name maps of BiT's ResNets."""
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native

@@ -1,7 +1,7 @@
-"""Names of ConvNeXt, V1 and V2.
+"""Name maps of ConvNeXt, V1 and V2.
 
-A family per version, and again per form of its dense layers in timm's files: the small sizes keep
-them as 1x1 convolutions (``_1x1``). All other origins have one form.
+Each version is a family for each form of the dense layers in timm's files: in small sizes, timm's
+dense layers are 1x1 convolutions (``_1x1``). All other origins have one form.
 """
 
 from finetune_jax.pretrained.layout import CONV, DENSE
@@ -41,7 +41,7 @@ def _facebook(family: str) -> NameMap:
         family,
         "facebook",
         (
-            # Before the others: layer 0 is the stem, whose norm comes last.
+            # These rules come first: layer 0 is the stem, whose norm follows its convolution.
             *layer("downsample_layers.0.0", "stem/conv", CONV),
             *layer("downsample_layers.0.1", "stem/norm", weight="scale"),
             *layer("downsample_layers.{i}.0", "stage{i}_block0/downsample/norm", weight="scale"),

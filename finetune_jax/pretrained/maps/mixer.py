@@ -1,4 +1,4 @@
-"""Names of the MLP-Mixers."""
+"""Name maps of the MLP-Mixers."""
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
@@ -19,7 +19,7 @@ _TIMM = NameMap(
     ),
 )
 
-# google-research/vision_transformer, in npz files; Flax numbered the layers without a name.
+# google-research/vision_transformer, in npz files. Flax numbers layers without a name.
 _VIT_JAX = NameMap(
     "mixer",
     "vit_jax",

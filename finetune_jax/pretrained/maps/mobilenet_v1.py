@@ -1,4 +1,4 @@
-"""Names of MobileNet."""
+"""Name maps of MobileNet."""
 
 from finetune_jax.pretrained.maps.keras_layers import DEPTHWISE, keras_batch_norm
 from finetune_jax.pretrained.names import NameMap, Rule, native
@@ -10,7 +10,7 @@ _KERAS = NameMap(
         Rule("conv1/kernel", "params/stem/conv1/kernel"),
         *keras_batch_norm("conv1_bn", "stem/norm1"),
         Rule("conv_dw_{i+1}/depthwise_kernel", "params/block_{i}/depthwise/kernel", DEPTHWISE),
-        # Keras 3 calls it so.
+        # The name in Keras 3.
         Rule("conv_dw_{i+1}/kernel", "params/block_{i}/depthwise/kernel", DEPTHWISE),
         *keras_batch_norm("conv_dw_{i+1}_bn", "block_{i}/norm1"),
         Rule("conv_pw_{i+1}/kernel", "params/block_{i}/conv1/kernel"),

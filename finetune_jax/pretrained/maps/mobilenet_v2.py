@@ -1,11 +1,11 @@
-"""Names of MobileNetV2."""
+"""Name maps of MobileNetV2."""
 
 from finetune_jax.models.mobilenet_v2 import LAYOUT
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.maps.keras_layers import DEPTHWISE, keras_batch_norm, keras_layer
 from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, layer, native
 
-# Our convolutions of a block and the norms that follow them.
+# The convolutions of our blocks, and the norms that follow them.
 _PARTS = (("conv1", "norm1"), ("depthwise", "norm2"), ("conv2", "norm3"))
 
 
@@ -14,12 +14,12 @@ def _conv(source: str, leaf: str) -> Rule:
 
 
 def _unit(conv: str, norm: str, stage: str, index: int) -> tuple[Rule, ...]:
-    """A torch convolution and BatchNorm, as the parts of our stage with this index."""
+    """Rules of a torch convolution and BatchNorm, for `_PARTS[index]` of our stage."""
     ours = _PARTS[index]
     return (_conv(conv, f"{stage}/{ours[0]}"), *batch_norm(norm, f"{stage}/{ours[1]}"))
 
 
-# Convolutions and norms of a block are numbered through, and the first block lacks the first pair.
+# Convolutions and norms of a block have consecutive numbers; the first block lacks the first pair.
 _TORCHVISION = NameMap(
     "mobilenet_v2",
     "torchvision",
@@ -36,7 +36,7 @@ _TORCHVISION = NameMap(
     ignore=(COUNTER,),
 )
 
-# timm numbers blocks by run and place in it.
+# timm numbers blocks by group and by position in the group.
 _PLACES = [(run, i) for run, (_, _, count, _) in enumerate(LAYOUT) for i in range(count)]
 
 
@@ -74,7 +74,7 @@ _TRANSFORMERS = NameMap(
     "mobilenet_v2",
     "transformers",
     (
-        # Its stem holds the first block.
+        # The stem of transformers includes the first block.
         *_transformers_unit("conv_stem.first_conv", "stem", 0),
         *_transformers_unit("conv_stem.conv_3x3", "block_0", 1),
         *_transformers_unit("conv_stem.reduce_1x1", "block_0", 2),
@@ -95,7 +95,7 @@ def _keras_block(source: str, stage: str, *, expand: bool) -> tuple[Rule, ...]:
         *((Rule(f"{source}_expand/kernel", f"params/{stage}/conv1/kernel"),) * expand),
         *(keras_batch_norm(f"{source}_expand_BN", f"{stage}/norm1") * expand),
         Rule(f"{depthwise}/depthwise_kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE),
-        # Keras 3 calls it so.
+        # The name in Keras 3.
         Rule(f"{depthwise}/kernel", f"params/{stage}/depthwise/kernel", DEPTHWISE),
         *keras_batch_norm(f"{depthwise}_BN", f"{stage}/norm2"),
         Rule(f"{source}_project/kernel", f"params/{stage}/conv2/kernel"),

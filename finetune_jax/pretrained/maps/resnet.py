@@ -1,4 +1,4 @@
-"""Names of the ResNets."""
+"""Name maps of the ResNets."""
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.maps.keras_layers import keras_batch_norm, keras_layer
@@ -6,7 +6,7 @@ from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, la
 
 _DOWN = "layer{i}.{j}.downsample"
 
-# torchvision.models.resnet, and timm.models.resnet, which keeps its names.
+# torchvision.models.resnet, and timm.models.resnet, which has the same names.
 _TORCHVISION = NameMap(
     "resnet",
     "torchvision",
@@ -44,7 +44,7 @@ _TRANSFORMERS = NameMap(
 
 _KERAS_BLOCK, _KERAS_LEAF = "conv{i+1}_block{j+1}", "layer{i}_block{j}"
 
-# keras.applications.resnet; its layers are numbered from the stem on.
+# keras.applications.resnet, which numbers the groups of blocks from 2 on; conv1 is the stem.
 _KERAS = NameMap(
     "resnet",
     "keras",

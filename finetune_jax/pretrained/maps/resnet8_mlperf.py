@@ -1,9 +1,9 @@
-"""Names of MLPerf Tiny's ResNet-8."""
+"""Name maps of MLPerf Tiny's ResNet-8."""
 
 from finetune_jax.pretrained.maps.keras_layers import keras_batch_norm, keras_layer
 from finetune_jax.pretrained.names import NameMap, native
 
-# Keras numbers layers as they were made: a block's shortcut after its two convolutions.
+# Keras numbers layers in the order of creation: a shortcut follows its block's two convolutions.
 _CONVS = (
     "stem/conv", "block_0/conv1", "block_0/conv2", "block_1/conv1", "block_1/conv2",
     "block_1/shortcut", "block_2/conv1", "block_2/conv2", "block_2/shortcut",

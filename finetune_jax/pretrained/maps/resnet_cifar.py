@@ -1,4 +1,4 @@
-"""Names of the CIFAR ResNets."""
+"""Name maps of the CIFAR ResNets."""
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, layer, native

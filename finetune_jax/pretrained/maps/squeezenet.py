@@ -1,9 +1,9 @@
-"""Names of SqueezeNet."""
+"""Name maps of SqueezeNet."""
 
 from finetune_jax.pretrained.layout import CONV
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
 
-# Layers of torchvision's `features` that are fires; between them lie poolings.
+# Indices of the fire modules in torchvision's `features`; the other layers are poolings.
 _PLACES = (3, 4, 5, 7, 8, 9, 10, 12)
 _PARTS = (("squeeze", "conv1"), ("expand1x1", "conv2"), ("expand3x3", "conv3"))
 
@@ -32,7 +32,7 @@ def _tensorflow(source: str, leaf: str, layout: str) -> tuple[Rule, ...]:
 
 
 _NHWC = "out h w in -> h w in out"
-# The TensorFlow Lite model as WebNN's test data have it.
+# The TensorFlow Lite model in the test data of WebNN.
 _WEBNN = NameMap(
     "squeezenet",
     "webnn",

@@ -1,11 +1,11 @@
-"""Names of the text encoders."""
+"""Name maps of the text encoders."""
 
 from finetune_jax.pretrained.layout import DENSE
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
 
 
 def _encoder(prefix: str) -> tuple[Rule, ...]:
-    """BertModel and RobertaModel of transformers without their pooler."""
+    """Rules of BertModel and RobertaModel of transformers, without a pooler."""
     stem, block = f"{prefix}embeddings", f"{prefix}encoder.layer.{{i}}"
     norms = (
         (f"{stem}.LayerNorm", "stem/norm"),
@@ -23,7 +23,7 @@ def _encoder(prefix: str) -> tuple[Rule, ...]:
         *layer(f"{block}.intermediate.dense", "block_{i}/mlp_in", DENSE),
         *layer(f"{block}.output.dense", "block_{i}/mlp_out", DENSE),
         *(rule for source, leaf in norms for rule in layer(source, leaf, weight="scale")),
-        # What files converted from TensorFlow in 2018 call the same, bert-base-uncased among them.
+        # Names in files that were converted from TensorFlow in 2018, such as bert-base-uncased.
         *(
             Rule(f"{source}.{theirs}", f"params/{leaf}/{ours}")
             for source, leaf in norms
@@ -46,7 +46,7 @@ _HEAD = layer("classifier", "head", DENSE)
 
 MAPS = (
     native("bert"),
-    # Before the other one, which fits as well unless the model has a pooler.
+    # This name map comes first: without a pooler in the model, both name maps fit equally.
     NameMap(
         "bert",
         "transformers_without_pooler",
@@ -69,7 +69,7 @@ MAPS = (
         ignore=(("roberta.pooler.{path}", _NO_POOLER), _NUMBERS, _MASKED_WORDS),
         prefix="roberta.",
     ),
-    # RobertaForSequenceClassification has its dense layer and tanh inside its classifier.
+    # In RobertaForSequenceClassification, the classifier includes the dense layer and the tanh.
     NameMap(
         "roberta",
         "transformers_classifier",

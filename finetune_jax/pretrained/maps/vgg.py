@@ -1,4 +1,4 @@
-"""Names of the VGG networks, a family per depth: torch's are positions in a list of layers."""
+"""Name maps of the VGG networks. Each depth is a family, because torch numbers all layers."""
 
 from finetune_jax.models.vgg import DEPTHS
 from finetune_jax.pretrained.layout import CONV, DENSE
@@ -7,7 +7,7 @@ from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, la
 
 
 def _features(depths: tuple[int, ...], norms: bool) -> tuple[Rule, ...]:
-    """``features.{n}``: convolution, perhaps BatchNorm, ReLU, and a pooling after each block."""
+    """Rules of ``features.{n}``: convolutions, BatchNorms with `norms`; a pooling ends a block."""
     rules: list[Rule] = []
     position = 0
     for i, depth in enumerate(depths, 1):
@@ -20,7 +20,7 @@ def _features(depths: tuple[int, ...], norms: bool) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-# torchvision.models.vgg; its first dense layer reads channels before positions.
+# torchvision.models.vgg. The inputs of its first dense layer are in the order channel, row, column.
 _TORCHVISION_HEAD = (
     *layer("classifier.0", "fc1/dense", "out (c row column) -> (row column c) out"),
     *layer("classifier.3", "fc2/dense", DENSE),

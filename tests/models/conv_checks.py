@@ -1,4 +1,4 @@
-"""What the tests of the convolutional families check alike."""
+"""Checks that the tests of all convolutional families share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def abstract(model: StagedModel, size: int = 32):
 
 
 def draw(model: StagedModel, size: int = 32):
-    """Random variables, none of whose leaves is constant, without compiling an initialiser."""
+    """Random variables without constant leaves, drawn without compiling an initialiser."""
     generator = np.random.default_rng(0)
 
     def one(leaf):
@@ -35,7 +35,7 @@ def draw(model: StagedModel, size: int = 32):
 
 
 def check_parts(model: StagedModel, size: int = 32) -> None:
-    """The stages are the top-level keys, and two parts compute what the whole does."""
+    """The stages are the top-level keys, and running in two parts equals running through."""
     variables = draw(model, size)
     assert set(variables["params"]) == set(model.stages)
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
@@ -65,7 +65,7 @@ def check_bfloat16(model: StagedModel, size: int = 32) -> None:
 
 
 def check_names(family: str, origin: str, model: StagedModel, size: int = 32) -> None:
-    """Every leaf has a name of the origin that leads back to it, or stands for a constant."""
+    """Every leaf has a name in the origin that maps back to the leaf, or is a constant."""
     names = map_of(family, origin)
     for leaf in tree.flatten(abstract(model, size)):
         source = names.source(leaf)
@@ -76,7 +76,7 @@ def check_names(family: str, origin: str, model: StagedModel, size: int = 32) ->
 
 
 def check_schemes(model: StagedModel, schemes: dict[str, set[str]], size: int = 32) -> None:
-    """Each scheme resolves, trains leaves of exactly these stages, and the model runs with it."""
+    """Each scheme resolves and trains leaves of exactly these stages, and its model runs."""
     variables = abstract(model, size)
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     for scheme, stages in schemes.items():
@@ -96,7 +96,7 @@ def check_schemes(model: StagedModel, schemes: dict[str, set[str]], size: int = 
 
 
 def parameters(name: str) -> int:
-    """Of a model of the registry with its published head."""
+    """Number of parameters of a registered model with its published head."""
     entry = MODELS[name]
     model = build(name, entry.classes, image_size=entry.image_size)
     return tree.size(abstract(model, entry.image_size)["params"])

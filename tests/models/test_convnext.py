@@ -33,7 +33,7 @@ def test_names_lead_there_and_back(family, model, origin):
 
 
 def test_published_parameter_counts():
-    # The papers' tables round them; timm counts the same.
+    # timm's counts; the tables of the papers have rounded counts.
     assert parameters("convnext_tiny") == 28_589_128
     assert parameters("convnextv2_atto") == 3_708_400
 

@@ -13,7 +13,7 @@ from finetune_jax.schemes import resolve
 SMALL = Mixer(width=16, depth=2, patch=8, num_classes=5)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 TOKENS = np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32)
-# Of a generator that compiles in no time.
+# The generator rbg compiles quickly.
 KEYS = [jax.random.key(seed, impl="rbg") for seed in range(2)]
 
 
@@ -70,7 +70,7 @@ def test_a_half_precision_model_has_logits_in_single_precision():
     assert shapes.dtype == jnp.float32
 
 
-# As timm counts them; the paper's table 1 rounds to 19, 60 and 208 million.
+# timm's counts; the paper's table 1 rounds to 19, 60 and 208 million.
 @pytest.mark.parametrize(
     ("name", "count"),
     [("mixer_s16", 18_528_264), ("mixer_b16", 59_880_472)],

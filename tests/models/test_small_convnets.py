@@ -62,7 +62,7 @@ def test_names_lead_there_and_back(family, origin, model):
 
 
 def test_published_parameter_counts():
-    # torchvision's num_params; Keras' trainable ones, twice; torchvision's again.
+    # Counts of torchvision, Keras (trainable parameters, twice) and torchvision.
     assert parameters("mobilenetv2_100") == 3_504_872
     assert parameters("mobilenetv1_025") == 470_072
     assert parameters("resnet8_mlperf") == 78_186
@@ -81,8 +81,7 @@ def test_tensorflow_pads_the_far_side():
     run = lambda same: V2.clone(layout=((1, 16, 1, 1),), same=same).apply(  # noqa: E731
         variables, image, stop="block_0"
     )
-    # Of stride-2 windows, two of PyTorch's would begin before the border; each sees the corner
-    # once. TensorFlow's first window begins at the corner.
+    # PyTorch's first window at stride 2 begins before the border, TensorFlow's at the corner.
     assert np.array_equal(run(True)[0, :, :, 0] > run(True)[0, -1, -1, 0], np.eye(4) * [1, 0, 0, 0])
     assert run(True).shape == run(False).shape == (1, 4, 4, 8)
 

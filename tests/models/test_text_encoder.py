@@ -28,7 +28,7 @@ def abstract(model):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Of the model with a pooler, which holds all that the one without needs."""
+    """Variables of the model with a pooler, which include those of the model without."""
     flat = tree.flatten(abstract(SMALL)["params"])
     generator = np.random.default_rng(0)
     values = {
@@ -192,7 +192,7 @@ def test_schemes_train_what_they_name_and_start_at_the_base(variables, scheme):
         adapted.apply({**variables, "params": params}, text), SMALL.apply(variables, text)
     )
     if plan.deltas:
-        # Away from the start the deltas have their say.
+        # With nonzero values, the deltas change the output.
         generator, base = np.random.default_rng(1), tree.flatten(variables["params"])
         moved = {
             p: x if p in base else x + np.float32(0.3 * generator.normal(size=x.shape))

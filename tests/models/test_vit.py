@@ -25,7 +25,7 @@ VARIANTS = {
 }
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 TOKENS = np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32)
-# Of a generator that compiles in no time.
+# The generator rbg compiles quickly.
 KEYS = [jax.random.key(seed, impl="rbg") for seed in range(2)]
 
 
@@ -87,7 +87,7 @@ def test_dropout_of_each_stage_is_active_where_it_is_asked_for():
     assert not np.allclose(pooled, pooled_again)
 
 
-# As timm counts them; of models without a head, the trunk's. CLIP's projection has a bias here.
+# timm's counts, without a head if the published model has none. CLIP's projection has a bias here.
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -52,7 +52,7 @@ def _transformers():
 
 
 def npz_names(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """timm's tensors as the authors' files name and lay them out."""
+    """timm's tensors with the names and layouts of the authors' files."""
     found = {}
     for name, tensor in state.items():
         array = tensor.numpy()
@@ -78,7 +78,7 @@ def npz_names(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def save_npz(module: torch.nn.Module, folder: Path) -> Path:
-    """An original file, which timm's own reader must turn into the module it came from."""
+    """Writes an original file, from which timm's reader must restore the module."""
     path = folder / "BiT.npz"
     np.savez(path, **npz_names(module.state_dict()))
     before = {n: t.clone() for n, t in module.state_dict().items()}
@@ -107,7 +107,7 @@ _TIMM = _stages("stages.{i}.blocks.{j}", stem="stem")
 
 CASES = [
     Case(
-        # With the authors' own constant.
+        # The epsilon of the authors.
         "bit/npz", "bit", "npz", lambda: _timm(1e-10), _ours(1e-10), _TIMM, save=save_npz,
         image_size=64, export=False,
     ),
@@ -116,7 +116,7 @@ CASES = [
         gradients=True,
     ),
     Case(
-        # Sides that no halving divides.
+        # Sides that are not even after any halving.
         "bit/transformers", "bit", "transformers", _transformers, _ours(1e-8),
         _stages("bit.encoder.stages.{i}.layers.{j}", stem="bit.embedder"), image_size=67,
     ),

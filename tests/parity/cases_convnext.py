@@ -33,7 +33,7 @@ def _transformers(kind: str):
 
 
 def facebook_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's tensors as the original files name and shape them."""
+    """timm's tensors with the names and shapes of the original files."""
     found = {}
     for name, tensor in state.items():
         parts = name.split(".")
@@ -58,7 +58,7 @@ def facebook_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _save_facebook(module: torch.nn.Module, folder: Path) -> Path:
-    """A ``.pth`` as the authors publish it; timm's own reader must make of it what it came from."""
+    """Writes a ``.pth`` of the authors, from which timm's reader must restore the module."""
     from timm.models.convnext import checkpoint_filter_fn
 
     original = facebook_names(module.state_dict())

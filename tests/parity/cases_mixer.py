@@ -24,7 +24,7 @@ def _timm():
 
 
 def _npz(module: Any, folder: Path) -> Path:
-    """As google-research/vision_transformer writes it."""
+    """Writes a file in the format of google-research/vision_transformer."""
     names = {
         "stem.proj": "stem", "norm": "pre_head_layer_norm", "head": "head", "norm1": "LayerNorm_0",
         "norm2": "LayerNorm_1", "mlp_tokens": "token_mixing", "mlp_channels": "channel_mixing",

@@ -23,7 +23,7 @@ def _torchvision():
     return randomise(mobilenet.MobileNetV2(num_classes=7, width_mult=0.35))
 
 
-# Through 17 blocks of random weights, normalising by the batch multiplies rounding by hundreds.
+# In 17 blocks of random weights, normalisation by the batch amplifies rounding a hundredfold.
 _SHORT = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
 
 
@@ -34,7 +34,7 @@ def _short():
         7, 0.35, inverted_residual_setting=[list(run) for run in _SHORT], dropout=0
     )
     stem, *blocks, top = model.features
-    # The layer after the blocks keeps the number that it has in the published network.
+    # The layer after the blocks has the number of the published network.
     idle = [torch.nn.Identity() for _ in range(17 - len(blocks))]
     model.features = torch.nn.Sequential(stem, *blocks, *idle, top)
     return randomise(model)
@@ -78,7 +78,7 @@ def _keras_v1():
 
 
 def _keras_resnet8():
-    """The benchmark's own network, layer by layer under its names."""
+    """The network of the benchmark, with its names of layers."""
     from keras import Model, layers
 
     def conv(number, width, size, stride, x):
@@ -172,7 +172,7 @@ CASES = [
     Case(
         "squeezenet/torchvision", "squeezenet", "torchvision", _squeezenet, lambda: SqueezeNet(7),
         {"stem": "features.2", **{f"block_{i}": f"features.{n}" for i, n in enumerate(_FIRES)}},
-        # 22 pixels before the second pooling: its last windows reach over the border.
+        # 22 pixels before the second pooling: its last windows cross the border.
         image_size=96, gradients=True,
     ),
 ]  # fmt: skip

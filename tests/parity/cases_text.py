@@ -20,7 +20,7 @@ _ROBERTA = {"types": 1, "padding": 1, "from_padding": True, "epsilon": 1e-5}
 
 
 def _text(padding: int, types: bool) -> dict[str, np.ndarray]:
-    """Three texts of different lengths, padded; the second half of each is of the other type."""
+    """Three texts of different lengths, padded; the second half of a text has the other type."""
     generator = np.random.default_rng(0)
     ids = generator.integers(2, _VOCABULARY, (len(_LENGTHS), _LENGTH)).astype(np.int32)
     mask = np.arange(_LENGTH)[None] < np.array(_LENGTHS)[:, None]
@@ -78,7 +78,7 @@ class _Headed(torch.nn.Module):
 
 
 def _mean(tokens, mask):
-    """As sentence-transformers pools."""
+    """The pooling of sentence-transformers."""
     share = mask[..., None].float()
     return (tokens * share).sum(1) / share.sum(1).clamp(min=1e-9)
 

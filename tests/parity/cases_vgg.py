@@ -12,7 +12,7 @@ _HIDDEN = (40, 48)
 
 
 def _layers(depth: int) -> list[int | str]:
-    """The table of layers as both torch projects write it: widths, and M for a pooling."""
+    """The table of layers in the form of both torch projects: widths, and M for a pooling."""
     return [
         item
         for width, count in zip(_WIDTHS, DEPTHS[depth], strict=True)
@@ -64,7 +64,7 @@ CASES = [
         _ours(16, True), _stages(16, True, **_FC), image_size=64, training=True,
     ),
     Case(
-        # A grid of 8x8 that is pooled to 7x7, whose cells overlap.
+        # A grid of 8x8 is pooled to 7x7 overlapping cells.
         "vgg/torchvision/19", "vgg19", "torchvision", lambda: _torchvision(19, False),
         _ours(19, False), _stages(19, False, **_FC), image_size=256,
     ),

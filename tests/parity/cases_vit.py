@@ -32,7 +32,7 @@ def _timm(kind="vision_transformer.VisionTransformer", **options):
 
 
 def _case(origin, name, reference, ours, **options):
-    """A case of timm's implementation, whose options and ours mean the same."""
+    """A case of timm's implementation with options equivalent to ours."""
     return Case(
         f"vit/{origin}/{name}", "vit", origin, partial(_timm, **reference), _ours(**ours),
         **{"stages": _TIMM_STAGES} | options,
@@ -40,7 +40,7 @@ def _case(origin, name, reference, ours, **options):
 
 
 def _clip_timm(**options):
-    """The projection of CLIP has no bias, and timm's head gets a zero for it."""
+    """The projection of CLIP has no bias, and timm's head has a bias of 0."""
     norm = partial(torch.nn.LayerNorm, eps=1e-5)
     model = _timm(pre_norm=True, act_layer="quick_gelu", norm_layer=norm, **options)
     torch.nn.init.zeros_(model.head.bias)

@@ -1,4 +1,4 @@
-"""Parity with a reference implementation: drawn there, written there, loaded and computed here.
+"""Parity with a reference implementation, which draws and writes the weights that we load.
 
 A `Case` says how to build the reference with random weights, how it is saved in its native format,
 which of its modules end our stages, and which module of ours it should equal. `check` compares
@@ -135,7 +135,7 @@ def state_arrays(module: Any) -> dict[str, np.ndarray]:
 
 
 def save_safetensors(module: Any, folder: Path) -> Path:
-    """A torch state dict in a safetensors file, as timm and transformers keep it."""
+    """Writes a torch state dict to a safetensors file, as timm and transformers do."""
     from safetensors.torch import save_file
 
     path = folder / "model.safetensors"
@@ -144,7 +144,7 @@ def save_safetensors(module: Any, folder: Path) -> Path:
 
 
 def save_torch(module: Any, folder: Path) -> Path:
-    """A torch state dict as ``torch.save`` pickles it."""
+    """Writes a torch state dict with ``torch.save``."""
     import torch
 
     path = folder / "model.pth"
@@ -204,7 +204,7 @@ def our_outputs(
     mode: Mode = EVAL,
     headless: bool = False,
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """The same of ours, run stage by stage, and the updated statistics."""
+    """The same arrays of our model, run stage by stage, and the updated statistics."""
     found, stats = {}, dict(variables["batch_stats"])
     steps = list(zip(model.stages, [*model.stages[1:], None], strict=True))
     for name, following in steps[:-1] if headless else steps:
@@ -213,14 +213,14 @@ def our_outputs(
             x, mode, start=name, stop=following, mutable=["batch_stats"],
         )  # fmt: skip
         stats |= changed.get("batch_stats", {})
-        # The model pools what comes before the head; the stage itself is what is compared.
+        # The comparison is with the stage's output, before the model pools it.
         if name in stages and following != "head":
             found[name] = np.asarray(_first(x))
     return {**found, "logits": np.asarray(x)}, stats
 
 
 def _first(x: Any) -> Any:
-    """The tokens of a text stage, which hands its mask on beside them."""
+    """The tokens in the output of a text stage, which is the pair (tokens, mask)."""
     return x[0] if isinstance(x, tuple) else x
 
 
@@ -259,7 +259,7 @@ def check(case: Case, formats: list[str] | None = None) -> list[Delta]:
         theirs = reference_outputs(case, module, x)
         ours, _ = our_outputs(model, variables, x, case.stages, headless=case.headless)
         deltas = [delta(what, ours[what], theirs[what]) for what in theirs if what in ours]
-        # Before training mode, which moves the reference's statistics.
+        # This comes before training mode, which changes the reference's statistics.
         if case.export:
             _export(case, module, model, variables, folder)
         if case.gradients:
@@ -283,7 +283,7 @@ def _loaded(
 def _gradients(
     case: Case, module: Any, model: StagedModel, variables: Any, x: Any, folder: Path
 ) -> list[Delta]:
-    """Of sum(logits²) / 2, whose gradient with respect to the logits is the logits."""
+    """Gradients of sum(logits²) / 2, whose gradient with respect to the logits is the logits."""
     module.zero_grad()
     logits = (case.logits or _logits)(module, (case.feed or _feed)(x))
     (logits**2).sum().div(2).backward()
@@ -298,7 +298,7 @@ def _gradients(
 
     ours = tree.flatten(jax.grad(loss)(variables["params"]))
     found = {leaf: delta(f"gradient of {leaf}", ours[leaf], theirs[leaf]) for leaf in theirs}
-    # The scale is a stage's: some gradients, such as a key bias's, are zero but for rounding.
+    # The scale is that of a stage, because some gradients (of a key's bias) are only rounding.
     scales: dict[str, float] = {}
     for leaf, item in found.items():
         stage = leaf.split("/")[0]
@@ -331,7 +331,7 @@ def _training(
 
 
 def _export(case: Case, module: Any, model: StagedModel, variables: Any, folder: Path) -> None:
-    """What we write by the reference's names is what the reference had, and it loads strictly."""
+    """Our export equals the reference's tensors, and the reference loads it strictly."""
     import torch
 
     path = folder / "exported.safetensors"
@@ -350,14 +350,14 @@ def _export(case: Case, module: Any, model: StagedModel, variables: Any, folder:
 def _restore(module: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
-    # Buffers that training does not touch: torch counts batches, transformers numbers positions.
+    # Buffers that are no weights: torch counts batches, transformers numbers positions.
     counters = ("num_batches_tracked", "position_ids")
     kept = {n: t for n, t in module.state_dict().items() if n.endswith(counters)}
     module.load_state_dict({**kept, **load_file(path)}, strict=True)
 
 
 def worst(deltas: list[Delta]) -> Delta:
-    """The comparison nearest to its bound."""
+    """The comparison that is closest to its bound."""
     return max(deltas, key=lambda d: max(d.absolute / ABSOLUTE, d.relative / RELATIVE))
 
 
@@ -373,7 +373,7 @@ def assert_within(deltas: list[Delta]) -> None:
 def assert_shapes(
     name: str, origin: str, state: Mapping[str, tuple[int, ...]], *, headed: bool = True
 ) -> None:
-    """A reference's names and shapes fill every leaf of a registered model, and each once.
+    """A reference's names and shapes fill every leaf of a registered model exactly once.
 
     Args:
       name: of the registered model, at its published size.

@@ -1,4 +1,4 @@
-"""A Keras model with what the harness asks of a torch module: layers that can be listened to."""
+"""A Keras model with the interface of a torch module that the harness needs: hooks of layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class KerasReference:
-    """Wraps a functional Keras model whose weights are drawn anew.
+    """Wraps a functional Keras model with new random weights.
 
     Args:
       model: built, and without the activation after its logits.
@@ -60,18 +60,18 @@ class KerasReference:
 
 
 def save_h5(reference: KerasReference, folder: Path) -> Path:
-    """The model and its weights as Keras 1 and 2 keep them."""
+    """Saves the model and its weights in the format of Keras 1 and 2."""
     path = folder / "model.h5"
     reference.model.save(path)
     return path
 
 
 def save_keras(reference: KerasReference, folder: Path) -> Path:
-    """The model and its weights as Keras 3 keeps them."""
+    """Saves the model and its weights in the format of Keras 3."""
     path = folder / "model.keras"
     reference.model.save(path)
     return path
 
 
 KERAS = {"feed": lambda x: x, "turn": lambda stage, array: array, "export": False}
-"""What a `Case` needs beside its own fields."""
+"""Options that a `Case` needs with a Keras model."""

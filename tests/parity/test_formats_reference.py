@@ -1,4 +1,4 @@
-"""Files that torch, Hugging Face and Keras themselves write are read as they read them."""
+"""Our readers agree with those of torch, Hugging Face and Keras on files of these projects."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def resnet():
 
 
 def own_names(model) -> dict[str, np.ndarray]:
-    """The model's variables, named by Keras itself but for the depthwise kernels."""
+    """The model's variables, with the names of Keras, except depthwise kernels."""
     out = {}
     for layer in model._flatten_layers(include_self=False, recursive=True):
         for variable in layer._trainable_variables + layer._non_trainable_variables:
@@ -193,7 +193,7 @@ def test_an_archive_without_layer_names_in_its_weights_takes_them_from_its_confi
             archive.write(member, member.name)
     shutil.rmtree(tmp_path / "members")
     found, expected = read_all(tmp_path / "b.keras"), own_names(model)
-    # The parts of attention and of recurrent layers stand in no config.
+    # The config has no entries for the parts of attention and recurrent layers.
     named = {n: a for n, a in expected.items() if not n.startswith(("mha/", "both_ways/"))}
     assert_same({name: found[name] for name in named}, named)
 

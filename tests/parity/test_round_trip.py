@@ -62,6 +62,6 @@ def artifact_family(name: str) -> str:
 
 
 def with_counters(module, tensors):
-    """torch's counters of batches, which are no weights, as the module has them."""
+    """The module's counters of batches, which are no weights."""
     counters = {n: t for n, t in module.state_dict().items() if n.endswith("num_batches_tracked")}
     return {**counters, **tensors}

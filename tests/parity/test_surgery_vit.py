@@ -1,4 +1,4 @@
-"""Weights at another size than they were trained with, as the projects that publish them do it."""
+"""Weights at another size than in training: equal to the resizing of the publishing projects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LEAF = "params/stem/position_embedding"
 
 
 def _loaded(path, side, *, model=None, **options):
-    """(our model, its variables, how each leaf was made), for images of another side."""
+    """(our model, its variables, reason of each leaf in the manifest), for another image size."""
     model = model or ViT(num_classes=7, **_SMALL | options)
     init = jax.eval_shape(lambda key: initialise(model, side, key), jax.random.key(0))
     init["params"]["head"] = {n: np.zeros(x.shape) for n, x in init["params"]["head"].items()}
@@ -106,7 +106,7 @@ def test_positions_of_the_jax_originals(tmp_path, side, token):
 
 
 def test_a_class_token_that_holds_its_position(tmp_path):
-    """timm's DINOv2 with registers in a model that adds positions as transformers does."""
+    """timm's DINOv2 with registers in a model that adds positions like transformers."""
     module = _timm(init_values=1e-5, reg_tokens=4, no_embed_class=True)
     path = save_safetensors(module, tmp_path)
     model, variables, reasons = _loaded(path, _FROM, **_REGISTERS)

@@ -1,4 +1,4 @@
-"""Weight files of Vision Transformers as their projects write them, from timm's state dicts.
+"""Writes weight files of Vision Transformers in other projects' formats, from timm's state dicts.
 
 Each writer has a reader of timm's beside it, which proves that the file is in the project's format.
 """
@@ -22,13 +22,13 @@ def arrays(module: Any) -> Arrays:
 
 
 def hub(module: Any, folder: Path) -> Path:
-    """As transformers writes it to the hub."""
+    """Writes a model with transformers, as on the hub."""
     module.save_pretrained(folder)
     return folder / "model.safetensors"
 
 
 def from_hub(*dropped: str):
-    """Loads a file with transformers; what has one of the words in its name may be missing."""
+    """Loads a file with transformers; tensors with one of the words in the name are optional."""
 
     def restore(module: Any, path: Path) -> None:
         folder = path.parent / "restored"
@@ -46,7 +46,7 @@ def from_hub(*dropped: str):
 
 
 def openai(module: Any, folder: Path) -> Path:
-    """OpenAI's CLIP with a text tower of which only some tensors are there."""
+    """OpenAI's CLIP with only some tensors of its text tower."""
     tensors = {}
     for name, tensor in module.state_dict().items():
         name = name.replace("patch_embed.proj", "conv1").replace("cls_token", "class_embedding")
@@ -179,7 +179,7 @@ def _jax_vit(module: Any, prefix: str, big_vision: bool) -> Arrays:
 
 
 def _scanned(written: Arrays) -> Arrays:
-    """With one tensor for all layers, as `nn.scan` keeps them."""
+    """Stacks all layers in one tensor, as `nn.scan` does."""
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name in [n for n in written if "/encoderblock_" in n]:
         before, after = name.split("/encoderblock_")
@@ -209,7 +209,7 @@ def npz(prefix: str = "", big_vision: bool = False, scanned: bool = False, **bes
 
 
 def from_npz(module: Any, path: Path) -> None:
-    """Our export's tensors, as timm reads them from an npz."""
+    """Reads the tensors of our export with timm's reader of npz files."""
     written = path.with_suffix(".npz")
     np.savez(written, **{n: t.numpy() for n, t in load_file(path).items()})
     with torch.no_grad():

@@ -28,7 +28,7 @@ ARRAYS: Arrays = {
 
 
 def npy(array: np.ndarray) -> bytes:
-    """A ``.npy`` file; bfloat16 as NumPy writes it, without its type."""
+    """A ``.npy`` file; bfloat16 in the form of NumPy, without a type."""
     import io
 
     out = io.BytesIO()
@@ -87,7 +87,7 @@ def nested(arrays: Arrays) -> dict[str, Any]:
 
 
 def flax_extension(value: Any) -> Any:
-    """As flax.serialization packs arrays."""
+    """Packs an array in the form of flax.serialization."""
     if isinstance(value, np.ndarray):
         triple = (value.shape, value.dtype.name, value.tobytes())
         return msgpack.ExtType(1, msgpack.packb(triple, use_bin_type=True))
@@ -102,7 +102,7 @@ def write_msgpack(path: Path, arrays: Arrays = ARRAYS) -> Path:
 
 
 def write_keras_h5(path: Path, arrays: Arrays = ARRAYS) -> Path:
-    """The old layout: a group per layer; each name's first part is taken for a layer."""
+    """The old layout: a group per layer; the first part of each name is the layer."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -161,7 +161,7 @@ KERAS_CONFIG = _layer(
 
 
 def write_weights_h5(path: Path, named: bool = True) -> Path:
-    """Keras 3: numbered variables, with the layers' names as attributes if `named`."""
+    """Keras 3: numbered variables; with `named`, the names of layers are attributes."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -215,7 +215,7 @@ SAMPLES: dict[str, tuple[Callable[[Path], Path], Callable[[], Arrays]]] = {
     "numbered.weights.h5": (
         lambda f: write_weights_h5(f / "numbered.weights.h5"),
         lambda: {
-            # Nothing in this file tells which of gamma and beta there is.
+            # Nothing in this file says whether the variable is gamma or beta.
             {"norm/beta": "norm/0"}.get(name, name): array
             for name, array in KERAS_ARRAYS.items()
         },

@@ -1,4 +1,4 @@
-"""Opens hostile weight files where they can do no harm, and tells what must hold of any of them.
+"""Opens hostile weight files in a restricted process, and checks what must hold for all files.
 
 Each batch of files is opened in a process of its own, with a limit on its memory, an alarm for each
 file, and a hook that refuses to start programs, connect or write. A crash of a C library then fails
@@ -27,7 +27,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.pretrained.formats import open_weights
 
 SECONDS_PER_FILE = 20
-MEMORY = 2**29  # bytes on top of what the process has when it starts
+MEMORY = 2**29  # bytes that the process may allocate after its start
 QUICK, LONG = 25, 5000
 counts = pytest.mark.parametrize(
     "examples", [pytest.param(QUICK, id="quick"), pytest.param(LONG, marks=pytest.mark.slow)]
@@ -46,7 +46,7 @@ def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _serve(work: Callable[..., None], arguments: tuple[Any, ...], room: int, answer: Any) -> None:
     try:
-        np.zeros(2**20)  # what the first allocation brings with it
+        np.zeros(2**20)  # the first allocation has a fixed overhead
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -58,10 +58,10 @@ def _serve(work: Callable[..., None], arguments: tuple[Any, ...], room: int, ans
 
 
 def apart(work: Callable[..., None], *arguments: Any, method: str = "fork") -> None:
-    """Runs `work` in another process; fails with what it raised, or with how it died."""
+    """Runs `work` in another process; raises its exception, or an error if the process died."""
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    # TensorStore's threads, the reason to spawn, reserve addresses that they never use.
+    # TensorStore needs a spawned process, because its threads reserve addresses they never use.
     room = 2**35 if method == "spawn" else 2 * MEMORY
     process = context.Process(target=_serve, args=(work, arguments, room, sender))
     process.start()
@@ -82,7 +82,7 @@ def apart(work: Callable[..., None], *arguments: Any, method: str = "fork") -> N
 def fuzz(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
     """Runs `check` on draws, each under an alarm that ends the process."""
 
-    # Explained and shrunk failures are worth their time only to a person who waits for them.
+    # Explaining and shrinking a failure takes long, and is only useful to a waiting person.
     phases = [Phase.generate] if examples == QUICK else [Phase.generate, Phase.shrink]
 
     @settings(
@@ -109,7 +109,7 @@ def fuzz(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any],
 
 
 def honest(path: Path) -> dict[str, np.ndarray] | None:
-    """What the format's own reader gives; None if it refuses, or if there is none here."""
+    """The arrays of the format's reference reader; None if it refuses or is not installed."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -139,7 +139,7 @@ def honest(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def survey(path: Path) -> bool:
-    """Opens and reads everything; True if that went well. Fails on any error but a clear one."""
+    """Opens and reads everything; True on success, False after a UserError; fails otherwise."""
     root = path if path.is_dir() else path.parent
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
     try:
@@ -160,7 +160,7 @@ def survey(path: Path) -> bool:
     for name, array in arrays.items() if expected is not None else ():
         other = np.asarray(expected[name])
         assert array.shape == other.shape, name
-        if other.dtype.kind == "V":  # how NumPy reads bfloat16
+        if other.dtype.kind == "V":  # NumPy reads bfloat16 as this kind
             other = other.view(array.dtype)
         assert array.tobytes() == other.astype(array.dtype, "C", copy=False).tobytes(), name
     return True

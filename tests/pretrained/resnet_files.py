@@ -34,7 +34,7 @@ def resnet20(classes: int = 10, seed: int = 0, dtype: Any = np.float32) -> dict[
 
 
 def akamaster(variables: dict[str, Any], prefix: str = "module.") -> dict[str, np.ndarray]:
-    """The variables as akamaster's state dict names and lays them out; written without the map."""
+    """The variables with akamaster's names and layouts, written without the name map."""
     norm = (("params", "scale", "weight"), ("params", "bias", "bias")) + (
         ("batch_stats", "mean", "running_mean"),
         ("batch_stats", "var", "running_var"),

@@ -1,4 +1,4 @@
-"""Weight files: what is written is read, and nothing else than UserError comes of a bad one."""
+"""Weight files: written values are read back, and a bad file raises nothing but UserError."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_file_without_one_state_dict_says_what_it_holds(tmp_path, kind, conten
 
 
 class Payload:
-    """Pickles into a call, as an attacker's file would."""
+    """An object whose pickle contains a call, as in an attacker's file."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)

@@ -1,4 +1,4 @@
-"""Every format gives the same arrays for the same weights, lazily and under the same errors."""
+"""All formats give the same arrays for the same weights, lazily, with the same errors."""
 
 from __future__ import annotations
 

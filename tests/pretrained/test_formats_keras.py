@@ -1,4 +1,4 @@
-"""Keras' three files: one naming for all, no code, no links, no sizes beyond the file."""
+"""The three kinds of Keras files: equal names, no code, no links, no sizes beyond the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_numbered_weights_are_named_as_far_as_the_file_tells(tmp_path):
     unknown = {"norm/beta": "norm/0"}
     expected = {unknown.get(name, name) for name in KERAS_ARRAYS}
     assert names(write_weights_h5(tmp_path / "a.weights.h5")) == expected
-    # Keras before the `name` attribute: the groups, which count the layers of a class.
+    # Before the `name` attribute, Keras only has groups, which number the layers of a class.
     assert names(write_weights_h5(tmp_path / "b.weights.h5", named=False)) == {
         "conv2d/kernel",
         "conv2d/bias",

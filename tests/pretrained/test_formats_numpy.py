@@ -1,4 +1,4 @@
-"""NumPy archives: names, byte orders, what stands beside, and what is refused before it costs."""
+"""NumPy archives: names, byte orders, other entries, and refusals before any memory is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_jax.pretrained import open_weights
 
 
 def header(text: str) -> bytes:
-    """A ``.npy`` header of any text."""
+    """A ``.npy`` header with the given text."""
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
 
 

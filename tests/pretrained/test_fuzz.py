@@ -1,4 +1,4 @@
-"""Damaged weight files of every format: a clear error or honest values, and nothing else."""
+"""Damaged weight files of every format: a clear error or the right values, nothing else."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CHANGES = st.lists(_CHANGE, min_size=1, max_size=4)
 def changed(content: bytes, changes: list[tuple[str, int, int]]) -> bytes:
     out = bytearray(content)
     for kind, place, value in changes:
-        # Half of the places among the bytes that are not zero: HDF5 files are mostly empty.
+        # Half of the positions are at nonzero bytes, because HDF5 files are mostly zeros.
         filled = [i for i, byte in enumerate(out) if byte] if place % 2 else []
         at = filled[place // 2 % len(filled)] if filled else place % max(len(out), 1)
         if kind == "flip" and out:
@@ -87,7 +87,7 @@ def changed(content: bytes, changes: list[tuple[str, int, int]]) -> bytes:
     return bytes(out)
 
 
-# Lists HDF5 files as `hdf5_file.launch` has it done, but forks instead of starting Python anew.
+# Lists HDF5 files like `hdf5_file.launch`, but forks instead of starting a new Python.
 _CATALOGUER = """
 import os, runpy, signal, sys
 import h5py, numpy
@@ -110,7 +110,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def cataloguer():
-    """Answers as `hdf5_file.launch`."""
+    """Has the result of `hdf5_file.launch`."""
     if importlib.util.find_spec("h5py") is None:
         yield None
         return
@@ -128,7 +128,7 @@ def cataloguer():
 
 
 def _mutate_bytes(folder: Path, name: str, examples: int, launch: Any = None) -> None:
-    hdf5_file.launch = launch or hdf5_file.launch  # in this process alone
+    hdf5_file.launch = launch or hdf5_file.launch  # in this process only
     path = _write(name, folder)
     root = path if path.is_dir() else path.parent
     files = sorted(file for file in root.rglob("*") if file.is_file())
@@ -161,7 +161,7 @@ def test_changed_bytes(tmp_path, cataloguer, name, examples):
     apart(_mutate_bytes, tmp_path, name, examples, cataloguer)
 
 
-# TensorStore keeps threads, which a fork would lose.
+# TensorStore has threads, which a fork would lose.
 @counts
 def test_changed_bytes_of_an_orbax_folder(tmp_path, examples):
     for name in ORBAX if examples != QUICK else ["orbax"]:

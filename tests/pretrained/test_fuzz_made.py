@@ -1,4 +1,4 @@
-"""Archives and pickles put together with bad intent: a clear error or honest values."""
+"""Hostile archives and pickles: they give a clear error or the right values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _numpy(folder: Path, examples: int) -> None:
 
 
 class Evil:
-    """Pickles into a call."""
+    """An object whose pickle contains a call."""
 
     def __init__(self, call: tuple[Any, ...]) -> None:
         self.call = call

@@ -1,4 +1,4 @@
-"""Loading: every tensor and every leaf accounted for, and every problem named."""
+"""Loading: the manifest has every tensor and every leaf, and errors name every problem."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune_jax.pretrained.maps import maps_of
 
 
 def check_complete(manifest, names, init) -> None:
-    """Every tensor in one row, every leaf in one row."""
+    """Asserts that every tensor and every leaf is in one row."""
     assert sorted(r.source_name for r in manifest.rows if r.source_name) == sorted(names)
     assert sorted(r.leaf for r in manifest.rows if r.leaf) == sorted(tree.flatten(init))
 
@@ -45,7 +45,7 @@ def tensors(trained):
 
 @pytest.fixture
 def refused(tmp_path, init):
-    """Saves tensors, loads them, and returns the message that must come."""
+    """Returns the message of the error that loading the tensors must raise."""
 
     def message(tensors, **settings) -> str:
         save_file(tensors, tmp_path / "bad.safetensors")
@@ -74,7 +74,7 @@ def test_a_file_written_anew_while_it_is_read_has_no_digest(tmp_path, tensors, i
 
 def test_native_files_come_back_bit_for_bit(tmp_path, trained, init):
     path = tmp_path / "native.safetensors"
-    # Views in another order than C must be saved as what they hold.
+    # Views that are not in C order must be saved with their values in the right order.
     trained["params"]["head"]["kernel"] = np.asfortranarray(trained["params"]["head"]["kernel"])
     save_native(path, trained, {"dataset": "digits"})
     variables, manifest = load(path, "resnet_cifar", init)

@@ -1,4 +1,4 @@
-"""Sources of weights: what is fetched is what was asked for, and what cannot be says the remedy."""
+"""Sources of weights: downloads are verified, and errors say what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONE = {"w": np.ones(3, np.float32)}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; counts requests, and may break off in the middle."""
+    """Serves a folder; counts requests, and can stop in the middle of a file."""
 
     requests = 0
     broken = False
@@ -175,7 +175,7 @@ def test_the_hub_needs_its_library(monkeypatch):
 
 
 class Cache:
-    """The folder of one repository, as huggingface_hub lays it out."""
+    """The folder of one repository, in the layout of huggingface_hub."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "models--owner--name"

@@ -1,4 +1,4 @@
-"""What surgery promises whatever the sizes; that it does as other projects do is a parity test."""
+"""Properties of surgery at all sizes; parity tests compare surgery with other projects."""
 
 import math
 

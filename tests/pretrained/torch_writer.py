@@ -1,4 +1,4 @@
-"""Writes PyTorch files as torch does, without torch: pickles that name fake modules."""
+"""Writes PyTorch files without torch, with pickles that name fake modules."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Tensor:
 
 
 class OldTensor(Tensor):
-    """A tensor as torch 0.3 pickled it."""
+    """A tensor in the pickle format of torch 0.3."""
 
     def __reduce__(self) -> Any:
         return sys.modules["torch._utils"]._rebuild_tensor, self.arguments[:4]
 
 
 class Parameter:
-    """A tensor wrapped as torch wraps parameters."""
+    """A tensor inside torch's wrapper of parameters."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune_jax.errors import UserError
+from finetune_jax.progress import each, say
 
 _CHUNK = 2**20
 _TIMEOUT = 60  # seconds without any data
@@ -106,8 +107,6 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _chunks(stream: BinaryIO, total: int | None, url: str) -> Iterator[bytes]:
-    from finetune_jax.progress import each, say
-
     say(f"fetching {url}" + (f", {total / _CHUNK:.1f} MiB" if total is not None else ""))
     for _ in each(range(-(-(total or 0) // _CHUNK)), "MiB"):
         yield stream.read(_CHUNK)

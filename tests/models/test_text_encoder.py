@@ -204,5 +204,5 @@ def test_schemes_train_what_they_name_and_start_at_the_base(variables, scheme):
 
 @pytest.mark.parametrize("scheme", ["vpt(tokens=2)", "vpt(tokens=2, deep=True)"])
 def test_prompts_are_refused(variables, scheme):
-    with pytest.raises(UserError, match="expected a model of images, found one of texts"):
+    with pytest.raises(UserError, match="expected a model of images, found a model of texts"):
         resolve(scheme, SMALL.stages, variables["params"], variables["batch_stats"])

@@ -27,7 +27,9 @@ def _of(file: str, tests: str | tuple[str, ...], *changes: tuple[str, str]) -> t
     return tuple(Mutant(f"finetune_jax/{file}", old, new, tests) for old, new in changes)
 
 
-_SCHEMES = "tests/schemes"
+_SCHEMES = ("tests/schemes/test_small_spec.py", "tests/schemes/test_resolve.py")
+_DELTAS = ("tests/schemes/test_delta_formulas.py", "tests/schemes/test_small_spec.py")
+_TRAINING = ("tests/training/test_formulas.py", "tests/training/test_traps.py")
 
 MUTANTS = (
     *_of(
@@ -57,7 +59,7 @@ MUTANTS = (
     ),
     *_of(
         "deltas/lora.py",
-        _SCHEMES,
+        _DELTAS,
         ('self.path("b"): DeltaLeaf(b, lr=self.plus)', 'self.path("b"): DeltaLeaf(b)'),
         ("return (inner @ b) * self.scale", "return inner @ b"),
         ("delta = delta - self._product(module, x, y, a0, b0)", "pass"),
@@ -69,32 +71,32 @@ MUTANTS = (
     ),
     *_of(
         "deltas/scaling.py",
-        _SCHEMES,
+        _DELTAS,
         ("return y * cast(scale, y)\n", "return y\n"),
         ("args[0] * cast(scale, args[0])", "args[0]"),
         ("{scale: 1 + noise[scale], shift", "{scale: noise[scale], shift"),
     ),
     *_of(
         "deltas/adapters.py",
-        _SCHEMES,
+        _DELTAS,
         ("approximate=False", "approximate=True"),
         ("return self.scale * (hidden @ up + up_bias)", "return hidden @ up + up_bias"),
         ("bound = 1 / math.sqrt(self.width)", "bound = 1.0"),
     ),
     *_of(
         "deltas/prompts.py",
-        _SCHEMES,
+        _DELTAS,
         ("y[:, self.offset + self.tokens :]", "y[:, self.tokens :]"),
         ("math.sqrt(6 / (self.patch_inputs + self.width))", "math.sqrt(6 / self.width)"),
     ),
     *_of(
         "deltas/sparse.py",
-        _SCHEMES,
+        _DELTAS,
         ("SeedSequence([self.seed, *name])", "SeedSequence([self.seed])"),
     ),
     *_of(
         "training/step.py",
-        "tests/training",
+        _TRAINING,
         ("(1 + state.step) / (10 + state.step)", "(1 + state.step) / (9 + state.step)"),
         ("ema, 1 - decay)", "ema, decay)"),
         ("jax.random.fold_in(state.key, state.step)", "state.key"),
@@ -108,7 +110,7 @@ MUTANTS = (
     ),
     *_of(
         "training/optimizer.py",
-        "tests/training",
+        _TRAINING,
         ("optax.scale_by_adam(config.b1, config.b2)", "optax.scale_by_adam()"),
         ("optax.trace(config.momentum, config.nesterov)", "optax.trace(config.momentum)"),
         ("if of_group is None else of_group", "if True else of_group"),
@@ -132,14 +134,14 @@ MUTANTS = (
     ),
     *_of(
         "evaluation/scores.py",
-        ("tests/evaluation", "tests/metrics"),
+        "tests/evaluation/test_observe.py",
         ('batch.pop("mask") > 0', 'batch.pop("mask") >= 0'),
         ("real = slice(len(some))", "real = slice(None)"),
         ("if len(values) != len(examples):", "if False:"),
     ),
     *_of(
         "ablation/report/statistics.py",
-        "tests/ablation",
+        ("tests/ablation/test_comparisons.py", "tests/ablation/test_tables.py"),
         ("(1 + level) / 2", "level"),
         ("float(2 * t.sf(", "float(t.sf("),
         ("s >= score and t >= thrift", "s > score and t > thrift"),

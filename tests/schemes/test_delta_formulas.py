@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from finetune_jax import tree
+from finetune_jax.deltas import LoRA
 from finetune_jax.models import initialise
 from finetune_jax.models.resnet_cifar import ResNetCifar
 from finetune_jax.models.vit import ViT
@@ -361,3 +362,30 @@ def test_lora_of_a_convolution_with_strides():
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert float(jnp.abs(found - bare).max()) > 1e-2
+
+
+def test_a_of_a_convolution_starts_by_the_size_of_its_window():
+    """Kaiming: the fan-in of a 3 x 3 convolution counts the nine places of the window."""
+    kernel = np.zeros((3, 3, 64, 8), np.float32)
+    delta = LoRA("conv", 4, 4.0, False, False, False, 1.0)
+    values = delta.initial(jax.random.key(0), {"conv/kernel": kernel})
+    bound = 1 / math.sqrt(9 * 64)
+    assert 0.95 * bound < np.abs(values["conv/lora_a"]).max() <= bound
+
+
+@pytest.mark.parametrize("pissa", [False, True])
+def test_a_merged_dora_kernel_has_the_trained_lengths(pissa):
+    """Every column of the merged kernel points along W + s A B and has the trained length."""
+    scheme = f"lora(rank=2, alpha=3, dora=True, pissa={pissa}, on='query')"
+    _, leaves, plan = with_deltas(scheme)
+    for delta in plan.deltas:
+        kernel = BASE[f"{delta.module}/kernel"]
+        a, b = leaves[f"{delta.module}/lora_a"], leaves[f"{delta.module}/lora_b"]
+        direction = kernel + 1.5 * (a @ b)
+        if pissa:
+            start = [leaves[f"{delta.module}/lora_{name}"] for name in ("a0", "b0")]
+            direction = direction - 1.5 * (start[0] @ start[1])
+        length = np.linalg.norm(kernel, axis=0) + leaves[f"{delta.module}/lora_shift"]
+        expected = direction / np.linalg.norm(direction, axis=0) * length
+        merged = delta.merge(leaves)[f"{delta.module}/kernel"]
+        np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-5)

@@ -180,6 +180,34 @@ def test_the_decay_mask_decides_which_leaves_decay():
         plan_of("head(decay=0.1)", decay="x")
 
 
+def test_a_regex_of_stages_matches_whole_names():
+    # "block_1" is also the beginning of "block_1_extra".
+    stages = ("block_1", "block_1_extra", "head")
+    params = {name: stage_of("head") for name in stages}
+    plan = resolve("stages('block_1')", stages, params, {})
+    assert {path.split("/")[0] for path in plan.trainable} == {"block_1"}
+
+
+def test_a_random_mask_is_drawn_by_its_seed():
+    def counts(seed):
+        plan = plan_of(f"random_mask('last_k(1)', seed={seed})")
+        return {d.module: d.count for d in plan.deltas}
+
+    assert counts(1) == counts(1)
+    assert counts(1) != counts(2)
+    # As many scalars as the block and the norm have.
+    total = sum(x.size for x in jax.tree.leaves([PARAMS["block_3"], PARAMS["norm"]]))
+    assert sum(d.count for d in plan_of("random_mask('last_k(1)')").deltas) == total
+
+
+def test_a_delta_beside_a_batch_norm_does_not_track_its_statistics():
+    # SSF adds a scale and a shift under the path of the norm, and neither is the norm's own.
+    frozen = plan_of("ssf(on='norm1') + head", STATISTICS)
+    assert any(leaf.delta and leaf.path.startswith("block_1/norm1/") for leaf in frozen.leaves)
+    assert frozen.tracked == ()
+    assert plan_of("norm_only", STATISTICS).tracked == ("block_1", "block_3")
+
+
 def test_modes_of_stages():
     plan = plan_of("last_k(1)", STATISTICS)
     assert (plan.tracked, plan.dropout) == (("block_3",), STAGES[5:])

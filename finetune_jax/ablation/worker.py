@@ -23,6 +23,7 @@ from absl import logging
 
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
+from finetune_jax.artifact.providers import packages_of
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation import drift
 from finetune_jax.evaluation.corrupted import corrupted_scores
@@ -169,7 +170,7 @@ def _score(folder: Path, spec: ScoreSpec) -> None:
     config = read_config(folder)
     config.data.test = spec["test"]
     use_cpu_devices(config.mesh.cpu_devices)
-    evaluator = open_evaluator(config, Artifact.load(folder))
+    evaluator = open_evaluator(config, Artifact.load(folder, allow_imports=packages_of(config)))
     predictions = predict_split(evaluator, "test")
     save_predictions(predictions_file(folder, spec), predictions)
     others: dict[str, Any] = {}

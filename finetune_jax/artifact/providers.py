@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from finetune_jax import deltas, schemes
+from ml_collections import ConfigDict
+
+from finetune_jax import deltas, schemes, tasks
+from finetune_jax.data.sources import SOURCES
 from finetune_jax.doors import DOOR, is_door, provider, require_allowed
 from finetune_jax.progress import say
 
@@ -20,16 +23,32 @@ def doors_to_import(card: dict[str, Any]) -> tuple[str, ...]:
     Args:
       card: content of ``artifact.json``. Its ``providers`` are not trusted to be complete.
     """
-    task = card.get("task", {})
-    names = [
-        str(card.get("model", {}).get("name")),
-        str(card.get("base", {}).get("name_map")),
-        str(task.get("name")),
-    ]
-    doors = [name for name in names if is_door(name)]
+    names = (card.get("model", {}).get("name"), card.get("base", {}).get("name_map"))
+    doors = [str(name) for name in names if is_door(str(name))]
+    doors += tasks.doors_of(card.get("task", {}))
     doors += deltas.doors_of(card.get("deltas", ()))
-    doors += DOOR.findall(str(task.get("loss", "")))
     return tuple(dict.fromkeys(doors))
+
+
+def config_doors(config: ConfigDict) -> tuple[str, ...]:
+    """The doors that are imported when the config of a run is evaluated.
+
+    These are the doors of the model, the name map, the task, the loss and the data source. The
+    scheme of a run is not imported again.
+    """
+    names = (config.model.name, config.pretrained.name_map)
+    doors = [name for name in names if is_door(name)]
+    doors += tasks.doors_of({"name": config.task.name, "loss": config.task.loss})
+    if config.data.source.partition(":")[0] not in SOURCES:
+        source = DOOR.match(config.data.source)
+        doors += [source.group()] if source else []
+    return tuple(dict.fromkeys(doors))
+
+
+def packages_of(config: ConfigDict) -> set[str]:
+    """The top-level packages of all doors that a config names, those of its scheme included."""
+    doors = [*config_doors(config), *DOOR.findall(str(config.scheme))]
+    return {door.partition(":")[0].partition(".")[0] for door in doors}
 
 
 def providers_of(card: dict[str, Any]) -> list[dict[str, str]]:

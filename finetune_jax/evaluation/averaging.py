@@ -16,9 +16,11 @@ import numpy as np
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact, save_artifact
 from finetune_jax.artifact.averaging import average, comparable, differing, greedy, uniform
+from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.data.sources import Examples, open_configured
+from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.evaluation.scores import evaluate, headline
@@ -55,7 +57,7 @@ def combine(
       statistics_batches: number of batches, of ``train.batch_size`` training images each, for
         BatchNorm statistics.
       base: weight file of the base of members with ``artifact.contents=delta``.
-      allow_imports: see `Artifact.load`.
+      allow_imports: see `open_run`.
 
     Returns:
       The content of ``average.json``: ``method``, ``members``, ``metric``, ``chosen``, ``rows``
@@ -84,7 +86,11 @@ def combine(
         "scores": scores,
     }
     output.mkdir(parents=True, exist_ok=True)
-    schemes = ", ".join(artifact.card["plan"]["scheme"] for artifact in opened.artifacts)
+    plans = [artifact.card["plan"] for artifact in opened.artifacts]
+    plan: dict[str, Any] = {"scheme": f"{method} of {', '.join(plan['scheme'] for plan in plans)}"}
+    providers = [provider for plan in plans for provider in plan.get("providers", ())]
+    if providers:
+        plan["providers"] = providers
     save_artifact(
         output / "artifact",
         variables=final,
@@ -92,7 +98,7 @@ def combine(
         deltas=opened.first.model.deltas,
         task=opened.first.task,
         preprocess=opened.first.preprocess,
-        plan={"scheme": f"{method} of {schemes}"},
+        plan=plan,
         base=opened.first.card["base"],
         scores=scores,
         contents="all",
@@ -181,6 +187,9 @@ def _open(
 ) -> _Members:
     names = [str(member) for member in members]
     configs = [read_json(member / "config.json") for member in members]
+    for values, name in zip(configs, names, strict=True):
+        doors = config_doors(config_lib.from_json(values))
+        require_allowed(doors, allow_imports, f"{name}/config.json")
     for other, name in zip(configs[1:], names[1:], strict=True):
         _require_same_data(configs[0], other, names[0], name)
     loaded = [Artifact.load(member, base, allow_imports) for member in members]

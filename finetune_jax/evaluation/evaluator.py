@@ -14,11 +14,13 @@ import numpy as np
 
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
+from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import canonical, make_input_pipeline
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Examples, Source
 from finetune_jax.deltas import Adapted
+from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.scores import forward_all, observe
 from finetune_jax.evaluation.step import make_eval_step, make_forward
@@ -238,12 +240,14 @@ def open_run(
       base: weight file of the base of a ``delta`` artifact.
       data_dir: replaces ``data.data_dir`` of the run; empty keeps it.
       batch_size: replaces ``eval.batch_size`` of the run; 0 keeps it.
-      allow_imports: see `Artifact.load`.
+      allow_imports: top-level packages whose code may run, for a run whose config or artifact names
+        objects of other packages; see `Artifact.load`.
 
     Raises:
       UserError: not a finished run, or an error of `Artifact.load` or `open_evaluator`.
     """
     config = read_config(workdir)
+    require_allowed(config_doors(config), allow_imports, str(workdir / "config.json"))
     override(config, data_dir=data_dir, batch_size=batch_size)
     # Before the artifact is read, because that uses a device.
     use_cpu_devices(config.mesh.cpu_devices)

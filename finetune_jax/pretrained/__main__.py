@@ -23,6 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "A run's folder, or its artifact."
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 _ORIGIN = flags.DEFINE_string("origin", "", "Origin of the names, such as timm.")
 _OUTPUT = flags.DEFINE_string("output", "", "The .safetensors file to write.")
+_ALLOW_IMPORTS = cli.define_allow_imports()
 
 _COMMANDS = ("inspect", "export")
 
@@ -52,7 +53,7 @@ def export(rest: Sequence[str]) -> None:
     from finetune_jax.models import entry_of
     from finetune_jax.pretrained import save_as
 
-    artifact = Artifact.load(Path(_WORKDIR.value), _BASE.value)
+    artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
     variables, _ = merge(artifact.model, artifact.variables)
     family = entry_of(artifact.card["model"]["name"]).family
     model = artifact.model.model

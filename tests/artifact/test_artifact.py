@@ -9,8 +9,12 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact, save_artifact
+from finetune_jax.artifact.providers import config_doors, packages_of
+from finetune_jax.config import default, to_json
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError
+from finetune_jax.evaluation.averaging import combine
+from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.models import _entry_behind as entry_of_door
 from finetune_jax.models import build, initialise
 from finetune_jax.tasks import Classification
@@ -96,7 +100,9 @@ def test_files_arrays_and_examples_are_the_same_input(folder, images, tmp_path):
     Image.fromarray(images[1]).save(tmp_path / "a.png")
     artifact = Artifact.load(str(folder))
     (pixels,) = artifact.predict([images[1]])
-    for item in (images[1] / 255, (images[1] / 255).astype(np.float32), {"image": images[1]}):
+    exact = images[1] / 255
+    nearly = np.clip((images[1] - 0.4) / 255, 0, 1)  # floats are rounded
+    for item in (exact, exact.astype(np.float32), nearly, {"image": images[1]}):
         assert artifact.predict([item]) == [pixels]
     for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
         (found,) = artifact.predict([path])
@@ -203,6 +209,28 @@ def test_no_door_is_imported_unasked(folder, tmp_path, changes):
     (tmp_path / "artifact.json").write_text(json.dumps(card | changes))
     with pytest.raises(UserError, match="whose code would run"):
         Artifact.load(tmp_path)
+
+
+def test_the_doors_of_a_config_must_be_allowed_before_a_run_is_opened(tmp_path):
+    config = default()
+    assert config_doors(config) == () and packages_of(config) == set()
+    config.data.source = "folder:no_such_folder"
+    assert config_doors(config) == ()
+    config.data.source = "no_such_package.data:birds:small"
+    config.model.name, config.pretrained.name_map = "no_such_package:M", "no_such_package:NAMES"
+    config.task.name, config.task.loss = "no_such_package:T", "no_such_package:focal(gamma=2)"
+    assert config_doors(config) == (
+        "no_such_package:M", "no_such_package:NAMES", "no_such_package:T", "no_such_package:focal",
+        "no_such_package.data:birds",
+    )  # fmt: skip
+    with config.ignore_type():
+        config.scheme = "another_package.schemes:top(2) + head"
+    assert packages_of(config) == {"no_such_package", "another_package"}
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    with pytest.raises(UserError, match=r"config\.json needs 'no_such_package:M'"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json needs"):
+        combine([tmp_path, tmp_path], tmp_path / "out")
 
 
 def test_the_doors_of_a_scheme_are_recorded_and_not_imported(tmp_path):

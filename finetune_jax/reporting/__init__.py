@@ -1,1 +1,1 @@
-"""What people look at: progress, tables, figures."""
+"""Tables, figures and pages for people."""

@@ -1,4 +1,4 @@
-"""Figures of a page: drawn without a display, returned as SVG text."""
+"""Figures of an HTML page as SVG text, drawn without a display."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ STYLE = {
     "ytick.color": "#52606d",
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    # The same figure is the same text every time.
+    # With a fixed salt, equal figures are equal SVG texts.
     "svg.hashsalt": "finetune_jax",
 }
 
 
 class _Drawing:
+    """Holds the SVG text of a figure once the figure is complete."""
+
     svg: str = ""
 
 
@@ -41,10 +43,10 @@ class _Drawing:
 def _figure(
     width: float, height: float, columns: int = 1, **options: Any
 ) -> Iterator[tuple[Any, _Drawing]]:
-    """(axes, drawing): one axes or several; afterwards ``drawing.svg`` is the figure."""
+    """Yields (axes, drawing); when the context ends, ``drawing.svg`` holds the figure."""
     import matplotlib
 
-    # Without pyplot: no state outlives the figure, whatever thread draws it.
+    # pyplot keeps a global state, which figures of several threads would share.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -60,11 +62,11 @@ def _figure(
 
 
 def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Loss and the headline metric against the step, training and validation.
+    """Loss and headline metric against the step, for training and validation.
 
     Args:
-      rows: of ``metrics.jsonl``.
-      metric: the task's.
+      rows: rows of ``metrics.jsonl``.
+      metric: name of the task's headline metric.
     """
     with _figure(8.6, 2.9, 2) as (both, drawing):
         for axes, name in zip(both, ("loss", metric), strict=True):
@@ -92,11 +94,11 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def confusion(table: np.ndarray, names: Sequence[str]) -> str:
-    """Confusion matrix: shares of each row's label, counts in the cells while they can be read.
+    """Confusion matrix: colours are shares of each row; up to 20 classes, cells have their counts.
 
     Args:
-      table: i64[classes, classes], labels in rows.
-      names: of the classes.
+      table: counts i64[classes, classes], labels in rows and predictions in columns.
+      names: class names.
     """
     classes = len(names)
     side = min(7.5, 1.7 + 0.29 * classes)
@@ -120,10 +122,10 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
 
 
 def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
-    """Reliability diagrams beside each other; the more examples a bin has, the darker it is.
+    """Reliability diagrams side by side; bins with more examples are darker.
 
     Args:
-      curves: by title, what `finetune_jax.metrics.calibration.reliability` returns.
+      curves: results of `finetune_jax.metrics.calibration.reliability`, by title.
     """
     with _figure(4.3 * len(curves), 3.6, len(curves), sharey=True, squeeze=False) as (
         grid,
@@ -148,7 +150,12 @@ def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
 
 
 def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
-    """Error among the most confident share of examples."""
+    """Risk-coverage curve: the error of the most confident share of examples.
+
+    Args:
+      coverage: shares of answered examples, in [0, 1].
+      risk: error of the answered examples, in [0, 1].
+    """
     with _figure(5.6, 3.0) as (axes, drawing):
         axes.plot(100 * coverage, 100 * risk, color=MAIN)
         axes.fill_between(100 * coverage, 100 * risk, color=MAIN, alpha=0.12, linewidth=0)
@@ -158,7 +165,7 @@ def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
 
 
 def scatter(predicted: np.ndarray, labels: np.ndarray) -> str:
-    """Predictions against targets."""
+    """Predictions f[n] against targets f[n]."""
     with _figure(4.4, 4.2) as (axes, drawing):
         ends = [min(predicted.min(), labels.min()), max(predicted.max(), labels.max())]
         axes.plot(ends, ends, "--", color=SOFT, lw=1)
@@ -168,10 +175,10 @@ def scatter(predicted: np.ndarray, labels: np.ndarray) -> str:
 
 
 def movement(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Relative change per stage, from input to output.
+    """Relative change of the parameters of each stage, from input to output.
 
     Args:
-      rows: of `finetune_jax.evaluation.drift.parameter_movement`.
+      rows: result of `finetune_jax.evaluation.drift.parameter_movement`.
     """
     with _figure(7.2, 0.9 + 0.26 * len(rows)) as (axes, drawing):
         names = [row["stage"] for row in rows]
@@ -195,7 +202,13 @@ def movement(rows: Sequence[Mapping[str, Any]]) -> str:
 def corruptions(
     scores: Mapping[str, Sequence[float]], severities: Sequence[int], clean: float
 ) -> str:
-    """A score under each corruption, severities as rising shades."""
+    """Scores under each corruption; higher severities are darker.
+
+    Args:
+      scores: a score per severity, by corruption.
+      severities: the severities.
+      clean: score without corruption.
+    """
     import matplotlib
 
     with _figure(8.6, 3.4) as (axes, drawing):

@@ -1,4 +1,4 @@
-"""Figures: drawn without a display, written to a file."""
+"""Figures as PNG files, drawn without a display."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
 
-    The step is the one that ran: behind the cached prefix, where there is one.
+    The FLOPs are those of the compiled step of the run, which does not include a cached prefix.
 
     Args:
-      results: `training.loop.train` results with a ``test`` score.
-      path: of the PNG.
+      results: results of `training.loop.train` with ``test`` scores.
+      path: path of the PNG file.
     """
     import matplotlib
 
@@ -32,7 +32,7 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
         )  # fmt: skip
     axes.set_xlabel("GFLOPs per training step, prefix cached")
     axes.set_ylabel("test accuracy, % (95 % interval)")
-    # Room at the left for a probe, which costs next to nothing behind a cached prefix.
+    # A margin at the left: a probe with a cached prefix costs almost nothing.
     axes.set_xlim(left=-0.03 * axes.get_xlim()[1])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, title="scheme")
@@ -43,13 +43,13 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
 def interpolation(
     rows: Sequence[dict[str, Any]], names: Sequence[str], metric: str, path: Path
 ) -> None:
-    """A validation score between two models, with its interval where it has one.
+    """Validation score of interpolations between two models, with its interval if it has one.
 
     Args:
-      rows: ``alpha``, the metric, and its ``_low`` and ``_high``.
-      names: of the models at 0 and 1.
-      metric: such as ``accuracy``.
-      path: of the PNG.
+      rows: ``alpha``, the metric, and the metric with the suffixes ``_low`` and ``_high``.
+      names: names of the models at alpha 0 and at alpha 1.
+      metric: name of the metric, such as ``accuracy``.
+      path: path of the PNG file.
     """
     import matplotlib
 
@@ -74,8 +74,8 @@ def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Relative gradient norm and signal-to-noise ratio per stage, as bars from input to output.
 
     Args:
-      rows: of `training.importance.by_stage`.
-      path: of the PNG.
+      rows: rows of `training.importance.by_stage`.
+      path: path of the PNG file.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: no request leaves it, and its text is always escaped."""
+"""Parts of a self-contained HTML page: it loads nothing from elsewhere, and all text is escaped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ for (const button of document.querySelectorAll("th button")) {
     const compare = (a, b) => {
       const x = value(a), y = value(b), p = parseFloat(x), q = parseFloat(y);
       if (head.classList.contains("n")) {
-        // What is no number stays last in both directions.
+        // Cells without a number are last in both directions.
         if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q);
         return up ? p - q : q - p;
       }
@@ -87,17 +87,17 @@ for (const button of document.querySelectorAll("th button")) {
 }
 """
 
-# Even if something else slipped in, the browser would not fetch it.
+# The browser does not fetch anything, even if a part of the page refers to another address.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def text(value: Any) -> str:
-    """Escaped text."""
+    """Returns escaped text."""
     return html.escape(str(value), quote=True)
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number for people: whole ones as they are, others rounded, undefined ones as a dash."""
+    """Formats a number: integers in full, floats rounded, undefined values as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):
@@ -110,12 +110,12 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def page(title: str, header: str, sections: Sequence[tuple[str, str]], footer: str) -> str:
-    """The whole document.
+    """Returns the complete document.
 
     Args:
       title: plain text.
       header: HTML under the title.
-      sections: (heading, HTML), each with an anchor.
+      sections: (plain heading, HTML) of each section; the page links to each.
       footer: HTML.
     """
     anchors = [f'<a href="#s{i}">{text(heading)}</a>' for i, (heading, _) in enumerate(sections, 1)]
@@ -142,14 +142,14 @@ def table(
     paths: Sequence[int] = (),
     scroll: bool = True,
 ) -> str:
-    """A table that a click on its header sorts.
+    """Returns a table; a click on a column name sorts the rows.
 
     Args:
       header: column names.
-      rows: values; a float is rounded for the eye and sorted by its exact value.
-      numeric: columns of numbers, set to the right.
-      paths: columns in a fixed-width font.
-      scroll: whether a long one gets its own scroll bar.
+      rows: values; floats are shown rounded and sorted by their exact value.
+      numeric: indices of columns of numbers, which are aligned to the right.
+      paths: indices of columns in a fixed-width font.
+      scroll: whether a long table has its own scroll bar.
     """
 
     def cell(value: Any, column: int) -> str:
@@ -166,12 +166,14 @@ def table(
         for i, name in enumerate(header)
     ]
     body = ["<tr>" + "".join(cell(v, i) for i, v in enumerate(row)) + "</tr>" for row in rows]
-    whole = f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll">{whole}</div>' if scroll else whole
+    complete = (
+        f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    )
+    return f'<div class="scroll">{complete}</div>' if scroll else complete
 
 
 def figure(svg: str, alternative: str) -> str:
-    """A drawing as an image of its own, so that the names inside it clash with no other's."""
+    """Returns an SVG as an image element, so that its ids do not clash with other drawings."""
     data = base64.b64encode(svg.encode()).decode()
     return (
         f'<figure><img alt="{text(alternative)}" src="data:image/svg+xml;base64,{data}"></figure>'
@@ -179,7 +181,7 @@ def figure(svg: str, alternative: str) -> str:
 
 
 def picture(pixels: np.ndarray, alternative: str, side: int = 300) -> str:
-    """uint8[height, width, 3] as an image of at most `side` pixels."""
+    """Returns pixels uint8[height, width, 3] as an image element of at most `side` pixels."""
     from PIL import Image
 
     image = Image.fromarray(np.asarray(pixels, np.uint8))

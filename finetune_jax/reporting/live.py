@@ -1,4 +1,4 @@
-"""A live table of an ablation on a terminal, with a bar and the time left; elsewhere, lines."""
+"""Progress of an ablation: a live table with a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from finetune_jax.progress import muted
 
 
 class Live:
-    """What each row has done so far; a context, in which runs themselves say nothing.
+    """Shows the progress of each row; a context in which the runs themselves print nothing.
 
     Args:
-      names: of the rows, in order.
+      names: names of the rows, in order.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -47,13 +47,19 @@ class Live:
         self._muted.__exit__(kind, error, trace)
 
     def expect(self, what: str, count: int) -> None:
-        """Starts a round: so many arms to ``train`` or ``score``."""
+        """Starts a count of `count` arms; `what` is the operation, ``train`` or ``score``."""
         self._what, self._total, self._ended = what, count, 0
         self._began = time.monotonic()
         self._draw()
 
     def ended(self, row: str, record: dict[str, Any] | None = None, metric: str = "") -> None:
-        """An arm of a row has ended; with its record, if it trained."""
+        """Counts an arm of a row that has ended.
+
+        Args:
+          row: name of the row.
+          record: record of the arm, if it was trained.
+          metric: name of the validation metric that is shown.
+        """
         self._ended += 1
         state = self._rows[row]
         state["ended"] += 1

@@ -1,4 +1,4 @@
-"""The examples a model got most wrong, to look at."""
+"""Section of a page with the examples of the worst predictions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from finetune_jax.metrics import calibration
 from finetune_jax.reporting import html
 
 SHOWN = 18
+"""Number of examples in the section."""
 
 
 def mistakes(evaluator: Evaluator, predictions: Predictions) -> list[tuple[str, str]]:
-    """The most confident mistakes of a classifier; of other tasks the examples of highest loss.
+    """The most confident mistakes of a classifier, or the examples of highest loss of other tasks.
 
     Returns:
-      A section, (heading, HTML); none where there is no mistake.
+      A list with one section, (heading, HTML); an empty list if there are no mistakes.
     """
     task, observed = evaluator.task, predictions.observed
     examples = evaluator.examples(predictions.about["split"])

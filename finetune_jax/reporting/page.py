@@ -1,4 +1,4 @@
-"""One HTML page about a run: what it scored, how sure that is, what moved, and what was planned."""
+"""One HTML page about a run: its scores and their uncertainty, its parameters, and its plan."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def write_report(
     """Writes the page of a finished run.
 
     Args:
-      path: of the HTML file.
+      path: path of the HTML file.
       workdir: folder of the run.
-      evaluator: its model and data.
-      predictions: of the split that the page tells of.
-      found: what `finetune_jax.evaluate` prints of it.
-      base: weight file the run started from, where it is not where it was.
+      evaluator: evaluator of the run.
+      predictions: predictions of the split that the page describes.
+      found: the JSON object that `finetune_jax.evaluate` prints for the split.
+      base: weight file of the start of the run, if it was moved; empty for the path in the config.
 
     Raises:
       UserError: the file cannot be written, or the run's folder is incomplete.
@@ -61,7 +61,7 @@ def write_report(
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--report={path}: cannot write there: {error.strerror}") from None
+        raise UserError(f"--report={path}: cannot write the file: {error.strerror}") from None
 
 
 def _header(
@@ -176,7 +176,11 @@ def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]
             ["score", "as trained", "with temperature"], rows, numeric=(1, 2), scroll=False
         )
         words = f"The temperature {heat:.4g} is fitted on validation"
-        words += ", which is the split shown: its own gain is flattered." if on_validation else "."
+        words += (
+            ", which is also the split shown, so the improvement is biased."
+            if on_validation
+            else "."
+        )
     else:
         table, words = "", "Temperature scaling: not run (needs a validation split)."
     coverage, risk = calibration.selective(logits, labels)
@@ -197,7 +201,7 @@ def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]
 
 
 def _further(found: dict[str, Any]) -> list[Section]:
-    """Sections of what the command was asked for besides."""
+    """Sections of further measurements, for the flags that asked for them."""
     sections = []
     if "against" in found:
         rows = [[k, v] for k, v in found["against"].items() if isinstance(v, int | float)]

@@ -1,4 +1,4 @@
-"""Sections of a page on where a model comes from: movement, plan, weight file, config."""
+"""Sections of a page about the origin of a model: movement, plan, weight file, config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Section = tuple[str, str]
 
 
 def movement(evaluator: Evaluator, base: str) -> Section:
-    """How far each stage moved from the weight file; `base` stands in for its path."""
+    """Distance of each stage to the weight file; `base` replaces the path of the file, if given."""
     heading = "Movement of the parameters"
     try:
         start = load_start(evaluator, base)
@@ -30,15 +30,15 @@ def movement(evaluator: Evaluator, base: str) -> Section:
     header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
     table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))
     return heading, (
-        "<p>From the weight file to the artifact, stages from input to output. Leaves that the "
-        "file did not give, such as a new head, have no start to be compared with.</p>"
+        "<p>From the weight file to the artifact, stages from input to output. Leaves that "
+        "do not come from the file, such as a new head, are not compared.</p>"
         + html.figure(charts.movement(rows), "relative change of the parameters by stage")
         + f"<details><summary>Norms</summary>{table}</details>"
     )
 
 
 def plan(workdir: Path) -> Section:
-    """The leaves of ``plan.json``."""
+    """Table of the leaves of ``plan.json``."""
     saved = read_json(workdir / "plan.json")
     rows = [
         [
@@ -68,10 +68,10 @@ def plan(workdir: Path) -> Section:
 
 
 def manifest(workdir: Path) -> Section:
-    """The rows of ``manifest.json``."""
+    """Table of the rows of ``manifest.json``."""
     saved = read_json(workdir / "manifest.json")
     if saved["file"] is None:
-        return "Weight file", "<p>None: the weights were random at the start.</p>"
+        return "Weight file", "<p>None: the run started from random weights.</p>"
 
     def shape(value: Any) -> str:
         return " × ".join(map(str, value)) if value is not None else ""

@@ -3,7 +3,7 @@
   python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(2)' [--json]
 
 Prints the plan grouped by stage (group, shape, learning rate multiplier, decay), BatchNorm and
-dropout mode per stage, and the compiled step's figures beside those of full fine-tuning.
+dropout mode per stage, and the compiled step's figures beside the figures of full fine-tuning.
 """
 
 from __future__ import annotations

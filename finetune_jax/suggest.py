@@ -2,7 +2,7 @@
 
   python -m finetune_jax.suggest --config=configs/quickstart.py [--output=DIR] [--json]
 
-A new head is first solved on frozen features, because gradients behind a random head carry no
+A new head is first solved on frozen features, because gradients through a random head carry no
 information. Prints the profile and schemes with their predicted cost; with --output, writes
 ``suggest.json`` and ``profile.png``. Nothing is trained.
 """

@@ -1,8 +1,8 @@
 """Averages of the weights of fine-tuned models: WiSE-FT and model soups.
 
 WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903) interpolates between two models. A model soup
-(Wortsman et al. 2022, arXiv 2203.05482) is the average of many models: of all of them, or of those
-that improve the score on validation.
+(Wortsman et al. 2022, arXiv 2203.05482) is the average of many models: a uniform soup of all
+models, a greedy soup of the models that do not lower the score on validation.
 """
 
 from __future__ import annotations

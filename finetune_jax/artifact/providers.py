@@ -46,7 +46,7 @@ def config_doors(config: ConfigDict) -> tuple[str, ...]:
 
 
 def packages_of(config: ConfigDict) -> set[str]:
-    """The top-level packages of all doors that a config names, those of its scheme included."""
+    """The top-level packages of all doors that a config names, the doors of its scheme included."""
     doors = [*config_doors(config), *DOOR.findall(str(config.scheme))]
     return {door.partition(":")[0].partition(".")[0] for door in doors}
 

@@ -27,7 +27,7 @@ def read_variables(
       folder: the artifact.
       card: content of its ``artifact.json``.
       model: staged model, without deltas.
-      deltas: of the model.
+      deltas: deltas of the model.
       base: path of the pretrained weight file; needed for a ``delta`` artifact only.
 
     Returns:
@@ -88,7 +88,7 @@ def _base_leaves(
 
 
 def _expected_leaves(model: StagedModel, deltas: Sequence[Delta], size: int) -> dict[str, Any]:
-    """Shape structs of all leaves, those of deltas included, by path with their collection."""
+    """Shape structs of all leaves, the leaves of deltas included, by path with their collection."""
     expected = tree.flatten(initial_variables(model, size, stages=()))
     base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
     for delta in deltas:

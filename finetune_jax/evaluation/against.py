@@ -88,8 +88,7 @@ def _require_same(ours: Predictions, theirs: Predictions) -> None:
             f"--against: expected predictions of the task {ours.task.name!r}, found "
             f"{theirs.task.name!r}"
         )
-    names = (getattr(p.task, "class_names", ()) for p in (ours, theirs))
-    first, second = map(tuple, names)
+    first, second = ours.task.class_names, theirs.task.class_names
     if first != second:
         raise UserError(f"--against: expected the classes {first}, found {second}")
     if not np.array_equal(ours.example, theirs.example):

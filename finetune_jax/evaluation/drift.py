@@ -1,4 +1,4 @@
-"""Distance of features and parameters after fine-tuning to those at the start of the run."""
+"""Distance of features and parameters after fine-tuning to their values at the start."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Evaluator:
         )
 
 
-# Evaluators whose models have one structure, such as those of an ablation, share compiled programs.
+# Evaluators share compiled programs if their models have one structure, as in an ablation.
 @functools.lru_cache(maxsize=16)
 def _eval_step(
     model: Adapted | StagedModel, task: Task, preprocess: Preprocess, augment: str

@@ -10,7 +10,7 @@ from typing import Any
 def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
 
-    The FLOPs are those of the compiled step of the run, which does not include a cached prefix.
+    The FLOPs are counted in the compiled step of the run, which excludes a cached prefix.
 
     Args:
       results: results of `training.loop.train` with ``test`` scores.

@@ -63,19 +63,19 @@ class Live:
         self._ended += 1
         state = self._rows[row]
         state["ended"] += 1
-        said = ""
+        message = ""
         if record and "error" in record:
             state["failed"] += 1
-            said = f"failed: {record['error']}"
+            message = f"failed: {record['error']}"
         elif record:
             value = record["validation"].get(metric)
             point = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in record["point"].items())
             state["last"] = f"{value:.4g}" if value is not None else "undefined"
             state["point"] = point
-            said = f"validation {metric} {state['last']}  {point}  seed {record['seed']}"
+            message = f"validation {metric} {state['last']}  {point}  seed {record['seed']}"
         if self._live is None:
             print(
-                f"{self._what} {self._ended}/{self._total}  {row}  {said}  {self._left()}",
+                f"{self._what} {self._ended}/{self._total}  {row}  {message}  {self._left()}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -26,8 +26,8 @@ _HEAD_IMAGES = 1024
 def profile(config: ConfigDict, batches: int = 5) -> dict[str, Any]:
     """Measures gradients, and proposes schemes with their costs; trains nothing.
 
-    A new head is first solved on frozen features: the gradients of the other stages depend on the
-    head, and those behind a random head carry no information.
+    A new head is first solved on frozen features, because the gradients of the other stages depend
+    on the head and carry no information while the head is random.
 
     Args:
       config: names the model, weights and training data; its scheme is not used.

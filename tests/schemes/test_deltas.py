@@ -217,6 +217,13 @@ def test_prompts_leave_as_many_tokens_as_came(pooling, deep):
     assert seen["block_1"].shape[1] == bare.shape[1] + (0 if deep else 3)
 
 
+@pytest.mark.parametrize("of", ["lora(rank=4, pissa=True)", "random_mask('lora(rank=4)')"])
+def test_a_random_mask_counts_what_trains(base, of):
+    """Constants of a delta, such as PiSSA's start values, are not counted."""
+    _, plan, _, _ = adapted(base, "vit", f"random_mask({of!r})")
+    assert sum(math.prod(x.shape) for x in plan.leaves if x.trains) == VIT["lora(rank=4)"]
+
+
 def test_a_random_mask_is_a_function_of_its_seed(base):
     def places(scheme):
         _, plan, _, variables = adapted(base, "vit", scheme)

@@ -62,7 +62,7 @@ def score_run(run: Run, variables: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         examples = run.splits[split]
         if run.caches.arms > 1:  # every arm reads the activations
-            examples = run.after_prefix(phase, variables, split)
+            examples = run.cached_split(phase, variables, split)
         scores[split] = run.score(phase, variables, examples)
     if "test" in scores:
         run.writer.write(run.total, "test", scores["test"])

@@ -19,7 +19,7 @@ def plan_figures(config: ConfigDict) -> tuple[dict[str, Any], Setup]:
     """Compiles the steps of a config and reads their figures; no step runs.
 
     Returns:
-      (figures, setup). The figures are those of the last phase: ``scheme``, ``plan_hash``,
+      (figures, setup). The figures describe the last phase: ``scheme``, ``plan_hash``,
       ``trainable_params``, ``frozen_params``, ``prefix_stages``; ``flops_step`` and
       ``flops_forward``, operations per batch; ``temp_bytes`` and ``argument_bytes`` per device;
       ``optimizer_bytes`` and ``checkpoint_bytes``; and each cost of full fine-tuning, with the

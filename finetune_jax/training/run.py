@@ -123,7 +123,7 @@ class Run:
             config.data.workers,
         )
 
-    def after_prefix(self, phase: PhaseRun, variables: dict[str, Any], split: str) -> Examples:
+    def cached_split(self, phase: PhaseRun, variables: dict[str, Any], split: str) -> Examples:
         """Returns a split as activations after the frozen prefix, where they can be cached.
 
         Args:

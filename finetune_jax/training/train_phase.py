@@ -136,9 +136,9 @@ def _splits(run: Run, training: _Training) -> tuple[Examples, Examples | None]:
     reads = phase.steps * config.train.batch_size * run.caches.arms
     if reads > 1.5 * len(train) or config.prefix_cache.views:
         variables = training.variables()
-        train = run.after_prefix(phase, variables, "train")
+        train = run.cached_split(phase, variables, "train")
         if validation is not None:
-            validation = run.after_prefix(phase, variables, "validation")
+            validation = run.cached_split(phase, variables, "validation")
     return train, validation
 
 

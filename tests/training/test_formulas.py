@@ -202,7 +202,7 @@ def test_optimizers_are_those_of_optax(params, settings, scale):
 def test_a_group_has_its_own_decay(params, name, default_decay):
     """In place of the run's, 0 included; biases do not decay in any group."""
     rules = (
-        "[('head/.*', 'own(decay=0.7)'), ('norm/.*', 'none(decay=0.0)'), "
+        "[('head/.*', 'own(decay=0.7)'), ('block_1/attn/.*', 'none(decay=0.0)'), "
         "('block_1/.*', 'plain'), ('.*', 'frozen')]"
     )
     plan = plan_of(params, rules)
@@ -228,10 +228,11 @@ def test_a_group_has_its_own_decay(params, name, default_decay):
         tree.flatten(trainable),
     )
     decays = {leaf.path: leaf.decays for leaf in plan.leaves}
-    strengths = {"head": 0.7, "norm": 0.0, "block_1": default_decay}
-    assert {path.split("/")[0] for path in found} == set(strengths)
+    strengths = {"own": 0.7, "none": 0.0, "plain": default_decay}
+    groups = tree.flatten(plan.of_trainable("group"))
+    assert {groups[path] for path in found if decays[path]} == set(strengths)
     for path, update in found.items():
-        strength = strengths[path.split("/")[0]] * decays[path]
+        strength = strengths[groups[path]] * decays[path]
         assert_close(update, expected[path] - 0.1 * strength * weights[path], atol=1e-6)
     assert decays["head/kernel"] and not decays["head/bias"]
 

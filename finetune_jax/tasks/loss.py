@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from finetune_jax.doors import DOOR, open_door
+from finetune_jax.doors import is_door, open_door
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse
 from finetune_jax.tasks.objectives import Given
@@ -71,36 +71,26 @@ def parse_loss(text: str, known: tuple[LossFunction, ...]) -> Objective:
       UserError: an unknown name or option, or a value out of range.
     """
     losses = {function.__name__: function for function in known}
-    door, rest = _split_door(text)
-    # The parser takes plain names only, so the text after a door is parsed with a name before it.
-    terms = parse(f"loss{rest}" if door else text or known[0].__name__)
-    if len(terms) != 1 or not (door or terms[0].name in losses):
+    terms = parse(text or known[0].__name__)
+    if len(terms) != 1 or not (terms[0].name in losses or is_door(terms[0].name)):
         name = terms[0].name if len(terms) == 1 else text
         raise UserError(
             f"task.loss: unknown loss {name!r}.{nearest(name, losses)} A loss of another package "
             f"is named package.module:name."
         )
-    if door:
-        function = open_door(door, "task.loss", object)
-        if not callable(function):
-            raise UserError(
-                f"task.loss: {door!r}: expected a function, found {type(function).__name__}"
-            )
-        term = dataclasses.replace(terms[0], name=door)
-    else:
-        term = terms[0]
-        function = losses[term.name]
-    return _bind(term, function, check=not door)
+    term = terms[0]
+    if term.name in losses:
+        return _bind(term, losses[term.name], check=True)
+    function = open_door(term.name, "task.loss", object)
+    if not callable(function):
+        found = type(function).__name__
+        raise UserError(f"task.loss: {term.name!r}: expected a function, found {found}")
+    return _bind(term, function, check=False)
 
 
 def door_of(text: str) -> str:
     """The ``package.module:name`` in the text of a loss; empty for one of our own losses."""
-    return _split_door(text)[0]
-
-
-def _split_door(text: str) -> tuple[str, str]:
-    match = DOOR.match(text.strip())
-    return (match.group(), text.strip()[match.end() :]) if match else ("", text)
+    return next((term.name for term in parse(text) if is_door(term.name)), "") if text else ""
 
 
 def _bind(term: Call, function: LossFunction, *, check: bool) -> Objective:

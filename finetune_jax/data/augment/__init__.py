@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune_jax.data.augment import colour, geometry, mix, rand_augment
+from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, parse
 
@@ -111,11 +112,11 @@ def parse_augment(augment: str | Sequence[str], fill: Any = 0.0) -> Augment:
     return apply
 
 
-def make_input_pipeline(preprocess: Any, augment: str | Sequence[str] = "") -> InputPipeline:
+def make_input_pipeline(preprocess: Preprocess, augment: str | Sequence[str] = "") -> InputPipeline:
     """Returns the device half of a preprocessing, with augmentation before the normalisation.
 
     Args:
-      preprocess: a `finetune_jax.data.preprocess.Preprocess`.
+      preprocess: preprocessing of the inputs.
       augment: see `parse_augment`.
 
     Raises:
@@ -123,7 +124,7 @@ def make_input_pipeline(preprocess: Any, augment: str | Sequence[str] = "") -> I
     """
     if not canonical(augment):
         return InputPipeline(preprocess.device)
-    if not hasattr(preprocess, "pixels"):
+    if not isinstance(preprocess, ImagePreprocess):
         raise UserError(
             f"data.augment: {canonical(augment)!r} is for images, and the model reads "
             f"{preprocess.kind}; expected ''"

@@ -201,7 +201,7 @@ def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     archive = data("hymenoptera224", "hymenoptera224.zip")
     model, variables, manifest = published("mobilenetv2_100_gluon", path, headless=True)
     assert manifest.counts() == {"loaded": 212, "transformed": 53, "reinitialised": 2}
-    assert not manifest.beside
+    assert not manifest.other_entries
     features, labels = {}, {}
     for split in ("train", "val"):
         named = list(pictures(archive, f"{split}/"))

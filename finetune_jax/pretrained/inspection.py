@@ -128,8 +128,8 @@ def report(weights: Weights, *, limit: int = 0) -> str:
     scalars = sum(math.prod(shape) for _, shape, _ in specs)
     total = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in specs)
     lines.append(f"\n{len(rows)} tensors, {count(scalars)} values, {size(total)}")
-    if weights.beside:
-        lines.append(f"beside the weights, not read: {', '.join(weights.beside)}")
+    if weights.other_entries:
+        lines.append(f"other entries, not read: {', '.join(weights.other_entries)}")
     for key, value in weights.metadata.items():
         lines.append(f"metadata {key}: {value if len(value) < 200 else value[:200] + '…'}")
     found = fits(weights)

@@ -195,7 +195,7 @@ class _Load:
             self._digest(stamp),
             self.map.family,
             self.map.origin,
-            self.weights.beside,
+            self.weights.other_entries,
             tuple(self.rows),
         )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})

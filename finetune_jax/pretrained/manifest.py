@@ -45,7 +45,8 @@ class Manifest:
       file: the file's name, without its folder.
       digest: function that waits for `sha256`, which a thread computes.
       family, origin: family and origin of the name map.
-      beside: entries of the file that are no weights (an epoch, an optimizer) and were not read.
+      other_entries: names of entries that are no weights (an epoch, an optimizer) and were not
+        read.
       rows: rows in the order of the file, then leaves that the file lacks, in the model's order.
     """
 
@@ -53,7 +54,7 @@ class Manifest:
     digest: Callable[[], str] = dataclasses.field(repr=False, compare=False)
     family: str
     origin: str
-    beside: tuple[str, ...]
+    other_entries: tuple[str, ...]
     rows: tuple[ManifestRow, ...]
 
     @property
@@ -66,8 +67,9 @@ class Manifest:
         return dict(collections.Counter(row.decision for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON types, under the names of its fields and ``sha256``."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The manifest as JSON: its fields (``other_entries`` as ``beside``) and ``sha256``."""
+        keys = {"other_entries": "beside"}
+        values = {keys.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["digest"]
         values |= {"sha256": self.sha256, "rows": [dataclasses.asdict(r) for r in self.rows]}
         result: dict[str, Any] = json.loads(json.dumps(values))
@@ -83,6 +85,6 @@ class Manifest:
         for row in self.rows:
             if row.decision in ("constant", "reinitialised", "dropped"):
                 lines.append(f"  {row.decision}: {row.leaf or row.source_name}: {row.reason}")
-        if self.beside:
-            lines.append(f"  beside the weights, not read: {', '.join(self.beside)}")
+        if self.other_entries:
+            lines.append(f"  other entries, not read: {', '.join(self.other_entries)}")
         return "\n".join(lines)

@@ -55,5 +55,11 @@ def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
         return read_stack(stack)[i]
 
     return Weights(
-        weights.path, specs, read, weights.close, weights.beside, weights.metadata, weights.files
+        weights.path,
+        specs,
+        read,
+        weights.close,
+        weights.other_entries,
+        weights.metadata,
+        weights.files,
     )

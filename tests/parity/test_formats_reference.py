@@ -208,7 +208,7 @@ def test_an_optimizer_and_metrics_of_keras_stand_beside(tmp_path):
     for name in ("a.keras", "a.h5"):
         with open_weights(tmp_path / name) as weights:
             assert set(weights.names()) == {"out/kernel", "out/bias"}
-            assert weights.beside
+            assert weights.other_entries
 
 
 def test_bfloat16_of_keras(tmp_path):

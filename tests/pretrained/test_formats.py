@@ -128,7 +128,7 @@ def test_the_state_dict_is_found_and_what_is_beside_it_listed(tmp_path, kind, ke
     WRITERS[kind](path, {"epoch": 4, key: inner, "rng": tensor("1", np.ones(9))})
     with open_weights(path) as weights:
         assert weights.names() == ("w",)
-        assert weights.beside == ("'epoch'", "'rng'", f"{key}['version']")
+        assert weights.other_entries == ("'epoch'", "'rng'", f"{key}['version']")
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -140,11 +140,11 @@ def test_state_dicts_in_deeper_containers_are_reached(tmp_path, kind):
     )
     with open_weights(path) as weights:
         assert weights.names() == ("w",)
-        assert weights.beside == ("'ema'", "model['step']")
+        assert weights.other_entries == ("'ema'", "model['step']")
     WRITERS[kind](path, {"teacher": inner, "epoch": 3})
     with open_weights(path) as weights:
         assert weights.names() == ("w",)
-        assert weights.beside == ("'epoch'",)
+        assert weights.other_entries == ("'epoch'",)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -32,7 +32,7 @@ def test_flax_writes_what_is_read(tmp_path):
     (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(content))
     with open_weights(tmp_path / "a.msgpack") as weights:
         assert weights.names() == ("params/layers/0", "params/layers/1/0", "params/scalar")
-        assert weights.beside == ("step",)
+        assert weights.other_entries == ("step",)
         np.testing.assert_array_equal(weights.read("params/layers/1/0"), PAIR * 2)
         assert weights.read("params/scalar") == np.float32(3)
 
@@ -57,7 +57,7 @@ def test_an_optimizer_and_what_is_no_array_stand_beside(tmp_path):
     }
     with open_weights(pack(tmp_path / "a.msgpack", content)) as weights:
         assert weights.names() == ("params/w",)
-        assert weights.beside == ("opt_state/0/mu", "c", "n", "b")
+        assert weights.other_entries == ("opt_state/0/mu", "c", "n", "b")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_steps_folder_and_a_managers_folder(tmp_path):
             manager.save(step, args=arguments)
     with open_weights(tmp_path / "run" / "5") as weights:
         assert weights.names() == ("n", "params/w")
-        assert weights.beside == ("opt_state/0",)
+        assert weights.other_entries == ("opt_state/0",)
         np.testing.assert_array_equal(weights.read("params/w"), PAIR)
     with pytest.raises(UserError, match="found the steps 5, 12; name one of them"):
         open_weights(tmp_path / "run")

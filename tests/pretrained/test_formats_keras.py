@@ -34,7 +34,7 @@ def test_an_archive_gives_layer_and_variable_names(tmp_path, named):
     path = write_keras(tmp_path / "a.keras", named)
     with open_weights(path) as weights:
         assert set(weights.names()) == set(KERAS_ARRAYS)
-        assert weights.beside == ("optimizer/vars/0",)
+        assert weights.other_entries == ("optimizer/vars/0",)
         assert weights.metadata == {"keras_version": "3.11.0"}
 
 
@@ -74,7 +74,7 @@ def test_a_depthwise_kernel_has_one_name_in_all_files(tmp_path):
         file["optimizer_weights/adam/m"] = VALUES
     with open_weights(tmp_path / "a.h5") as weights:
         assert set(weights.names()) == {"thin/depthwise_kernel", "block1_conv1/kernel"}
-        assert weights.beside == ("optimizer_weights/adam/m",)
+        assert weights.other_entries == ("optimizer_weights/adam/m",)
 
 
 @pytest.mark.parametrize(

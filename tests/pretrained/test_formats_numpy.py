@@ -58,7 +58,7 @@ def test_an_optimizer_and_texts_stand_beside_and_old_targets_do_not(tmp_path):
     content |= {"names.npy": npy(np.array(["a", "b"])), "README.md": b"read me"}
     with open_weights(archive(tmp_path / "a.zip", content)) as weights:
         assert weights.names() == ("params/w", "opt/target/w")
-        assert set(weights.beside) == {*names, "names", "README.md"} - set(weights.names())
+        assert set(weights.other_entries) == {*names, "names", "README.md"} - set(weights.names())
 
 
 def test_opening_reads_no_values(tmp_path):
@@ -155,7 +155,7 @@ def test_a_folder_of_arrays_opens_and_links_out_of_it_do_not(tmp_path):
     (folder / "README").write_text("x")
     with open_weights(folder) as weights:
         assert weights.names() == ("conv1_kernel",)
-        assert weights.beside == ("README",)
+        assert weights.other_entries == ("README",)
         np.testing.assert_array_equal(weights.read("conv1_kernel"), np.arange(4))
     np.save(tmp_path / "secret.npy", np.ones(1))
     (folder / "link.npy").symlink_to(tmp_path / "secret.npy")

@@ -255,7 +255,7 @@ def test_the_published_resnet20_is_loaded_whole(init):
     path = folder / "resnet_cifar10" / "resnet20-12fca82f.th"
     variables, manifest = load(path, "resnet_cifar", init)
     assert manifest.counts() == {"transformed": 20, "loaded": 77}
-    assert manifest.beside == ("'best_prec1'",)
+    assert manifest.other_entries == ("'best_prec1'",)
     # BatchNorm's scale and bias included, its statistics not.
     assert tree.size(variables["params"]) == 269_722
     assert tree.size(variables["batch_stats"]) == 1_376

@@ -11,7 +11,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.formats.artifact_weights import CARD, open_artifact
 from finetune_jax.pretrained.formats.detect import detect
 from finetune_jax.pretrained.formats.keras_file import open_keras, open_keras_h5
-from finetune_jax.pretrained.formats.limits import blame
+from finetune_jax.pretrained.formats.limits import file_errors
 from finetune_jax.pretrained.formats.msgpack_file import open_msgpack
 from finetune_jax.pretrained.formats.npz_file import open_npy_folder, open_npz
 from finetune_jax.pretrained.formats.orbax_folder import is_orbax, open_orbax
@@ -118,7 +118,7 @@ def _open_folder(folder: Path) -> Weights:
     if len(indices) == 1:
         return _open_file(indices[0])
     if any(p.suffix == ".npy" for p in folder.iterdir()):
-        with blame(folder, "folder of NumPy arrays"):
+        with file_errors(folder, "folder of NumPy arrays"):
             return open_npy_folder(folder)
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
     if len(files) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.formats.limits import MAX_HEADER_BYTES, blame, parse_json
+from finetune_jax.pretrained.formats.limits import MAX_HEADER_BYTES, file_errors, parse_json
 from finetune_jax.pretrained.formats.safetensors_file import open_safetensors
 from finetune_jax.pretrained.formats.weights import Weights
 
@@ -20,7 +20,7 @@ def open_artifact(folder: Path) -> Weights:
         name is in the message.
     """
     card = folder / CARD
-    with blame(card, "artifact"):
+    with file_errors(card, "artifact"):
         if card.stat().st_size > MAX_HEADER_BYTES:
             raise UserError(f"it is larger than {MAX_HEADER_BYTES} bytes")
         content = parse_json(card.read_bytes())

@@ -25,7 +25,7 @@ from finetune_jax.pretrained.formats.keras_names import (
     named_path,
     variable_names,
 )
-from finetune_jax.pretrained.formats.limits import blame, parse_json
+from finetune_jax.pretrained.formats.limits import file_errors, parse_json
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
@@ -47,14 +47,14 @@ def open_keras_h5(path: Path) -> Weights:
         datasets that are no numbers.
     """
     _need_h5py(path)
-    with blame(path, _KIND):
+    with file_errors(path, _KIND):
         file = Hdf5File(path)
         try:
-            named, beside = _names(file, None)
+            named, other_entries = _names(file, None)
         except BaseException:
             file.close()
             raise
-    return _weights(path, file, named, beside)
+    return _weights(path, file, named, other_entries)
 
 
 def open_keras(path: Path) -> Weights:
@@ -65,7 +65,7 @@ def open_keras(path: Path) -> Weights:
         `open_keras_h5`.
     """
     _need_h5py(path)
-    with blame(path, ".keras archive"), contextlib.closing(ZipArchive(path)) as archive:
+    with file_errors(path, ".keras archive"), contextlib.closing(ZipArchive(path)) as archive:
         if _WEIGHTS not in archive.names():
             raise UserError(
                 f"it has no member {_WEIGHTS!r}; found {', '.join(archive.names()[:8])!s:.600}"
@@ -74,12 +74,12 @@ def open_keras(path: Path) -> Weights:
         about = parse_json(archive.read("metadata.json"))
         file = _inner(path, archive)
         try:
-            named, beside = _names(file, model)
+            named, other_entries = _names(file, model)
         except BaseException:
             file.close()
             raise
     metadata = {key: str(value) for key, value in about.items()}
-    return _weights(path, file, named, beside, metadata)
+    return _weights(path, file, named, other_entries, metadata)
 
 
 def _inner(path: Path, archive: ZipArchive) -> Hdf5File:
@@ -101,32 +101,32 @@ def _weights(
     path: Path,
     file: Hdf5File,
     named: Mapping[str, str],
-    beside: tuple[str, ...],
+    other_entries: tuple[str, ...],
     metadata: Mapping[str, str] | None = None,
 ) -> Weights:
     def read(name: str) -> np.ndarray:
-        with blame(path, f"{_KIND}, tensor {name!r}"):
+        with file_errors(path, f"{_KIND}, tensor {name!r}"):
             return file.read(named[name])
 
     specs = {name: file.specs[place] for name, place in named.items()}
-    return Weights(path, specs, read, file.close, beside, metadata)
+    return Weights(path, specs, read, file.close, other_entries, metadata)
 
 
 def _names(file: Hdf5File, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """Returns (path of the dataset by name, names of other entries)."""
     top = "model_weights" if "model_weights" in file.attributes else ""
     if {"layer_names", "layer_names0"} & set(file.attributes[top]):
-        named, beside = _legacy_names(file, top)
+        named, other_entries = _legacy_names(file, top)
     elif any(_NUMBERED.fullmatch(place) for place in file.specs):
-        named, beside = _numbered_names(file, layers_of(model))
+        named, other_entries = _numbered_names(file, layers_of(model))
     else:
-        named, beside = [(place, place) for place in file.specs], []
+        named, other_entries = [(place, place) for place in file.specs], []
     counts = Counter(name for name, _ in named)
     # Layers inside a user's class may share a name, but their paths in the file differ.
     unique = {place if counts[name] > 1 else name: place for name, place in named}
     if len(unique) != len(named):
         raise UserError("two of its tensors have the same name")
-    return unique, tuple(beside)
+    return unique, tuple(other_entries)
 
 
 def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -135,12 +135,12 @@ def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list
     if config is not None:
         infos = layers_of(parse_json(config.encode("utf-8", "surrogatepass")))
         kinds = {info.names: info.kind for info in infos.values()}
-    named, beside = [], []
+    named, other_entries = [], []
     prefix = f"{top}/" if top else ""
     for place in file.specs:
         layer, _, path = place.removeprefix(prefix).partition("/")
         if not place.startswith(prefix) or layer == "optimizer_weights" or not path:
-            beside.append(place)
+            other_entries.append(place)
             continue
         name = named_path(layer, path)
         # Only in this kind of file does Keras 3 use the name `kernel` for it.
@@ -148,19 +148,19 @@ def _legacy_names(file: Hdf5File, top: str) -> tuple[list[tuple[str, str]], list
         if variable == "kernel" and kinds.get(owner, "").startswith("depthwise_conv"):
             name = f"{owner}/depthwise_kernel"
         named.append((name, place))
-    return named, beside
+    return named, other_entries
 
 
 def _numbered_names(
     file: Hdf5File, layers: Mapping[str, LayerInfo]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     owners: dict[str, list[str]] = {}
-    beside = []
+    other_entries = []
     for place in file.specs:
         match = _NUMBERED.fullmatch(place)
         parts = place.split("/")
         if match is None or parts[0] in _BESIDE or "seed_generator" in parts:
-            beside.append(place)
+            other_entries.append(place)
         else:
             owners.setdefault(match[1] or "", []).append(place)
     named = []
@@ -179,7 +179,7 @@ def _numbered_names(
             ("/".join([*names, variable]), place)
             for variable, place in zip(variables, places, strict=True)
         ]
-    return named, beside
+    return named, other_entries
 
 
 def _layer_names(file: Hdf5File, owner: str, layers: Mapping[str, LayerInfo]) -> list[str]:

@@ -105,7 +105,7 @@ def check_fits(name: str, shape: tuple[int, ...], dtype: np.dtype, room: int) ->
 
 
 @contextmanager
-def blame(path: Path, kind: str) -> Iterator[None]:
+def file_errors(path: Path, kind: str) -> Iterator[None]:
     """Turns every exception of the block into a UserError that names the file.
 
     Parsers of the standard library and of C libraries may raise any exception for a damaged file.

@@ -23,8 +23,8 @@ from finetune_jax.pretrained.formats.limits import (
     MAX_DEPTH,
     MAX_NAME_LENGTH,
     MAX_TENSORS,
-    blame,
     check_shape,
+    file_errors,
     is_optimizer,
     size_of,
 )
@@ -55,16 +55,16 @@ def open_msgpack(path: Path) -> Weights:
     """Opens a Flax msgpack file. Nested names are joined by '/'; lists have the names '0', '1', ….
 
     An optimizer's state, and entries that are no arrays (a step, a text), are listed in
-    `Weights.beside`.
+    `Weights.other_entries`.
 
     Raises UserError if the file is damaged or has another format.
     """
-    with path.open("rb") as file, blame(path, _KIND):
+    with path.open("rb") as file, file_errors(path, _KIND):
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     arrays: dict[str, _Array | _Chunks] = {}
-    beside: dict[str, None] = {}
+    other_entries: dict[str, None] = {}
     try:
-        with blame(path, _KIND):
+        with file_errors(path, _KIND):
             walker = _Walker(data)
             root = walker.value(0)
             if walker.at != len(data):
@@ -72,12 +72,12 @@ def open_msgpack(path: Path) -> Weights:
             if not isinstance(root, dict):
                 raise UserError("expected nested dicts of arrays at the top")
             for name, leaf in _leaves(root, ""):
-                if name in arrays or name in beside:
+                if name in arrays or name in other_entries:
                     raise UserError(f"two entries have the name {name!r:.200}")
                 if isinstance(leaf, _Array | _Chunks) and not is_optimizer(name):
                     arrays[name] = leaf
                 else:
-                    beside[name] = None
+                    other_entries[name] = None
     except BaseException:
         data.close()
         raise
@@ -98,7 +98,7 @@ def open_msgpack(path: Path) -> Weights:
         return flat.reshape(found.shape)
 
     specs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    return Weights(path, specs, read, data.close, tuple(beside))
+    return Weights(path, specs, read, data.close, tuple(other_entries))
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

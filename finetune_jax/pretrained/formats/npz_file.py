@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.formats.limits import blame, is_optimizer
+from finetune_jax.pretrained.formats.limits import file_errors, is_optimizer
 from finetune_jax.pretrained.formats.npy_header import NpyHeader, arrange, read_npy_header
 from finetune_jax.pretrained.formats.weights import Spec, Weights
 from finetune_jax.pretrained.formats.zip_archive import ZipArchive
@@ -17,25 +17,25 @@ def open_npz(path: Path) -> Weights:
     """Opens a ``.npz`` of big_vision, AugReg or BiT, or another zip of ``.npy`` members.
 
     The name of a tensor is the name of its member without ``.npy``. An optimizer's entries
-    (``opt/…``), texts, and members of other formats are listed in `Weights.beside`.
+    (``opt/…``), texts, and members of other formats are listed in `Weights.other_entries`.
 
     Raises:
       UserError: the archive is damaged, or an array has Python objects.
     """
-    with blame(path, "NumPy archive"):
+    with file_errors(path, "NumPy archive"):
         archive = ZipArchive(path)
         headers: dict[str, NpyHeader] = {}
-        beside: list[str] = []
+        other_entries: list[str] = []
         try:
             for member in archive.names():
                 name = member.removesuffix(".npy")
                 if name == member or is_optimizer(name):
-                    beside.append(name)
+                    other_entries.append(name)
                     continue
                 with archive.open(member) as stream:
                     header = read_npy_header(name, stream, archive.length(member))
                 if header.dtype.kind in "US":
-                    beside.append(name)
+                    other_entries.append(name)
                 else:
                     headers[name] = header
         except BaseException:
@@ -44,13 +44,13 @@ def open_npz(path: Path) -> Weights:
 
     def read(name: str) -> np.ndarray:
         header, member = headers[name], f"{name}.npy"
-        with blame(path, "NumPy archive"), archive.open(member) as stream:
+        with file_errors(path, "NumPy archive"), archive.open(member) as stream:
             stream.read(header.begin)
             data = bytearray(archive.length(member) - header.begin)
             archive.read_into(stream, member, memoryview(data))
             return arrange(data, header)
 
-    return Weights(path, _specs(headers), read, archive.close, tuple(beside))
+    return Weights(path, _specs(headers), read, archive.close, tuple(other_entries))
 
 
 def open_npy_folder(folder: Path) -> Weights:
@@ -60,26 +60,26 @@ def open_npy_folder(folder: Path) -> Weights:
       UserError: a file is damaged, has Python objects, or is a link out of the folder.
     """
     headers: dict[str, NpyHeader] = {}
-    beside: list[str] = []
+    other_entries: list[str] = []
     files: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.suffix != ".npy":
-            beside.append(path.name)
+            other_entries.append(path.name)
             continue
-        with blame(path, "NumPy array"):
+        with file_errors(path, "NumPy array"):
             if path.resolve().parent != folder.resolve() or not path.is_file():
                 raise UserError("it is no file of this folder, or a link out of the folder")
             with path.open("rb") as stream:
                 header = read_npy_header(path.stem, stream, path.stat().st_size)
         if header.dtype.kind in "US":
-            beside.append(path.stem)
+            other_entries.append(path.stem)
         else:
             headers[path.stem] = header
             files.append(path)
 
     def read(name: str) -> np.ndarray:
         path, header = folder / f"{name}.npy", headers[name]
-        with blame(path, "NumPy array"), path.open("rb") as stream:
+        with file_errors(path, "NumPy array"), path.open("rb") as stream:
             length = path.stat().st_size
             if read_npy_header(name, stream, length) != header:
                 raise UserError("it has changed since it was opened")
@@ -88,7 +88,9 @@ def open_npy_folder(folder: Path) -> Weights:
                 raise UserError("it is truncated")
             return arrange(data, header)
 
-    return Weights(folder, _specs(headers), read, lambda: None, tuple(beside), files=tuple(files))
+    return Weights(
+        folder, _specs(headers), read, lambda: None, tuple(other_entries), files=tuple(files)
+    )
 
 
 def _specs(headers: dict[str, NpyHeader]) -> dict[str, Spec]:

@@ -18,8 +18,8 @@ from finetune_jax.pretrained.formats.limits import (
     MAX_DEPTH,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    blame,
     check_fits,
+    file_errors,
     inflated,
     is_optimizer,
     parse_json,
@@ -47,14 +47,14 @@ def open_orbax(folder: Path) -> Weights:
         which are listed; or a leaf has no numbers.
     """
     tree = _find_tree(folder)
-    with blame(tree, _KIND):
-        specs_by_param, beside, opener = _read_tree(tree)
+    with file_errors(tree, _KIND):
+        specs_by_param, other_entries, opener = _read_tree(tree)
     opened: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
     files = sorted(path for path in tree.rglob("*") if path.is_file())
     room = inflated(sum(path.stat().st_size for path in files))
     for name, parameter in specs_by_param.items():
-        with blame(tree, f"{_KIND}, tensor {name!r:.200}"):
+        with file_errors(tree, f"{_KIND}, tensor {name!r:.200}"):
             store = opener(parameter)
             kind = store.dtype.numpy_dtype.name
             if kind not in DTYPES:
@@ -66,10 +66,10 @@ def open_orbax(folder: Path) -> Weights:
             specs[name], opened[name] = (shape, DTYPES[kind]), store
 
     def read(name: str) -> np.ndarray:
-        with blame(tree, f"{_KIND}, tensor {name!r:.200}"):
+        with file_errors(tree, f"{_KIND}, tensor {name!r:.200}"):
             return np.asarray(opened[name].read().result(), order="C")
 
-    return Weights(tree, specs, read, opened.clear, beside, files=tuple(files))
+    return Weights(tree, specs, read, opened.clear, other_entries, files=tuple(files))
 
 
 def _find_tree(folder: Path) -> Path:
@@ -104,16 +104,16 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
     if not isinstance(entries, dict) or len(entries) > MAX_TENSORS:
         raise UserError(f"its {TREE} has no 'tree_metadata' of at most {MAX_TENSORS} leaves")
     parameters: dict[str, str] = {}
-    beside: dict[str, None] = {}
+    other_entries: dict[str, None] = {}
     for entry, value in entries.items():
         keys, kind = _entry(entry, value)
         name = "/".join(keys)
-        if name in parameters or name in beside:
+        if name in parameters or name in other_entries:
             raise UserError(f"two leaves have the name {name!r:.200}")
         if kind in ("jax.Array", "np.ndarray", "scalar") and not is_optimizer(name):
             parameters[name] = ".".join(keys)
         else:
-            beside[name] = None
+            other_entries[name] = None
     driver = "zarr3" if content.get("use_zarr3") is True else "zarr"
     # Older checkpoints do not have this key.
     database = content.get("use_ocdbt", (folder / "manifest.ocdbt").is_file()) is True
@@ -137,7 +137,7 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
         spec = {"driver": driver, "kvstore": store}
         return tensorstore.open(spec, open=True, read=True).result()
 
-    return parameters, tuple(beside), open_parameter
+    return parameters, tuple(other_entries), open_parameter
 
 
 def _entry(entry: str, value: Any) -> tuple[list[str], str]:

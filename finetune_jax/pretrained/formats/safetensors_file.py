@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.formats.limits import DTYPES, MAX_HEADER_BYTES, blame, parse_json
+from finetune_jax.pretrained.formats.limits import DTYPES, MAX_HEADER_BYTES, file_errors, parse_json
 from finetune_jax.pretrained.formats.weights import Spec, Weights
 
 _DTYPES = {
@@ -74,7 +74,7 @@ def open_safetensors(path: Path) -> Weights:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Returns (the header, offset of the values)."""
-    with path.open("rb") as file, blame(path, "safetensors file"):
+    with path.open("rb") as file, file_errors(path, "safetensors file"):
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MAX_HEADER_BYTES):

@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.formats.limits import MAX_HEADER_BYTES, MAX_SHARDS, blame, parse_json
+from finetune_jax.pretrained.formats.limits import (
+    MAX_HEADER_BYTES,
+    MAX_SHARDS,
+    file_errors,
+    parse_json,
+)
 from finetune_jax.pretrained.formats.weights import Weights
 
 
@@ -26,7 +31,7 @@ def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
         of the shards; the differences are listed.
     """
     with ExitStack() as stack:
-        with blame(path, "index of shards"):
+        with file_errors(path, "index of shards"):
             if path.stat().st_size > MAX_HEADER_BYTES:
                 raise UserError(f"it is larger than {MAX_HEADER_BYTES} bytes")
             weight_map = shard_names(path.read_bytes())
@@ -44,10 +49,10 @@ def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
     def read(name: str) -> np.ndarray:
         return shards[weight_map[name]].read(name)
 
-    beside = tuple(f"{n}: {b}" for n, shard in shards.items() for b in shard.beside)
+    other_entries = tuple(f"{n}: {b}" for n, shard in shards.items() for b in shard.other_entries)
     metadata = {k: v for shard in shards.values() for k, v in shard.metadata.items()}
     every = (path, *files)
-    return Weights(path, specs, read, opened.close, beside, metadata, every)
+    return Weights(path, specs, read, opened.close, other_entries, metadata, every)
 
 
 def shard_names(index: bytes) -> Mapping[str, str]:

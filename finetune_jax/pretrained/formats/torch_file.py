@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.formats.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, blame
+from finetune_jax.pretrained.formats.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, file_errors
 from finetune_jax.pretrained.formats.torch_pickle import Storage, TensorRecord, load_pickle, shown
 from finetune_jax.pretrained.formats.weights import Spec, Weights
 from finetune_jax.pretrained.formats.zip_archive import ZipArchive
@@ -39,7 +39,7 @@ def open_torch(path: Path) -> Weights:
 
     Raises UserError if the file is damaged, has no state dict, or needs pickled code.
     """
-    with ExitStack() as stack, blame(path, _KIND):
+    with ExitStack() as stack, file_errors(path, _KIND):
         file = stack.enter_context(path.open("rb"))
         if file.read(4) == b"PK\x03\x04":
             archive = ZipArchive(path, compressed=False)  # torch never compresses
@@ -50,12 +50,12 @@ def open_torch(path: Path) -> Weights:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             stack.callback(mapped.close)
             content, read_storage = _read_old(mapped)
-        records, beside = _state_dict(content)
+        records, other_entries = _state_dict(content)
         specs = {name: _check(name, record) for name, record in records.items()}
         close = stack.pop_all().close
 
     def read(name: str) -> np.ndarray:
-        with blame(path, _KIND):
+        with file_errors(path, _KIND):
             record = records[name]
             try:
                 elements = read_storage(record.storage)
@@ -70,14 +70,14 @@ def open_torch(path: Path) -> Weights:
             )
             return np.array(tensor, order="C")
 
-    return Weights(path, specs, read, close, beside)
+    return Weights(path, specs, read, close, other_entries)
 
 
 def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
     """The tensors by name, and the names of the other entries."""
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
-    place, beside, chosen = "", [], content
+    place, other_entries, chosen = "", [], content
     for _ in range(_MAX_NESTING):
         # At the top level, a tensor beside the key `state_dict` is no part of the state dict.
         if place and _holds_tensors(chosen):
@@ -90,7 +90,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
             )
         if not keys:
             break
-        beside += [_entry(place, key) for key in chosen if key != keys[0]]
+        other_entries += [_entry(place, key) for key in chosen if key != keys[0]]
         place, chosen = _entry(place, keys[0], bare=True), chosen[keys[0]]
     if not _holds_tensors(chosen):
         raise UserError(
@@ -101,7 +101,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
     records = {}
     for key, value in chosen.items():
         if not isinstance(value, TensorRecord):
-            beside.append(_entry(place, key))
+            other_entries.append(_entry(place, key))
         elif isinstance(key, str) and len(key) <= MAX_NAME_LENGTH:
             records[key] = value
         else:
@@ -109,7 +109,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
                 f"expected a tensor's name of at most {MAX_NAME_LENGTH} characters, found "
                 f"{shown(key)}"
             )
-    return records, tuple(beside)
+    return records, tuple(other_entries)
 
 
 def _entry(place: str, key: Any, bare: bool = False) -> str:

@@ -31,7 +31,7 @@ class Weights:
       specs: (shape, dtype) by tensor name.
       read: function that returns the values of a tensor by name.
       close: function that closes the files.
-      beside: see below.
+      other_entries: see below.
       metadata: see below.
       files: all files with values, if there are several.
 
@@ -40,7 +40,7 @@ class Weights:
 
     Attributes:
       path: the file or folder.
-      beside: names of other entries than tensors (an epoch, an optimizer), which are not read.
+      other_entries: names of entries that are no tensors (an epoch, an optimizer) and are not read.
       metadata: texts in the file's header (safetensors' ``__metadata__``).
       files: all files with values.
     """
@@ -51,12 +51,12 @@ class Weights:
         specs: Mapping[str, Spec],
         read: Callable[[str], np.ndarray],
         close: Callable[[], None],
-        beside: tuple[str, ...] = (),
+        other_entries: tuple[str, ...] = (),
         metadata: Mapping[str, str] | None = None,
         files: tuple[Path, ...] = (),
     ) -> None:
         self.path = path
-        self.beside = beside
+        self.other_entries = other_entries
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.files = files or (path,)
         self._specs = dict(specs)

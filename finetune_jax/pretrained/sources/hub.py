@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.formats.limits import blame
+from finetune_jax.pretrained.formats.limits import file_errors
 from finetune_jax.pretrained.formats.sharded import shard_names
 
 # Weight files of a repository; the first of them that exists is opened.
@@ -48,7 +48,7 @@ def resolve_hub(source: str) -> Path:
     name = match[3] or repository.choose()
     path = repository.fetch(name)
     if name.endswith(".index.json"):
-        with blame(path, "index of shards"):
+        with file_errors(path, "index of shards"):
             shards = sorted(set(shard_names(path.read_bytes()).values()))
         folder = name.rpartition("/")[0]
         for shard in shards:

@@ -1,21 +1,21 @@
-"""Where the ablations find weights and data: see `experiments.materials`, which lays them out."""
+"""Paths of the weights and data of the ablations; `experiments.materials` prepares the data."""
 
 import os
 
 from finetune_jax.config import default
 
 DATA = os.environ.get("FINETUNE_JAX_DATA", "data")
-"""Weights and data as they come."""
+"""Folder of the original weights and data."""
 
 MATERIALS = os.environ.get("FINETUNE_JAX_MATERIALS", "runs/materials")
-"""What `experiments.materials` made of them."""
+"""Folder that `experiments.materials` writes."""
 
 RESNET20 = f"{DATA}/resnet_cifar10/resnet20-12fca82f.th"
 MOBILENET = f"{DATA}/mobilenet_v1_025_imagenet/mobilenet_v1_0.25_224.h5"
 
 
 def resnet20():
-    """The published CIFAR-10 ResNet-20, with its head; scored once, when training has ended."""
+    """A config of the published CIFAR-10 ResNet-20 with its head; scored only after training."""
     config = default()
     config.model.name = "resnet20_cifar"
     config.pretrained.path = RESNET20
@@ -27,9 +27,10 @@ def resnet20():
 
 
 def resnet20_on_bangla():
-    """That network with a new head, tuned to 1,000 Bangla handwritten digits.
+    """A config that fine-tunes this ResNet-20, with a new head, on 1,000 handwritten Bangla digits.
 
-    The digits are as TFDS prepares them: 32 pixels, 10 classes. 500 are chosen on, 1,000 test.
+    The digits are those of TFDS: 32 x 32 pixels, 10 classes. 500 digits are for validation and
+    1,000 for testing.
     """
     config = resnet20()
     config.pretrained.new_head = True

@@ -1,11 +1,11 @@
-"""What keeps fine-tuning near its start or in a flat place, with 100, 500 and 1,000 examples.
+"""Methods that keep fine-tuning near its start or in a flat minimum, with 100 to 1,000 examples.
 
 Command (see experiments/anchors.py):
   python -m finetune_jax.ablate --config=configs/ablations/anchors.py --workdir=DIR
 
-Full fine-tuning of a CIFAR-10 ResNet-20 on Bangla digits, 40 steps of 50 images in every arm: as it
-is, with L2-SP, with an average of the weights, with sharpness-aware minimisation (whose step costs
-two). 500 to choose on, 1,000 to test on.
+Full fine-tuning of a CIFAR-10 ResNet-20 on 100, 500 and 1,000 Bangla digits, with 40 steps of 50
+images in every arm: plain, with L2-SP, with an average of the weights, or with sharpness-aware
+minimisation (whose step costs as much as two steps). 500 digits for validation, 1,000 for testing.
 """
 
 from finetune_jax.configs.ablations._materials import resnet20_on_bangla

@@ -1,9 +1,10 @@
-"""A linear probe of a CIFAR-10 ResNet-20 on Bangla digits, under each policy of BatchNorm.
+"""A linear probe of a CIFAR-10 ResNet-20 on Bangla digits, under each BatchNorm policy.
 
 Command (see experiments/batchnorm_leak.py):
   python -m finetune_jax.ablate --config=configs/ablations/batchnorm_leak.py --workdir=DIR
 
-1,000 digits to train on, 500 to choose on, 1,000 to test on; features are compared with the base's.
+1,000 digits for training, 500 for validation, 1,000 for testing. The features are compared with
+those of the pretrained model.
 """
 
 from finetune_jax.configs.ablations._materials import resnet20_on_bangla

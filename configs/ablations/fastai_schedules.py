@@ -3,8 +3,8 @@
 Command (see experiments/fastai_schedules.py):
   python -m finetune_jax.ablate --config=configs/ablations/fastai_schedules.py --workdir=DIR
 
-A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits for 5 epochs in every arm, gradual ones in four
-groups; 500 to choose on, 1,000 to test on.
+A CIFAR-10 ResNet-20 fine-tuned on 1,000 Bangla digits for 5 epochs in every arm; gradual schedules
+have four groups. 500 digits for validation, 1,000 for testing.
 """
 
 from finetune_jax.configs.ablations._materials import resnet20_on_bangla

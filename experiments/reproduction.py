@@ -211,7 +211,7 @@ def record(
     ]
     result = {
         "name": reproduction.name,
-        "verdict": overall([row["verdict"] for row in rows]),
+        "verdict": overall([str(row["verdict"]) for row in rows]),
         "date": datetime.date.today().isoformat(),
         "command": reproduction.command,
         "machine": machine(),

@@ -50,14 +50,14 @@ class Entry:
     """A row of the table.
 
     Attributes:
-      config: file, with its argument.
-      about: what it is.
-      metrics: of the report, the headline first.
-      overrides: of config keys; ``{runs}`` in a text is the folder of the runs.
-      reference: names and figures of what is simple; None for none.
-      on: what the reference reads, see `features_of`.
-      published: a figure of others, with its source.
-      zero_shot: scores the weight file as it is, without a run.
+      config: path of the config file, with its argument.
+      about: description of the task.
+      metrics: metrics in the table, the main metric first.
+      overrides: overrides of config keys; ``{runs}`` in a text is replaced by the folder of runs.
+      reference: computes names and figures of a simple reference; None without a reference.
+      on: input of the reference, see `features_of`.
+      published: published figure with its source.
+      zero_shot: whether the weight file is scored without training.
     """
 
     config: str
@@ -206,7 +206,7 @@ ENTRIES: dict[str, Entry] = {
 
 
 def unpacked(runs: Path) -> Path:
-    """The flowers as a folder."""
+    """Folder of the unpacked flowers."""
     folder = runs / "data" / "flowers224"
     if not folder.is_dir():
         with zipfile.ZipFile(DATA / "flowers224" / "flowers224.zip") as archive:
@@ -231,7 +231,7 @@ def configured(entry: Entry, runs: Path, seed: int) -> Any:
 
 
 def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:
-    """Runs and scores one entry; returns what goes into the table."""
+    """Runs and scores one entry; returns the values of its row."""
     from finetune_jax.evaluation import evaluator as evaluators
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train

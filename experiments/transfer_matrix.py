@@ -68,8 +68,8 @@ def main(argv: list[str]) -> None:
         lines.append(f"| `{one.spec.label}` | " + " | ".join(cells) + " |")
 
     def gap(ours: str, theirs: str) -> Measured:
-        rows = (find_row(outcome, label, flowers).test for label in (ours, theirs))
-        return mean_difference(*rows, "accuracy")
+        first, second = (find_row(outcome, label, flowers).test for label in (ours, theirs))
+        return mean_difference(first, second, "accuracy")
 
     found = {
         "flowers: full - linear_probe": gap("full", "linear_probe"),

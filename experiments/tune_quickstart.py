@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             )
             for rate in RATES
         }
-        best = max(means, key=means.get)
+        best = max(means, key=lambda rate: means[rate])
         edge = " (edge)" if best in (RATES[0], RATES[-1]) else ""
         rows.append([scheme, *(f"{means[rate]:.1%}" for rate in RATES), f"{best:g}{edge}"])
     print(table(["scheme", *(f"{rate:g}" for rate in RATES), "best"], rows))

@@ -91,11 +91,9 @@ def main(argv: list[str]) -> None:
     curve: dict[int, dict[float, dict[str, Any]]] = {}
     for seed in outcome.seeds:
         probe, tuned = (opened(folders[name, seed]) for name in ("linear_probe", "lp_ft"))
-        members = [probe.variables, tuned.variables]
+        ends = [probe.variables, tuned.variables]
         curve[seed] = {
-            alpha: scored(
-                dataclasses.replace(tuned, variables=average(members, [1 - alpha, alpha]))
-            )
+            alpha: scored(dataclasses.replace(tuned, variables=average(ends, [1 - alpha, alpha])))
             for alpha in _ALPHAS
         }
     gaps_off, gaps_on = {}, {}
@@ -110,8 +108,9 @@ def main(argv: list[str]) -> None:
         soup = combine(members, Path(folder) / "soup", "greedy")
         mixed = scored(opened(Path(folder) / "soup"))
     by_member = {r["member"]: r["accuracy"] for r in soup["rows"]}
-    best_arm = opened(Path(max(by_member, key=by_member.get)))
+    best_arm = opened(Path(max(by_member, key=lambda name: by_member[name])))
     alone = best_arm.task.correct(best_arm.observe("test"))
+    assert alone is not None, "classification has correct and wrong predictions"
     gap = 100 * (mixed["right"].mean() - alone.mean())
     low, high, _ = bootstrap_difference(
         lambda rows: 100 * (mixed["right"][rows].mean() - alone[rows].mean()), len(alone)

@@ -1,4 +1,4 @@
-"""Outcomes of ablations that never ran, with real files of predictions."""
+"""Synthetic outcomes: no run is trained, but the files of predictions are real."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from finetune_jax.tasks.classification import Classification
 from finetune_jax.tasks.ordinal import Ordinal
 from finetune_jax.tasks.regression import Regression
 
-# What Markdown, LaTeX, HTML and a terminal could misread.
+# Characters that Markdown, LaTeX, HTML or a terminal could interpret.
 HOSTILE = "a|b_c*d*`e`<script>f</script>[g](h)&amp;~i~ \\ {j}$k$#%^'\"--\n\tl"
 RATE = "optimizer.learning_rate"
 TRIALS = tuple(Trial({RATE: rate}, 1.0, value) for rate, value in [(0.01, 0.5), (0.1, 0.8)])
 
 
 def cost(trainable: int, step_flops: float, total: int = 10_000_000) -> RunCost:
-    """What a row takes, the rest of it in proportion."""
+    """The cost of a row; attributes that are not arguments follow from the arguments."""
     return RunCost(
         trainable, total, step_flops, 60 * step_flops, 8 * trainable + 1_000_000, 4 * trainable,
         8 * trainable, 12.5,
@@ -35,7 +35,7 @@ COST = cost(1000, 1e9)
 
 
 def classified(right: np.ndarray) -> tuple[Task, dict[str, np.ndarray]]:
-    """A classifier's observations with the examples right that are said to be, bool[n]."""
+    """Observations of a classifier; `right`, bool[n], says which predictions are correct."""
     label = np.arange(len(right)) % 3
     predicted = np.where(right, label, (label + 1) % 3)
     logits = 4.0 * np.eye(3, dtype=np.float32)[predicted]
@@ -49,14 +49,14 @@ def classified(right: np.ndarray) -> tuple[Task, dict[str, np.ndarray]]:
 
 
 def regressed(error: np.ndarray) -> tuple[Task, dict[str, np.ndarray]]:
-    """A regression's observations with these errors, f[n]."""
+    """Observations of a regression with these errors, f[n]."""
     label = np.linspace(0, 10, len(error)).astype(np.float32)
     observed = {"predicted": label + error, "label": label, "loss": error**2, "error": abs(error)}
     return Regression(), observed
 
 
 def ordered(predicted: np.ndarray, label: np.ndarray) -> tuple[Task, dict[str, np.ndarray]]:
-    """An ordinal classifier's observations among five classes, i[n] both."""
+    """Observations of an ordinal classifier with five classes; both arguments are i[n]."""
     error = np.abs(predicted - label).astype(np.float32)
     observed = {"predicted": predicted, "label": label, "error": error, "loss": error}
     return Ordinal(("1", "2", "3", "4", "5")), observed
@@ -78,15 +78,15 @@ def make_row(
     failed: bool = False,
     first_example: int = 0,
 ) -> TableRow:
-    """A row of which these runs were scored, by seed."""
+    """A row with scored runs; `runs` has the task and the observations of each seed."""
     name = f"{table}: {label}" if table else label
     test, predictions = {}, {}
     for seed, (task, observed) in runs.items():
         example = first_example + np.arange(len(observed["loss"]), dtype=np.uint64)
-        said = Predictions(task, observed, example, {"split": "test"})
+        kept = Predictions(task, observed, example, {"split": "test"})
         predictions[seed] = folder / f"{abs(hash((name, seed)))}.npz"
-        save_predictions(predictions[seed], said)
-        test[seed] = said.scores()
+        save_predictions(predictions[seed], kept)
+        test[seed] = kept.scores()
     best = max(trials, key=lambda t: -np.inf if t.value is None else t.value)
     return TableRow(
         spec=RowSpec(name, label, table, dict(overrides or {"scheme": label}), ({},)),
@@ -104,16 +104,16 @@ def make_row(
 
 
 def make_outcome(rows: Sequence[TableRow], metric: str = "accuracy", **changes: Any) -> Outcome:
-    """The rows, with what stands around them."""
+    """An outcome with these rows."""
     values: dict[str, Any] = {
         "better": "max",
         "reference": "",
         "seeds": (0, 1, 2),
         "tuning_seeds": 1,
         "provenance": {
-            "config": "configs/made.py",
+            "config": "configs/synthetic.py",
             "config_hash": "0123456789abcdef",
-            "command": "python -m finetune_jax.ablate --config=configs/made.py --workdir=DIR",
+            "command": "python -m finetune_jax.ablate --config=configs/synthetic.py --workdir=DIR",
             "versions": {"jax": "0.10.0", "numpy": "2.3.0"},
             "seconds": 61.0,
         },
@@ -122,7 +122,7 @@ def make_outcome(rows: Sequence[TableRow], metric: str = "accuracy", **changes: 
 
 
 def rights(share: float, n: int = 200, seeds: Sequence[int] = (0, 1, 2), start: int = 0) -> Any:
-    """Runs of a classifier that is right on about such a share, other examples with each seed."""
+    """Runs of a classifier that is right on about this share of examples, which differ by seed."""
     return {
         seed: classified(np.random.default_rng(start + seed).random(n) < share) for seed in seeds
     }

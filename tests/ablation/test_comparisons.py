@@ -1,4 +1,4 @@
-"""Intervals, paired tests, fronts and domination, against computations by hand."""
+"""Intervals, paired tests, Pareto fronts and dominated rows, against computations by hand."""
 
 import dataclasses
 import itertools

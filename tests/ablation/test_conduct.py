@@ -1,4 +1,4 @@
-"""An ablation runs nothing twice, touches test once, and goes on after a crash."""
+"""An ablation runs no arm twice, scores on test once, and continues after a crash."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ RATES = over("optimizer.learning_rate", [0.01, 0.1])
 
 
 class Here:
-    """Runs units in this process and remembers them; may give up after some arms."""
+    """A launcher that runs units in this process, records them, and can stop after some arms."""
 
     def __init__(self, stop_after=None):
         self.units, self.ended, self.stop_after = [], 0, stop_after
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(small_config, tmp_path, 
 
 
 def _alike(found, expected):
-    """Equal but for the last bits: arms may have run in other company."""
+    """Equal up to rounding: arms may have run in lockstep with other arms."""
     assert found.keys() == expected.keys()
 
     def compare(a, b):

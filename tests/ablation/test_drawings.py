@@ -1,4 +1,4 @@
-"""Figures of an ablation: of what there is, and legible."""
+"""Figures of an ablation show the available data and can be read."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Local processes run every unit to its end, and say which did not get there."""
+"""Local processes run every unit to its end, and name the units that failed."""
 
 import json
 import subprocess

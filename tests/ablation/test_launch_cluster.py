@@ -1,4 +1,4 @@
-"""Every launcher runs every unit to its end, and says which units it could not."""
+"""SLURM and Ray run every unit to its end, and the launchers name the units that failed."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def broken_unit(folder):
 
 
 def same(found, expected):
-    """Arms of two ablations: same figures and, bit for bit, same parameters."""
+    """Asserts that the arms of two ablations have equal scores and bit-identical parameters."""
     for number in range(8):
         one, other = found / "runs" / str(number), expected / "runs" / str(number)
         results = [read_json(x / "trained.json") for x in (one, other)]
@@ -131,7 +131,7 @@ def running():
 
 
 def worker_process(job):
-    """The process of a task of an array; None while it has none."""
+    """Id of the process of a job in an array; None while the job has no process."""
     raw = subprocess.run(["squeue", "-h", "-j", job, "-o", "%A"], capture_output=True, text=True)
     lines = subprocess.run(
         ["scontrol", "listpids", f"{raw.stdout.strip()}.0"], capture_output=True, text=True
@@ -232,7 +232,7 @@ def test_ray_jobs_finish_exactly(small_config, tmp_path, expected):
 
 @pytest.fixture
 def cluster():
-    """(address, client) of a Ray that is somebody else's."""
+    """(address, client) of a Ray cluster that the launcher did not start."""
     ray = pytest.importorskip("ray")
     from ray.job_submission import JobSubmissionClient
 

@@ -1,4 +1,4 @@
-"""The ledger loses no whole line and keeps no half one."""
+"""The ledger loses no complete line and keeps no incomplete line."""
 
 import json
 

@@ -66,7 +66,7 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
     assert scores == sorted(scores) and told["accuracy"][-1] == "failed"
     assert told["trained scalars"] == ["650", "800", "1,000", "5,000,000", "–"]
     assert told["trained scalars rows"][0] == "linear_probe"
-    # A made row without a cost of its own takes 1e9 FLOPs a step.
+    # A synthetic row without an explicit cost takes 1e9 FLOPs per step.
     assert told["GFLOPs/step"] == ["0", "1e-08", "1", "2", "–"]
     assert sorted(told["p, examples rows"][-2:]) == ["full", "lost"]
     assert told["headings"] == ["Test accuracy", "Provenance"]
@@ -77,7 +77,7 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
 def test_the_page_says_where_it_comes_from_and_takes_names_as_text(written):
     page = (written[0] / "index.html").read_text()
     assert "<script>f" not in page and "&lt;script&gt;f" in page
-    for said in ("configs/made.py", "0123456789abcdef", "--workdir=DIR", "0.10.0", "2 runs",
+    for said in ("configs/synthetic.py", "0123456789abcdef", "--workdir=DIR", "0.10.0", "2 runs",
                  "0, 1, 2", "61 s"):  # fmt: skip
         assert said in page, said
     assert "default-src 'none'" in page and not re.search(r"@import|url\(|<link|<iframe", page)

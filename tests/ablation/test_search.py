@@ -1,4 +1,4 @@
-"""Searches ask for what is fair, and go on where they were."""
+"""Searches propose points with equal budgets, and continue where they were."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rows are chosen on validation, whatever their test scores; no run is trained to find this out."""
+"""Points are chosen on validation, whatever their test scores; the runs are scripted."""
 
 import json
 import types
@@ -18,7 +18,7 @@ RATE = "optimizer.learning_rate"
 
 
 class Scripted:
-    """A launcher whose runs end at once with scores that a function gives.
+    """A launcher whose runs end at once, with scores from functions.
 
     Args:
       validation: score of a resolved config; None fails the run.

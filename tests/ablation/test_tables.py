@@ -1,4 +1,4 @@
-"""Tables of an ablation: nothing dropped, nothing misread by Markdown or LaTeX."""
+"""Tables of an ablation contain every row, and Markdown and LaTeX show each label as it is."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def table_of(label, numeric="0.9 [0.8, 1.0]"):
 
 
 def markdown_cells(text):
-    """Cells by row, as a Markdown renderer reads them: it finds nothing but text."""
+    """Cells by row as a Markdown renderer reads them; fails if a cell is more than text."""
     from markdown_it import MarkdownIt
 
     parsed = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
@@ -79,7 +79,7 @@ SIGNS = {
 
 
 def read_latex(text):
-    """What LaTeX would print; fails on a sign that would be a command."""
+    """The text that LaTeX would print; fails on a character that LaTeX would interpret."""
     out, at = "", 0
     while at < len(text):
         sign = next((s for s in SIGNS if text.startswith(s, at)), None)

@@ -135,6 +135,8 @@ def test_only_trials_of_full_length_can_be_chosen_and_the_earlier_of_equals_is()
         ((0.0, 0.1, 0.3), math.inf, 0.9),
         ((0.0, 0.1, 0.3), -math.inf, -0.1),  # one difference where a value is 0
         ((-2.0, -1.0), math.inf, 0.0),
+        ((-1.0, 1.0), math.inf, 3.0),
+        ((0.0, 0.1), math.inf, 0.2),
     ],
 )
 def test_a_grid_goes_on_beyond_its_end_by_one_ratio_or_one_difference(values, aim, expected):

@@ -141,7 +141,11 @@ MUTANTS = (
     ),
     *_of(
         "ablation/report/statistics.py",
-        ("tests/ablation/test_comparisons.py", "tests/ablation/test_tables.py"),
+        (
+            "tests/ablation/test_significance.py",
+            "tests/ablation/test_comparisons.py",
+            "tests/ablation/test_tables.py",
+        ),
         ("(1 + level) / 2", "level"),
         ("float(2 * t.sf(", "float(t.sf("),
         ("s >= score and t >= thrift", "s > score and t > thrift"),

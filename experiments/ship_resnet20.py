@@ -54,6 +54,7 @@ def ship(workdir: Path, data_dir: str, output: Path, hardware: str) -> dict[str,
         scored.data.data_dir = data_dir
         card = {
             "model": "resnet20_cifar",
+            "licence": "Apache-2.0",
             "data": f"CIFAR-10 (Krizhevsky 2009), trained on {config['data']['train']!r}, scored "
             f"on {scored.data.test!r}",
             "class_names": list(artifact.task.class_names),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -163,3 +164,9 @@ def test_the_lock_meets_the_requirements_and_names_no_host():
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_shipped_weight_file_has_a_card_with_the_licence():
+    for weights in (ROOT / "finetune_jax" / "weights").glob("*.safetensors"):
+        card = json.loads(weights.with_suffix(".json").read_text())
+        assert card["licence"] == PROJECT["license"]

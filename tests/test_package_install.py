@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -57,7 +58,9 @@ def check(programs: Path, folder: Path) -> None:
     where = "import finetune_jax; print(finetune_jax.__file__)"
     assert str(programs.parent) in run(programs / "python", "-c", where, folder=folder)
     arguments = ["--config=quickstart", "--workdir=x", *STEPS]
-    assert "audit: " in run(program, "train", *arguments, folder=folder)
+    run(program, "train", *arguments, folder=folder)
+    result = json.loads((folder / "x" / "result.json").read_text())
+    assert result["audit"]["moved_leaves"] > 0
     image = (
         "from PIL import Image; import numpy as np; "
         "Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save('digit.png')"

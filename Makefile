@@ -31,6 +31,7 @@ parity: $(VENV)-ref/ref.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/build.py

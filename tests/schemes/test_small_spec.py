@@ -143,6 +143,8 @@ def test_the_first_rule_that_matches_a_whole_path_has_the_leaf():
     ]
     with pytest.raises(UserError, match="rule 'kernel' matches no leaf"):
         plan_of(rules)
+    with pytest.raises(UserError, match="rule 'block_3/conv1' matches no leaf"):
+        plan_of([("block_3/conv1", "a"), (".*", "frozen")])
     plan = plan_of([rule for rule in rules if rule[0] != "kernel"])
     group = leaves_of(plan, "group")
     assert group["block_3/conv1/bias"] == group["block_3/norm1/bias"] == "biases"

@@ -26,6 +26,8 @@ from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
+from finetune_jax.pretrained import load
+from finetune_jax.pretrained.class_names import read_class_names, shared_rows
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
@@ -267,9 +269,6 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         return variables, {"file": None, "rows": []}
     if jax.process_count() > 1:
         primary_first(lambda: resolve(settings.path))
-    from finetune_jax.pretrained import load
-    from finetune_jax.pretrained.class_names import read_class_names, shared_rows
-
     rows: dict[int, int] = {}
     if settings.head_init == "copy":
         rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))

@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     *_of(
         "data/batches.py",
-        "tests/data/test_batches.py",
+        ("tests/data/test_batches.py", "tests/data/test_order.py"),
         ("Philox(key=[self.seed, epoch])", "Philox(key=[self.seed, 0])"),
         ("Philox(key=[self.seed, epoch])", "Philox(key=[0, epoch])"),
         ("np.arange(step * self.batch_size", "np.arange(step * self.batch_size + 1"),

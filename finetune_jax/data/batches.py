@@ -18,13 +18,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from finetune_jax.data.examples import ActivationExamples, ArrayExamples, EncodedExamples, Examples
 from finetune_jax.data.images import BadImage
-from finetune_jax.data.sources import (
-    ActivationExamples,
-    ArrayExamples,
-    EncodedExamples,
-    Examples,
-)
 from finetune_jax.data.workers import ordered
 from finetune_jax.errors import UserError
 

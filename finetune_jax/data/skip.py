@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import BadImage
 from finetune_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from finetune_jax.data.sources import Examples
 
 _SHOWN = 100  # number of bad images that are printed
 

@@ -19,9 +19,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_jax.data.examples import Examples
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.listing import TableExamples, fingerprint, renamed
-from finetune_jax.data.sources import Examples, Options, Source
+from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError, nearest
 

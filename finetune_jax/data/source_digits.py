@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune_jax.data.sources import ArrayExamples, Examples, Options, Source
+from finetune_jax.data.examples import ArrayExamples, Examples
+from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.errors import UserError, nearest
 

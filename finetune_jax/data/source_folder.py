@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import SUFFIXES
 from finetune_jax.data.listing import TableExamples, fingerprint
-from finetune_jax.data.sources import Examples, Options, Source
+from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
 

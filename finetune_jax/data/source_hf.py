@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import decode
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.listing import fingerprint, renamed
 from finetune_jax.data.skip import Subset
-from finetune_jax.data.sources import Examples, Options, Source
+from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
 from finetune_jax.errors import UserError
 

@@ -17,8 +17,9 @@ from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import canonical, make_input_pipeline
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.examples import Examples
 from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.data.sources import Examples, Source
+from finetune_jax.data.sources import Source
 from finetune_jax.deltas import Adapted
 from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError, nearest

@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import Encode, eval_batches, gather
-from finetune_jax.data.sources import Examples
+from finetune_jax.data.examples import Examples
 from finetune_jax.tasks import Task
 
 

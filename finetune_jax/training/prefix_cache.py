@@ -21,7 +21,7 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.data.augment import canonical, make_input_pipeline, mixes
 from finetune_jax.data.batches import eval_batches
-from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.errors import UserError
 from finetune_jax.hosts import all_agree, is_primary, wait
 from finetune_jax.mesh import batch_sharding, local_rows, state_sharding

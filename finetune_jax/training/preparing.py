@@ -13,8 +13,8 @@ import numpy as np
 from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches, cached
+from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.skip import bad_images
-from finetune_jax.data.sources import EncodedExamples, Examples
 from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.files import write_json
 from finetune_jax.hosts import is_primary, require_same

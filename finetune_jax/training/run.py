@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
-from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.evaluation.scores import evaluate, forward_all
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.metrics.probes import (

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import jax
 
-from finetune_jax.data.sources import Examples
+from finetune_jax.data.examples import Examples
 from finetune_jax.tasks.teacher import Teacher
 from finetune_jax.training.importance import GradientStep
 from finetune_jax.training.state import CreateState, Frozen

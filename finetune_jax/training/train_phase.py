@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
-from finetune_jax.data.sources import ActivationExamples, Examples
+from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import headline
 from finetune_jax.progress import Progress, say

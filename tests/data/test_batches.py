@@ -9,8 +9,9 @@ from hypothesis import given, settings
 
 from finetune_jax.data.augment import parse_augment
 from finetune_jax.data.batches import TrainBatches, cached, eval_batches
+from finetune_jax.data.examples import ArrayExamples
 from finetune_jax.data.preprocess import ImagePreprocess, from_json
-from finetune_jax.data.sources import ArrayExamples, open_source
+from finetune_jax.data.sources import open_source
 from finetune_jax.data.splits import resolve_split
 
 

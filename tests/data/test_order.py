@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune_jax.data.batches import TrainBatches, cached, eval_batches, gather
-from finetune_jax.data.sources import ActivationExamples, ArrayExamples
+from finetune_jax.data.examples import ActivationExamples, ArrayExamples
 
 
 def numbered(count):

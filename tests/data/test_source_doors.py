@@ -12,7 +12,8 @@ from finetune_jax.setup import open_setup
 MODULE = """
 import numpy as np
 
-from finetune_jax.data.sources import ArrayExamples, Source
+from finetune_jax.data.examples import ArrayExamples
+from finetune_jax.data.sources import Source
 from finetune_jax.data.splits import resolve_split
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from finetune_jax.data.sources import ArrayExamples
+from finetune_jax.data.examples import ArrayExamples
 from finetune_jax.evaluation import scores
 from finetune_jax.evaluation.scores import evaluate, forward_all, headline, observe
 from finetune_jax.tasks import Classification

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune_jax.data.sources import ArrayExamples, Options, Source
+from finetune_jax.data.examples import ArrayExamples
+from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import resolve_split
 
 CLASSES = ("black", "dark", "light", "white")

@@ -1,4 +1,4 @@
-# make quickstart | test | slow | parity | lint | docs | lock | lowest: each installs what it needs
+# make quickstart | test | slow | parity | lint | mutants | docs | lock | lowest: each installs what it needs
 # first, this package as an editable installation included.
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: quickstart test slow parity lint docs lock lowest clean
+.PHONY: quickstart test slow parity lint mutants docs lock lowest clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/finetune-jax quickstart --config=quickstart --workdir=runs/quickstart
@@ -32,6 +32,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python tests/mutation.py
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/build.py

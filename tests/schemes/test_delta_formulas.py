@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from finetune_jax import tree
-from finetune_jax.deltas import LoRA
+from finetune_jax.deltas import LoRA, Sparse
 from finetune_jax.models import initialise
 from finetune_jax.models.resnet_cifar import ResNetCifar
 from finetune_jax.models.vit import ViT
@@ -389,3 +389,16 @@ def test_a_merged_dora_kernel_has_the_trained_lengths(pissa):
         expected = direction / np.linalg.norm(direction, axis=0) * length
         merged = delta.merge(leaves)[f"{delta.module}/kernel"]
         np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_places_of_a_sparse_delta_depend_on_seed_and_leaf():
+    base = {f"{module}/kernel": np.zeros((20, 30), np.float32) for module in ("one", "two")}
+
+    def places(module, seed):
+        values = Sparse(module, "kernel", 50, seed).initial(jax.random.key(0), base)
+        return values[f"{module}/sparse_kernel_places"].tolist()
+
+    assert places("one", 3) == places("one", 3)
+    assert places("one", 3) != places("one", 4)
+    assert places("one", 3) != places("two", 3)
+    assert len({*places("one", 3)}) == 50

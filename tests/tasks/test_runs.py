@@ -102,7 +102,7 @@ def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
 
 
 def test_pairs_are_refused_by_tasks_of_one_image(tiny):
-    with pytest.raises(UserError, match="regression reads one image .* expected similarity"):
+    with pytest.raises(UserError, match="regression reads one image .* expected 'similarity'"):
         open_setup(tiny("regression", data__source="digits:pairs"))
 
 

@@ -197,7 +197,8 @@ def lengths(phases: Sequence[Phase], total: int, steps_per_epoch: float) -> list
     if without_length and left < without_length:
         raise UserError(
             f"train.epochs: the run has {total} steps, and the phases with a length take "
-            f"{total - left}; {left} steps are left for {without_length} phases without a length"
+            f"{total - left}; {max(left, 0)} steps are left for {without_length} phases without a "
+            f"length"
         )
     shares = iter(
         left * (i + 1) // without_length - left * i // without_length for i in range(without_length)

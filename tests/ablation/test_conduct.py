@@ -188,7 +188,7 @@ def test_an_arm_that_diverges_is_kept_as_failed_and_not_chosen(small_config, tmp
         ({"tune": over("optimizer.learning_rat", [1.0])}, "learning_rate"),
         ({"search": "gird"}, "grid"),
         ({"rows": over("data.validation", [""])}, "data.validation is empty"),
-        ({"rows": over("scheme", ["gradual"])}, "of which the phases with a length take"),
+        ({"rows": over("scheme", ["gradual"])}, "and the phases with a length take"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(small_config, tmp_path, changes, message):

@@ -1,7 +1,8 @@
 """The Python API: the operations of the commands, for notebooks and scripts.
 
 `finetune_jax` re-exports all names of this module. The verbs are `fit` and `score`, because
-``finetune_jax.train`` and ``finetune_jax.evaluate`` are the modules of the commands.
+``finetune_jax.train`` and ``finetune_jax.evaluate`` are the modules of the commands. An import
+``X as X`` marks a name that `finetune_jax` re-exports.
 """
 
 from __future__ import annotations
@@ -13,29 +14,18 @@ from typing import Any
 import ml_collections
 
 from finetune_jax import cli
-from finetune_jax.artifact import Artifact
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.artifact import Artifact as Artifact
+from finetune_jax.errors import UserError as UserError
+from finetune_jax.errors import nearest
 from finetune_jax.evaluation.evaluator import open_evaluator, open_run
 from finetune_jax.reporting.plan_tables import plan_tables
-from finetune_jax.schemes import Plan
-from finetune_jax.setup import Setup, load_variables, open_setup
+from finetune_jax.schemes import Plan as Plan
+from finetune_jax.setup import Setup as Setup
+from finetune_jax.setup import load_variables
+from finetune_jax.setup import open_setup as open_setup
 from finetune_jax.training import loop
 from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.plan_cost import plan_figures
-
-__all__ = [
-    "Artifact",
-    "Plan",
-    "Setup",
-    "UserError",
-    "fit",
-    "load_config",
-    "load_weights",
-    "open_setup",
-    "plan_cost",
-    "plan_table",
-    "score",
-]
 
 
 def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ml_collections.ConfigDict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -146,7 +147,11 @@ def _siblings(folder: Path) -> Iterator[None]:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command; a `UserError` or an unreadable config ends the process with status 2."""
+    """Runs a command and turns what ends it early into an exit status without a traceback.
+
+    A `UserError` or an unreadable config ends the process with status 2, Ctrl-C with status 130,
+    and a reader of the output that closes the pipe (``| head``) with status 141.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         # Orbax logs every write at INFO; lines of this package are printed by progress.say.
@@ -157,6 +162,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            _exit_for_closed_pipe()
 
     # --help prints the docstring of the main module.
     module = sys.modules["__main__"]
@@ -164,9 +174,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def _exit_for_closed_pipe() -> NoReturn:
+    # Python flushes standard output once more at the exit, and must not find the closed pipe.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except BrokenPipeError:
+        _exit_for_closed_pipe()
     except SystemExit:
         # Only the help flags raise SystemExit here; absl would end the process with status 1.
         sys.exit(0)

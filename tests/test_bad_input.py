@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from commands import run_command
+from commands import ONE_DEVICE, ROOT, run_command
 
 from finetune_jax.config import default, validate
 from finetune_jax.data.images import decode
@@ -241,3 +245,29 @@ def test_the_quickstart_removes_only_what_it_made(tmp_path):
     assert process.returncode == 2
     assert "full was not made by the quickstart" in process.stderr
     assert (tmp_path / "full" / "result.json").read_text() == "mine"
+
+
+def test_a_closed_pipe_is_no_config_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "finetune_jax.train", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_ctrl_c_ends_a_run_without_a_traceback(small_config, tmp_path):
+    command = [sys.executable, "-m", "finetune_jax.train", f"--config={small_config}"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'run'}", "--config.train.steps=100000"],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ONE_DEVICE}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == 130, "".join(seen) + rest
+    assert "interrupted" in rest and "Traceback" not in rest

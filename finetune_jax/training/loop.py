@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -50,14 +51,15 @@ def train(setup: Setup, workdir: Path, on_metrics: OnMetrics | None = None) -> d
       UserError: bad input.
       audit.AuditError: a frozen leaf changed or a trainable leaf did not move.
     """
-    run = steps(setup, workdir, SharedCaches(), on_metrics)
-    try:
-        request = next(run)
-        while True:
-            batch = put_batch(request.batch, setup.mesh)
-            request = run.send(request.step(request.state, request.frozen, batch))
-    except StopIteration as end:
-        return end.value
+    # Closing the generator after an error or Ctrl-C lets it close its files.
+    with contextlib.closing(steps(setup, workdir, SharedCaches(), on_metrics)) as run:
+        try:
+            request = next(run)
+            while True:
+                batch = put_batch(request.batch, setup.mesh)
+                request = run.send(request.step(request.state, request.frozen, batch))
+        except StopIteration as end:
+            return end.value
 
 
 def steps(
@@ -84,7 +86,7 @@ def steps(
     # 1. to 4., see `prepare_run`.
     run, meta = prepare_run(setup, workdir, caches, on_metrics)
     began = time.monotonic()
-    with run.writer:
+    with run.writer, run.checkpoints:
         # 5. Phases.
         yield from _run_phases(run, meta)
 
@@ -92,7 +94,6 @@ def steps(
         variables, selected_step = select_variables(run)
         seconds = time.monotonic() - began
         result = run_figures(run, selected_step, seconds, score_run(run, variables))
-    run.checkpoints.close()
 
     # 7. Artifact.
     save_run(run, variables, result)

@@ -257,9 +257,14 @@ def test_a_closed_pipe_is_no_config_error():
 
 
 def test_ctrl_c_ends_a_run_without_a_traceback(small_config, tmp_path):
-    command = [sys.executable, "-m", "finetune_jax.train", f"--config={small_config}"]
+    # A shell ignores the signal in its background jobs, and a process inherits that.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('finetune_jax.train', run_name='__main__', alter_sys=True)"
+    )
     process = subprocess.Popen(
-        [*command, f"--workdir={tmp_path / 'run'}", "--config.train.steps=100000"],
+        [sys.executable, "-c", code, f"--config={small_config}", f"--workdir={tmp_path / 'run'}",
+         "--config.train.steps=100000"],
         cwd=ROOT, env={**os.environ, "XLA_FLAGS": ONE_DEVICE}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     seen = []
@@ -268,6 +273,6 @@ def test_ctrl_c_ends_a_run_without_a_traceback(small_config, tmp_path):
         if line.startswith("step 3/"):
             process.send_signal(signal.SIGINT)
             break
-    rest = process.stderr.read()
-    assert process.wait(60) == 130, "".join(seen) + rest
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, "".join(seen) + rest
     assert "interrupted" in rest and "Traceback" not in rest

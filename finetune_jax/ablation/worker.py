@@ -30,7 +30,7 @@ from finetune_jax.evaluation.corrupted import corrupted_scores
 from finetune_jax.evaluation.evaluator import open_evaluator, read_config
 from finetune_jax.evaluation.predictions import predict_split, save_predictions
 from finetune_jax.evaluation.shifts import shifted_scores
-from finetune_jax.files import plain, read_json, write_json
+from finetune_jax.files import read_json, write_json
 from finetune_jax.mesh import use_cpu_devices
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.arms import run_arms, structure
@@ -146,7 +146,7 @@ def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
             write_json(folder / "error.json", result)
         else:  # the run is complete, and the checkpoints of many arms would fill the disk
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            write_json(folder / "trained.json", plain(result))
+            write_json(folder / "trained.json", result)
         done()
 
     run_arms(setups, folders, done=write_result)
@@ -183,7 +183,7 @@ def _score(folder: Path, spec: ScoreSpec) -> None:
     if spec["drift"]:
         others["drift"] = drift.feature_drift(evaluator, drift.load_start(evaluator, ""), "test")
     scores = evaluator.scores(predictions.observed)
-    write_json(_scores_file(folder, spec), plain({"test": scores, "others": others}))
+    write_json(_scores_file(folder, spec), {"test": scores, "others": others})
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune_jax.errors import UserError
+from finetune_jax.files import file_digest
 from finetune_jax.progress import each, say
 
 _CHUNK = 2**20
@@ -56,7 +57,7 @@ def download(address: str) -> Path:
     wanted = pin[1].lower()
     path = cache_folder() / wanted / name
     try:
-        if path.is_file() and _sha256(path) == wanted:
+        if path.is_file() and file_digest(path) == wanted:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         # A unique name, because processes on several machines may share the folder.
@@ -84,11 +85,6 @@ def download(address: str) -> Path:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(url: str, path: Path) -> str:

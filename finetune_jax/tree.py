@@ -7,10 +7,11 @@ manifest, a checkpoint and an error message use the same name for the same array
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Tree = Mapping[str, Any]
@@ -123,6 +124,41 @@ def on_host(array: Any) -> np.ndarray:
 
         return process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def key_path(path: Sequence[Any]) -> str:
+    """Returns the keys of a pytree path, joined by '/', for all kinds of pytree nodes."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def first_nonfinite(pytree: Any) -> str | None:
+    """Returns the path of the first leaf that holds NaN or infinity; None if there is no such leaf.
+
+    If an array is sharded over several processes, all processes must call this function.
+
+    Args:
+      pytree: any pytree of arrays; leaves that are not floating-point numbers count as finite.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(pytree)
+    floats = [(p, x) for p, x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    # All reductions are started before the first result is fetched.
+    finite = jax.device_get([_all_finite(leaf) for _, leaf in floats])
+    bad = (path for (path, _), good in zip(floats, finite, strict=True) if not good)
+    found = next(bad, None)
+    return None if found is None else key_path(found)
+
+
+def _all_finite(leaf: Any) -> Any:
+    on_device = isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_replicated and next(iter(leaf.devices())).platform == "cpu"
+    )
+    # NumPy reads the memory of a CPU's array, which needs no compiled program.
+    return _reduce_finite(leaf) if on_device else np.isfinite(np.asarray(leaf)).all()
+
+
+@jax.jit
+def _reduce_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
 
 
 def checksum(array: Any) -> str:

@@ -156,7 +156,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 0  # 0: at every evaluation
-    c.checkpoint.keep_last = 1
+    c.checkpoint.keep_last = 2  # an older one is used if the newest is damaged
     c.checkpoint.keep_best = 1
     c.checkpoint.metric = ""  # validation score that ranks checkpoints: loss, or "": the task's
 

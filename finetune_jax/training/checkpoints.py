@@ -12,12 +12,20 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from finetune_jax.errors import UserError
 from finetune_jax.schemes import Plan, difference
+from finetune_jax.training.checkpoint_folder import set_damaged_aside
+from finetune_jax.training.checkpoint_integrity import (
+    is_prng_key,
+    leaf_name,
+    one_line,
+    require_content,
+    require_meta,
+    seal_meta,
+)
 from finetune_jax.training.state import State
 
 # Orbax warns about every checkpoint without a score. Checkpoints between two evaluations have no
@@ -40,6 +48,10 @@ class Checkpoints:
       keep_best: number of best checkpoints to keep.
       metric: validation metric that decides which checkpoints are best.
       better: ``max`` or ``min``: whether a higher or a lower metric is better.
+
+    Raises:
+      UserError: the folder holds checkpoints and all are damaged; for damaged checkpoints beside
+        whole ones see `set_damaged_aside`.
     """
 
     def __init__(
@@ -47,12 +59,14 @@ class Checkpoints:
         folder: Path,
         plans: Sequence[Plan],
         *,
-        keep_last: int = 1,
+        keep_last: int = 2,
         keep_best: int = 1,
         metric: str = "accuracy",
         better: str = "max",
     ) -> None:
         self._plans = tuple(plans)
+        self._folder = folder.absolute()
+        set_damaged_aside(self._folder)
         # A checkpoint taken between two evaluations has no score and never counts as best.
         sign = -1.0 if better == "min" else 1.0
         best = keep.BestN(
@@ -60,17 +74,23 @@ class Checkpoints:
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
-                best_fn=lambda metrics: sign * metrics[metric],
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
+                    best_fn=lambda metrics: sign * metrics[metric],
+                    # What a killed run has not finished would take room for ever.
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        # It reads the metrics of all steps, and raises any exception for what it cannot read.
+        except Exception as error:
+            raise UserError(f"{self._folder}: cannot be opened: {one_line(error)}") from error
 
     @property
     def latest_step(self) -> int | None:
@@ -99,12 +119,13 @@ class Checkpoints:
           meta: JSON object with at least ``phase`` (number of the phase) and ``base_fingerprint``.
           metrics: validation scores, if the run was evaluated at this step.
         """
+        content = {"state": state, "settled": modified}
         meta = {**meta, "plan": self._plans[meta["phase"]].to_json()}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave({"state": state, "settled": modified}),
-                meta=ocp.args.JsonSave(meta),
+                state=ocp.args.StandardSave(content),
+                meta=ocp.args.JsonSave(seal_meta(meta, content, metrics)),
             ),
             metrics=metrics,
         )
@@ -113,11 +134,14 @@ class Checkpoints:
         """Returns the `meta` that `save` was given at a step, the latest step by default.
 
         Raises:
-          UserError: the checkpoint has another plan; the message shows the difference.
+          UserError: the checkpoint is damaged, or has another plan; then the message shows the
+            difference.
         """
         step = self._step(step)
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        meta = meta["meta"]
+        try:
+            meta = require_meta(self._folder / str(step))
+        except UserError as error:
+            raise UserError(f"{error}; {self._way_on(step)}") from None
         number = meta["phase"]
         plan = self._plans[min(number, len(self._plans) - 1)].to_json()
         saved = meta.pop("plan")
@@ -146,11 +170,12 @@ class Checkpoints:
           step: step of the checkpoint.
 
         Raises:
-          UserError: the checkpoint has another plan, other frozen weights, or leaves of another
-            shape or dtype; the message shows the difference.
+          UserError: the checkpoint is damaged, or has another plan, other frozen weights, or leaves
+            of another shape or dtype; the message shows the difference.
         """
         step = self._step(step)
-        saved = self.read_meta(step)["base_fingerprint"]
+        meta = self.read_meta(step)
+        saved = meta["base_fingerprint"]
         if saved != base_fingerprint:
             raise UserError(
                 f"the checkpoint at step {step} was trained over other frozen weights (fingerprint "
@@ -159,11 +184,31 @@ class Checkpoints:
         abstract = jax.tree.map(
             ocp.utils.to_shape_dtype_struct, {"state": target, "settled": modified}
         )
-        self._check(step, abstract)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )["state"]
+        folder = self._folder / str(step)
+        try:
+            self._check(step, abstract)
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+        except UserError:
+            raise
+        # Orbax and TensorStore raise any exception for a damaged file.
+        except Exception as error:
+            reason = f"{folder}: cannot be restored: {one_line(error)}; {self._way_on(step)}"
+            raise UserError(reason) from error
+        try:
+            require_content(restored, meta, str(folder))
+        except UserError as error:
+            raise UserError(f"{error}; {self._way_on(step)}") from None
         return restored["state"], restored["settled"]
+
+    def _way_on(self, step: int) -> str:
+        """What a user can do about a damaged checkpoint."""
+        left = [str(s) for s in self._manager.all_steps() if s != step]
+        then = (
+            f"from the checkpoints that are left: {', '.join(left)}" if left else "from the start"
+        )
+        return f"move this checkpoint away and repeat the command, which then goes on {then}"
 
     def _step(self, step: int | None) -> int:
         """`step`, or the latest step for None."""
@@ -175,20 +220,20 @@ class Checkpoints:
         """Raises UserError if a saved leaf has another shape or dtype than expected."""
         # Orbax casts dtypes silently, and in some cases returns the saved shape.
         saved = {
-            _name(path): leaf
+            leaf_name(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(
                 self._manager.item_metadata(step)["state"]
             )
         }
         wrong = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-            found = saved.get(_name(path))
+            found = saved.get(leaf_name(path))
             # PRNG keys are saved as their raw data, which has another shape and dtype.
-            if found is None or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if found is None or is_prng_key(leaf):
                 continue
             if (tuple(found.shape), found.dtype) != (tuple(leaf.shape), leaf.dtype):
                 wrong.append(
-                    f"{_name(path)}: expected {leaf.dtype}{list(leaf.shape)}, found "
+                    f"{leaf_name(path)}: expected {leaf.dtype}{list(leaf.shape)}, found "
                     f"{found.dtype}{list(found.shape)}"
                 )
         if wrong:
@@ -214,9 +259,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and releases the folder."""
         self._manager.close()
-
-
-def _name(path: Any) -> str:
-    """The keys of a pytree path, joined by '/', for all kinds of pytree nodes."""
-    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-    return "/".join(map(str, keys))

@@ -7,6 +7,7 @@ and without a sharding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
             parameters[name] = ".".join(keys)
         else:
             other_entries[name] = None
+    return parameters, tuple(other_entries), leaf_opener(folder, content)
+
+
+def leaf_opener(folder: Path, content: dict[str, Any]) -> Callable[[str], Any]:
+    """Returns the function that opens the TensorStore of a leaf, without reading its values.
+
+    Args:
+      folder: folder of the tree.
+      content: content of its ``_METADATA``.
+
+    Returns:
+      A function of the keys of a leaf, joined by '.'.
+    """
     driver = "zarr3" if content.get("use_zarr3") is True else "zarr"
     # Older checkpoints do not have this key.
     database = content.get("use_ocdbt", (folder / "manifest.ocdbt").is_file()) is True
@@ -137,7 +151,7 @@ def _read_tree(folder: Path) -> tuple[dict[str, str], tuple[str, ...], Any]:
         spec = {"driver": driver, "kvstore": store}
         return tensorstore.open(spec, open=True, read=True).result()
 
-    return parameters, tuple(other_entries), open_parameter
+    return open_parameter
 
 
 def _entry(entry: str, value: Any) -> tuple[list[str], str]:

@@ -48,9 +48,10 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from finetune_jax.ablation.provenance import provenance, versions
+    from finetune_jax.ablation.provenance import provenance
     from finetune_jax.cli import load_config
     from finetune_jax.evaluation.evaluator import score
+    from finetune_jax.identity import versions
 
     folder = Path(os.environ.get("FINETUNE_JAX_DATA", "data")) / "resnet_cifar10"
     found: dict[str, Measured | NotRun] = {}

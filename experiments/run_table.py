@@ -12,11 +12,12 @@ from absl import flags
 from experiments.ablation_results import mean_score
 from experiments.reproduction import Measured, NotRun, RunTable, record
 from finetune_jax import config as config_lib
-from finetune_jax.ablation.provenance import provenance, versions
+from finetune_jax.ablation.provenance import provenance
 from finetune_jax.cli import load_config
 from finetune_jax.data.sources import open_configured
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.evaluator import open_run
+from finetune_jax.identity import versions
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.setup import open_setup
 from finetune_jax.training.folder import finished_result, open_workdir

@@ -101,6 +101,8 @@ def fit(
     setup: Setup,
     workdir: str | Path,
     on_metrics: OnMetrics | None = None,
+    *,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Trains to the end of the run, and continues an interrupted run from its checkpoint.
 
@@ -110,6 +112,8 @@ def fit(
       on_metrics: called with (step, split, metrics) for every line of ``metrics.jsonl``: split
         ``train`` every ``log.every_steps`` steps, ``validation`` at every evaluation, and ``test``
         at the end.
+      accept_changed_data: whether to continue a run although its data, tokenizer, weights or
+        teacher changed since; the differences are recorded.
 
     Returns:
       The content of ``result.json``: scores, cost and audit counts.
@@ -118,7 +122,7 @@ def fit(
       UserError: bad input.
       finetune_jax.training.audit.AuditError: a frozen leaf changed or a trainable leaf did not.
     """
-    return loop.train(setup, Path(workdir), on_metrics)
+    return loop.train(setup, Path(workdir), on_metrics, accept_changed_data=accept_changed_data)
 
 
 def score(

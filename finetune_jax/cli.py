@@ -55,6 +55,15 @@ def define_allow_imports() -> flags.FlagHolder[Any]:
     )
 
 
+def define_accept_changed_data() -> flags.FlagHolder[Any]:
+    """Defines ``--accept_changed_data``: go on although data, tokenizer or weights changed."""
+    return flags.DEFINE_bool(
+        "accept_changed_data",
+        False,
+        "Continue although data, tokenizer, weights or teacher changed since; this is recorded.",
+    )
+
+
 def load_config(path: str) -> Any:
     """Returns the locked result of ``get_config`` of a config file; see `call_config_file`."""
     return call_config_file(path, "get_config").lock()

@@ -26,6 +26,7 @@ _DISTRIBUTED = flags.DEFINE_string(
     "",
     "auto, or HOST:PORT,COUNT,NUMBER: this process is one of several; --workdir is shared.",
 )
+_ACCEPT = cli.define_accept_changed_data()
 flags.mark_flag_as_required("config")
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     connect(_DISTRIBUTED.value)
     setup = open_setup(_CONFIG.value)
     with primary_only():
-        result = train(setup, Path(_WORKDIR.value))
+        result = train(setup, Path(_WORKDIR.value), accept_changed_data=_ACCEPT.value)
         audit = result["audit"]
         say(
             f"audit: {audit['frozen_leaves']} frozen leaves and {audit['frozen_statistics']} "

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import sys
 from typing import Any
 
 import ml_collections
 
 from finetune_jax import config as config_lib
-
-_LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+from finetune_jax.files import digest
+from finetune_jax.identity import versions
 
 
 def provenance(path: str, config: ml_collections.ConfigDict, command: str) -> dict[str, Any]:
@@ -23,16 +19,14 @@ def provenance(path: str, config: ml_collections.ConfigDict, command: str) -> di
       config: config that the file returned, with overrides applied.
       command: command line that produced the result.
     """
-    text = json.dumps(config_lib.to_json(config), sort_keys=True)
     return {
         "config": path,
-        "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "config_hash": config_hash(config),
         "command": command,
         "versions": versions(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"python": sys.version.split()[0], **libraries}
+def config_hash(config: ml_collections.ConfigDict) -> str:
+    """16 hex digits that identify a config, wherever its files are (`config.portable`)."""
+    return digest(config_lib.portable(config_lib.to_json(config)))[:16]

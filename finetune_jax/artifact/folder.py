@@ -198,6 +198,8 @@ def save_artifact(
     scores: Mapping[str, Any],
     contents: str,
     changed: set[str],
+    made_of: Mapping[str, Any] | None = None,
+    accepted: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes an artifact.
 
@@ -215,6 +217,8 @@ def save_artifact(
       scores: scores by split.
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
+      made_of: what the run was made of, see `finetune_jax.identity`.
+      accepted: differences of `made_of` that the user accepted during the run.
 
     Raises:
       UserError: ``delta`` without a pretrained file.
@@ -240,6 +244,8 @@ def save_artifact(
         "fingerprint": tree.fingerprint(variables),
         "scores": scores,
         "plan": plan,
+        "made_of": dict(made_of or {}),
+        "accepted": list(accepted),
     }
     providers = providers_of(card)
     write_json(folder / "artifact.json", card | ({"providers": providers} if providers else {}))

@@ -1,12 +1,15 @@
-"""Tables of files: their fingerprint, their columns, and images decoded when they are read."""
+"""Tables of files: their identity, their columns, and images decoded when they are read."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
+import heapq
 import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +19,121 @@ from finetune_jax.errors import UserError, nearest
 
 # Options that change no example. The number of examples shows whether bad images were skipped.
 _NO_EFFECT = ("data_dir", "prepare", "on_bad_image")
+# Files up to these limits are all read for the content of a source; of more files a sample is read.
+_READ_FILES, _READ_BYTES = 256, 64 * 2**20
+_SAMPLE = 64
+# A larger file is read in blocks that are spread over the file.
+_BLOCKS, _BLOCK_BYTES = 64, 2**18
+# Largest packed list of names that is kept, so that a message can name what was removed.
+_NAMES_BYTES = 32 * 2**10
 
 
-def fingerprint(root: Path, files: Iterable[Path], options: Options) -> str:
-    """Identity of the files of a source: `root`, and a hash.
+@dataclasses.dataclass(frozen=True)
+class FileList:
+    """The files of a source, of which only sizes and times have been read.
 
-    The hash is over the path, the size and the modification time of every file, and over the
-    options that change examples. No file is read.
+    Attributes:
+      root: folder of the source.
+      paths: paths by the name of each file in the source.
+      sizes: sizes in bytes, in the order of `paths`.
+      times: times of the last change in ns, in the order of `paths`.
+    """
+
+    root: Path
+    paths: Mapping[str, Path]
+    sizes: tuple[int, ...]
+    times: tuple[int, ...]
+
+    @classmethod
+    def of(cls, root: Path, paths: Mapping[str, Path]) -> FileList:
+        """Reads sizes and times; UserError for a missing file."""
+        found = []
+        for path in paths.values():
+            try:
+                found.append(os.stat(path))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return cls(
+            root, paths, tuple(x.st_size for x in found), tuple(x.st_mtime_ns for x in found)
+        )
+
+    def origin(self, options: Options) -> str:
+        """`Source.origin`: the root, and a hash that changes with a name, a size or a time.
+
+        The hash is also over the options that change examples.
+        """
+        read = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NO_EFFECT}
+        digest = hashlib.sha256(json.dumps(read, sort_keys=True).encode())
+        for name, size, time in zip(self.paths, self.sizes, self.times, strict=True):
+            digest.update(f"\n{name}\t{size}\t{time}".encode())
+        return f"{self.root} {digest.hexdigest()}"
+
+    def contents(self) -> dict[str, Any]:
+        """What the files hold, wherever they are: a part of `Source.identity`.
+
+        Returns:
+          ``files`` and ``bytes``, the number and the size of all files; ``list``, a digest of names
+          and sizes; ``content``, digests of the content by name, of all files or of a fixed sample;
+          and ``names``, the packed list of names (`unpack_names`) if the list is not too long.
+        """
+        names, digest = sorted(self.paths), hashlib.sha256()
+        sizes = dict(zip(self.paths, self.sizes, strict=True))
+        for name in names:
+            digest.update(f"{name}\t{sizes[name]}\n".encode(errors="surrogateescape"))
+        read = names
+        if len(names) > _READ_FILES or sum(self.sizes) > _READ_BYTES:
+            # The smallest hashes of names: other files that come or go do not change the sample.
+            read = sorted(heapq.nsmallest(_SAMPLE, names, key=_name_hash))
+        found = {
+            "files": len(names),
+            "bytes": sum(self.sizes),
+            "list": digest.hexdigest(),
+            "content": {name: content_digest(self.paths[name]) for name in read},
+        }
+        text = "\n".join(names).encode(errors="surrogateescape")
+        packed = base64.b64encode(zlib.compress(text, 9)).decode()
+        return found | ({"names": packed} if len(packed) <= _NAMES_BYTES else {})
+
+
+def unpack_names(packed: str) -> list[str]:
+    """The names that `FileList.contents` packed; an empty list if they are damaged."""
+    try:
+        text = zlib.decompress(base64.b64decode(packed, validate=True))
+    except (ValueError, zlib.error):
+        return []
+    return text.decode(errors="surrogateescape").split("\n")
+
+
+def content_digest(path: Path) -> str:
+    """16 hex digits of the SHA-256 of a file; of a file above 16 MiB, of its size and 64 blocks.
 
     Raises:
-      UserError: a file is missing.
+      UserError: the file cannot be read.
     """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _BLOCKS * _BLOCK_BYTES:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            digest = hashlib.sha256(str(size).encode())
+            for number in range(_BLOCKS):
+                file.seek(number * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+            return digest.hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def order_digest(rows: Iterable[Any]) -> str:
+    """16 hex digits of the SHA-256 of the rows of a split in their order, as JSON."""
     digest = hashlib.sha256()
-    read = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NO_EFFECT}
-    digest.update(json.dumps(read, sort_keys=True).encode())
-    for file in files:
-        try:
-            status = os.stat(file)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-        name = os.path.relpath(file, root)
-        digest.update(f"\n{name}\t{status.st_size}\t{status.st_mtime_ns}".encode())
-    return f"{root} {digest.hexdigest()}"
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _name_hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 @dataclasses.dataclass(frozen=True)

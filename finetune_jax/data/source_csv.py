@@ -15,13 +15,20 @@ the decoded image is named ``image``. A second column of images is named ``image
 from __future__ import annotations
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.labels import encode_labels
-from finetune_jax.data.listing import TableExamples, fingerprint, renamed
+from finetune_jax.data.listing import (
+    FileList,
+    TableExamples,
+    content_digest,
+    order_digest,
+    renamed,
+)
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError, nearest
@@ -72,9 +79,15 @@ def open_(name: str, rest: str, options: Options) -> Source:
             columns[label], options, f"{where}, column {label!r}"
         )
     images: dict[str, list[str]] = {}
+    image_files: dict[str, Path] = {}
     for column, key in targets.items():
         if key.startswith("image"):
-            images[key] = [str(f / v) for f, v in zip(folders, values.pop(column), strict=True)]
+            written = values.pop(column)
+            images[key] = [str(f / v) for f, v in zip(folders, written, strict=True)]
+            for folder, value in zip(folders, written, strict=True):
+                here = folder == folders[0]
+                name_of = value if here else f"{os.path.relpath(folder, folders[0])}/{value}"
+                image_files[name_of] = folder / value
             values[key.replace("image", "path")] = images[key]
     parts = _parts(splits, columns, values.get("label"), options, where)
     sizes = {split: len(rows) for split, rows in parts.items()}
@@ -88,16 +101,25 @@ def open_(name: str, rest: str, options: Options) -> Source:
         )
 
     paths = [path for _, path in files]
-    image_files = sorted(Path(p) for p in {p for column in images.values() for p in column})
+    tables = {f"{split}={path.name}".removeprefix("="): path for split, path in files}
+
+    def contents() -> dict[str, Any]:
+        return {
+            "order": {split: order_digest(rows) for split, rows in parts.items()},
+            "tables": {name: content_digest(path) for name, path in tables.items()},
+            **(FileList.of(paths[0].parent, image_files).contents() if image_files else {}),
+        }
+
     return Source(
         name,
         names,
         sizes,
         read,
-        fingerprint(paths[0].parent, [*paths, *image_files], options),
+        FileList.of(paths[0].parent, tables | image_files).origin(options),
         (*values, *images),
         options.on_bad_image,
         len(images) == 2,
+        contents,
     )
 
 

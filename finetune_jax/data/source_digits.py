@@ -9,6 +9,9 @@ and 0 for the others.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+
 import numpy as np
 
 from finetune_jax.data.examples import ArrayExamples, Examples
@@ -78,7 +81,26 @@ def open_(name: str, rest: str, options: Options) -> Source:
 
     target = "mask" if rest == "masks" else "label"
     columns = ("image", target, "image2") if rest == "pairs" else ("image", target)
-    return Source(name, names, _SIZES, read, columns=columns, pairs=rest == "pairs")
+
+    return Source(
+        name, names, _SIZES, read, columns=columns, pairs=rest == "pairs",
+        contents=lambda: {"content": _digests(rest)},
+    )  # fmt: skip
+
+
+@functools.lru_cache
+def _digests(variant: str) -> dict[str, str]:
+    """16 hex digits of the SHA-256 of all arrays of each split of a variant."""
+    found = {}
+    source = open_(f"digits:{variant}".rstrip(":"), variant, Options())
+    for split in _SIZES:
+        digest = hashlib.sha256()
+        examples = source.read(split)
+        assert isinstance(examples, ArrayExamples)
+        for key, values in sorted(examples.arrays.items()):
+            digest.update(f"{key} {values.dtype.name} {values.shape}".encode() + values.tobytes())
+        found[split] = digest.hexdigest()[:16]
+    return found
 
 
 def _partners(labels: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import SUFFIXES
-from finetune_jax.data.listing import TableExamples, fingerprint
+from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
@@ -84,14 +85,24 @@ def open_(name: str, rest: str, options: Options) -> Source:
         return TableExamples({"label": labels, "path": images}, {"image": images})
 
     all_images = sorted(Path(path) for rows in tables.values() for path, _ in rows)
+    listed_files = FileList.of(root, {os.path.relpath(path, root): path for path in all_images})
+
+    def contents() -> dict[str, Any]:
+        order = {
+            split: order_digest([os.path.relpath(path, root), label] for path, label in rows)
+            for split, rows in tables.items()
+        }
+        return {"order": order, **listed_files.contents()}
+
     return Source(
         name,
         names,
         sizes,
         read,
-        fingerprint(root, all_images, options),
+        listed_files.origin(options),
         ("image", "label", "path"),
         options.on_bad_image,
+        contents=contents,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import decode
 from finetune_jax.data.labels import encode_labels
-from finetune_jax.data.listing import fingerprint, renamed
+from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
@@ -108,15 +108,26 @@ def open_(name: str, rest: str, options: Options) -> Source:
         return Subset(rows[part], np.arange(start, stop))
 
     files = sorted({Path(f["filename"]) for d in loaded.values() for f in d.cache_files})
+    # Folders of the cache have hashes in their names that depend on the machine.
+    listed = FileList.of(
+        files[0].parent if files else Path(rest),
+        {f"{number} {file.name}": file for number, file in enumerate(files)},
+    )
+
+    def contents() -> dict[str, Any]:
+        version = next(iter(loaded.values())).info.version
+        return {"version": str(version or ""), **(listed.contents() if files else {})}
+
     return Source(
         name,
         names,
         sizes,
         read,
-        fingerprint(files[0].parent if files else Path(rest), files, options),
+        listed.origin(options),
         tuple(columns.values()),
         options.on_bad_image,
         "image2" in targets.values(),
+        contents,
     )
 
 

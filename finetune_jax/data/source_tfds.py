@@ -110,6 +110,7 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         _origin(builder, options),
         tuple(column for column, _ in columns.values()),
         pairs="image2" in targets.values(),
+        contents=lambda: {"version": str(builder.version), "description": _description(builder)},
     )
 
 
@@ -155,9 +156,13 @@ def _prepare(name: str, builder: Any) -> None:
 
 def _origin(builder: Any, options: Options) -> str:
     """The dataset's folder, which ends in its version, and a hash of ``dataset_info.json``."""
-    description = (builder.data_path / "dataset_info.json").read_bytes()
     read = f"{options.image_column} {options.label_column} {options.mask_column}"
-    return f"{builder.data_path} {hashlib.sha256(description).hexdigest()} {read}"
+    return f"{builder.data_path} {_description(builder)} {read}"
+
+
+def _description(builder: Any) -> str:
+    """SHA-256 of ``dataset_info.json``, which has the sizes of all parts of the dataset."""
+    return hashlib.sha256((builder.data_path / "dataset_info.json").read_bytes()).hexdigest()
 
 
 def _tfds_package_names() -> list[str]:

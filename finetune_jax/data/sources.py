@@ -13,9 +13,11 @@ be pickled.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,11 +71,15 @@ class Source:
       splits: number of examples per split.
       reader: function of a split in TFDS syntax, such as ``train[:90%]``, to its examples.
       origin: place and version of the data; part of the keys of caches, so that two versions of the
-        data under one name are told apart.
+        data under one name are told apart. Times of change count, because a cache must not be old.
       columns: names of the columns of an example; empty where the source does not know them.
       on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once, prints the
         names of bad images and leaves them out.
       pairs: whether an example has a second image, ``image2``, for a comparison with the first.
+      contents: function to JSON about the content of the data, such as digests of files, versions,
+        and the order of examples. It must not depend on the place of the data or on times. It is
+        called at most once, before a run starts; None where the source knows no more than the
+        other attributes.
     """
 
     name: str
@@ -84,6 +90,25 @@ class Source:
     columns: tuple[str, ...] = ()
     on_bad_image: str = "error"
     pairs: bool = False
+    contents: Callable[[], dict[str, Any]] | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the data is, as JSON: equal for equal data in another place.
+
+        Returns:
+          ``classes``, ``splits`` (number of examples by split), ``columns``, and the keys of
+          `contents`.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+        return {
+            "classes": list(self.class_names),
+            "splits": dict(self.splits),
+            "columns": list(self.columns),
+            **(self.contents() if self.contents else {}),
+        }
 
     def read(self, split: str) -> Examples:
         """Random access to a split in TFDS syntax, such as ``train[:90%]``.

@@ -104,10 +104,16 @@ def combine(
         scores=scores,
         contents="all",
         changed=set(),
+        made_of=_common([artifact.card.get("made_of", {}) for artifact in opened.artifacts]),
     )
     write_json(output / "config.json", read_json(members[0] / "config.json"))
     write_json(output / "average.json", report)
     return report
+
+
+def _common(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The keys that have one value in all dicts, with this value."""
+    return {k: v for k, v in values[0].items() if all(k in x and x[k] == v for x in values)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from finetune_jax import config as config_lib
+from finetune_jax import identity
 from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import canonical, make_input_pipeline
@@ -29,6 +30,7 @@ from finetune_jax.files import read_json
 from finetune_jax.mesh import put_batch, state_sharding, use_cpu_devices
 from finetune_jax.metrics.probes import sample
 from finetune_jax.models import StagedModel
+from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables, open_setup
 from finetune_jax.tasks import Task, require_classification
 
@@ -252,7 +254,16 @@ def open_run(
     override(config, data_dir=data_dir, batch_size=batch_size)
     # Before the artifact is read, because that uses a device.
     use_cpu_devices(config.mesh.cpu_devices)
-    return open_evaluator(config, Artifact.load(workdir, base, allow_imports))
+    evaluator = open_evaluator(config, Artifact.load(workdir, base, allow_imports))
+    if lines := changed_data(evaluator):
+        say(f"{workdir}: the data is not the data that the run was made of: {'; '.join(lines)}")
+    return evaluator
+
+
+def changed_data(evaluator: Evaluator) -> list[str]:
+    """Lines about differences of the config's data from the data that the artifact was made of."""
+    known = evaluator.artifact.card.get("made_of", {}) if evaluator.artifact else {}
+    return identity.differences(known, {"data": evaluator.source.identity})
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:

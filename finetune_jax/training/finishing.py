@@ -96,6 +96,8 @@ def run_figures(
             for phase, steps, audit in zip(setup.phases, run.lengths, run.audits, strict=True)
         ],
         "probes": run.solver_reports,
+        "made_of": run.made_of,
+        "accepted": run.accepted,
         **scores,
     }
 
@@ -135,6 +137,8 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
         scores={split: result[split] for split in _SCORED_SPLITS if split in result},
         contents=config.artifact.contents,
         changed=run.modified,
+        made_of=run.made_of,
+        accepted=run.accepted,
     )
     write_json(run.workdir / "result.json", result)
 

@@ -31,7 +31,13 @@ Steps = Generator[StepRequest, tuple[State, Metrics], dict[str, Any]]
 """A run that yields its train steps, is sent their (state, metrics), and returns its figures."""
 
 
-def train(setup: Setup, workdir: Path, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
+def train(
+    setup: Setup,
+    workdir: Path,
+    on_metrics: OnMetrics | None = None,
+    *,
+    accept_changed_data: bool = False,
+) -> dict[str, Any]:
     """Trains to the end, from the latest checkpoint if there is one.
 
     A finished run is left as it is; its figures are returned again.
@@ -42,17 +48,22 @@ def train(setup: Setup, workdir: Path, on_metrics: OnMetrics | None = None) -> d
         ``manifest.json``, ``left_out.json`` (bad images by split, if there are any),
         ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``artifact/`` and ``result.json``.
       on_metrics: called with (step, split, metrics) for every line of ``metrics.jsonl``.
+      accept_changed_data: whether to continue a run whose data, tokenizer, weights or teacher are
+        other ones than before; the differences are recorded in checkpoints and artifact.
 
     Returns:
       Final figures, as in ``result.json``: validation and test scores, cost, audit counts,
       seconds.
 
     Raises:
-      UserError: bad input.
+      UserError: bad input, or the run was made of other data, tokenizer, weights or teacher.
       audit.AuditError: a frozen leaf changed or a trainable leaf did not move.
     """
     # Closing the generator after an error or Ctrl-C lets it close its files.
-    with contextlib.closing(steps(setup, workdir, SharedCaches(), on_metrics)) as run:
+    generator = steps(
+        setup, workdir, SharedCaches(), on_metrics, accept_changed_data=accept_changed_data
+    )
+    with contextlib.closing(generator) as run:
         try:
             request = next(run)
             while True:
@@ -63,7 +74,12 @@ def train(setup: Setup, workdir: Path, on_metrics: OnMetrics | None = None) -> d
 
 
 def steps(
-    setup: Setup, workdir: Path, caches: SharedCaches, on_metrics: OnMetrics | None = None
+    setup: Setup,
+    workdir: Path,
+    caches: SharedCaches,
+    on_metrics: OnMetrics | None = None,
+    *,
+    accept_changed_data: bool = False,
 ) -> Steps:
     """Trains as `train` does, but leaves the computation of each train step to the driver.
 
@@ -75,6 +91,7 @@ def steps(
       workdir: run folder.
       caches: caches that the run shares with other arms.
       on_metrics: see `train`.
+      accept_changed_data: see `train`.
     """
     open_workdir(workdir, config_lib.to_json(setup.config))
     finished = finished_result(workdir)
@@ -84,7 +101,9 @@ def steps(
         return finished
 
     # 1. to 4., see `prepare_run`.
-    run, meta = prepare_run(setup, workdir, caches, on_metrics)
+    run, meta = prepare_run(
+        setup, workdir, caches, on_metrics, accept_changed_data=accept_changed_data
+    )
     began = time.monotonic()
     with run.writer, run.checkpoints:
         # 5. Phases.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax import config as config_lib
-from finetune_jax import tree
+from finetune_jax import identity, tree
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.skip import bad_images
@@ -32,7 +32,12 @@ _REESTIMATE_BATCHES = 16
 
 
 def prepare_run(
-    setup: Setup, workdir: Path, caches: SharedCaches, on_metrics: OnMetrics | None = None
+    setup: Setup,
+    workdir: Path,
+    caches: SharedCaches,
+    on_metrics: OnMetrics | None = None,
+    *,
+    accept_changed_data: bool = False,
 ) -> tuple[Run, dict[str, Any] | None]:
     """Opens everything that the phases need, in the one order that works.
 
@@ -41,10 +46,15 @@ def prepare_run(
       workdir: run folder, opened by `folder.open_workdir`.
       caches: caches that the run shares with other arms.
       on_metrics: see `MetricsWriter`.
+      accept_changed_data: whether to continue from a checkpoint of other data, tokenizer, weights
+        or teacher.
 
     Returns:
       The run before its first step, and the meta data of the latest checkpoint; None without a
       checkpoint.
+
+    Raises:
+      UserError: bad input, or the latest checkpoint was made of other things.
     """
     # 1. Data, decoded once if they fit in memory; the task fitted to them; the teacher.
     splits, left_out = _read_splits(setup, caches)
@@ -65,6 +75,7 @@ def prepare_run(
     checkpoints = _open_checkpoints(setup, workdir)
     resumed = checkpoints.latest_step
     meta = checkpoints.read_meta() if resumed is not None else None
+    made_of = identity.made_of(setup, manifest.get("sha256"))
     require_same(
         {
             "config": setup.config.to_json_best_effort(),
@@ -72,8 +83,11 @@ def prepare_run(
             "examples": {name: len(examples) for name, examples in splits.items()},
             "bad images": left_out,
             "weight file": manifest.get("sha256"),
+            **{f"{part} (identity)": digest for part, digest in identity.digests(made_of).items()},
+            "versions": made_of["versions"],
         }
     )
+    accepted = _accepted(workdir, meta, made_of, accept_changed_data)
 
     # 4. All that the config names exists and fits, so the folder now belongs to the config.
     if is_primary():
@@ -86,9 +100,42 @@ def prepare_run(
     )
     run = Run(
         setup, workdir, caches, splits, left_out, starts, lengths, manifest, variables, modified,
-        anchor, checkpoints, writer,
+        anchor, checkpoints, writer, made_of, accepted,
     )  # fmt: skip
     return run, meta
+
+
+def _accepted(
+    workdir: Path, meta: dict[str, Any] | None, made_of: identity.MadeOf, accept: bool
+) -> list[dict[str, Any]]:
+    """The accepted differences of the run so far; see `Run.accepted`.
+
+    Args:
+      workdir: run folder.
+      meta: meta data of the latest checkpoint; None without a checkpoint.
+      made_of: what the run is made of now.
+      accept: whether the user accepts new differences.
+
+    Raises:
+      UserError: there are differences from the checkpoint, and they are not accepted.
+    """
+    if meta is None:
+        return []
+    accepted, step = list(meta.get("accepted", [])), meta["next_step"]
+    if "made_of" not in meta:
+        say(
+            f"the checkpoint at step {step} is of an earlier version, which did not record its "
+            f"data, tokenizer and weights: they are not compared"
+        )
+        return accepted
+    what = f"--workdir={workdir}: the checkpoint at step {step}"
+    lines = identity.require_same_parts(meta["made_of"], made_of, what, accept=accept)
+    if lines:
+        say(f"accepted from step {step} on: {'; '.join(lines)}")
+        accepted.append({"step": step, "changes": lines})
+    if versions := identity.version_differences(meta["made_of"], made_of):
+        say(f"other versions than up to step {step}: {', '.join(versions)}")
+    return accepted
 
 
 def _read_splits(

@@ -14,6 +14,7 @@ from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.evaluation.scores import evaluate, forward_all
+from finetune_jax.identity import MadeOf
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.metrics.probes import (
     TRAINING_EXAMPLES,
@@ -52,6 +53,9 @@ class Run:
         and start values of deltas; empty when L2-SP is off.
       checkpoints: checkpoints of the run.
       writer: writer of the run's metrics.
+      made_of: what the run is made of, see `finetune_jax.identity`.
+      accepted: differences of `made_of` from that of an earlier part of the run, which the user
+        accepted: ``step`` and ``changes``, a list of lines.
       previous: last trained phase and the state at its end; None before the first phase and after a
         solved phase.
       audits: audit counts of each phase.
@@ -73,6 +77,8 @@ class Run:
     anchor: dict[str, Any]
     checkpoints: Checkpoints
     writer: MetricsWriter
+    made_of: MadeOf
+    accepted: list[dict[str, Any]]
     previous: tuple[PhaseRun, State] | None = None
     audits: list[dict[str, int]] = dataclasses.field(default_factory=list)
     solver_reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)

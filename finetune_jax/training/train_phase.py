@@ -233,6 +233,8 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         "audits": list(run.audits),
         "probes": list(run.solver_reports),
         "train_flops": list(run.train_flops),
+        "made_of": run.made_of,
+        "accepted": run.accepted,
     }
     metric = run.setup.config.checkpoint.metric or run.setup.task.metric
     # Only weights of the last phase can be kept as the best, so other checkpoints get no score.

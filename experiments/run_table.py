@@ -20,7 +20,7 @@ from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.identity import versions
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.setup import open_setup
-from finetune_jax.training.folder import finished_result, open_workdir
+from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
 from finetune_jax.training.loop import train
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pods", "Folder of the runs.")
@@ -135,7 +135,8 @@ def _result(config: ml_collections.ConfigDict, seed: int, folder: Path) -> dict[
     """The result of a run with a seed, which is trained unless it is finished."""
     config = config.copy_and_resolve_references()
     config.seed = seed
-    open_workdir(folder, config_lib.to_json(config))
+    with lock_workdir(folder):
+        open_workdir(folder, config_lib.to_json(config))
     return finished_result(folder) or train(open_setup(config), folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
+import io
 import re
 import sys
 import traceback
@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags, logging
 
+from finetune_jax import interruption
 from finetune_jax.configs import shipped
+from finetune_jax.ending import report
 from finetune_jax.errors import UserError, nearest
 
 # absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
@@ -158,43 +160,51 @@ def _siblings(folder: Path) -> Iterator[None]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command and turns what ends it early into an exit status without a traceback.
 
-    A `UserError` or an unreadable config ends the process with status 2, Ctrl-C with status 130,
-    and a reader of the output that closes the pipe (``| head``) with status 141.
+    A `UserError`, an unreadable config or a full disk ends the process with status 2, SIGINT and
+    SIGTERM with status 130 and 143, and a reader of the output that closes the pipe (``| head``)
+    with status 141.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         # Orbax logs every write at INFO; lines of this package are printed by progress.say.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
+        with reported():
             main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-        except BrokenPipeError:
-            _exit_for_closed_pipe()
 
     # --help prints the docstring of the main module.
     module = sys.modules["__main__"]
     module.__doc__ = _as_typed(module.__doc__ or "")
-    app.run(guarded, flags_parser=_parse)
+    with reported():
+        app.run(guarded, flags_parser=_parse)
 
 
-def _exit_for_closed_pipe() -> NoReturn:
-    # Python flushes standard output once more at the exit, and must not find the closed pipe.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(141)
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Ends the process as `run` says for what is raised in this context; bugs are raised on."""
+    interruption.install()
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be text in UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, interruption.Interrupted) as error:
+        sys.exit(report(error))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the argument {argument!a} is not UTF-8") from None
     try:
         return flags.FLAGS(argv)
     except BrokenPipeError:
-        _exit_for_closed_pipe()
+        raise
     except SystemExit:
+        sys.stdout.flush()
         # Only the help flags raise SystemExit here; absl would end the process with status 1.
         sys.exit(0)
     except (flags.Error, UserError) as error:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
+from finetune_jax.ending import ending
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import Interrupted, leave
 from finetune_jax.mesh import let_cpu_devices_wait
 from finetune_jax.progress import muted, say
 
@@ -99,13 +101,22 @@ def primary_only() -> Iterator[None]:
                 silence.enter_context(contextlib.redirect_stdout(None))
             yield
     except BaseException as error:  # noqa: BLE001  no error may keep the process waiting
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        if isinstance(error, Interrupted) and error.saved:
+            _leave_together(error)
+        text, status = ending(error) or (traceback.format_exc().rstrip(), 1)
+        print(text, file=sys.stderr)
+        leave(status)
     wait("end")
+
+
+def _leave_together(error: Interrupted) -> NoReturn:
+    """Ends this process for a signal, after which all processes stop at the same step."""
+    if is_primary():
+        print(error, file=sys.stderr)
+    wait("interrupted")
+    if is_primary():  # whose end the others would take for an error
+        time.sleep(1)
+    leave(error.status)
 
 
 def is_primary() -> bool:
@@ -144,6 +155,32 @@ def all_agree(found: bool) -> bool:
     from jax.experimental.multihost_utils import process_allgather
 
     return bool(np.all(process_allgather(np.array(found))))
+
+
+def largest(value: int) -> int:
+    """Returns the largest of the numbers that the processes pass, on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental.multihost_utils import process_allgather
+
+    return int(np.max(process_allgather(np.array(value))))
+
+
+def on_primary(make: Callable[[], T]) -> T | None:
+    """Calls `make` on the primary; returns None on the other processes.
+
+    Raises:
+      UserError: on all processes, if `make` raises it.
+    """
+    made, refused = None, None
+    if is_primary():
+        try:
+            made = make()
+        except UserError as error:
+            refused = error
+    if largest(refused is not None):
+        raise refused or UserError("process 0 refused to go on; see what it printed")
+    return made
 
 
 def require_same(what: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.setup import load_variables, open_setup
-from finetune_jax.training.folder import open_workdir
+from finetune_jax.training.folder import lock_workdir
 from finetune_jax.training.loop import train
 
 
@@ -234,7 +234,7 @@ def test_a_truncated_image_is_named(tmp_path):
 def test_an_unwritable_workdir_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
-        open_workdir(tmp_path / "file" / "run", {})
+        lock_workdir(tmp_path / "file" / "run")
     shutil.rmtree(tmp_path)
 
 

@@ -22,6 +22,7 @@ import jax
 
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import Interrupted, signal_number
 from finetune_jax.progress import muted, say
 from finetune_jax.setup import Setup
 from finetune_jax.training.audit import AuditError
@@ -64,12 +65,13 @@ def run_arms(
         waiting = list(members)
         while waiting:
             group = _Group(SharedCaches(arms=len(members)), done)
-            group.add(waiting[0], setups[waiting[0]], workdirs[waiting[0]])
-            size = group.fitting(limit)
-            for number in waiting[1:size]:
-                group.add(number, setups[number], workdirs[number])
-            for number, result in group.drive().items():
-                results[number] = result
+            with contextlib.closing(group):
+                group.add(waiting[0], setups[waiting[0]], workdirs[waiting[0]])
+                size = group.fitting(limit)
+                for number in waiting[1:size]:
+                    group.add(number, setups[number], workdirs[number])
+                for number, result in group.drive().items():
+                    results[number] = result
             waiting = waiting[size:]
     return results
 
@@ -100,6 +102,7 @@ class _Group:
       requests: the step that each unfinished arm waits for, by number of the arm.
       results: figures of finished arms by number.
       programs: fused steps by (number of the phase, whether batches hold activations).
+      interrupted: set when a signal has ended an arm, which has saved a checkpoint.
     """
 
     caches: SharedCaches
@@ -108,9 +111,12 @@ class _Group:
     requests: dict[int, StepRequest] = dataclasses.field(default_factory=dict)
     results: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     programs: dict[tuple[int, bool], FusedStep] = dataclasses.field(default_factory=dict)
+    interrupted: Interrupted | None = None
 
     def add(self, number: int, setup: Setup, workdir: Path) -> None:
         """Starts an arm and runs it up to its first step."""
+        if asked := signal_number():  # the arms before wait for their first step
+            raise Interrupted(asked)
         self.arms[number] = steps(setup, workdir, self.caches)
         self._advance(number, None)
 
@@ -125,6 +131,10 @@ class _Group:
                 self.requests[number] = next(arm) if value is None else arm.send(value)
         except StopIteration as end:
             self.results[number] = end.value
+        except Interrupted as error:
+            if not error.saved:
+                raise
+            self.interrupted = error
         except (UserError, AuditError) as error:
             say(f"arm {number} ended: {error}")
             self.results[number] = {"error": str(error)}
@@ -156,7 +166,14 @@ class _Group:
                     program = self.programs[key] = FusedStep(requests)
                 for number, value in program(requests).items():
                     self._advance(number, value)
+        if self.interrupted:
+            raise self.interrupted
         return self.results
+
+    def close(self) -> None:
+        """Ends the arms that have not ended; they release their files."""
+        for arm in self.arms.values():
+            arm.close()
 
 
 def _free_bytes() -> int:

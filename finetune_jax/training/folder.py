@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,22 @@ from typing import Any
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
-from finetune_jax.hosts import all_agree, is_primary, wait
+from finetune_jax.hosts import all_agree, is_primary, on_primary, wait
+from finetune_jax.locks import FolderLock
+
+
+def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[FolderLock | None]:
+    """Locks a run's folder, which is created if it does not exist; the primary holds the lock.
+
+    Raises:
+      UserError: another process owns the folder, or the folder cannot be written.
+    """
+    lock = on_primary(lambda: FolderLock(workdir, f"--workdir={workdir}"))
+    return lock or contextlib.nullcontext()
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Creates a run's folder, or checks that an existing folder holds this config or no config.
+    """Checks that a run's folder, which `lock_workdir` has created, holds this config or no config.
 
     Args:
       workdir: run folder.
@@ -24,7 +36,6 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
         config; then the message shows the difference.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         probe_file = workdir / ".writable"
         if is_primary():
             probe_file.write_text("")

@@ -12,11 +12,13 @@ import jax
 
 from finetune_jax import config as config_lib
 from finetune_jax.hosts import all_agree
+from finetune_jax.locks import FolderLock
 from finetune_jax.mesh import put_batch
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
+from finetune_jax.training.explaining import explained
 from finetune_jax.training.finishing import run_figures, save_run, score_run, select_variables
-from finetune_jax.training.folder import finished_result, open_workdir
+from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
 from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.preparing import prepare_run
 from finetune_jax.training.run import Run
@@ -93,6 +95,18 @@ def steps(
       on_metrics: see `train`.
       accept_changed_data: see `train`.
     """
+    with explained(workdir), lock_workdir(workdir) as lock:
+        return (yield from _steps(setup, workdir, caches, on_metrics, lock, accept_changed_data))
+
+
+def _steps(
+    setup: Setup,
+    workdir: Path,
+    caches: SharedCaches,
+    on_metrics: OnMetrics | None,
+    lock: FolderLock | None,
+    accept_changed_data: bool,
+) -> Steps:
     open_workdir(workdir, config_lib.to_json(setup.config))
     finished = finished_result(workdir)
     if all_agree(finished is not None):
@@ -104,6 +118,7 @@ def steps(
     run, meta = prepare_run(
         setup, workdir, caches, on_metrics, accept_changed_data=accept_changed_data
     )
+    run.lock = lock
     began = time.monotonic()
     with run.writer, run.checkpoints:
         # 5. Phases.
@@ -115,6 +130,8 @@ def steps(
         result = run_figures(run, selected_step, seconds, score_run(run, variables))
 
     # 7. Artifact.
+    if lock:
+        lock.require()
     save_run(run, variables, result)
     return result
 

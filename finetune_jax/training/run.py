@@ -15,6 +15,7 @@ from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.evaluation.scores import evaluate, forward_all
 from finetune_jax.identity import MadeOf
+from finetune_jax.locks import FolderLock
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.metrics.probes import (
     TRAINING_EXAMPLES,
@@ -56,6 +57,7 @@ class Run:
       made_of: what the run is made of, see `finetune_jax.identity`.
       accepted: differences of `made_of` from that of an earlier part of the run, which the user
         accepted: ``step`` and ``changes``, a list of lines.
+      lock: lock of the run folder; None on processes that are not the primary.
       previous: last trained phase and the state at its end; None before the first phase and after a
         solved phase.
       audits: audit counts of each phase.
@@ -79,6 +81,7 @@ class Run:
     writer: MetricsWriter
     made_of: MadeOf
     accepted: list[dict[str, Any]]
+    lock: FolderLock | None = None
     previous: tuple[PhaseRun, State] | None = None
     audits: list[dict[str, int]] = dataclasses.field(default_factory=list)
     solver_reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)

@@ -15,6 +15,8 @@ from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import headline
+from finetune_jax.hosts import largest
+from finetune_jax.interruption import Interrupted, held, signal_number
 from finetune_jax.progress import Progress, say
 from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
@@ -50,7 +52,8 @@ def train_phase(
     # 3. Compile.
     step = _compile(run, training, cached=isinstance(train, ActivationExamples))
     # 4. Steps.
-    yield from _train(run, training, step, train, validation)
+    with held():  # a signal ends the run after a step, see `_stop_if_asked`
+        yield from _train(run, training, step, train, validation)
     # 5. Audit of the weights as trained, before anything is averaged or selected.
     _audit(run, training)
     # An average is for evaluation and artifact; the next phase continues from the weights.
@@ -186,8 +189,10 @@ def _train(
         if validation is not None and (number % eval_every == 0 or number == stop):
             scores = _evaluate(run, training, number, train, validation)
         # The end of a phase is the start of the next, whose first checkpoint comes later.
-        if scores or number % save_every == 0 or number == stop:
+        saves = bool(scores) or number % save_every == 0 or number == stop
+        if saves:
             _save(run, training, number, scores)
+        _stop_if_asked(run, training, number, saved=saves)
     progress.close()
 
 
@@ -218,6 +223,8 @@ def _evaluate(
 
 def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | None) -> None:
     """Starts to write a checkpoint after step `number`."""
+    if run.lock:
+        run.lock.require()
     plan, checksums = training.phase.plan, training.checksums
     changing = (
         {f"params/{p}" for p in plan.trainable}
@@ -244,6 +251,29 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         training.modified,
         meta,
         {metric: scores[metric]} if scores and ranked else None,
+    )
+
+
+def _stop_if_asked(run: Run, training: _Training, number: int, *, saved: bool) -> None:
+    """Saves a checkpoint after step `number` and raises `Interrupted` if a signal has come.
+
+    All processes of a run stop at the same step: one that logs, because they wait for each other
+    there anyhow.
+    """
+    asked = signal_number()
+    if jax.process_count() > 1:
+        if not saved and number % run.setup.config.log.every_steps:
+            return
+        asked = largest(asked)
+    if not asked:
+        return
+    if not saved:
+        _save(run, training, number, None)
+    run.checkpoints.wait()
+    raise Interrupted(
+        asked,
+        f"interrupted at step {number} of {run.total}, saved; the same command continues",
+        saved=True,
     )
 
 

@@ -61,15 +61,18 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.ablation.provenance import provenance
     from finetune_jax.ablation.report.write import terminal_tables, write_report
     from finetune_jax.ablation.study_file import load_study
+    from finetune_jax.locks import FolderLock
 
     path: str = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]  # of its class
     study, config = load_study(path), _CONFIG.value
     launcher = make_launcher(_LAUNCHER.value, _options())
-    conductor = Conductor(study, config, Path(_WORKDIR.value), launcher, _UNIT_ARMS.value)
+    workdir = Path(_WORKDIR.value)
     command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
-    outcome = conductor.run(provenance(path, config, command))
-    folder = Path(_WORKDIR.value) / "report"
-    write_report(outcome, folder)
+    folder = workdir / "report"
+    with FolderLock(workdir, f"--workdir={workdir}"):
+        conductor = Conductor(study, config, workdir, launcher, _UNIT_ARMS.value)
+        outcome = conductor.run(provenance(path, config, command))
+        write_report(outcome, folder)
     print("\n" + terminal_tables(outcome))
     print(f"report  {folder}", file=sys.stderr)
 

@@ -46,20 +46,23 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--alphas: expected numbers, found {_ALPHAS.value}") from None
     from finetune_jax.evaluation.averaging import combine
     from finetune_jax.evaluation.scores import headline
+    from finetune_jax.locks import FolderLock
     from finetune_jax.reporting.figures import interpolation
 
     output = Path(_OUTPUT.value)
-    report = combine(
-        [Path(member) for member in _MEMBERS.value],
-        output,
-        _METHOD.value,
-        alphas,
-        _BATCHES.value,
-        _BASE.value,
-        _ALLOW_IMPORTS.value,
-    )
-    if report["method"] == "interpolate":
-        interpolation(report["rows"], report["members"], report["metric"], output / "average.png")
+    with FolderLock(output, f"--output={output}"):
+        report = combine(
+            [Path(member) for member in _MEMBERS.value],
+            output,
+            _METHOD.value,
+            alphas,
+            _BATCHES.value,
+            _BASE.value,
+            _ALLOW_IMPORTS.value,
+        )
+        if report["method"] == "interpolate":
+            figure = output / "average.png"
+            interpolation(report["rows"], report["members"], report["metric"], figure)
     print(f"chosen on validation: {report['chosen']}")
     for split, scores in report["scores"].items():
         print(f"{split} {headline(report['metric'], scores)}")

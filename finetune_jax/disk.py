@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune_jax.errors import UserError
+from finetune_jax.errors import Blocked, UserError
 
 _REASONS = {
     number: os.strerror(number)
@@ -71,27 +71,25 @@ def make_folder(folder: Path, name: str = "") -> None:
       name: the folder in messages, such as ``--workdir=DIR``.
 
     Raises:
-      UserError: the folder cannot be created; a file or a dangling link is at its place; or its
+      Blocked: the folder cannot be created; a file or a dangling link is at its place; or its
         path is not UTF-8, which the files of checkpoints do not allow.
     """
     name = name or str(folder)
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{ascii(name)}: the name of this folder is not UTF-8; rename it") from None
+        raise Blocked(f"{ascii(name)}: the name of this folder is not UTF-8; rename it") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if folder.is_symlink() and not folder.exists():
             target = os.readlink(folder)
-            raise UserError(
+            raise Blocked(
                 f"{name}: cannot write there: it is a link to {target}, which does not exist"
             ) from None
         if folder.exists() and not folder.is_dir():
-            raise UserError(
-                f"{name}: cannot write there: it is a file; expected a folder"
-            ) from None
-        raise UserError(unwritable(name, error)) from None
+            raise Blocked(f"{name}: cannot write there: it is a file; expected a folder") from None
+        raise Blocked(unwritable(name, error)) from None
 
 
 def unwritable(name: str, error: OSError) -> str:

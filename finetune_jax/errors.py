@@ -14,6 +14,13 @@ class UserError(ValueError):
     """
 
 
+class Blocked(UserError):
+    """The file system or another process is in the way; the same command may succeed later.
+
+    An ablation therefore does not record the error as the result of an arm.
+    """
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` with the closest valid name.
 

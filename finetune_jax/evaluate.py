@@ -25,6 +25,7 @@ from absl import app, flags
 from finetune_jax import cli
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain
+from finetune_jax.locks import writing
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -150,6 +151,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --workdir (a finished run) or --config (a weight file)")
     if _REPORT.value and _WORKDIR.value is None:
         raise UserError("--report: a page is about a run; expected --workdir, found --config")
+    with writing(*(Path(path) for path in (_SAVE.value, _REPORT.value) if path)):
+        _evaluate()
+
+
+def _evaluate() -> None:
     from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
 

@@ -110,6 +110,11 @@ def _uninstall() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def note(number: int) -> None:
+    """Does what the handler of a signal does: raises `Interrupted`, or notes the signal if held."""
+    _SIGNALS.handle(number, None)
+
+
 def signal_number() -> int:
     """Returns the number of the signal that asked this process to end; 0 if there was none."""
     return _SIGNALS.number

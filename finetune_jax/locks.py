@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 
 from finetune_jax.disk import make_folder, unwritable
-from finetune_jax.errors import UserError
+from finetune_jax.errors import Blocked
 from finetune_jax.interruption import before_leaving
 from finetune_jax.progress import say
 
@@ -37,6 +37,7 @@ NAME = ".lock"
 
 _BEAT_SECONDS = 15.0
 _LIMIT_SECONDS = 60.0  # age at which the lock of another machine, or a damaged lock, is dead
+_POLL_SECONDS = 0.5
 _LARGEST = 64 * 1024
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -77,13 +78,14 @@ class FolderLock:
       name: the folder in messages, such as ``--workdir=DIR``.
 
     Raises:
-      UserError: another process owns the folder, or it cannot be written.
+      Blocked: another process owns the folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path, name: str = "") -> None:
         self._name = name or str(folder)
         self._folder = folder.absolute()
         self._path = self._folder / NAME
+        self._made = not folder.exists()
         make_folder(folder, self._name)
         me = Owner(
             uuid.uuid4().hex,
@@ -96,6 +98,7 @@ class FolderLock:
         )
         self._content = json.dumps(dataclasses.asdict(me)).encode()
         self._draft = self._folder / f"{NAME}.{me.id}.new"
+        self._file = -1
         try:
             self._draft.write_bytes(self._content)
             try:
@@ -104,7 +107,7 @@ class FolderLock:
             finally:
                 self._draft.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(unwritable(self._name, error)) from None
+            raise Blocked(unwritable(self._name, error)) from None
         before_leaving(self, self._remove)
         _HEART.add(self)
 
@@ -120,9 +123,11 @@ class FolderLock:
             if found is None:  # removed since
                 continue
             owner, identity, modified = found
-            os.utime(self._draft)  # by the clock of the file system
-            if not _is_dead(owner, self._draft.stat().st_mtime - modified):
-                raise UserError(f"{self._name} is in use by {owner or 'another process'}")
+            if not _is_dead(owner, self._age(modified)):
+                if owner and owner.machine != _machine():
+                    self._await_beat(path, owner, modified)
+                    continue
+                raise Blocked(f"{self._name} is in use by {owner or 'another process'}")
             # Of all processes that find this owner dead, one at a time goes on from here.
             guard = self._folder / f"{NAME}.{identity}"
             self._claim(guard)
@@ -137,6 +142,27 @@ class FolderLock:
                     return
             finally:
                 guard.unlink(missing_ok=True)
+
+    def _await_beat(self, path: Path, owner: Owner, modified: float) -> None:
+        """Waits until an owner on another machine is silent for so long that it is dead.
+
+        A scheduler starts a job on another machine seconds after it has killed it on the first one.
+
+        Raises:
+          Blocked: the owner beats.
+        """
+        say(f"{self._name}: waiting to see whether {owner} is alive")
+        while (found := _read(path)) and found[1] == owner.id:
+            if found[2] != modified:
+                raise Blocked(f"{self._name} is in use by {owner}")
+            if _is_dead(owner, self._age(modified)):
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _age(self, modified: float) -> float:
+        """Seconds since a time of the file system, by the clock of the file system."""
+        os.utime(self._draft)
+        return self._draft.stat().st_mtime - modified
 
     def _create(self, path: Path) -> None:
         try:
@@ -153,14 +179,14 @@ class FolderLock:
         """Checks that this process still owns the folder.
 
         Raises:
-          UserError: the lock was removed, or was taken over while this process stood still.
+          Blocked: the lock was removed, or was taken over while this process stood still.
         """
         if not self._is_ours():
             found = _read(self._path)
             if not self._folder.is_dir():
-                raise UserError(f"{self._name} was removed while this process wrote into it")
+                raise Blocked(f"{self._name} was removed while this process wrote into it")
             now = f"is in use by {found[0] or 'another process'}" if found else "has no lock"
-            raise UserError(
+            raise Blocked(
                 f"{self._name} {now}, though this process had locked it; this process ends, so "
                 f"that no two write into one folder"
             )
@@ -187,6 +213,9 @@ class FolderLock:
         with contextlib.suppress(OSError):
             os.close(self._file)
         self._file = -1
+        if self._made:
+            with contextlib.suppress(OSError):  # which has files in most cases
+                self._folder.rmdir()
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
@@ -206,14 +235,18 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def writing_beside(file: Path) -> Iterator[None]:
-    """Locks the folder of the run or ablation that a file lies in, if it lies in one."""
-    for folder in file.absolute().parents:
-        if (folder / "config.json").is_file() or (folder / "results.jsonl").is_file():
-            with FolderLock(folder):
-                yield
-            return
-    yield
+def writing(*files: Path) -> Iterator[None]:
+    """Locks the folders of the runs and ablations that some files lie in, if they lie in any."""
+    owners = ((p for p in file.absolute().parents if _is_owned(p)) for file in files)
+    folders = {folder for found in owners if (folder := next(found, None))}
+    with contextlib.ExitStack() as locks:
+        for folder in sorted(folders):
+            locks.enter_context(FolderLock(folder))
+        yield
+
+
+def _is_owned(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "results.jsonl").is_file()
 
 
 class _Heart:

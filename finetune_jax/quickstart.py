@@ -16,6 +16,8 @@ from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import Interrupted
+from finetune_jax.locks import FolderLock
 
 if TYPE_CHECKING:
     from finetune_jax.schemes import Plan
@@ -61,6 +63,16 @@ def _row(result: dict[str, Any], plan: Plan) -> list[str]:
 
 def main(_: Sequence[str]) -> None:
     """The command."""
+    workdir = Path(_WORKDIR.value)
+    with FolderLock(workdir, f"--workdir={workdir}"):
+        try:
+            _run(workdir)
+        except Interrupted as error:
+            text = "interrupted; the same command begins anew"
+            raise Interrupted(error.number, text, saved=True) from None
+
+
+def _run(workdir: Path) -> None:
     from finetune_jax.artifact import Artifact
     from finetune_jax.progress import say
     from finetune_jax.reporting.figures import accuracy_against_cost
@@ -68,7 +80,6 @@ def main(_: Sequence[str]) -> None:
     from finetune_jax.tables import table
     from finetune_jax.training.loop import train
 
-    workdir = Path(_WORKDIR.value)
     # The flag of ml_collections has the path; the class of all flags does not.
     path = cast(Any, flags.FLAGS["config"]).config_filename
     results, rows = [], []

@@ -15,7 +15,7 @@ import pytest
 from finetune_jax import locks
 from finetune_jax.errors import UserError
 from finetune_jax.interruption import leave
-from finetune_jax.locks import NAME, FolderLock, writing_beside
+from finetune_jax.locks import NAME, FolderLock, writing
 
 
 def owner(**changes):
@@ -48,7 +48,7 @@ def test_a_second_owner_is_refused_with_the_first_in_one_line(tmp_path):
     assert " since 20" in message and "pytest" in message and "\n" not in message
     with FolderLock(tmp_path / "run"):
         pass
-    assert names(tmp_path / "run") == []
+    assert names(tmp_path) == []  # a folder that the lock made, and that stayed empty
 
 
 def test_the_lock_is_removed_after_an_error(tmp_path):
@@ -63,8 +63,6 @@ def test_the_lock_is_removed_after_an_error(tmp_path):
         (owner(), 1000, False),  # of this machine: the process tells, not the age
         (owner(pid=2**22 - 1), 0, True),
         (owner(started="1"), 0, True),  # the number of the process was used again
-        (owner(machine="another"), 0, False),
-        (owner(machine="another"), 30, False),
         (owner(machine="another"), 100, True),
         ("", 0, False),  # a lock that is being written
         ("", 100, True),
@@ -88,6 +86,22 @@ def test_a_lock_is_taken_over_when_its_owner_is_dead(tmp_path, content, age, dea
         with pytest.raises(UserError, match="in use by (process .* on elsewhere|another process)"):
             FolderLock(tmp_path)
         assert path.read_bytes() == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_an_owner_on_another_machine_is_given_time_to_beat(tmp_path, beats, monkeypatch, capsys):
+    """A scheduler starts a killed job again elsewhere, long before its lock is old."""
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
+    path = write(tmp_path, owner(machine="another"), age=locks._LIMIT_SECONDS - 0.3)
+    if beats:
+        timer = threading.Timer(0.1, os.utime, [path])
+        timer.start()
+        with pytest.raises(UserError, match="in use by process"):
+            FolderLock(tmp_path)
+        timer.join()
+    else:
+        FolderLock(tmp_path).release()
+    assert "waiting to see whether process" in capsys.readouterr().err
 
 
 def test_a_killed_process_is_dead_before_its_parent_has_asked(tmp_path):
@@ -195,11 +209,13 @@ def test_a_file_in_a_folder_of_a_run_locks_the_folder(tmp_path):
     (tmp_path / "run" / "pages").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text("{}")
     with FolderLock(tmp_path / "run"):
-        with writing_beside(tmp_path / "elsewhere.html"):
+        with writing(tmp_path / "elsewhere.html"):
             pass
         page = tmp_path / "run" / "pages" / "page.html"
-        with pytest.raises(UserError, match="in use by"), writing_beside(page):
+        with pytest.raises(UserError, match="in use by"), writing(page):
             pass
+    with writing(page, tmp_path / "run" / "predictions.npz"):
+        assert (tmp_path / "run" / NAME).is_file()
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link", "below a file"])

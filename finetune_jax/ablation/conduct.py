@@ -20,8 +20,10 @@ from finetune_jax.ablation.records import TRAINED, scored_kind, scored_record, t
 from finetune_jax.ablation.search import parse_search
 from finetune_jax.ablation.search.base import Proposal, Trial, best_trial, budget, edges
 from finetune_jax.ablation.study import RowSpec, Study, row_specs
+from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
 from finetune_jax.files import write_json
+from finetune_jax.interruption import Interrupted
 from finetune_jax.reporting.live import Live
 from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import structure
@@ -56,10 +58,9 @@ class Conductor:
         self._search = parse_search(study.search)
         self._rows = row_specs(study, base)
         self._metric, self._better = self._check()
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
+        make_folder(workdir, f"--workdir={workdir}")
+        if (workdir / "config.json").exists():
+            raise UserError(f"--workdir={workdir} is the folder of a run; use another")
         self._ledger = Ledger(workdir / "results.jsonl")
 
     def run(self, provenance: dict[str, Any]) -> Outcome:
@@ -257,7 +258,16 @@ class Conductor:
             if not worker.finished(path):
                 paths.append(path)
         if paths:
-            self._launcher.run(paths, collect)
+            try:
+                self._launcher.run(paths, collect)
+            except Interrupted as error:
+                collect()
+                raise Interrupted(
+                    error.number,
+                    f"interrupted; {len(self._ledger)} records of finished arms are in "
+                    f"{self._workdir / 'results.jsonl'}; the same command continues with the rest",
+                    saved=True,
+                ) from None
             collect()
         for path in folder.glob(f"{what}_*.json"):
             path.unlink()

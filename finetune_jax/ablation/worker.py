@@ -1,6 +1,9 @@
 """Runs a unit: trains arms with the same structure, or scores chosen arms.
 
-python -m finetune_jax.ablation.worker UNIT.json
+python -m finetune_jax.ablation.worker UNIT.json [PARENT]
+
+With the process id of its parent, the worker ends with its parent, as after a signal: its arms save
+checkpoints.
 
 The results of an arm are in its own folder: ``trained.json`` or ``error.json`` after training,
 ``scores_HASH.json`` and ``predictions_HASH.npz`` after scoring, where HASH identifies the score
@@ -21,16 +24,18 @@ from typing import Any, TypedDict
 
 from absl import logging
 
+from finetune_jax import cli
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import packages_of
-from finetune_jax.errors import UserError
 from finetune_jax.evaluation import drift
 from finetune_jax.evaluation.corrupted import corrupted_scores
 from finetune_jax.evaluation.evaluator import open_evaluator, read_config
 from finetune_jax.evaluation.predictions import predict_split, save_predictions
 from finetune_jax.evaluation.shifts import shifted_scores
 from finetune_jax.files import read_json, write_json
+from finetune_jax.interruption import end_with_parent
+from finetune_jax.locks import FolderLock
 from finetune_jax.mesh import use_cpu_devices
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.arms import run_arms, structure
@@ -100,7 +105,9 @@ def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
         _train(missing, done)
     else:
         for arm in missing:
-            _score(Path(arm["folder"]), arm["asked"])
+            folder = Path(arm["folder"])
+            with FolderLock(folder):
+                _score(folder, arm["asked"])
             done()
 
 
@@ -188,15 +195,14 @@ def _score(folder: Path, spec: ScoreSpec) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
-    if len(arguments) != 1:
-        print("usage: python -m finetune_jax.ablation.worker UNIT.json", file=sys.stderr)
+    if len(arguments) not in (1, 2):
+        print("usage: python -m finetune_jax.ablation.worker UNIT.json [PARENT]", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
-    try:
+    if len(arguments) == 2:
+        end_with_parent(int(arguments[1]))
+    with cli.reported():
         run_unit(Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import end_with_parent
 
 
 def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
@@ -31,6 +34,8 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
         raise UserError("data.workers: worker processes need grain: pip install grain") from None
     from absl import flags
 
+    if start == stop:
+        return
     # grain reads absl flags, which are not parsed outside of a command.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
@@ -43,15 +48,24 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
         grain.MultiprocessingOptions(
             num_workers=min(workers, stop - start), per_worker_buffer_size=2
         ),
-        worker_init_fn=_without_accelerator,
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )
     iterator = iter(dataset)
     try:
+        # A process inherits that SIGINT is blocked: Ctrl-C in a terminal reaches all processes, and
+        # this process then ends the others.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            first = next(iterator)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        yield first
         yield from iterator
     finally:
         iterator.close()
 
 
-def _without_accelerator(index: int, count: int) -> None:
+def _start_worker(parent: int, index: int, count: int) -> None:
     del index, count
     os.environ["JAX_PLATFORMS"] = "cpu"
+    end_with_parent(parent)

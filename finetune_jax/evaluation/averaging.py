@@ -27,6 +27,7 @@ from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.evaluation.scores import evaluate, headline
 from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.files import read_json, write_json
+from finetune_jax.locks import NAME as LOCK
 from finetune_jax.progress import say
 
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -185,7 +186,7 @@ def _check(members: Sequence[Path], output: Path, method: str, alphas: Sequence[
         raise UserError(f"--members: {method} needs {wanted}, found {len(members)}")
     if not all(0 <= a <= 1 for a in alphas):
         raise UserError(f"--alphas: expected numbers in [0, 1], found {list(alphas)}")
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and any(not p.name.startswith(LOCK) for p in output.iterdir()):
         raise UserError(f"--output={output} is not empty")
 
 

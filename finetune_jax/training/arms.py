@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from finetune_jax import config as config_lib
-from finetune_jax.errors import UserError
+from finetune_jax.errors import Blocked, UserError
 from finetune_jax.interruption import Interrupted, signal_number
 from finetune_jax.progress import muted, say
 from finetune_jax.setup import Setup
@@ -135,6 +135,8 @@ class _Group:
             if not error.saved:
                 raise
             self.interrupted = error
+        except Blocked:
+            raise
         except (UserError, AuditError) as error:
             say(f"arm {number} ended: {error}")
             self.results[number] = {"error": str(error)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_jax.disk import disk_trouble
-from finetune_jax.errors import UserError
+from finetune_jax.errors import Blocked, UserError
 from finetune_jax.interruption import Interrupted
 
 
@@ -16,7 +16,7 @@ def explained(workdir: Path) -> Iterator[None]:
     """Adds what is safe to the message of a signal or of a full or broken disk.
 
     Raises:
-      UserError: the file system failed.
+      Blocked: the file system failed.
       Interrupted: a signal came at a time when nothing had to be saved.
     """
     try:
@@ -33,7 +33,7 @@ def explained(workdir: Path) -> Iterator[None]:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
-        raise UserError(
+        raise Blocked(
             f"--workdir={workdir}: {trouble}; {_safe(workdir)}; the same command continues when "
             f"that is mended"
         ) from error

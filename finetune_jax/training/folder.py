@@ -47,6 +47,9 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
         raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
     if not shared:
         raise UserError(f"--workdir={workdir}: not the same folder for all processes")
+    for name, kind in (("average.json", "an average"), ("results.jsonl", "an ablation")):
+        if (workdir / name).exists():
+            raise UserError(f"--workdir={workdir} is the folder of {kind}; use another")
     path = workdir / "config.json"
     if path.exists():
         try:

@@ -1,16 +1,21 @@
 """Local processes run every unit to its end, and name the units that failed."""
 
 import json
+import os
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from finetune_jax import interruption
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.conduct import Conductor
-from finetune_jax.ablation.launch import local, make_launcher
+from finetune_jax.ablation.launch import local, make_launcher, slurm
 from finetune_jax.ablation.study import Study
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import Interrupted
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,39 @@ def expected(small_config, tmp_path_factory):
 def test_local_processes_find_what_one_process_finds(small_config, tmp_path, expected):
     launcher = make_launcher("local", {"processes": 2})
     alike(conduct(small_config, tmp_path, launcher, 4), expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "called", "status"),
+    [(signal.SIGUSR2, [signal.SIGUSR2], 7), (signal.SIGTERM, [], 143)],
+)
+def test_a_slurm_unit_saves_before_it_is_requeued(number, called, status, monkeypatch, capsys):
+    """The handlers of submitit requeue the job at the signal before the time limit."""
+    seen = []
+
+    def requeue(number, frame):
+        seen.append(number)
+        raise SystemExit(7)
+
+    def unit(path):
+        with interruption.held():
+            signal.raise_signal(number)
+            assert not seen and interruption.signal_number() == number
+            raise Interrupted(number, "interrupted at step 3 of 6, saved", saved=True)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+    monkeypatch.setattr(interruption, "_SIGNALS", interruption._Signals())
+    monkeypatch.setattr(slurm, "run_unit", unit)
+    monkeypatch.setattr(slurm, "_LONGEST_GRACE", 0)
+    signal.signal(signal.SIGUSR2, requeue)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(SystemExit) as end:
+            slurm.Resumable()(Path("unit.json"))
+        assert end.value.code == status and seen == called
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        os.close(signal.set_wakeup_fd(-1))
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert "saved" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ class LocalLauncher:
     Args:
       processes: number of units that run at the same time. 1 runs the units in this process. With
         more, each unit has its own process, whose output is in ``UNIT.log`` beside the unit file.
-        If a process fails, the other processes continue.
+        If a process fails, the other processes continue. Processes end with this process: their
+        arms save checkpoints.
 
     Raises:
       UserError: `processes` is not a whole number >= 1.
@@ -64,10 +66,13 @@ class LocalLauncher:
 def _start(unit: Path) -> subprocess.Popen[bytes]:
     with unit.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "finetune_jax.ablation.worker", str(unit)],
+            [sys.executable, "-m", "finetune_jax.ablation.worker", str(unit), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            # Ctrl-C reaches this process alone, which then sends each worker one signal: workers
+            # take a second one as the wish to end without saving.
+            start_new_session=True,
         )
 
 

@@ -6,24 +6,31 @@ continues from the checkpoints of its arms.
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_jax import interruption
 from finetune_jax.ablation.launch.base import Poll
 from finetune_jax.ablation.launch.completion import CompletionCheck, end_of_output, raise_failed
 from finetune_jax.ablation.worker import run_unit
 from finetune_jax.errors import UserError
+from finetune_jax.interruption import Interrupted
+from finetune_jax.progress import say
 
 # Seconds between two calls of squeue: the SLURM controller serves the whole cluster.
 _QUERY_INTERVAL = 10.0
+# Longest time in seconds that a preempted job waits for its end.
+_LONGEST_GRACE = 900.0
 # States in squeue of a job that will not run again unless it is requeued.
 _ENDED = frozenset(
     (
@@ -131,7 +138,7 @@ class SlurmLauncher:
 
         executor = self._submitit.SlurmExecutor(folder, max_num_timeout=self._timeouts)
         executor.update_parameters(job_name=name, **self._parameters)
-        work = Resumable() if self._requeue else run_unit
+        work = Resumable(self._parameters["signal_delay_s"] // 2) if self._requeue else run_unit
         try:
             # This process may itself be a SLURM job, whose limits must not apply to the jobs that
             # it submits. The address of the cluster and the user's settings for sbatch do apply.
@@ -151,12 +158,47 @@ class SlurmLauncher:
 class Resumable:
     """`run_unit` with the method that submitit calls before it requeues a job.
 
-    The requeued job runs the same unit again; `run_unit` skips arms that have ended.
+    The requeued job runs the same unit again; `run_unit` skips arms that have ended. The handlers
+    of submitit requeue the job in the middle of a step. Here the arms finish the step and save
+    checkpoints first.
+
+    Args:
+      seconds: time that the arms have for that, from the signal on; then the job is requeued at
+        once.
     """
+
+    def __init__(self, seconds: int = 45) -> None:
+        self._seconds = seconds
 
     def __call__(self, unit: Path) -> None:
         """Runs a unit."""
-        run_unit(unit)
+        handlers: dict[int, Any] = {
+            number: handler
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+            if callable(handler := signal.getsignal(number))
+        }
+        interruption.install([*handlers])
+        for number in handlers.keys() - {signal.SIGTERM}:
+            signal.signal(number, functools.partial(self._requeue_soon, handlers[number]))
+        try:
+            run_unit(unit)
+        except Interrupted as error:
+            signal.alarm(0)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            say(str(error))
+            if error.number == signal.SIGTERM:
+                # SLURM has cancelled the job, or preempts it after a time of grace and requeues
+                # it. A job that ends during this time is not requeued.
+                time.sleep(_LONGEST_GRACE)
+            else:
+                handlers[error.number](error.number, None)
+            raise SystemExit(error.status) from None
+
+    def _requeue_soon(self, requeue: Callable[[int, Any], None], number: int, frame: Any) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: requeue(number, frame))
+        signal.alarm(self._seconds)
+        interruption.note(number)
 
     def checkpoint(self, unit: Path) -> Any:
         """The call that the requeued job makes, as a ``DelayedSubmission`` of submitit."""

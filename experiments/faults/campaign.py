@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,10 +32,8 @@ TRACEBACK = "traceback"
 HANG = "hang"
 OUTCOMES = (IDENTICAL, REFUSED, WRONG, TRACEBACK, HANG)
 
-_TRIALS = flags.DEFINE_integer("trials", 0, "Number of trials; 0: of the campaign.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the campaign.")
-_ONLY = flags.DEFINE_integer("only", None, "Runs this trial alone, and prints its traceback.")
-_WRITE = flags.DEFINE_bool("write", False, "Writes the counts under experiments/results/faults/.")
+_TRACEBACKS = "FAULTS_TRACEBACKS"
+"""Variable of the environment with which `outcome_of` prints a traceback."""
 
 Trial = Callable[[np.random.Generator], tuple[str, str]]
 """Function of random numbers to (one of `OUTCOMES`, what was done and what was seen)."""
@@ -96,7 +95,7 @@ def outcome_of(call: Callable[[], bool]) -> tuple[str, str]:
     except UserError as error:
         return REFUSED, str(error)
     except Exception as error:  # noqa: BLE001  every other error counts as a traceback
-        if _ONLY.value is not None:
+        if _TRACEBACKS in os.environ:
             traceback.print_exc()
         return TRACEBACK, f"{type(error).__name__}: {error}"
     return (IDENTICAL if right else WRONG), ""
@@ -139,16 +138,23 @@ def main(name: str, make_trial: Callable[[], Trial], trials: int) -> None:
       trials: number of trials without ``--trials``.
     """
 
+    # Not at import, where the flags of other commands of a test would have the same names.
+    only = flags.DEFINE_integer("only", None, "Runs this trial alone, and prints its traceback.")
+    count = flags.DEFINE_integer("trials", trials, "Number of trials.", lower_bound=1)
+    seed = flags.DEFINE_integer("seed", 0, "Seed of the campaign.")
+    write = flags.DEFINE_bool("write", False, "Writes the counts to experiments/results/faults/.")
+
     def command(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {argv[1:]}")
         trial = make_trial()
-        if _ONLY.value is not None:
-            print(*trial(np.random.default_rng([_SEED.value, _ONLY.value])), sep=": ")
+        if only.value is not None:
+            os.environ[_TRACEBACKS] = "1"
+            print(*trial(np.random.default_rng([seed.value, only.value])), sep=": ")
             return
-        report = run_campaign(name, trial, _TRIALS.value or trials, _SEED.value)
+        report = run_campaign(name, trial, count.value, seed.value)
         print(json.dumps({key: report[key] for key in report if key != "bad"}))
-        if _WRITE.value:
+        if write.value:
             RESULTS.mkdir(parents=True, exist_ok=True)
             write_json(RESULTS / f"{name}.json", report)
         if report["bad"]:

@@ -10,16 +10,17 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune_jax import tasks
+from finetune_jax import tasks, tree
 from finetune_jax.data.batches import Encoder
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
+from finetune_jax.files import SEAL, parse_json, require_seal, seal
+from finetune_jax.progress import say
 from finetune_jax.tasks import Task
 
 _VERSION = 1
@@ -103,17 +104,19 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
     Raises:
       UserError: the file cannot be written.
     """
+    arrays: dict[str, Any] = {
+        "example": predictions.example,
+        **{f"observed/{name}": x for name, x in predictions.observed.items()},
+    }
     about = {
         "version": _VERSION,
         "task": predictions.task.to_json(),
         "split_sha256": predictions.split_sha256,
         **predictions.about,
+        "arrays": tree.checksums(arrays),
     }
-    arrays: dict[str, Any] = {
-        "example": predictions.example,
-        "about": np.array(json.dumps(about)),
-        **{f"observed/{name}": x for name, x in predictions.observed.items()},
-    }
+    # As it will be read: JSON turns tuples into lists, and all keys of objects into texts.
+    arrays["about"] = np.array(json.dumps(seal(json.loads(json.dumps(about)))))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -127,22 +130,29 @@ def load_predictions(path: Path) -> Predictions:
     """Reads a file that `save_predictions` has written.
 
     Raises:
-      UserError: no such file, a file of another kind, or a file of another version.
+      UserError: no such file, a file of another kind or of another version, or a damaged file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays.pop("about")))
-        example = arrays.pop("example")
+        about = parse_json(str(arrays.pop("about")))
+        version, example = about.get("version"), arrays["example"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (KeyError, ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    # NumPy, zipfile and zlib raise any exception for a damaged file.
+    except Exception as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: expected predictions written by evaluate --save_predictions: {error}"
+            f"{path}: expected predictions written by evaluate --save_predictions: {reason}"
         ) from None
-    if about.get("version") != _VERSION:
-        raise UserError(
-            f"{path}: predictions of version {about.get('version')!r}, this code reads {_VERSION}"
-        )
+    if version != _VERSION:
+        raise UserError(f"{path}: predictions of version {version!r}, this code reads {_VERSION}")
+    if SEAL in about or "arrays" in about:
+        about = require_seal(about, str(path))
+        if tree.checksums(arrays) != about.pop("arrays"):
+            raise UserError(f"{path}: the arrays do not have their checksums; it is damaged")
+    else:
+        say(f"{path}: written by an older version without checksums; it cannot be verified")
+    del arrays["example"]
     observed = {name.removeprefix("observed/"): value for name, value in arrays.items()}
     return Predictions(tasks.from_json(about["task"]), observed, example, about)

@@ -123,8 +123,7 @@ class _Prefix:
 
     def on_disk(self, folder: ActivationFolder) -> Examples:
         """Reads the activations from a folder, after computing them if the folder is not there."""
-        if all_agree(folder.exists):
-            folder.mark_used()
+        if self._usable(folder):
             say(f"prefix of {self._description()}, found in {folder.path}")
             return ActivationExamples(folder.reader(), folder.targets(), self.views)
         targets = self._empty_targets()
@@ -138,10 +137,26 @@ class _Prefix:
         else:
             collections.deque(batches, maxlen=0)  # every host takes part in every batch
         wait("prefix")
-        if not all_agree(folder.exists):
+        if not all_agree(folder.exists):  # the folder that the primary has just written
             raise UserError(f"prefix_cache.dir: {folder.path} is not shared by all processes")
         say(f"prefix of {self._description()}, written to {folder.path}")
         return ActivationExamples(folder.reader(), targets, self.views)
+
+    def _usable(self, folder: ActivationFolder) -> bool:
+        """Whether the folder is there and whole; a damaged folder is removed, and this is said."""
+        if not all_agree(folder.exists):
+            return False
+        damage = folder.damage(jax.process_index(), jax.process_count())
+        whole = all_agree(not damage)
+        if is_primary():
+            if whole:
+                folder.mark_used()
+            else:
+                reason = damage or "another process found the damage"
+                say(f"{folder.path} is damaged, removed and computed anew: {reason}")
+                folder.remove()
+        wait("prefix cache is verified")
+        return whole
 
     def _description(self) -> str:
         plan = self.phase.plan

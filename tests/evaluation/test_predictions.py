@@ -85,6 +85,33 @@ def test_a_file_of_another_version_is_refused(tmp_path):
         load_predictions(path)
 
 
+@pytest.mark.parametrize("change", ["array", "about", "flip", "older"])
+def test_a_changed_file_is_refused_unless_an_older_version_wrote_it(tmp_path, capsys, change):
+    path = tmp_path / "p.npz"
+    save_predictions(path, classifier(np.ones(3, bool)))
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    if change == "array":
+        arrays["observed/loss"] = arrays["observed/loss"] + 1
+        np.savez(path, **arrays)
+    elif change == "flip":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        removed = ("sha256", "arrays") if change == "older" else ()
+        about = {k: v for k, v in about.items() if k not in removed} | {"split": "validation"}
+        np.savez(path, **{**arrays, "about": np.array(json.dumps(about))})
+    if change == "older":
+        assert load_predictions(path).about["split"] == "validation"
+        assert "older version without checksums" in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=r"p\.npz: ") as error:
+            load_predictions(path)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 broken"])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     path = tmp_path / "p.npz"

@@ -50,8 +50,8 @@ def cifar_test() -> Iterator[tuple[str, str, np.ndarray]]:
             number = counts[label] = counts.get(label, 0) + 1
             for split, size in _SIZES.items():
                 if 0 < number <= size:
-                    image = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
-                    yield split, label, np.asarray(image)
+                    image = Image.open(io.BytesIO(archive.read(name)), formats=("WEBP",))
+                    yield split, label, np.asarray(image.convert("RGB"))
                 number -= size
 
 

@@ -34,7 +34,8 @@ def _examples(zip_path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]
             label = name.split("/")[1]
             # Images are passed as PNG bytes: TFDS would need TensorFlow to encode an array.
             encoded = io.BytesIO()
-            Image.open(io.BytesIO(archive.read(name))).convert("RGB").save(encoded, "PNG")
+            image = Image.open(io.BytesIO(archive.read(name)), formats=("WEBP",))
+            image.convert("RGB").save(encoded, "PNG")
             encoded.seek(0)
             key = f"{split}_{index:05d}"
             yield key, {"id": key, "image": encoded, "label": label}

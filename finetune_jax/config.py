@@ -89,6 +89,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.csv.quoting = True  # whether quotes enclose fields
     c.data.csv.extra = "error"  # fields beyond the columns: error | drop | join (to the last)
     c.data.on_bad_image = "error"  # error | skip: decode all once, then print and skip bad images
+    c.data.max_pixels = 64_000_000  # width times height of the largest image that is decoded
     c.data.workers = 0  # processes that read and decode; 0: a thread. The order never changes
     c.data.train = "train"  # TFDS split syntax, here and below
     c.data.validation = "validation"
@@ -179,6 +180,7 @@ _LEAST = {
     "eval.batch_size": 1,
     "data.image_size": 0,
     "data.workers": 0,
+    "data.max_pixels": 1,
     "data.split_seed": 0,
     "log.every_steps": 1,
     "checkpoint.keep_last": 1,

@@ -16,7 +16,12 @@ from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import canonical, check_targets, make_input_pipeline
 from finetune_jax.data.batches import Encoder
-from finetune_jax.data.preprocess import ImagePairPreprocess, ImagePreprocess, Preprocess
+from finetune_jax.data.preprocess import (
+    ImagePairPreprocess,
+    ImagePreprocess,
+    Preprocess,
+    require_vocabulary,
+)
 from finetune_jax.data.sources import Source, open_configured
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
@@ -160,7 +165,9 @@ def _model(
     options = _model_options(config, preprocess)
     if not task.head_size:
         task = task.for_features(_features(build(config.model.name, 1, **options), preprocess))
-    return task, task.adapt(build(config.model.name, task.head_size, **options))
+    model = build(config.model.name, task.head_size, **options)
+    require_vocabulary(preprocess, model)
+    return task, task.adapt(model)
 
 
 def _phases(
@@ -223,6 +230,7 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
         interpolation=data.interpolation or own.interpolation,
         crop=own.crop if data.crop < 0 else data.crop,
         channels=own.channels,
+        max_pixels=data.max_pixels,
     )
 
 

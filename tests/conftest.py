@@ -19,6 +19,9 @@ if _CACHE_OWNER:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# What this user has run or tried on this machine; a folder for each process of the suite.
+os.environ["FINETUNE_JAX_STATE"] = tempfile.mkdtemp(prefix="finetune_jax_state_")
+
 from commands import QUICK_COMPILE  # noqa: E402
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}".strip()
@@ -61,6 +64,7 @@ def _free_compiled_programs() -> Iterator[None]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["FINETUNE_JAX_STATE"], ignore_errors=True)
     if _CACHE_OWNER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

@@ -1,8 +1,8 @@
 """The artifact: a folder that is enough to predict anywhere. safetensors and JSON, no code.
 
 ``artifact.json`` holds the model's name and size, ordered class names, preprocessing, the plan,
-the fingerprint of the base and the scores. ``model.safetensors`` holds all leaves, or only the
-leaves that may differ from the base.
+the fingerprint of the base and the scores, and carries a checksum of all this.
+``model.safetensors`` holds all leaves, or only the leaves that may differ from the base.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ import jax
 import numpy as np
 
 from finetune_jax import tasks, tree
-from finetune_jax.artifact import weights
+from finetune_jax.artifact import schema, weights
 from finetune_jax.artifact.providers import check_providers, providers_of
 from finetune_jax.data import preprocess as preprocesses
 from finetune_jax.data.batches import Encoder
-from finetune_jax.data.preprocess import Preprocess
+from finetune_jax.data.preprocess import Preprocess, require_vocabulary
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
-from finetune_jax.files import read_json, write_json
-from finetune_jax.models import build
+from finetune_jax.files import plain, seal, write_json
+from finetune_jax.models import StagedModel, build
 from finetune_jax.pretrained import save_native
 from finetune_jax.progress import each
 from finetune_jax.tasks import Task
-
-_VERSION = 1
 
 Item = str | Path | np.ndarray | dict[str, Any]
 """An input to predict: an image file, a text, an image's pixels, or an example by column."""
@@ -73,19 +71,17 @@ class Artifact:
         folder = Path(path)
         if (folder / "artifact").is_dir():
             folder = folder / "artifact"
-        card = _read_card(folder)
+        card = schema.read_card(folder)
         check_providers(card, allow_imports, str(folder))
-        settings = {key: value for key, value in card["model"].items() if key != "family"}
-        task = tasks.from_json(card["task"])
-        model = task.adapt(build(**settings))
-        deltas = tuple(from_json(delta) for delta in card.get("deltas", ()))
-        return cls(
-            Adapted(model, deltas),
-            weights.read_variables(folder, card, model, deltas, str(base)),
-            task,
-            preprocesses.from_json(card["preprocess"], folder),
-            card,
-        )
+        try:
+            task, preprocess, model = _parts(folder, card)
+            deltas = tuple(from_json(delta) for delta in card.get("deltas", ()))
+            variables = weights.read_variables(folder, card, model, deltas, str(base))
+        except UserError as error:
+            # The parts name a key or a file of theirs; the artifact may be one of several.
+            text = str(error)
+            raise UserError(text if str(folder) in text else f"{folder}: {text}") from None
+        return cls(Adapted(model, deltas), variables, task, preprocess, card)
 
     @property
     def encode(self) -> Encoder:
@@ -159,6 +155,17 @@ class Artifact:
         return {"image": _pixels(item)}
 
 
+def _parts(folder: Path, card: dict[str, Any]) -> tuple[Task, Preprocess, StagedModel]:
+    """The task, the preprocessing and the model of a checked card, which fit each other."""
+    task = tasks.from_json(card["task"])
+    preprocess = preprocesses.from_json(card["preprocess"], folder)
+    schema.require_consistent(card, task, preprocess, str(folder))
+    settings = {key: value for key, value in card["model"].items() if key != "family"}
+    model = build(**settings)
+    require_vocabulary(preprocess, model)
+    return task, preprocess, task.adapt(model)
+
+
 def _pixels(image: np.ndarray) -> np.ndarray:
     """uint8[height, width, 3] of pixels in 8 bits or of floats in [0, 1]."""
     if image.ndim != 3 or image.shape[-1] != 3:
@@ -172,17 +179,6 @@ def _pixels(image: np.ndarray) -> np.ndarray:
             f"expected floats in [0, 1], found values from {image.min():.4g} to {image.max():.4g}"
         )
     return np.round(image * 255).astype(np.uint8)
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    if not (folder / "artifact.json").is_file():
-        raise UserError(f"{folder}: no artifact here (artifact.json is missing); did the run end?")
-    card = read_json(folder / "artifact.json")
-    if card.get("version") != _VERSION:
-        raise UserError(
-            f"{folder}: artifact version {card.get('version')!r}, this code reads {_VERSION}"
-        )
-    return card
 
 
 def save_artifact(
@@ -230,7 +226,7 @@ def save_artifact(
     kept = flat if contents == "all" else {p: a for p, a in flat.items() if p in changed}
     save_native(folder / weights.FILE, tree.unflatten(kept), {"format": "finetune_jax"})
     card = {
-        "version": _VERSION,
+        "version": schema.VERSION,
         "model": model,
         "deltas": [delta.to_json() for delta in deltas],
         "task": task.to_json(),
@@ -248,4 +244,6 @@ def save_artifact(
         "accepted": list(accepted),
     }
     providers = providers_of(card)
-    write_json(folder / "artifact.json", card | ({"providers": providers} if providers else {}))
+    card |= {"providers": providers} if providers else {}
+    schema.card_of(plain(card), str(folder / schema.FILE))  # what is written can be read
+    write_json(folder / schema.FILE, seal(card))

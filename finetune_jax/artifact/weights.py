@@ -83,6 +83,8 @@ def _base_leaves(
         raise UserError(f"{base} is not the file this artifact started from")
     leaves = tree.flatten(variables)
     for path, dtype in card.get("base_dtypes", {}).items():
+        if path not in leaves:
+            raise UserError(f"{folder}: base_dtypes: the base has no leaf {path!r:.80}")
         leaves[path] = leaves[path].astype(DTYPES[dtype])
     return leaves
 
@@ -92,6 +94,9 @@ def _expected_leaves(model: StagedModel, deltas: Sequence[Delta], size: int) -> 
     expected = tree.flatten(initial_variables(model, size, stages=()))
     base = {p.removeprefix("params/"): x for p, x in expected.items() if p.startswith("params/")}
     for delta in deltas:
+        for module in delta.modules:
+            if not any(path.startswith(f"{module}/") for path in base):
+                raise UserError(f"delta {delta.kind!r}: the model has no module {module!r:.80}")
         for path, leaf in delta.leaves(base).items():
             expected[f"params/{path}"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return expected

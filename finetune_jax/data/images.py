@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_jax.errors import UserError
+from finetune_jax.schema import LARGEST_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,12 +25,25 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 """File name suffixes, in lower case, of the files that count as images."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of `SUFFIXES` by their names in Pillow, which reads no other.
+
+A file's name does not decide its format, and some formats of Pillow start other programs: a
+PostScript file is drawn by Ghostscript.
+"""
+
+MAX_PIXELS = 64_000_000
+"""Default of ``data.max_pixels``: pixels of the largest image that is decoded."""
+
+_LARGEST_RESIZED = 4 * LARGEST_SIDE**2
+"""Pixels of the largest image before its crop: an extreme proportion would need any memory."""
+
 
 class BadImage(UserError):
     """Raised for an image that cannot be decoded; the message begins with its path."""
 
 
-def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
+def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image file to RGB uint8[height, width, 3], turned by its EXIF orientation.
 
     Grayscale, palette and CMYK images become RGB without a colour profile. The high 8 of 16 bits
@@ -36,11 +53,38 @@ def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
     Args:
       source: path of a file, or the content of a file.
       name: name of the content in messages; unused for a path.
+      max_pixels: number of pixels (width times height) of the largest image that is decoded; a
+        larger one is refused before its pixels are read.
 
     Raises:
-      BadImage: the file is missing, empty, truncated, damaged or not an image, or the range of its
-        pixels is unknown (floats, and integers outside of 16 bits).
+      BadImage: the file is missing, empty, truncated, damaged, too large or not an image in one of
+        `FORMATS`, or the range of its pixels is unknown (floats, and integers outside of 16 bits).
     """
+    with _opened(source, name, max_pixels) as image:
+        return _pixels(image)
+
+
+def stored_values(
+    source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Returns the stored values of a mask: in a palette image a class and not a colour.
+
+    Args:
+      source, name, max_pixels: as of `decode`.
+
+    Returns:
+      integers[height, width], or [height, width, channels].
+
+    Raises:
+      BadImage: as `decode`.
+    """
+    with _opened(source, name, max_pixels) as image:
+        return np.array(image)
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Yields an opened image whose size was checked; errors of the block become `BadImage`."""
     from PIL import Image, UnidentifiedImageError
 
     file: io.BytesIO | Path
@@ -48,22 +92,41 @@ def decode(source: str | Path | bytes, name: str = "") -> np.ndarray:
         file, size, name = io.BytesIO(source), len(source), name or "image"
     else:
         path, name = Path(source), str(source)
-        if not path.is_file():
+        if "\0" in name or not path.is_file():
             raise BadImage(f"{name}: no such image file")
         file, size = path, path.stat().st_size
     if not size:
         raise BadImage(f"{name}: the file is empty (0 bytes); expected an image")
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which is lower than ours here
     try:
-        with Image.open(file) as image:
-            return _pixels(image)
+        with Image.open(file, formats=FORMATS) as image:
+            _require_size(image, max_pixels)
+            yield image
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise BadImage(f"{name}: not an image in a format Pillow reads") from None
+        raise BadImage(
+            f"{name}: not an image in a format that is read here: {', '.join(FORMATS)}"
+        ) from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"{name}: refused: {error}") from None
     except Exception as error:  # plugins of Pillow raise many kinds of errors on damaged files
         raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
+
+
+def _require_size(image: Image.Image, max_pixels: int) -> None:
+    """Raises BadImage if the image, or a tile of a TIFF, has too many pixels."""
+    width, height = image.size
+    tags = getattr(image, "tag_v2", {})
+    # A tile may be declared larger than the image, and is decoded whole.
+    tile = [tags.get(tag, 0) for tag in (322, 323)]
+    for what, (x, y) in (("it", (width, height)), ("a tile of it", tile)):
+        if isinstance(x, int) and isinstance(y, int) and x * y > max_pixels:
+            raise BadImage(
+                f"{what} has {x} x {y} pixels, more than the {max_pixels} of data.max_pixels; "
+                f"make the image smaller, or allow larger images there"
+            )
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -87,16 +150,21 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:
     """Grayscale of 16 bits, scaled to uint8[height, width, 3]; Pillow would clip it at 255."""
-    gray = gray.astype(np.int64)
     if gray.size and not 0 <= gray.min() <= gray.max() <= 65535:
         raise BadImage(
             f"integer pixels of {gray.min()} to {gray.max()}, whose range is unknown; expected "
             f"0 to 65535"
         )
-    scaled = (gray / 257).round().astype(np.uint8)
+    scaled = _eight_bits()[gray]
     if transparent is not None:
         scaled[gray == transparent] = 255
     return np.repeat(scaled[..., None], 3, axis=-1)
+
+
+@functools.cache
+def _eight_bits() -> np.ndarray:
+    """uint8[65536]: the nearest value of 8 bits to each value of 16 bits."""
+    return (np.arange(65536) / 257).round().astype(np.uint8)
 
 
 def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) -> np.ndarray:
@@ -108,6 +176,10 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
       interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
       crop: share of the resized short side that the central square keeps, in (0, 1]; 0 resizes both
         sides to `side` without a crop, which changes the proportions.
+
+    Raises:
+      BadImage: the proportions are so extreme that the resized image would have more than 67
+        million pixels before its crop.
     """
     if image.shape[:2] == (side, side):
         return image
@@ -119,6 +191,11 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
         return np.asarray(Image.fromarray(image).resize((side, side), method))
     scale = round(side / crop) / min(height, width)
     height, width = max(side, round(height * scale)), max(side, round(width * scale))
+    if height * width > max(_LARGEST_RESIZED, image.shape[0] * image.shape[1]):
+        raise BadImage(
+            f"an image of {image.shape[1]} x {image.shape[0]} pixels would have {width} x {height} "
+            f"before its crop to {side} x {side}; its proportions are too extreme"
+        )
     resized = np.asarray(Image.fromarray(image).resize((width, height), method))
     top, left = (height - side) // 2, (width - side) // 2
     return resized[top : top + side, left : left + side]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.data.images import decode
+from finetune_jax.data.images import MAX_PIXELS, decode
 from finetune_jax.data.sources import Options
 from finetune_jax.errors import UserError, nearest
 
@@ -143,17 +143,21 @@ class TableExamples:
     Attributes:
       columns: values of all rows, by column.
       images: image files of all rows, by column.
+      max_pixels: pixels of the largest image, ``data.max_pixels``.
     """
 
     columns: dict[str, list[Any]]
     images: dict[str, list[str]]
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = {name: values[index] for name, values in self.columns.items()}
-        return example | {name: decode(files[index]) for name, files in self.images.items()}
+        for name, files in self.images.items():
+            example[name] = decode(files[index], max_pixels=self.max_pixels)
+        return example
 
 
 def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str]:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finetune_jax.data.images import decode, resize
+from finetune_jax import schema
+from finetune_jax.data.images import MAX_PIXELS, decode, resize
 from finetune_jax.data.text import TextPreprocess
-from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import Inputs
+from finetune_jax.errors import UserError
+from finetune_jax.models import Inputs, StagedModel
 
 Batch = dict[str, Any]
 
@@ -59,12 +60,34 @@ class Preprocess(Protocol):
 class ImagePreprocess(Inputs):
     """Resizes, crops and orders channels on the host in uint8; normalises on device in f32.
 
-    The attributes are those of `finetune_jax.models.Inputs`, the constants of a model's published
-    weights.
+    The first attributes are those of `finetune_jax.models.Inputs`, the constants of a model's
+    published weights.
+
+    Attributes:
+      max_pixels: pixels of the largest image that `read` decodes, ``data.max_pixels``.
     """
+
+    max_pixels: int = MAX_PIXELS
 
     kind: ClassVar[str] = "image"
     columns: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of its range; the message names its key in a config."""
+        schema.whole(1, schema.LARGEST_SIDE)(self.size, "data.image_size")
+        schema.whole(1, 2**40)(self.max_pixels, "data.max_pixels")
+        schema.list_of(schema.number(-1000, 1000), 3, 3)(self.mean, "data.mean")
+        schema.list_of(schema.number(1e-6, 1000), 3, 3)(self.std, "data.std")
+        schema.text(choices=("nearest", "bilinear", "bicubic"))(
+            self.interpolation, "data.interpolation"
+        )
+        schema.number(0, 1)(self.crop, "data.crop")
+        if self.crop and self.size / self.crop > 4 * schema.LARGEST_SIDE:
+            raise UserError(
+                f"data.crop: images would have {self.size / self.crop:.0f} pixels a side before "
+                f"their crop to {self.size}; expected a larger share than {self.crop:g}"
+            )
+        schema.text(choices=("rgb", "bgr"))(self.channels, "channels")
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """``image`` uint8[size, size, 3] in the model's order of channels, from any size in RGB."""
@@ -97,7 +120,7 @@ class ImagePreprocess(Inputs):
         return {"image": jax.ShapeDtypeStruct((count, self.size, self.size, 3), jnp.uint8)}
 
     def read(self, text: str) -> dict[str, Any]:
-        return {"image": decode(text)}
+        return {"image": decode(text, max_pixels=self.max_pixels)}
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
@@ -105,11 +128,8 @@ class ImagePreprocess(Inputs):
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path | None = None) -> ImagePreprocess:
-        """The inverse of `to_json`."""
-        options: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**options)
+        """The inverse of `to_json`; UserError for a value of another type or out of its range."""
+        return cls(**schema.options_of(cls, values, "preprocess"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +159,15 @@ class ImagePairPreprocess(ImagePreprocess):
             raise UserError(
                 f"expected 2 image files separated by a tab, found {len(files)}: {text!r}"
             )
-        return {column: decode(file) for column, file in zip(self.columns, files, strict=True)}
+        images = [decode(file, max_pixels=self.max_pixels) for file in files]
+        return dict(zip(self.columns, images, strict=True))
+
+
+def require_vocabulary(preprocess: Preprocess, model: StagedModel) -> None:
+    """Raises UserError if a tokenizer gives numbers that the embeddings of a model do not have."""
+    vocabulary, types = getattr(model, "vocabulary", 0), getattr(model, "types", 0)
+    if isinstance(preprocess, TextPreprocess) and vocabulary and types:
+        preprocess.require_rows(vocabulary, types)
 
 
 KINDS: dict[str, type[ImagePreprocess] | type[TextPreprocess]] = {
@@ -150,8 +178,6 @@ KINDS: dict[str, type[ImagePreprocess] | type[TextPreprocess]] = {
 
 def from_json(values: dict[str, Any], folder: Path | None = None) -> Preprocess:
     """The inverse of `Preprocess.to_json`; UserError for an unknown kind."""
-    options = dict(values)
-    kind = options.pop("kind", None)
-    if kind not in KINDS:
-        raise UserError(f"unknown preprocessing {kind!r}.{nearest(str(kind), KINDS)}")
+    options = dict(schema.an_object(values, "preprocess"))
+    kind = schema.text(choices=KINDS)(options.pop("kind", None), "preprocess.kind")
     return KINDS[kind].from_json(options, folder)

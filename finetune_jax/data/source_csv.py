@@ -98,6 +98,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
         return TableExamples(
             {column: [column_values[i] for i in rows] for column, column_values in values.items()},
             {column: [files_of[i] for i in rows] for column, files_of in images.items()},
+            options.max_pixels,
         )
 
     paths = [path for _, path in files]

@@ -82,7 +82,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         rows = [row for part, start, stop in ranges for row in tables[part][start:stop]]
         images = [path for path, _ in rows]
         labels = [label for _, label in rows]
-        return TableExamples({"label": labels, "path": images}, {"image": images})
+        columns: dict[str, list[Any]] = {"label": labels, "path": images}
+        return TableExamples(columns, {"image": images}, options.max_pixels)
 
     all_images = sorted(Path(path) for rows in tables.values() for path, _ in rows)
     listed_files = FileList.of(root, {os.path.relpath(path, root): path for path in all_images})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.images import decode
+from finetune_jax.data.images import decode, stored_values
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
@@ -34,6 +34,7 @@ class _Rows:
       columns: by the dataset's name of a column, its name in an example.
       images: the dataset's names of the columns with images.
       labels: labels of all rows in place of the dataset's; None to keep the dataset's labels.
+      max_pixels: pixels of the largest image, ``data.max_pixels``.
     """
 
     dataset: Any
@@ -41,6 +42,7 @@ class _Rows:
     columns: dict[str, str]
     images: frozenset[str]
     labels: list[Any] | None
+    max_pixels: int
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -52,11 +54,9 @@ class _Rows:
             value = row[name]
             if name in self.images:
                 where = value.get("path") or f"{self.split} example {index}"
-                if column == "mask":
-                    value = _indices(value)
-                else:
-                    content = value.get("bytes")
-                    value = decode(content, where) if content is not None else decode(where)
+                content = value.get("bytes")
+                read = stored_values if column == "mask" else decode
+                value = read(where if content is None else content, where, self.max_pixels)
             example[column] = value
         if self.labels is not None:
             example["label"] = self.labels[int(index)]
@@ -92,7 +92,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     for split, dataset in loaded.items():
         for column in images:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        rows[split] = _Rows(dataset, split, columns, images, labels.get(split))
+        rows[split] = _Rows(dataset, split, columns, images, labels.get(split), options.max_pixels)
     if rows.keys() == {"train"}:
         train = rows["train"]
         strata = labels.get("train") or (loaded["train"][label] if label else [0] * len(train))
@@ -187,13 +187,3 @@ def _labels(
         found[split] = encoded[start : start + len(part)]
         start += len(part)
     return names, found
-
-
-def _indices(value: dict[str, Any]) -> np.ndarray:
-    """The stored values of a mask: in a palette image, a pixel's value is a class, not a colour."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as image:
-        return np.array(image)

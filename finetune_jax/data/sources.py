@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from finetune_jax.data.examples import Examples
+from finetune_jax.data.images import MAX_PIXELS
 from finetune_jax.data.skip import without_bad
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.doors import DOOR, open_door
@@ -54,6 +55,7 @@ class Options:
     label_until: str = ""
     split_seed: int = 0
     on_bad_image: str = "error"
+    max_pixels: int = MAX_PIXELS
     sep: str = ""
     header: tuple[str, ...] = ()
     encoding: str = "utf-8"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune_jax import schema
+from finetune_jax.data.tokenizer_file import (
+    LONGEST_TEXT,
+    open_tokenizer,
+    read_tokenizer,
+    refused,
+)
 from finetune_jax.errors import UserError, nearest
 
 _FILE = "tokenizer.json"
@@ -20,6 +29,8 @@ PAIRS = ("joined", "apart")
 @dataclasses.dataclass(frozen=True)
 class TextPreprocess:
     """Tokenizes one or two texts per example to a fixed number of tokens; cuts longer texts.
+
+    Only the first `LONGEST_TEXT` characters of a text are tokenized.
 
     Attributes:
       tokenizer: content of a ``tokenizer.json`` of the tokenizers library.
@@ -36,32 +47,28 @@ class TextPreprocess:
 
     kind: ClassVar[str] = "text"
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a wrong number of tokens, columns, or treatment of pairs."""
+        schema.whole(1, schema.LARGEST_SIDE)(self.size, "data.max_tokens")
+        schema.text(choices=PAIRS)(self.pairs, "pairs")
+        if len(self.columns) not in (1, 2):
+            raise UserError(
+                f"data.text_columns: expected one or two columns, found "
+                f"{', '.join(self.columns) or 'none'}"
+            )
+
     @classmethod
     def open(cls, path: Path, size: int, columns: tuple[str, ...], pairs: str) -> TextPreprocess:
         """Reads a tokenizer file; UserError for a missing or damaged file, or a wrong value."""
-        if pairs not in PAIRS:
-            raise UserError(f"unknown treatment of pairs {pairs!r}.{nearest(pairs, PAIRS)}")
-        if len(columns) not in (1, 2):
-            raise UserError(
-                f"data.text_columns: expected one or two columns, found "
-                f"{', '.join(columns) or 'none'}"
-            )
         if not path.is_file():
             raise UserError(f"data.tokenizer: no file {path}; expected the model's {_FILE}")
-        preprocess = cls(path.read_text(encoding="utf-8"), size, columns, pairs)
+        preprocess = cls(read_tokenizer(path), size, columns, pairs)
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
         return preprocess
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise UserError("texts need the tokenizers library: pip install tokenizers") from None
-        try:
-            tokenizer = Tokenizer.from_str(self.tokenizer)
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"data.tokenizer: not a tokenizer's JSON: {error}") from None
+        tokenizer = open_tokenizer(self.tokenizer)
         padding = tokenizer.padding or _padding(tokenizer)
         kept = ("direction", "pad_id", "pad_token", "pad_type_id")
         least = tokenizer.num_special_tokens_to_add(is_pair=self._joined)
@@ -80,7 +87,9 @@ class TextPreprocess:
         """``input_ids``, ``attention_mask``, ``token_type_ids``: i32[size], or [2, size] if apart.
 
         Raises:
-          UserError: the example lacks one of the columns.
+          UserError: the example lacks one of the columns, or holds a text that is not valid
+            Unicode, or one of more than `LONGEST_TEXT` characters whose first characters are not
+            enough tokens to fill the input.
         """
         for column in self.columns:
             if column not in example:
@@ -88,17 +97,69 @@ class TextPreprocess:
                     f"data.text_columns: an example has no column {column!r}."
                     f"{nearest(column, example)}"
                 )
-        texts = [_text(example[column]) for column in self.columns]
-        if self._views == 2:
-            encodings = self._tokenizer.encode_batch(texts)
-        else:
-            encodings = [self._tokenizer.encode(*texts)]
+        texts = [self._text(example[column], column) for column in self.columns]
+        encodings = self._encode(texts)
         arrays = {
             "input_ids": np.array([e.ids for e in encodings], np.int32),
             "attention_mask": np.array([e.attention_mask for e in encodings], np.int32),
             "token_type_ids": np.array([e.type_ids for e in encodings], np.int32),
         }
         return arrays if self._views == 2 else {name: x[0] for name, x in arrays.items()}
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        try:
+            if self._views == 2:
+                return self._tokenizer.encode_batch(texts)
+            return [self._tokenizer.encode(*texts)]
+        except BaseException as error:
+            raise refused(error) from None
+
+    def _text(self, value: Any, column: str) -> str:
+        """A text of an example, without the characters after `LONGEST_TEXT` that are cut anyway."""
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{column}: the text {text!r:.80} is not valid Unicode at character {error.start}"
+            ) from None
+        if len(text) <= LONGEST_TEXT:
+            return text
+        start = text[:LONGEST_TEXT]
+        if not all(self._tokenizer.encode(start).attention_mask):
+            raise UserError(
+                f"{column}: a text of {len(text)} characters; of the first {LONGEST_TEXT}, which "
+                f"alone are tokenized, there are fewer tokens than the model's {self.size}"
+            )
+        return start
+
+    def require_rows(self, vocabulary: int, types: int) -> None:
+        """Checks that the tokenizer gives numbers for which a model has embeddings.
+
+        Args:
+          vocabulary: number of tokens of the model.
+          types: number of token types of the model.
+
+        Raises:
+          UserError: a token, or a type of tokens, whose number is too large; names it.
+        """
+        numbers = self._tokenizer.get_vocab(with_added_tokens=True)
+        numbers = {token: n for token, n in numbers.items() if n >= vocabulary}
+        padding = self._tokenizer.padding
+        extra = [*_post_ids(self.tokenizer), (padding["pad_token"], padding["pad_id"])]
+        for token, number in [*sorted(numbers.items(), key=lambda item: item[1]), *extra]:
+            if not 0 <= number < vocabulary:
+                raise UserError(
+                    f"data.tokenizer: the token {token!r:.80} has the number {number}, and the "
+                    f"model knows the numbers from 0 to {vocabulary - 1}: the tokenizer is that "
+                    f"of another model"
+                )
+        (encoding,) = self._encode(["a"] * len(self.columns))[:1]
+        if (largest := max(encoding.type_ids)) >= types:
+            raise UserError(
+                f"data.tokenizer: it gives tokens of type {largest}, and the model knows the "
+                f"types from 0 to {types - 1}"
+            )
 
     @property
     def _views(self) -> int:
@@ -137,19 +198,53 @@ class TextPreprocess:
         }  # fmt: skip
         if folder is None:
             return {**values, "tokenizer": self.tokenizer}
-        (folder / _FILE).write_text(self.tokenizer, encoding="utf-8")
-        return values
+        (folder / _FILE).write_text(self.tokenizer, encoding="utf-8", newline="")
+        return {**values, "sha256": _sha256(self.tokenizer)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path | None = None) -> TextPreprocess:
-        """The inverse of `to_json`."""
-        options = {**values, "columns": tuple(values["columns"])}
+        """The inverse of `to_json`.
+
+        Raises:
+          UserError: a value of another type or out of its range, or a tokenizer that is missing,
+            was changed, or does not work.
+        """
+        options = dict(values)
+        wanted = options.pop("sha256", None)  # artifacts of older versions have none
         if "tokenizer" not in options:
             path = (folder or Path()) / _FILE
-            if not path.is_file():
-                raise UserError(f"{path}: missing")
-            options["tokenizer"] = path.read_text(encoding="utf-8")
-        return cls(**options)
+            options["tokenizer"] = read_tokenizer(path)
+            if wanted is not None and wanted != _sha256(options["tokenizer"]):
+                raise UserError(f"{path}: not the tokenizer of the artifact; it was changed")
+        preprocess = cls(**schema.options_of(cls, options, "preprocess"))
+        preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
+        return preprocess
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _post_ids(content: str) -> list[tuple[str, int]]:
+    """The tokens, with their numbers, that a tokenizer puts before and after texts."""
+    post = json.loads(content).get("post_processor") or {}
+    found: list[tuple[str, int]] = []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, member in value.items():
+                walk(member, key)
+        elif isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+            walk([value[1]], value[0])  # ["[CLS]", 101]
+        elif isinstance(value, list):
+            for member in value:
+                if type(member) is int and name != "type_id":
+                    found.append((name, member))
+                else:
+                    walk(member, name)
+
+    walk(post, "")
+    return found
 
 
 def _padding(tokenizer: Any) -> dict[str, Any]:
@@ -158,7 +253,3 @@ def _padding(tokenizer: Any) -> dict[str, Any]:
         if found is not None:
             return {"pad_id": found, "pad_token": token}
     raise UserError("data.tokenizer: the tokenizer names no padding token")
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from finetune_jax import schema
 from finetune_jax.deltas.base import Arrays, Delta, DeltaLeaf, Shapes, cast, leaf_key
 
 
@@ -40,6 +41,10 @@ class Bottleneck(Delta):
     act: str = "gelu"
 
     kind = "adapter"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an unknown activation."""
+        schema.text(choices=("gelu", "relu"))(self.act, f"{self.kind}: act")
 
     def leaves(self, base: Shapes) -> dict[str, DeltaLeaf]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from finetune_jax import schema
 from finetune_jax.deltas.adapters import AdaptFormer, Bottleneck
 from finetune_jax.deltas.base import Delta
 from finetune_jax.deltas.lora import LoRA
@@ -20,22 +21,25 @@ KINDS: dict[str, type[Delta]] = {
 """This package's kinds of delta, by their names in JSON."""
 
 
-def from_json(values: Mapping[str, Any]) -> Delta:
+def from_json(values: Any) -> Delta:
     """Rebuilds a delta from the result of `Delta.to_json`.
 
     A kind ``package.module:Class`` is imported, which runs the code of the package. A reader of
     files must first ask whether that is allowed: see `doors_of` and `doors.require_allowed`.
 
     Raises:
-      UserError: an unknown kind, or options that the kind does not have.
+      UserError: an unknown kind, or options that the kind does not have or of another type.
     """
-    options = dict(values)
-    kind = options.pop("kind", None)
-    cls = _class_of(str(kind))
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise UserError(f"delta {kind!r}: {error}") from None
+    options = dict(schema.an_object(values, "delta"))
+    kind = schema.text()(options.pop("kind", None), "delta.kind")
+    cls = _class_of(kind)
+    options = schema.options_of(cls, options, f"delta {kind!r}")
+    for name, value in options.items():
+        if isinstance(value, int) and value < 0:
+            raise UserError(
+                f"delta {kind!r}.{name}: expected a number of at least 0, found {value}"
+            )
+    return cls(**options)
 
 
 def doors_of(deltas: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from finetune_jax.errors import UserError
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
@@ -61,7 +62,7 @@ class Stem(nn.Module):
         types = jnp.zeros_like(ids) if types is None else jnp.asarray(types)
         most = self.positions - (self.padding + 1 if self.from_padding else 0)
         if ids.shape[1] > most:
-            raise ValueError(f"expected texts of at most {most} tokens, found {ids.shape[1]}")
+            raise UserError(f"expected texts of at most {most} tokens, found {ids.shape[1]}")
         if self.from_padding:
             places = jnp.cumsum(known, axis=1) * known + self.padding
         else:

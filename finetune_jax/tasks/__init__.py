@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from finetune_jax import schema
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.doors import is_door, open_door
@@ -98,10 +99,10 @@ def create(settings: ConfigDict, source: Source, preprocess: Preprocess) -> Task
     return kind_of(settings.name).create(settings, source, preprocess)
 
 
-def from_json(values: Mapping[str, Any]) -> Task:
-    """The inverse of `Task.to_json`; UserError for an unknown name or unknown fields."""
-    options = dict(values)
-    return kind_of(str(options.pop("name", None))).from_json(options)
+def from_json(values: Any) -> Task:
+    """The inverse of `Task.to_json`; UserError for an unknown name, or wrong fields or values."""
+    options = dict(schema.an_object(values, "task"))
+    return kind_of(schema.text()(options.pop("name", None), "task.name")).from_json(options)
 
 
 def doors_of(values: Mapping[str, Any]) -> tuple[str, ...]:

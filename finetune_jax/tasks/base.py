@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from finetune_jax import schema
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
@@ -190,11 +192,12 @@ class Task:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Task:
-        """The inverse of `to_json`, without the name; UserError for fields of another version."""
-        try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        except TypeError as error:
-            raise UserError(f"task {cls.name!r}: {error}") from None
+        """The inverse of `to_json`, without the name.
+
+        Raises:
+          UserError: fields of another version, or values of another type or out of their range.
+        """
+        return cls(**schema.options_of(cls, values, f"task {cls.name!r}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +209,19 @@ class ClassTask(Task):
     """
 
     class_names: tuple[str, ...] = dataclasses.field()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for no classes, a class without a name, or two of one name."""
+        if not self.class_names:
+            raise UserError("class names: expected at least one, found none")
+        counts = collections.Counter(self.class_names)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise UserError(
+                f"class names: {len(twice)} are there more than once, such as {twice[0]!r:.80}; "
+                f"each class needs a name of its own"
+            )
+        if "" in counts:
+            raise UserError(f"class names: the name of class {self.class_names.index('')} is empty")
 
     @property
     def head_size(self) -> int:

@@ -76,6 +76,15 @@ class Classification(ClassTask):
     loss: str = ""
     counts: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises UserError for wrong class names, or counts that are not those of the classes."""
+        super().__post_init__()
+        if self.counts and (len(self.counts) != self.head_size or min(self.counts) < 0):
+            raise UserError(
+                f"counts: expected {self.head_size} numbers of examples, one per class, found "
+                f"{self.counts!r:.80}"
+            )
+
     name = "classification"
     metric = "accuracy"
 

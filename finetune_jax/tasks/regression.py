@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from finetune_jax import schema
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
@@ -63,6 +64,12 @@ class Regression(Task):
     name = "regression"
     metric = "rmse"
     better = "min"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a mean that is not finite, or a deviation that is not above 0."""
+        schema.number()(self.mean, "mean of the targets")
+        if not schema.number()(self.std, "deviation of the targets") > 0:
+            raise UserError(f"deviation of the targets: expected it above 0, found {self.std:g}")
 
     @classmethod
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Regression:

@@ -15,12 +15,17 @@ from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.averaging import combine
 from finetune_jax.evaluation.evaluator import open_run
+from finetune_jax.files import require_seal, seal
 from finetune_jax.models import _entry_behind as entry_of_door
 from finetune_jax.models import build, initialise
 from finetune_jax.tasks import Classification
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 SIDE = 16
+MODEL = {
+    "family": "resnet_cifar", "name": "resnet20_cifar", "num_classes": len(CLASSES),
+    "image_size": SIDE, "dtype": "float32", "head": "",
+}  # fmt: skip
 
 
 def saved(folder, name="resnet20_cifar", **changes):
@@ -29,10 +34,7 @@ def saved(folder, name="resnet20_cifar", **changes):
     save_artifact(
         folder,
         variables=jax.tree.map(np.asarray, initialise(model, SIDE, jax.random.key(0))),
-        model={
-            "family": "resnet_cifar", "name": name, "num_classes": len(CLASSES),
-            "image_size": SIDE, "dtype": "float32", "head": "",
-        },
+        model=MODEL | {"name": name},
         deltas=(),
         task=Classification(CLASSES),
         preprocess=ImagePreprocess(SIDE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
@@ -159,10 +161,10 @@ def package(tmp_path, monkeypatch):
 
 
 def changed(folder, change):
-    """Writes another ``artifact.json``."""
-    card = json.loads((folder / "artifact.json").read_text())
+    """Writes another ``artifact.json``, with its checksum."""
+    card = require_seal(json.loads((folder / "artifact.json").read_text()), "")
     change(card)
-    (folder / "artifact.json").write_text(json.dumps(card))
+    (folder / "artifact.json").write_text(json.dumps(seal(card)))
 
 
 def test_a_door_is_recorded_and_must_be_allowed(package, tmp_path, capsys):
@@ -197,16 +199,16 @@ def test_another_version_of_a_package_is_said(package, tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": {"name": "no_such_package:MODEL"}},
-        {"base": {"name_map": "no_such_package:NAMES"}},
+        {"model": MODEL | {"name": "no_such_package:MODEL"}},
+        {"base": {"file": None, "name_map": "no_such_package:NAMES"}},
         {"task": {"name": "no_such_package:Task"}},
         {"task": {"name": "classification", "loss": "no_such_package:focal(gamma=2)"}},
         {"deltas": [{"kind": "no_such_package:Delta", "module": "stem"}]},
     ],
 )
 def test_no_door_is_imported_unasked(folder, tmp_path, changes):
-    card = json.loads((folder / "artifact.json").read_text())
-    (tmp_path / "artifact.json").write_text(json.dumps(card | changes))
+    (tmp_path / "artifact.json").write_bytes((folder / "artifact.json").read_bytes())
+    changed(tmp_path, lambda card: card.update(changes))
     with pytest.raises(UserError, match="whose code would run"):
         Artifact.load(tmp_path)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_jax.data.images import BadImage, decode
+from finetune_jax.data.images import BadImage, decode, resize
 
 RED = np.zeros((6, 8, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
 RNG = np.random.default_rng(0)
@@ -191,3 +191,72 @@ def test_damaged_bytes_never_raise_anything_else():
                 broken[at] = RNG.integers(0, 256)
             with contextlib.suppress(BadImage):
                 assert decode(bytes(broken)).shape[-1] == 3
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("suffix", ["eps", "psd", "pdf", "tga", "ico", "pcx", "im", "jp2", "dds"])
+def test_only_the_formats_that_we_name_are_read(tmp_path, monkeypatch, suffix):
+    """Pillow would start Ghostscript for PostScript, whatever the file is called."""
+    path = tmp_path / "picture.png"
+    try:
+        content = {"eps": POSTSCRIPT, "psd": b"8BPS\0\1" + bytes(30)}.get(suffix)
+        if content is None:
+            file = io.BytesIO()
+            Image.fromarray(NOISE).save(file, Image.registered_extensions()[f".{suffix}"])
+            content = file.getvalue()
+    except (KeyError, OSError) as error:
+        pytest.skip(f"not run: this Pillow does not write {suffix} ({error})")
+    path.write_bytes(content)
+    monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("a program started"))
+    with pytest.raises(BadImage, match=r"picture\.png: not an image in a format that is read here"):
+        decode(path)
+
+
+def test_several_pictures_in_one_jpeg_are_the_first(tmp_path):
+    frames = [Image.fromarray(RED), Image.fromarray(NOISE)]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:], quality=95)
+    np.testing.assert_allclose(decode(tmp_path / "a.jpg"), RED, atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "tif", "webp", "bmp", "jpg", "pgm"])
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch, suffix
+):
+    path = save(Image.new("L", (300, 200)), tmp_path / f"large.{suffix}")
+    assert decode(path, max_pixels=60_000).shape == (200, 300, 3)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: pytest.fail("read further"))
+    with pytest.raises(BadImage, match=r"large.* it has 300 x 200 pixels, more than the 59999 of"):
+        decode(path, max_pixels=59_999)
+
+
+def test_a_small_file_of_a_huge_picture_is_refused(tmp_path):
+    """16,000 x 11,000 pixels in a file of a few bytes: Pillow's own limit lets it pass."""
+    path = png(tmp_path / "bomb.png", 16_000, 11_000, 2, 8, [])
+    with pytest.raises(BadImage, match="bomb.png: it has 16000 x 11000 pixels"):
+        decode(path)
+
+
+def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
+    tags = [(256, 8), (257, 6), (258, 8), (259, 8), (262, 1), (277, 1), (322, 60_000),
+            (323, 60_000), (324, 8), (325, 4)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "tile.tif").write_bytes(content)
+    with pytest.raises(BadImage, match="a tile of it has 60000 x 60000 pixels"):
+        decode(tmp_path / "tile.tif")
+
+
+def test_extreme_proportions_are_refused_before_a_crop():
+    strip = np.zeros((1, 300_000, 3), np.uint8)
+    with pytest.raises(BadImage, match="300000 x 1 pixels would have .* too extreme"):
+        resize(strip, 224, "bilinear", 0.875)
+    assert resize(strip, 224, "bilinear").shape == (224, 224, 3)
+
+
+def test_a_limit_above_pillows_own_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    path = save(Image.new("L", (100, 50)), tmp_path / "large.png")
+    assert decode(path, max_pixels=5000).shape == (50, 100, 3)

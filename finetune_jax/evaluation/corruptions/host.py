@@ -38,7 +38,7 @@ def jpeg(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.n
     file = io.BytesIO()
     rounded = (x * 255).round().astype(np.uint8)
     Image.fromarray(rounded).save(file, "JPEG", quality=int(row[0]))
-    return np.asarray(Image.open(file).convert("RGB"), np.float32) / 255
+    return np.asarray(Image.open(file, formats=("JPEG",)).convert("RGB"), np.float32) / 255
 
 
 def frost(generator: np.random.Generator, x: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def _photographs(step: int, size: int) -> tuple[np.ndarray, ...]:
     folder = Path(spec.submodule_search_locations[0]) / "frost"
     found = []
     for path in sorted(folder.glob("frost*"))[:5]:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
             pixels = image.convert("RGB")
             scale = max(1, size * step / min(pixels.size))
             pixels = pixels.resize([int(np.ceil(n * scale)) for n in pixels.size])

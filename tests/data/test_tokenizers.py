@@ -1,0 +1,151 @@
+"""Tokenizers of other people: panics, aborts, endless work and wrong numbers are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finetune_jax.data import tokenizer_file
+from finetune_jax.data.text import TextPreprocess
+from finetune_jax.data.tokenizer_file import LONGEST_TEXT, open_tokenizer
+from finetune_jax.errors import UserError
+
+pytest.importorskip("tokenizers", reason="not run: needs the package tokenizers")
+
+
+def made(**changes):
+    """A tokenizer.json of three words."""
+    return json.dumps(
+        {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+            "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
+            "decoder": None,
+            "model": {
+                "type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1, "a": 2}, "unk_token": "[UNK]"
+            },
+        }
+        | changes
+    )  # fmt: skip
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def opened(size=4, columns=("text",), **changes):
+    return TextPreprocess(made(**changes), size, columns)
+
+
+def test_a_tokenizer_is_tried_once_on_a_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("FINETUNE_JAX_STATE", str(tmp_path / "state"))
+    open_tokenizer(made())
+    monkeypatch.setattr(tokenizer_file, "_try_elsewhere", lambda content: pytest.fail("again"))
+    open_tokenizer(made())
+
+
+TWICE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        # Each ends the process, or panics, while the library loads it or encodes a text.
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+            "ends its process by signal 6: memory allocation",
+        ),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA"}}, "PanicException"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "PanicException: chunk size"),
+        ({"pre_tokenizer": split("(a|a|aa)*b")}, "works: PanicException: Onig: .*retry-limit"),
+        # Never tried.
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [TWICE] * 20}},
+            "can make a text 1048576 times as long",
+        ),
+        ({"pre_tokenizer": split("(a+)+b")}, r"the pattern '\(a\+\)\+b' repeats a group"),
+        ({"pre_tokenizer": split("(?:x(?:a{2,}))*b")}, "repeats a group"),
+        ({"pre_tokenizer": split("([ab]+){2,50}")}, "repeats a group"),
+        ({"pre_tokenizer": split("a" * 20_000)}, "a pattern of 20000 characters"),
+        ({"model": 3}, "expected an object with a 'model'"),
+        ({"model": {"type": "Best"}}, "not a tokenizer that works"),
+    ],
+)
+def test_a_tokenizer_that_would_take_the_process_along_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        open_tokenizer(made(**changes))
+
+
+def test_what_is_no_tokenizer_or_too_slow_is_refused(monkeypatch, tmp_path):
+    for content, words in (
+        ("[1]", "expected an object with a 'model'"),
+        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ("[" * 100_000, "nested too deeply"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_tokenizer(content)
+    monkeypatch.setattr(tokenizer_file, "_SECONDS", 0.01)
+    with pytest.raises(UserError, match="needs more than 0.01 s"):
+        open_tokenizer(made(version="slow"))
+    monkeypatch.setattr(tokenizer_file, "LARGEST_FILE", 100)
+    (tmp_path / "tokenizer.json").write_text(made())
+    with pytest.raises(UserError, match="bytes; expected a tokenizer of at most 64 MiB"):
+        TextPreprocess.open(tmp_path / "tokenizer.json", 4, ("text",), "joined")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
+        r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\s+",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",
+        r"\d{1,3}(?=(?:\d{3})*\b)",
+    ],
+)
+def test_the_patterns_of_known_models_are_accepted(pattern):
+    tokenizer_file._check_pattern(pattern)
+
+
+def test_numbers_that_the_model_does_not_have_are_refused_by_name():
+    opened().require_rows(3, 1)
+    with pytest.raises(UserError, match="token 'a' has the number 2, and the model knows .* to 1"):
+        opened().require_rows(2, 1)
+    special = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [
+            {"SpecialToken": {"id": "X", "type_id": 1}}, {"Sequence": {"id": "A", "type_id": 0}}
+        ],
+        "special_tokens": {"X": {"id": "X", "ids": [700], "tokens": ["X"]}},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has the number 700"):
+        opened(post_processor=special).require_rows(3, 2)
+    with pytest.raises(UserError, match="tokens of type 1, and the model knows .* 0 to 0"):
+        opened(post_processor=special).require_rows(701, 1)
+    padding = {
+        "strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 9,
+        "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"'\[PAD\]' has the number 9"):
+        opened(padding=padding).require_rows(3, 1)
+
+
+def test_hard_texts():
+    preprocess = opened()
+    with pytest.raises(UserError, match="text: the text .* is not valid Unicode at character 2"):
+        preprocess.host({"text": "a \udc80"})
+    ids = preprocess.host({"text": "a \0 a"})["input_ids"]
+    assert ids.tolist() == [2, 0, 2, 1]
+    assert preprocess.host({"text": b"a \xff a a a"})["input_ids"].tolist() == [2, 0, 2, 2]
+    long = "a " * LONGEST_TEXT
+    np.testing.assert_array_equal(preprocess.host({"text": long})["input_ids"], [2, 2, 2, 2])
+    with pytest.raises(UserError, match=r"a text of 100004 characters; .* fewer tokens than .* 4"):
+        preprocess.host({"text": " " * LONGEST_TEXT + "a a "})
+
+
+def test_the_tokenizer_of_an_artifact_belongs_to_it(tmp_path):
+    values = opened().to_json(tmp_path)
+    assert TextPreprocess.from_json({k: v for k, v in values.items() if k != "kind"}, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(made(version="1.1"))
+    with pytest.raises(UserError, match="not the tokenizer of the artifact; it was changed"):
+        TextPreprocess.from_json({k: v for k, v in values.items() if k != "kind"}, tmp_path)

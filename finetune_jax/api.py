@@ -133,6 +133,7 @@ def score(
     data_dir: str = "",
     batch_size: int = 0,
     allow_imports: Iterable[str] = (),
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Scores a run, or a pretrained weight file as it is, on one split.
 
@@ -143,6 +144,8 @@ def score(
       data_dir: replaces ``data.data_dir`` of the run's config.
       batch_size: replaces ``eval.batch_size`` of the run's config; 0 keeps it.
       allow_imports: packages whose code the run's artifact may run; see `Artifact.load`.
+      trust: whether the files and addresses that the run's config names are read although the user
+        has not trained the run on this machine.
 
     Returns:
       The scores of the task with their intervals, and ``n_scored``.
@@ -159,5 +162,6 @@ def score(
             data_dir=data_dir,
             batch_size=batch_size,
             allow_imports=allow_imports,
+            trust=trust,
         )
     return evaluator.scores(evaluator.observe(split))

@@ -34,6 +34,7 @@ _BATCHES = flags.DEFINE_integer(
 )
 _BASE = flags.DEFINE_string("base", "", "Base weight file of members that are delta artifacts.")
 _ALLOW_IMPORTS = cli.define_allow_imports()
+_TRUST = cli.define_trust()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
             _BATCHES.value,
             _BASE.value,
             _ALLOW_IMPORTS.value,
+            _TRUST.value,
         )
         if report["method"] == "interpolate":
             figure = output / "average.png"

@@ -66,6 +66,15 @@ def define_accept_changed_data() -> flags.FlagHolder[Any]:
     )
 
 
+def define_trust() -> flags.FlagHolder[bool]:
+    """Defines ``--trust``: whether files that a stranger's config names are read."""
+    return flags.DEFINE_bool(
+        "trust",
+        False,
+        "Read the files and addresses that the config of a stranger's run names.",
+    )
+
+
 def load_config(path: str) -> Any:
     """Returns the locked result of ``get_config`` of a config file; see `call_config_file`."""
     return call_config_file(path, "get_config").lock()

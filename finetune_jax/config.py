@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from finetune_jax import schema
 from finetune_jax.errors import UserError, nearest
 
 
@@ -318,25 +319,57 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Returns the config of a `to_json` object.
+    """Returns the config of a `to_json` object, whose values need not be ours.
 
     Raises:
-      UserError: the object has a key that this version does not have.
+      UserError: the object has a key that this version does not have, or a value of another type
+        than its default; names the key. `validate` checks ranges.
     """
     config = default()
 
-    def fill(node: ml_collections.ConfigDict, given: dict[str, Any], prefix: str) -> None:
-        for key, value in given.items():
+    def fill(node: ml_collections.ConfigDict, given: Any, prefix: str) -> None:
+        for key, value in schema.an_object(given, prefix.rstrip(".") or "config").items():
             if key not in node:
-                raise UserError(f"unknown config key {prefix + key!r}.{nearest(key, node.keys())}")
+                hint = nearest(key[:80], node.keys())
+                raise UserError(f"unknown config key {prefix + key[:80]!r}.{hint}")
             if isinstance(node[key], config_dict.ConfigDict):
                 fill(node[key], value, f"{prefix}{key}.")
             else:
                 with node.ignore_type():
-                    node[key] = tuple(value) if isinstance(node[key], tuple) else value
+                    node[key] = _check_of(prefix + key, node[key])(value, prefix + key)
 
     fill(config, values, "")
     return config
+
+
+def _check_of(key: str, default: Any) -> schema.Check:
+    """The check of a key, by the type of its default."""
+    if key in ("scheme", "data.augment"):
+        return _text_or_list
+    if isinstance(default, tuple):
+        numbers = key in ("data.mean", "data.std")
+        return schema.list_of(schema.number() if numbers else schema.text(), most=1000)
+    for kind, check in _CHECKS.items():
+        if isinstance(default, kind):
+            return check
+    raise TypeError(f"{key}: no check for a default of {type(default).__name__}")
+
+
+def _text_or_list(value: Any, key: str) -> Any:
+    """A text, or a list of texts and of lists of texts, such as the rules of a scheme."""
+    if isinstance(value, str):
+        return schema.text(10**6)(value, key)
+    many = schema.list_of(schema.text(10**6))
+    rules = schema.list_of(lambda x, k: x if isinstance(x, str) else list(many(x, k)))
+    return list(rules(value, key))
+
+
+_CHECKS: dict[type, schema.Check] = {
+    bool: schema.flag,  # before int, of which bool is a subclass
+    int: schema.whole(-(2**63), 2**63 - 1),
+    float: schema.number(),
+    str: schema.text(10**6),
+}
 
 
 def portable(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ where a score is undefined. More flags measure more:
   --corruptions=all --severity=all --shifts=cifar10_1     other test sets, and what is not run
   --drift --knn --few_shot=1,5,10                         how far features moved, what they hold
   --report=FILE.html          all of it on one page
+
+The data is read that the config of the run names. For a run that you have not trained on this
+machine, --trust allows that, once.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ _REPORT = flags.DEFINE_string(
     "report", "", "File.html for a page with all results; needs --workdir."
 )
 _ALLOW_IMPORTS = cli.define_allow_imports()
+_TRUST = cli.define_trust()
 
 
 def _probes() -> str:
@@ -132,6 +136,7 @@ def _open(workdir: Path, base: str = "") -> Evaluator:
         data_dir=_DATA_DIR.value,
         batch_size=_BATCH_SIZE.value or 0,
         allow_imports=_ALLOW_IMPORTS.value,
+        trust=_TRUST.value,
     )
 
 

@@ -141,7 +141,8 @@ def record(
             raise UserError(f"{prefix}{missing[0]}: missing")
         if unknown := [] if rest else sorted(members.keys() - known.keys()):
             hint = nearest(unknown[0][:80], known)
-            raise UserError(f"{prefix}{unknown[0][:80]}: unknown key.{hint}")
+            where = f"{key}: " if key else ""
+            raise UserError(f"{where}unknown key {unknown[0][:80]!r}.{hint}")
         return {k: known.get(k, anything)(v, f"{prefix}{k}") for k, v in members.items()}
 
     return checked

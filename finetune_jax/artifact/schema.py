@@ -69,6 +69,8 @@ OPTIONAL = {
     "base_dtypes": mapping(text(choices=DTYPES)),
     "scores": mapping(an_object),
     "plan": record({"scheme": text(10**6)}, {"providers": list_of(mapping(_FEW))}, rest=True),
+    "made_of": an_object,
+    "accepted": list_of(an_object),
     "providers": list_of(record({"door": _FEW}, {"package": _FEW, "version": _FEW})),
 }
 """Check of each key that a card may have."""

@@ -26,6 +26,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.evaluation.scores import evaluate, headline
 from finetune_jax.evaluation.step import make_eval_step
+from finetune_jax.evaluation.trust import require_trust
 from finetune_jax.files import read_json, write_json
 from finetune_jax.locks import NAME as LOCK
 from finetune_jax.progress import say
@@ -48,6 +49,7 @@ def combine(
     statistics_batches: int = 16,
     base: str = "",
     allow_imports: Iterable[str] = (),
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Averages members, chooses on validation, and writes the artifact of the chosen average.
 
@@ -59,7 +61,7 @@ def combine(
       statistics_batches: number of batches, of ``train.batch_size`` training images each, for
         BatchNorm statistics.
       base: weight file of the base of members with ``artifact.contents=delta``.
-      allow_imports: see `open_run`.
+      allow_imports, trust: see `open_run`.
 
     Returns:
       The content of ``average.json``: ``method``, ``members``, ``metric``, ``chosen``, ``rows``
@@ -70,7 +72,7 @@ def combine(
       UserError: members that cannot be averaged with each other, or an argument out of range.
     """
     _check(members, output, method, alphas)
-    opened = _open(members, statistics_batches, base, allow_imports)
+    opened = _open(members, statistics_batches, base, allow_imports, trust)
     if method == "interpolate":
         rows, chosen, final = _interpolate(opened, alphas)
     else:
@@ -191,13 +193,18 @@ def _check(members: Sequence[Path], output: Path, method: str, alphas: Sequence[
 
 
 def _open(
-    members: Sequence[Path], statistics_batches: int, base: str, allow_imports: Iterable[str]
+    members: Sequence[Path],
+    statistics_batches: int,
+    base: str,
+    allow_imports: Iterable[str],
+    trust: bool,
 ) -> _Members:
     names = [str(member) for member in members]
     configs = [read_json(member / "config.json") for member in members]
     for values, name in zip(configs, names, strict=True):
         doors = config_doors(config_lib.from_json(values))
         require_allowed(doors, allow_imports, f"{name}/config.json")
+        require_trust(values, Path(name) / "config.json", trust)
     for other, name in zip(configs[1:], names[1:], strict=True):
         _require_same_data(configs[0], other, names[0], name)
     loaded = [Artifact.load(member, base, allow_imports) for member in members]

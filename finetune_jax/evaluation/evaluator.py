@@ -26,6 +26,7 @@ from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.scores import forward_all, observe
 from finetune_jax.evaluation.step import make_eval_step, make_forward
+from finetune_jax.evaluation.trust import require_trust
 from finetune_jax.files import read_json
 from finetune_jax.mesh import put_batch, state_sharding, use_cpu_devices
 from finetune_jax.metrics.probes import sample
@@ -235,6 +236,7 @@ def open_run(
     data_dir: str = "",
     batch_size: int = 0,
     allow_imports: Iterable[str] = (),
+    trust: bool = False,
 ) -> Evaluator:
     """Returns the evaluator of a finished run.
 
@@ -245,12 +247,18 @@ def open_run(
       batch_size: replaces ``eval.batch_size`` of the run; 0 keeps it.
       allow_imports: top-level packages whose code may run, for a run whose config or artifact names
         objects of other packages; see `Artifact.load`.
+      trust: whether files and addresses that the config names are read although the user has not
+        trained the run on this machine; see `evaluation.trust`.
 
     Raises:
-      UserError: not a finished run, or an error of `Artifact.load` or `open_evaluator`.
+      UserError: not a finished run, a run that is not trusted, or an error of `Artifact.load` or
+        `open_evaluator`.
     """
-    config = read_config(workdir)
+    path = workdir / "config.json"
+    values = read_json(path)
+    config = _config_of(values, path)
     require_allowed(config_doors(config), allow_imports, str(workdir / "config.json"))
+    require_trust(values, path, trust, ("data.data_dir",) if data_dir else ())
     override(config, data_dir=data_dir, batch_size=batch_size)
     # Before the artifact is read, because that uses a device.
     use_cpu_devices(config.mesh.cpu_devices)
@@ -268,7 +276,15 @@ def changed_data(evaluator: Evaluator) -> list[str]:
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config of a run's folder; UserError for another folder."""
-    return config_lib.from_json(read_json(workdir / "config.json"))
+    path = workdir / "config.json"
+    return _config_of(read_json(path), path)
+
+
+def _config_of(values: dict[str, Any], path: Path) -> ml_collections.ConfigDict:
+    try:
+        return config_lib.from_json(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def require_split(config: ml_collections.ConfigDict, split: str) -> None:

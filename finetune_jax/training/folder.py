@@ -9,8 +9,9 @@ from typing import Any
 
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
-from finetune_jax.files import read_json, write_json
+from finetune_jax.files import digest, read_json, write_json
 from finetune_jax.hosts import all_agree, is_primary, on_primary, wait
+from finetune_jax.known import CONFIGS, remember
 from finetune_jax.locks import FolderLock
 
 
@@ -68,8 +69,12 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Writes the config into an opened folder, which then belongs to this config."""
+    """Writes the config into an opened folder, which then belongs to this config.
+
+    The user who trains knows the config from now on; see `finetune_jax.evaluation.trust`.
+    """
     write_json(workdir / "config.json", config)
+    remember(CONFIGS, digest(config))
 
 
 def finished_result(workdir: Path) -> dict[str, Any] | None:

@@ -71,19 +71,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-20 weight file in our own layout, random but for its names and shapes."""
+    """A ResNet-8 weight file in our own layout, random but for its names and shapes."""
     from finetune_jax.models import build, initialise
     from finetune_jax.pretrained import save_native
 
-    path = tmp_path_factory.mktemp("weights") / "resnet20.safetensors"
-    model = build("resnet20_cifar", 10, image_size=32)
+    path = tmp_path_factory.mktemp("weights") / "resnet8.safetensors"
+    model = build("resnet8_cifar", 10, image_size=32)
     save_native(path, initialise(model, 32, jax.random.key(7)), {})
     return path
 
 
 @pytest.fixture(scope="session")
 def small_config(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """A config file of a run of a few seconds: digits, ResNet-20 at 16 pixels, 6 steps."""
+    """A config file of a run of a few seconds: digits, ResNet-8 at 16 pixels, 6 steps."""
     path = tmp_path_factory.mktemp("configs") / "small.py"
     path.write_text(
         f"""
@@ -92,6 +92,7 @@ from finetune_jax.config import default
 def get_config():
     config = default()
     config.scheme = "last_k(1)"
+    config.model.name = "resnet8_cifar"
     config.pretrained.path = {str(weights)!r}
     config.pretrained.new_head = True
     config.data.train = "train[:64]"

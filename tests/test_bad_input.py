@@ -142,6 +142,7 @@ def test_an_unknown_split_names_the_nearest():
 def experiment_with(path, scheme="linear_probe", new_head=False):
     config = default()
     config.scheme = scheme
+    config.model.name = "resnet8_cifar"
     config.pretrained.path = str(path)
     config.pretrained.new_head = new_head
     return open_setup(config)
@@ -159,12 +160,13 @@ def edited(weights, tmp_path, edit):
 
 
 def test_a_missing_weight_file_names_its_neighbour(weights):
-    with pytest.raises(UserError, match="Did you mean 'resnet20.safetensors'"):
+    with pytest.raises(UserError, match="Did you mean 'resnet8.safetensors'"):
         load_variables(experiment_with(weights.with_name("resnet2O.safetensors")))
 
 
 def test_a_mistyped_weight_file_does_not_claim_the_workdir(weights, tmp_path):
     config = default()
+    config.model.name = "resnet8_cifar"
     config.data.image_size = 16
     config.data.train, config.data.validation, config.data.test = "train[:16]", "", ""
     config.train.batch_size, config.train.steps = 16, 1

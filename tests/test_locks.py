@@ -45,7 +45,7 @@ def test_a_second_owner_is_refused_with_the_first_in_one_line(tmp_path):
         assert names(tmp_path / "run") == [NAME]
     message = str(error.value)
     assert f"--workdir=run is in use by process {os.getpid()} on " in message
-    assert " since 20" in message and "pytest" in message and "\n" not in message
+    assert " since 20" in message and "python" in message and "\n" not in message
     with FolderLock(tmp_path / "run"):
         pass
     assert names(tmp_path) == []  # a folder that the lock made, and that stayed empty

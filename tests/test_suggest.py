@@ -18,8 +18,9 @@ from finetune_jax.training.phase import PhaseRun
 
 @pytest.fixture(scope="module")
 def measured(weights):
-    """(variables, batches, values of `measure`) of a ResNet-20 on two batches."""
+    """(variables, batches, values of `measure`) of a ResNet-8 on two batches."""
     config = default()
+    config.model.name = "resnet8_cifar"
     config.pretrained.path = str(weights)
     config.data.image_size = 16
     config.train.batch_size = 16
@@ -48,7 +49,7 @@ def test_the_statistics_are_their_formulas(measured):
 
     grads = [tree.flatten(jax.jit(jax.grad(loss))(variables["params"], b)) for b in batches]
     flat = tree.flatten(variables["params"])
-    path = "layer2_block1/conv1/kernel"
+    path = "layer2_block0/conv1/kernel"
     norms = [float(jnp.linalg.norm(g[path])) for g in grads]
     weight = float(jnp.linalg.norm(flat[path]))
     assert values["rgn"][path] == pytest.approx(np.mean(norms) / weight, rel=1e-4)

@@ -1,5 +1,8 @@
 """CIFAR ResNets: ResNet-20/32/44/56/110 of He et al. 2015 (arXiv 1512.03385), section 4.2.
 
+ResNet-8 and ResNet-14 are the same networks with fewer blocks, which papers on distillation train
+(Tian et al. 2020, arXiv 1910.10699); their weights were not published with the others.
+
 Three layers of n residual blocks with 16, 32 and 64 channels at 32x32, 16x16 and 8x8; the shortcut
 of a block that changes the width has no parameters (option A): it takes every second pixel and pads
 the channels with zeros.
@@ -78,7 +81,8 @@ class ResNetCifar(StagedModel):
     """CIFAR ResNet of depth 6n + 2; stages ``stem``, ``layer1_block0`` …, ``head``.
 
     Attributes:
-      depth: number of layers with weights, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
+      depth: number of layers with weights, 6n + 2: 20, 32, 44, 56 or 110 in the
+        paper.
       num_classes: number of outputs of the head.
       dtype: compute dtype; parameters stay f32.
       remat: whether each block's activations are recomputed in the backward pass.
@@ -123,8 +127,8 @@ ENTRIES = {
         inputs=Inputs(32, crop=0),
         classes=10,
         labels="CIFAR-10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck",
-        weights=("https://github.com/akamaster/pytorch_resnet_cifar10",),
-        licence="BSD-2-Clause",
+        weights=("https://github.com/akamaster/pytorch_resnet_cifar10",) if depth >= 20 else (),
+        licence="BSD-2-Clause" if depth >= 20 else "",
     )
-    for depth in (20, 32, 44, 56, 110)
+    for depth in (8, 14, 20, 32, 44, 56, 110)
 }

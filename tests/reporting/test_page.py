@@ -95,8 +95,8 @@ def test_a_page_has_every_section_and_no_address_outside_itself(written):
                    "score by corruption", "relative change"):  # fmt: skip
         assert any(figure in alternative for alternative in page.images), figure
     assert sum(a.startswith("example ") for a in page.images) == 18
-    assert page.rows["Plan"] == 1 + 59  # a header, and the leaves of ResNet-20
-    assert page.rows["Weight file"] >= 1 + 95 - 2
+    assert page.rows["Plan"] == 1 + 23  # a header, and the leaves of ResNet-8
+    assert page.rows["Weight file"] >= 1 + 35 - 2
 
 
 def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):

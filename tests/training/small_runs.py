@@ -1,5 +1,6 @@
 """What the tests of training share: small models, steps, batches and runs."""
 
+import functools
 import json
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 
 from finetune_jax.config import default
 from finetune_jax.data.augment import InputPipeline
-from finetune_jax.models import build, initialise
+from finetune_jax.models import MODELS, Entry, Inputs, build, initialise
+from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import open_weights
 from finetune_jax.schemes import Phase, resolve
 from finetune_jax.tasks import Classification
@@ -17,6 +19,15 @@ from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, ma
 from finetune_jax.training.step import make_train_step
 
 TASK = Classification(tuple("abcde"))
+
+# Compilation takes most of the time of these tests, and it grows with the number of blocks.
+MODELS["small_vit"] = Entry(
+    "vit",
+    functools.partial(ViT, width=96, depth=3, heads=3, patch=16),
+    inputs=Inputs(32, crop=0),
+    patch=16,
+    dropout=True,
+)
 
 
 def setup(model_name, size, scheme, *, accumulate=1, batch_norm="frozen", **optimizer):
@@ -64,6 +75,7 @@ def config_of(weights, scheme, **changes):
     """The config of a run of 6 steps on digits; `changes` have '__' for the dots of a key."""
     config = default()
     config.scheme = scheme
+    config.model.name = "resnet8_cifar"
     config.pretrained.path = str(weights)
     config.pretrained.new_head = True
     config.data.train = "train[:32]"

@@ -13,7 +13,7 @@ from finetune_jax.training.optimizer import reached
 @pytest.fixture
 def trained():
     """(plan, snapshot, variables in which every leaf that may change has changed)."""
-    model = build("resnet20_cifar", 5, image_size=32)
+    model = build("resnet8_cifar", 5, image_size=32)
     variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
     plan = resolve("last_k(1)", model.stages, variables["params"], variables["batch_stats"])
     free = {f"params/{p}" for p in plan.trainable}
@@ -64,7 +64,7 @@ def test_a_leaf_with_updates_below_its_last_bit_is_no_error_but_a_leaf_without_g
 
 
 def test_random_places_at_units_that_never_fire_are_counted(capsys):
-    model = build("resnet20_cifar", 5, image_size=32)
+    model = build("resnet8_cifar", 5, image_size=32)
     variables = jax.tree.map(np.asarray, initialise(model, 32, jax.random.key(0)))
     scheme = "random_mask('norm_only')"
     plan = resolve(scheme, model.stages, variables["params"], variables["batch_stats"])

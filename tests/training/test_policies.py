@@ -99,7 +99,7 @@ def test_the_dropout_policy_is_part_of_the_hash(vit):
 @pytest.fixture(scope="module")
 def resnet():
     """(ResNet-20, its variables)."""
-    model, abstract, *_ = setup("resnet20_cifar", 32, "linear_probe")
+    model, abstract, *_ = setup("resnet8_cifar", 32, "linear_probe")
     return model, drawn(abstract)
 
 
@@ -164,7 +164,7 @@ def test_a_run_with_reestimation_keeps_new_statistics_over_frozen_weights(weight
 @pytest.fixture
 def saved(resnet, tmp_path):
     """A function that writes one checkpoint per score and returns (`Checkpoints`, their state)."""
-    _, _, plan, create, _ = setup("resnet20_cifar", 32, "linear_probe")
+    _, _, plan, create, _ = setup("resnet8_cifar", 32, "linear_probe")
     state, _ = create(resnet[1])
     opened = []
 

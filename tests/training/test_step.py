@@ -31,7 +31,7 @@ def forward_flops(name, size):
     return jax.jit(step).lower(abstract, batch_of(size)).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 224)])
+@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 224)])
 def test_a_probe_costs_a_forward_pass(name, size):
     probe = step_flops(name, size, "linear_probe")
     assert probe <= 1.10 * forward_flops(name, size)
@@ -41,7 +41,7 @@ def test_a_probe_costs_a_forward_pass(name, size):
     assert readers <= 1.01 * probe
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 32)])
+@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 32)])
 def test_accumulation_keeps_a_probe_cheap(name, size):
     probe = step_flops(name, size, "linear_probe", accumulate=4, clip_norm=1.0, ema_decay=0.99)
     full = step_flops(name, size, "full", accumulate=4, clip_norm=1.0, ema_decay=0.99)
@@ -49,7 +49,7 @@ def test_accumulation_keeps_a_probe_cheap(name, size):
 
 
 @pytest.mark.parametrize("scheme", ["linear_probe", "last_k(1)", "norm_only", "full"])
-@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("vit_ti16", 32)])
+@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 32)])
 def test_optimizer_bytes_are_those_of_the_trainable_leaves(name, size, scheme):
     _, abstract, plan, create, _ = setup(name, size, scheme)
     state, _ = jax.eval_shape(create, abstract)
@@ -63,9 +63,9 @@ def test_accumulated_gradients_equal_the_whole_batch():
     results = []
     for accumulate in (1, 4):
         _, _, _, create, step = setup(
-            "vit_ti16", 32, "last_k(1)", accumulate=accumulate, name="sgd", momentum=0.0
+            "small_vit", 32, "last_k(1)", accumulate=accumulate, name="sgd", momentum=0.0
         )
-        model = build("vit_ti16", 5, image_size=32)
+        model = build("small_vit", 5, image_size=32)
         state, frozen = create(initialise(model, 32, jax.random.key(0)))
         new, metrics = jax.jit(step)(state, frozen, batch_of(32))
         results.append((new.params, metrics["loss"]))
@@ -78,10 +78,10 @@ def test_clipping_uses_the_norm_of_the_trainable_half():
     moves = {}
     for clip in (0.0, 1e-3):
         _, abstract, _, create, step = setup(
-            "resnet20_cifar", 32, "linear_probe", name="sgd", momentum=0.0, clip_norm=clip,
+            "resnet8_cifar", 32, "linear_probe", name="sgd", momentum=0.0, clip_norm=clip,
             learning_rate=1.0, schedule="constant",
         )  # fmt: skip
-        model = build("resnet20_cifar", 5, image_size=32)
+        model = build("resnet8_cifar", 5, image_size=32)
         state, frozen = create(initialise(model, 32, jax.random.key(0)))
         new, metrics = jax.jit(step)(state, frozen, batch_of(32))
         delta = jax.tree.map(jnp.subtract, new.params, state.params)
@@ -92,8 +92,8 @@ def test_clipping_uses_the_norm_of_the_trainable_half():
 
 @pytest.mark.parametrize("policy", ["frozen", "frozen_all", "track"])
 def test_statistics_follow_the_policy(policy):
-    _, _, plan, create, step = setup("resnet20_cifar", 32, "last_k(1)", batch_norm=policy)
-    model = build("resnet20_cifar", 5, image_size=32)
+    _, _, plan, create, step = setup("resnet8_cifar", 32, "last_k(1)", batch_norm=policy)
+    model = build("resnet8_cifar", 5, image_size=32)
     variables = initialise(model, 32, jax.random.key(0))
     state, frozen = create(variables)
     new, _ = jax.jit(step)(state, frozen, batch_of(32))
@@ -108,9 +108,9 @@ def test_groups_get_their_own_rate():
     deltas = {}
     for scheme in ("linear_probe", rules):
         _, _, _, create, step = setup(
-            "vit_ti16", 32, scheme, name="sgd", momentum=0.0, schedule="constant"
+            "small_vit", 32, scheme, name="sgd", momentum=0.0, schedule="constant"
         )
-        model = build("vit_ti16", 5, image_size=32)
+        model = build("small_vit", 5, image_size=32)
         state, frozen = create(initialise(model, 32, jax.random.key(0)))
         new, _ = jax.jit(step)(state, frozen, batch_of(32))
         deltas[scheme] = jax.tree.map(jnp.subtract, new.params, state.params)["head"]
@@ -129,8 +129,8 @@ def test_schedule_warms_up_and_decays_to_zero():
 
 
 def test_trainable_leaves_keep_f32_masters_under_bf16_frozen_storage():
-    _, _, plan, _, _ = setup("vit_ti16", 32, "last_k(1)")
-    model = build("vit_ti16", 5, image_size=32)
+    _, _, plan, _, _ = setup("small_vit", 32, "last_k(1)")
+    model = build("small_vit", 5, image_size=32)
     variables = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16), initialise(model, 32, jax.random.key(0))
     )

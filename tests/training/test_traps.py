@@ -18,7 +18,7 @@ from finetune_jax.training.optimizer import hyper_parameters, make_optimizer, ma
 from finetune_jax.training.step import make_train_step
 
 
-def initial(name="vit_ti16"):
+def initial(name="small_vit"):
     variables = initialise(build(name, 5, image_size=32), 32, jax.random.key(3))
     # A head of zeros would give the stages below it no gradient.
     kernel = variables["params"]["head"]["kernel"]
@@ -26,7 +26,7 @@ def initial(name="vit_ti16"):
     return variables
 
 
-def run_steps(scheme, count=1, model="vit_ti16", variables=None, optimizer="sgd", **options):
+def run_steps(scheme, count=1, model="small_vit", variables=None, optimizer="sgd", **options):
     """(variables before, states after each step, metrics) under SGD without momentum by default."""
     # As in the config, the name of the optimizer is the option "name" of `setup`.
     options = {"name": optimizer, "momentum": 0.0, "schedule": "constant", **options}
@@ -41,7 +41,7 @@ def run_steps(scheme, count=1, model="vit_ti16", variables=None, optimizer="sgd"
     return before, states, frozen, metrics
 
 
-def loss_of(params, batch, name="vit_ti16"):
+def loss_of(params, batch, name="small_vit"):
     """Mean cross entropy of a model in inference mode, written without the code under test."""
     images = batch["image"].astype(jnp.float32) / 255
     logits = build(name, 5, image_size=32).apply({"params": params}, images)
@@ -107,9 +107,9 @@ def test_bf16_trainable_leaves():
 @pytest.mark.parametrize(("policy", "leaks"), [("frozen", False), ("track", True)])
 def test_batch_norm_leak(policy, leaks):
     before, states, frozen, _ = run_steps(
-        "head", 3, model="resnet20_cifar", batch_norm=policy, learning_rate=0.1
+        "head", 3, model="resnet8_cifar", batch_norm=policy, learning_rate=0.1
     )
-    model = build("resnet20_cifar", 5, image_size=32)
+    model = build("resnet8_cifar", 5, image_size=32)
     images = batch_of(32, seed=9)["image"].astype(jnp.float32) / 255
     features = jax.jit(lambda v: model.apply(v, images, stop="head"))
     after = state_lib.variables(states[-1], frozen)
@@ -122,7 +122,7 @@ def test_tied_leaves_with_two_labels():
     shared = variables["params"]["block_0"]["norm1"]["scale"]
     variables["params"]["norm"]["scale"] = shared
     abstract = jax.eval_shape(lambda: variables)
-    stages = build("vit_ti16", 5, image_size=32).stages
+    stages = build("small_vit", 5, image_size=32).stages
     plan = resolve("last_k(1)", stages, abstract["params"], {})
     with pytest.raises(UserError, match="block_0/norm1/scale.*norm/scale|norm/scale.*block_0"):
         plan.split(variables["params"])
@@ -131,14 +131,14 @@ def test_tied_leaves_with_two_labels():
 
 
 def test_average_of_trainable_leaves_only():
-    _, abstract, plan, create, _ = setup("vit_ti16", 32, "head", ema_decay=0.9)
+    _, abstract, plan, create, _ = setup("small_vit", 32, "head", ema_decay=0.9)
     state, _ = jax.eval_shape(create, abstract)
     assert set(tree.flatten(state.ema["params"])) == set(plan.trainable)
 
 
 def stepped(**options):
     """(params before, anchor, head after one SGD step with some options, metrics)."""
-    model = build("vit_ti16", 5, image_size=32)
+    model = build("small_vit", 5, image_size=32)
     variables = initial()
     abstract = jax.eval_shape(lambda: variables)
     plan = resolve("head", model.stages, abstract["params"], {})

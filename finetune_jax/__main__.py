@@ -23,6 +23,7 @@ COMMANDS = {
     "suggest": "propose what to unfreeze, from the gradients of a few batches",
     "average": "average fine-tuned models: interpolation between two, or a soup of several",
     "ablate": "compare schemes: every row tuned with the same budget and scored once",
+    "verify": "check that the files of a run or of an ablation are whole",
     "quickstart": "run the main job end to end: four schemes, a table and a prediction",
     "models": "list the models: size, cost, input, published weights, licence",
     "pretrained": "look into weight files, or write a model under another project's names",

@@ -327,12 +327,18 @@ def test_frozen_random_leaves_are_warned_of():
     )
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plan", "suggest", "average"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "plan", "suggest", "average", "verify"]
+)
 def test_help_shows_the_commands_own_flags_and_an_example(command):
     process = run_command(command, "--help")
     assert process.returncode == 0
     example = f"python -m finetune_jax.{command} --"
-    wanted = {"predict": ("--workdir", "--base"), "average": ("--members", "--base")}
+    wanted = {
+        "predict": ("--workdir", "--base"),
+        "average": ("--members", "--base"),
+        "verify": ("--workdir", "--prefix_cache", "--json"),
+    }
     for part in (example, *wanted.get(command, ("--config:", "--config=configs/"))):
         assert part in process.stdout, part
 

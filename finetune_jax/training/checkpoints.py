@@ -190,6 +190,7 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
+            restored = jax.tree.map(_as_key, abstract, restored)
         except UserError:
             raise
         # Orbax and TensorStore raise any exception for a damaged file.
@@ -259,3 +260,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and releases the folder."""
         self._manager.close()
+
+
+def _as_key(target: jax.ShapeDtypeStruct, leaf: jax.Array) -> jax.Array:
+    """A restored leaf, as a PRNG key where a key is expected.
+
+    Without the file in which Orbax notes what kind of key it was, Orbax gives its raw data.
+    """
+    if not is_prng_key(target) or is_prng_key(leaf):
+        return leaf
+    return jax.device_put(jax.random.wrap_key_data(leaf), target.sharding)

@@ -1,0 +1,54 @@
+"""Checks that the files of a run or of an ablation are whole.
+
+  python -m finetune_jax.verify --workdir=runs/mine
+  python -m finetune_jax.verify --workdir=runs/ablation --prefix_cache=cache --json
+
+Every leaf of every checkpoint, the artifact, predictions, the ledger of an ablation and all arms
+are compared with their checksums; neither the data nor the weight file is needed. Prints one line
+per object. The status is 1 if an object is damaged. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from finetune_jax import cli
+from finetune_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run, of an average or of an ablation.")
+_PREFIX_CACHE = flags.DEFINE_string("prefix_cache", "", "Folder of prefix_cache.dir.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not (_WORKDIR.value or _PREFIX_CACHE.value):
+        raise UserError("expected --workdir=DIR or --prefix_cache=DIR")
+    from finetune_jax.verification import DAMAGED, verify, verify_prefix_cache
+
+    findings = []
+    for value, check in ((_WORKDIR.value, verify), (_PREFIX_CACHE.value, verify_prefix_cache)):
+        for finding in check(Path(value)) if value else ():
+            findings.append(finding)
+            if not _JSON.value:
+                reason = f": {finding.reason}" if finding.reason else ""
+                print(f"{finding.state:8} {finding.path}{reason}", flush=True)
+    damaged = sum(finding.state == DAMAGED for finding in findings)
+    if _JSON.value:
+        objects = [{"path": str(f.path), "state": f.state, "reason": f.reason} for f in findings]
+        print(json.dumps({"damaged": damaged, "objects": objects}, indent=1))
+    else:
+        print(f"{damaged} of {len(findings)} objects damaged")
+    if damaged:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

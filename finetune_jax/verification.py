@@ -15,10 +15,11 @@ from typing import Any
 from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.ablation.ledger import Ledger
+from finetune_jax.artifact.schema import read_card
 from finetune_jax.artifact.weights import FILE
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.predictions import load_predictions
-from finetune_jax.files import SEAL, parse_json, plain, read_json, require_seal
+from finetune_jax.files import parse_json, plain, read_json
 from finetune_jax.pretrained import open_weights
 from finetune_jax.training import activation_folder
 from finetune_jax.training.checkpoint_folder import ASIDE, foreign_in, steps_in
@@ -114,7 +115,7 @@ def _verify_checkpoints(folder: Path) -> Iterator[Finding]:
 
 def _verify_artifact(folder: Path) -> Finding:
     try:
-        card = _read_card(folder / "artifact.json")
+        card = read_card(folder)
         with open_weights(folder / FILE) as weights:
             leaves = {name: weights.read(name) for name in weights.names()}
         # A delta artifact without its base cannot be compared with the fingerprint of all leaves.
@@ -128,14 +129,9 @@ def _verify_artifact(folder: Path) -> Finding:
         _compare_with_card(folder.parent, card)
     except UserError as error:
         return Finding(folder, DAMAGED, " ".join(str(error).split()))
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         return Finding(folder, DAMAGED, f"cannot be read: {error}")
     return Finding(folder, OK)
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    card = read_json(path)
-    return require_seal(card, str(path)) if SEAL in card else card
 
 
 def _compare_with_card(folder: Path, card: dict[str, Any]) -> None:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from commands import run_command
 
+from finetune_jax import tree
 from finetune_jax.ablation.ledger import Ledger
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.predictions import Predictions, save_predictions
-from finetune_jax.files import write_json
+from finetune_jax.files import read_json, seal, write_json
+from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.tasks import Classification
 from finetune_jax.verification import DAMAGED, OK, SKIPPED, verify, verify_prefix_cache
 
@@ -99,6 +101,23 @@ def test_an_edited_file_is_found_with_the_reason(run, change, object_, reason):
         f.path.relative_to(run).as_posix(): f.reason for f in verify(run) if f.state == DAMAGED
     }
     assert object_ in found and reason in found[object_]
+
+
+def test_a_delta_artifact_is_checked_without_its_base(run):
+    folder = run / "artifact"
+    with open_weights(folder / "model.safetensors") as weights:
+        head = {name: weights.read(name) for name in weights.names() if "/head/" in name}
+    save_native(folder / "model.safetensors", tree.unflatten(head), {})
+    card = read_json(folder / "artifact.json")
+    del card["sha256"]
+    card |= {"contents": "delta", "own_fingerprint": tree.fingerprint(tree.unflatten(head))}
+    write_json(folder / "artifact.json", seal(card))
+    assert damaged(run) == set()
+    flip(folder / "model.safetensors")
+    assert damaged(run) == {"artifact"}
+    del card["own_fingerprint"]  # as older versions wrote it
+    write_json(folder / "artifact.json", seal(card))
+    assert states(run)["artifact"] == SKIPPED
 
 
 def test_what_no_run_reads_is_skipped(run):

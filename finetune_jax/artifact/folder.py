@@ -243,6 +243,8 @@ def save_artifact(
         "made_of": dict(made_of or {}),
         "accepted": list(accepted),
     }
+    if contents == "delta":  # whose own leaves can then be checked without the base
+        card["own_fingerprint"] = tree.fingerprint(tree.unflatten(kept))
     providers = providers_of(card)
     card |= {"providers": providers} if providers else {}
     schema.card_of(plain(card), str(folder / schema.FILE))  # what is written can be read

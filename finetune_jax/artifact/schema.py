@@ -65,6 +65,7 @@ CARD = {
 """Check of each key that every card has."""
 
 OPTIONAL = {
+    "own_fingerprint": _sha256,
     "deltas": list_of(record({"kind": _FEW, "module": _FEW}, rest=True), most=100_000),
     "base_dtypes": mapping(text(choices=DTYPES)),
     "scores": mapping(an_object),

@@ -39,6 +39,7 @@ _UNIT_ARMS = flags.DEFINE_integer(
     "Largest number of arms in one process; 0: all arms of one structure.",
     lower_bound=0,
 )
+_ACCEPT = cli.define_accept_changed_data()
 flags.mark_flag_as_required("config")
 
 
@@ -70,7 +71,14 @@ def main(argv: Sequence[str]) -> None:
     command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
     folder = workdir / "report"
     with FolderLock(workdir, f"--workdir={workdir}"):
-        conductor = Conductor(study, config, workdir, launcher, _UNIT_ARMS.value)
+        conductor = Conductor(
+            study,
+            config,
+            workdir,
+            launcher,
+            _UNIT_ARMS.value,
+            accept_changed_data=_ACCEPT.value,
+        )
         outcome = conductor.run(provenance(path, config, command))
         write_report(outcome, folder)
     print("\n" + terminal_tables(outcome))

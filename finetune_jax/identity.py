@@ -35,7 +35,8 @@ PARTS = ("data", "tokenizer", "weights", "teacher")
 ACCEPT = "--accept_changed_data"
 
 _LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tokenizers")
-_SHOWN = 8  # number of names in a message
+# Number of names in a message.
+_SHOWN_CLASSES, _SHOWN_FILES = 8, 3
 
 
 def made_of(setup: Setup, weights_sha256: str | None) -> MadeOf:
@@ -188,7 +189,7 @@ def _data_lines(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         a, b = old.get(key, {}), new.get(key, {})
         changed = [name for name in a if name in b and a[name] != b[name]]
         if changed:
-            lines.append(f"the content of {_listed(changed)} changed")
+            lines.append(f"the content of {_listed(changed, _SHOWN_FILES)} changed")
     for split, order in old.get("order", {}).items():
         if not lines and order != new.get("order", {}).get(split):
             lines.append(f"the order or the labels of the examples of {split!r} changed")
@@ -221,7 +222,8 @@ def _name_lines(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for word, names in (("removed", before - after), ("added", after - before)):
         if names:
             count = names.total()
-            lines.append(f"{count} {'files' if count > 1 else 'file'} {word}: {_listed([*names])}")
+            some = _listed([*names], _SHOWN_FILES)
+            lines.append(f"{count} {'files' if count > 1 else 'file'} {word}: {some}")
     return lines
 
 
@@ -239,6 +241,6 @@ def _value_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _listed(names: Sequence[str], limit: int = _SHOWN_CLASSES) -> str:
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from PIL import Image
 from finetune_jax import identity
 from finetune_jax.cli import load_config
 from finetune_jax.data.sources import open_source
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
-from finetune_jax.files import read_json
+from finetune_jax.files import read_json, write_json
 from finetune_jax.mesh import put_batch
 from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import steps, train
@@ -114,6 +116,35 @@ def test_values_of_an_edited_file_are_compared_without_a_traceback():
     for other in (None, [], 3, {"classes": 3}, {"classes": [3]}, {"splits": []}, {"content": 1}):
         assert identity.differences({"data": data}, {"data": other})
         assert identity.differences({"data": other}, {"data": data})
+
+
+def test_other_tokenizers_teachers_and_class_names_are_told(short_run, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    shutil.copytree(short_run / "artifact", tmp_path / "teacher/artifact")
+    config = load_config("quickstart")
+    config.pretrained.class_names = str(tmp_path / "names.txt")
+
+    def found(tokenizer):
+        setup = types.SimpleNamespace(
+            config=config,
+            source=open_source("digits"),
+            preprocess=TextPreprocess(tokenizer, 8),
+            task=types.SimpleNamespace(teacher=str(tmp_path / "teacher")),
+        )
+        return identity.made_of(setup, "0" * 64)
+
+    before = found("one")
+    assert identity.differences(before, found("one")) == []
+    # Scores and versions of a teacher do not matter, its weights do.
+    card = tmp_path / "teacher/artifact/artifact.json"
+    content = read_json(card)
+    write_json(card, {**content, "scores": {}, "made_of": {}})
+    assert identity.digests(found("one")) == identity.digests(before)
+    write_json(card, {**content, "fingerprint": "0"})
+    (tmp_path / "names.txt").write_text("b\na\n")
+    lines = identity.differences(before, found("two"))
+    assert [line.split(":")[0] for line in lines] == ["tokenizer", "weights", "teacher"]
+    assert set(identity.digests(before)) == set(identity.PARTS)
 
 
 @pytest.fixture

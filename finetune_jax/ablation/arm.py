@@ -1,10 +1,9 @@
-"""An arm: one run of an ablation, identified by the hash of its resolved config."""
+"""An arm: one run of an ablation, identified by its config and by what it is made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ml_collections import config_dict
 from finetune_jax import config as config_lib
 from finetune_jax.ablation.axes import Overrides
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.files import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Arm:
       share: share of the full training length, in (0, 1].
       config: resolved config as JSON. Its test split is empty, because no arm reads the test split
         during training.
+      made_of: digests of data, tokenizer, weights and teacher (`identity.digests`).
+      known_as: key under which an earlier call recorded the arm, if its user accepted that the arm
+        was made of other things then; else empty.
     """
 
     row: str
@@ -34,12 +37,21 @@ class Arm:
     seed: int
     share: float
     config: dict[str, Any]
+    made_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    known_as: str = ""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        """First 16 hex digits of the SHA-256 of the resolved config."""
-        text = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """16 hex digits of a hash of the config and of what the arm is made of.
+
+        The hash depends on what the paths of the config lead to, and not on where that is.
+        """
+        return self.known_as or digest([self.config_hash, dict(self.made_of)])[:16]
+
+    @functools.cached_property
+    def config_hash(self) -> str:
+        """16 hex digits of the SHA-256 of the config without places (`config.portable`)."""
+        return digest(config_lib.portable(self.config))[:16]
 
 
 def make_arm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import ml_collections
 from finetune_jax.ablation import worker
 from finetune_jax.ablation.arm import Arm, apply_overrides, make_arm
 from finetune_jax.ablation.axes import Overrides
+from finetune_jax.ablation.contents import Contents
 from finetune_jax.ablation.launch.base import Launcher
 from finetune_jax.ablation.ledger import Ledger
 from finetune_jax.ablation.outcome import Outcome, RunCost, TableRow
+from finetune_jax.ablation.recorded import Recorded
 from finetune_jax.ablation.records import TRAINED, scored_kind, scored_record, trained_record
 from finetune_jax.ablation.search import parse_search
 from finetune_jax.ablation.search.base import Proposal, Trial, best_trial, budget, edges
+from finetune_jax.ablation.seconds import add_seconds
 from finetune_jax.ablation.study import RowSpec, Study, row_specs
 from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
@@ -39,10 +42,12 @@ class Conductor:
       launcher: runs the units.
       unit_arms: largest number of arms in a unit, so that several machines can share the arms of
         one structure; 0 puts all arms of one structure into one unit.
+      accept_changed_data: whether to keep the records of arms whose data, tokenizer, weights or
+        teacher were other ones than now. That the user accepts this is recorded.
 
     Raises:
-      UserError: an invalid row, point or search, or a folder that cannot be written. All of these
-        are found before anything runs.
+      UserError: an invalid row, point or search, a folder that cannot be written, or a damaged
+        ledger. All of these are found before anything runs.
     """
 
     def __init__(
@@ -52,7 +57,10 @@ class Conductor:
         workdir: Path,
         launcher: Launcher,
         unit_arms: int = 0,
+        *,
+        accept_changed_data: bool = False,
     ) -> None:
+        self._accept, self._contents = accept_changed_data, Contents()
         self._study, self._base, self._launcher = study, base, launcher
         self._workdir, self._unit_arms = workdir, unit_arms
         self._search = parse_search(study.search)
@@ -62,18 +70,24 @@ class Conductor:
         if (workdir / "config.json").exists():
             raise UserError(f"--workdir={workdir} is the folder of a run; use another")
         self._ledger = Ledger(workdir / "results.jsonl")
+        self._recorded = Recorded(self._ledger, workdir, accept=accept_changed_data)
+        self._recorded.say_versions()
 
     def run(self, provenance: dict[str, Any]) -> Outcome:
         """Tunes, trains and scores what is missing; returns the outcome.
 
         Args:
-          provenance: see `Outcome`; ``seconds``, summed over all calls for this folder, is added.
+          provenance: see `Outcome`; ``seconds``, summed over all calls for this folder, and
+            ``accepted`` are added.
+
+        Raises:
+          UserError: arms were recorded that were made of other data, tokenizer, weights or teacher.
         """
         start = time.monotonic()
         try:
             rows = self._run_rows()
         finally:
-            seconds = self._add_seconds(time.monotonic() - start)
+            seconds = add_seconds(self._workdir / "seconds.txt", time.monotonic() - start)
         return Outcome(
             rows,
             self._metric,
@@ -81,15 +95,8 @@ class Conductor:
             self._study.reference,
             tuple(self._study.seeds),
             len(self._study.tune_seeds),
-            {**provenance, "seconds": seconds},
+            {**provenance, "seconds": seconds, "accepted": self._recorded.changes()},
         )
-
-    def _add_seconds(self, seconds: float) -> float:
-        """Writes down the time of this call; returns the time of all calls for this folder."""
-        path = self._workdir / "seconds.txt"
-        earlier = path.read_text().split() if path.exists() else []
-        path.write_text("\n".join([*earlier, f"{seconds:.1f}"]) + "\n")
-        return sum(map(float, earlier)) + seconds
 
     def _run_rows(self) -> tuple[TableRow, ...]:
         with Live([row.name for row in self._rows]) as live:
@@ -119,10 +126,13 @@ class Conductor:
             for point in row.points:
                 # Points of one structure, which differ only in a learning rate for example, have
                 # the same model, data and plan: one check is enough.
-                key = structure(self._arm(row, point, 0).config)
+                arm = make_arm(self._base, row.name, row.overrides, point, 0)
+                key = structure(arm.config)
                 if key not in checked:
                     checked.add(key)
-                    task = open_setup(self._config(row, point)).task
+                    setup = open_setup(self._config(row, point))
+                    self._contents.of(arm.config, setup)
+                    task = setup.task
                     metrics.setdefault((task.metric, task.better), row.name)
         if len(metrics) > 1:
             found = ", ".join(f"{name!r} {metric}" for (metric, _), name in metrics.items())
@@ -133,7 +143,8 @@ class Conductor:
         return apply_overrides(self._base, {**row.overrides, **point})
 
     def _arm(self, row: RowSpec, point: Overrides, seed: int, share: float = 1.0) -> Arm:
-        return make_arm(self._base, row.name, row.overrides, point, seed, share)
+        arm = make_arm(self._base, row.name, row.overrides, point, seed, share)
+        return self._recorded.arm(arm, self._contents.of(arm.config))
 
     def _tune(self, live: Live) -> dict[str, list[Trial]]:
         """Trains what the search proposes; returns the trials by row name."""
@@ -164,13 +175,23 @@ class Conductor:
         values: list[float] = []
         for arm in arms:
             scores = self._ledger.get(arm.key, TRAINED).get("validation") or {}
-            if (value := scores.get(self._metric)) is None:
+            if (value := self._value(arm, scores)) is None:
                 return None
             values.append(value)
         mean = math.fsum(values) / len(values)
         if not math.isfinite(mean):
             return None
         return mean if self._better == "max" else -mean
+
+    def _value(self, arm: Arm, scores: dict[str, Any]) -> float | None:
+        """The metric of recorded scores; None where it is undefined."""
+        value = scores.get(self._metric)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise UserError(
+                f"{self._workdir / 'results.jsonl'}: the {self._metric} of the arm {arm.key} is "
+                f"{str(value):.40}, which is no number; remove its lines, and the arm runs again"
+            )
+        return value
 
     def _train(self, arms: Sequence[Arm], live: Live) -> None:
         """Trains the arms that have no record; each unit has arms of one structure."""
@@ -183,7 +204,7 @@ class Conductor:
             groups.setdefault(structure(arm.config), []).append((self._folder(arm), arm.config))
         size = self._unit_arms or len(missing)
         units = [
-            worker.train_unit(group[i : i + size])
+            worker.train_unit(group[i : i + size], accept_changed_data=self._accept)
             for group in groups.values()
             for i in range(0, len(group), size)
         ]
@@ -192,11 +213,13 @@ class Conductor:
             for key, arm in list(missing.items()):
                 result = worker.read_result(self._folder(arm))
                 if result is not None:
+                    self._recorded.require_expected(arm, self._contents.of(arm.config), result)
                     self._ledger.append(trained_record(arm, result))
                     live.ended(arm.row, self._ledger.get(key, TRAINED), self._metric)
                     del missing[key]
 
         self._launch(units, "train", len(missing), collect, live)
+        _require_none(missing)
 
     def _score(self, arms: dict[str, list[Arm]], live: Live) -> None:
         """Scores the chosen arms that have trained and have no record of their scores."""
@@ -213,7 +236,13 @@ class Conductor:
         for name in arms:
             folders = [self._folder(arm) for arm in missing.values() if arm.row == name]
             if folders:
-                units.append(worker.score_unit(folders, specs[name]))
+                # An arm that is made of other things than its run was accepted above.
+                accept = any(arm.known_as for arm in missing.values() if arm.row == name)
+                units.append(
+                    worker.score_unit(
+                        folders, specs[name], accept_changed_data=accept or self._accept
+                    )
+                )
 
         def collect() -> None:
             for key, arm in list(missing.items()):
@@ -224,6 +253,7 @@ class Conductor:
                     del missing[key]
 
         self._launch(units, "score", len(missing), collect, live)
+        _require_none(missing)
 
     def _score_spec(self, row: RowSpec) -> worker.ScoreSpec:
         study = self._study
@@ -250,7 +280,10 @@ class Conductor:
         live.expect(what, count)
         collect()
         folder = self._workdir / "units"
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
         paths = []
         for number, unit in enumerate(units):
             path = folder / f"{what}_{number:04d}.json"
@@ -286,6 +319,10 @@ class Conductor:
             for arm in arms
             if (record := self._ledger.find(arm.key, scored_kind(spec)))
         }
+        for arm in arms:
+            for found, split in ((finished, "validation"), (scores, "test")):
+                if arm.seed in found:
+                    self._value(arm, found[arm.seed][split])
         others: dict[str, dict[int, dict[str, Any]]] = {}
         for seed, record in scores.items():
             for name, value in record["others"].items():
@@ -309,4 +346,14 @@ class Conductor:
             },
             cost=RunCost(**costs[0]) if costs else None,
             errors={seed: r["error"] for seed, r in records.items() if "error" in r},
+        )
+
+
+def _require_none(missing: Mapping[str, Arm]) -> None:
+    """Raises UserError if arms have no result although their units have ended."""
+    if missing:
+        arm = next(iter(missing.values()))
+        raise UserError(
+            f"{len(missing)} arms have no readable result, such as {arm.row!r} with seed "
+            f"{arm.seed} in runs/{arm.key}; call the command again to run them"
         )

@@ -81,8 +81,8 @@ class Outcome:
         if a table has no such row, the first row of the table.
       seeds: seeds of the scored arms.
       tuning_seeds: number of seeds of each trial.
-      provenance: ``config`` (path), ``config_hash``, ``command``, ``versions`` and ``seconds``, all
-        optional.
+      provenance: ``config`` (path), ``config_hash``, ``command``, ``versions``, ``seconds`` and
+        ``accepted`` (lines about changed data that the user accepted), all optional.
     """
 
     rows: tuple[TableRow, ...]

@@ -13,6 +13,7 @@ ended.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -28,15 +29,18 @@ from finetune_jax import cli
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import packages_of
+from finetune_jax.errors import UserError
 from finetune_jax.evaluation import drift
 from finetune_jax.evaluation.corrupted import corrupted_scores
 from finetune_jax.evaluation.evaluator import open_evaluator, read_config
 from finetune_jax.evaluation.predictions import predict_split, save_predictions
 from finetune_jax.evaluation.shifts import shifted_scores
-from finetune_jax.files import read_json, write_json
+from finetune_jax.files import read_json, require_seal, seal, write_json
+from finetune_jax.identity import require_same_parts, versions
 from finetune_jax.interruption import end_with_parent
 from finetune_jax.locks import FolderLock
 from finetune_jax.mesh import use_cpu_devices
+from finetune_jax.progress import say
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.arms import run_arms, structure
 
@@ -70,23 +74,46 @@ def predictions_file(folder: Path, spec: ScoreSpec) -> Path:
     return folder / f"predictions_{spec_hash(spec)}.npz"
 
 
-def train_unit(arms: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    """The content of a unit file that trains arms.
+def train_unit(
+    arms: Sequence[tuple[Path, dict[str, Any]]], *, accept_changed_data: bool = False
+) -> dict[str, Any]:
+    """The content of a unit file that trains arms, with its checksum.
 
     Args:
       arms: folder and resolved config of each arm.
+      accept_changed_data: see `training.loop.train`.
     """
-    return {"what": "train", "arms": [{"folder": str(f), "config": c} for f, c in arms]}
+    content = [{"folder": str(f), "config": c} for f, c in arms]
+    return seal({"what": "train", "arms": content, "accept_changed_data": accept_changed_data})
 
 
-def score_unit(folders: Sequence[Path], spec: ScoreSpec) -> dict[str, Any]:
-    """The content of a unit file that scores arms that have trained.
+def score_unit(
+    folders: Sequence[Path], spec: ScoreSpec, *, accept_changed_data: bool = False
+) -> dict[str, Any]:
+    """The content of a unit file that scores arms that have trained, with its checksum.
 
     Args:
       folders: folders of the arms.
       spec: what all of these arms are scored on.
+      accept_changed_data: whether to score arms that were trained on other data.
     """
-    return {"what": "score", "arms": [{"folder": str(f), "asked": spec} for f in folders]}
+    content = [{"folder": str(f), "asked": spec} for f in folders]
+    return seal({"what": "score", "arms": content, "accept_changed_data": accept_changed_data})
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Writes the result of an arm's training, or ``{"error": message}``, with its checksum."""
+    if "error" in result:
+        _write(folder / "error.json", result)
+        return
+    _write(folder / "trained.json", result)
+    with contextlib.suppress(FileNotFoundError):  # of an earlier try
+        (folder / "error.json").unlink()
+
+
+def write_scores(folder: Path, spec: ScoreSpec, scores: dict[str, Any]) -> None:
+    """Writes what `read_scores` returns, with its checksum."""
+    _write(_scores_file(folder, spec), scores)
 
 
 def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
@@ -99,37 +126,65 @@ def run_unit(path: Path, done: Callable[[], None] = lambda: None) -> None:
     Raises:
       UserError: not a unit file, or an error that does not belong to one arm.
     """
-    unit = read_json(path)
+    unit = _read_unit(path)
+    accept = unit["accept_changed_data"]
     missing = [arm for arm in unit["arms"] if not _has_ended(arm)]
     if unit["what"] == "train":
-        _train(missing, done)
+        _train(missing, accept, done)
     else:
         for arm in missing:
             folder = Path(arm["folder"])
             with FolderLock(folder):
-                _score(folder, arm["asked"])
+                _score(folder, arm["asked"], accept)
             done()
 
 
 def finished(path: Path) -> bool:
     """Whether every arm of a unit has ended."""
-    unit = read_json(path)
-    return all(_has_ended(arm) for arm in unit["arms"])
+    return all(_has_ended(arm) for arm in _read_unit(path)["arms"])
+
+
+def _read_unit(path: Path) -> dict[str, Any]:
+    return require_seal(read_json(path), str(path))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of an arm's training, or ``{"error": message}``; None if it has not ended."""
+    """The result of an arm's training, or ``{"error": message}``.
+
+    Returns:
+      None if the arm has not ended, or if its result is damaged: then the arm runs again, which
+      takes no time if its run is complete.
+    """
     # error.json is read first: an arm that failed has no artifact, whatever other files it has.
-    for name in ("error.json", "trained.json"):
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return None
+    return _read(folder / "error.json") or _read(folder / "trained.json")
 
 
 def read_scores(folder: Path, spec: ScoreSpec) -> dict[str, Any] | None:
-    """``test`` and ``others`` scores of an arm; None if the arm was not scored on this."""
-    path = _scores_file(folder, spec)
-    return read_json(path) if path.is_file() else None
+    """``test`` and ``others`` scores of an arm, and ``made_of``, what it was scored on.
+
+    Returns:
+      None if the arm was not scored on this, or if the scores are damaged.
+    """
+    return _read(_scores_file(folder, spec))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A result with its own checksum; None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        return require_seal(read_json(path), str(path))
+    except UserError as error:
+        say(f"{error}; it is computed again")
+        return None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, seal(content))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _scores_file(folder: Path, spec: ScoreSpec) -> Path:
@@ -142,21 +197,19 @@ def _has_ended(arm: dict[str, Any]) -> bool:
     return found is not None
 
 
-def _train(arms: Sequence[dict[str, Any]], done: Callable[[], None]) -> None:
+def _train(arms: Sequence[dict[str, Any]], accept: bool, done: Callable[[], None]) -> None:
     folders = [Path(arm["folder"]) for arm in arms]
     setups = _open_setups([arm["config"] for arm in arms])
 
-    def write_result(number: int, result: dict[str, Any]) -> None:
-        folder = folders[number]
-        folder.mkdir(parents=True, exist_ok=True)
-        if "error" in result:  # checkpoints stay: one may still be being written
-            write_json(folder / "error.json", result)
-        else:  # the run is complete, and the checkpoints of many arms would fill the disk
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            write_json(folder / "trained.json", result)
+    def end(number: int, result: dict[str, Any]) -> None:
+        # The checkpoints of many arms would fill the disk. Those of an arm that failed stay: one
+        # may still be being written.
+        if "error" not in result:
+            shutil.rmtree(folders[number] / "checkpoints", ignore_errors=True)
+        write_result(folders[number], result)
         done()
 
-    run_arms(setups, folders, done=write_result)
+    run_arms(setups, folders, done=end, accept_changed_data=accept)
 
 
 def _open_setups(configs: Sequence[dict[str, Any]]) -> list[Setup]:
@@ -172,12 +225,15 @@ def _open_setups(configs: Sequence[dict[str, Any]]) -> list[Setup]:
     return setups
 
 
-def _score(folder: Path, spec: ScoreSpec) -> None:
+def _score(folder: Path, spec: ScoreSpec, accept: bool) -> None:
     """Scores an arm on the test split, and writes its scores and predictions."""
     config = read_config(folder)
     config.data.test = spec["test"]
     use_cpu_devices(config.mesh.cpu_devices)
     evaluator = open_evaluator(config, Artifact.load(folder, allow_imports=packages_of(config)))
+    known = evaluator.artifact.card.get("made_of", {}) if evaluator.artifact else {}
+    made_of = {**known, "data": evaluator.source.identity, "versions": versions()}
+    require_same_parts(known, made_of, f"{folder}: the arm", accept=accept)
     predictions = predict_split(evaluator, "test")
     save_predictions(predictions_file(folder, spec), predictions)
     others: dict[str, Any] = {}
@@ -190,7 +246,7 @@ def _score(folder: Path, spec: ScoreSpec) -> None:
     if spec["drift"]:
         others["drift"] = drift.feature_drift(evaluator, drift.load_start(evaluator, ""), "test")
     scores = evaluator.scores(predictions.observed)
-    write_json(_scores_file(folder, spec), {"test": scores, "others": others})
+    write_scores(folder, spec, {"test": scores, "others": others, "made_of": made_of})
 
 
 def main(arguments: Sequence[str]) -> int:

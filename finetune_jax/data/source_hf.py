@@ -115,7 +115,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     )
 
     def contents() -> dict[str, Any]:
-        version = next(iter(loaded.values())).info.version
+        version = getattr(next(iter(loaded.values())).info, "version", None)
         return {"version": str(version or ""), **(listed.contents() if files else {})}
 
     return Source(

@@ -41,6 +41,7 @@ def run_arms(
     *,
     memory_bytes: int = 0,
     done: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
+    accept_changed_data: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs several setups; setups of one structure share programs, data and frozen leaves.
 
@@ -50,6 +51,7 @@ def run_arms(
       memory_bytes: memory for the arms that run at the same time; 0 takes 80 % of a device's
         memory, or of the free memory on a CPU.
       done: function that is called with the number and the figures of each arm when the arm ends.
+      accept_changed_data: see `loop.train`.
 
     Returns:
       The figures of each run as `loop.train` returns them, in order. An arm that failed has
@@ -64,7 +66,7 @@ def run_arms(
     for members in groups.values():
         waiting = list(members)
         while waiting:
-            group = _Group(SharedCaches(arms=len(members)), done)
+            group = _Group(SharedCaches(arms=len(members)), done, accept_changed_data)
             with contextlib.closing(group):
                 group.add(waiting[0], setups[waiting[0]], workdirs[waiting[0]])
                 size = group.fitting(limit)
@@ -98,6 +100,7 @@ class _Group:
     Attributes:
       caches: caches that the arms share.
       done: see `run_arms`.
+      accept_changed_data: see `run_arms`.
       arms: arms by number, as generators of `loop.steps`.
       requests: the step that each unfinished arm waits for, by number of the arm.
       results: figures of finished arms by number.
@@ -107,6 +110,7 @@ class _Group:
 
     caches: SharedCaches
     done: Callable[[int, dict[str, Any]], None]
+    accept_changed_data: bool
     arms: dict[int, Steps] = dataclasses.field(default_factory=dict)
     requests: dict[int, StepRequest] = dataclasses.field(default_factory=dict)
     results: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -117,7 +121,9 @@ class _Group:
         """Starts an arm and runs it up to its first step."""
         if asked := signal_number():  # the arms before wait for their first step
             raise Interrupted(asked)
-        self.arms[number] = steps(setup, workdir, self.caches)
+        self.arms[number] = steps(
+            setup, workdir, self.caches, accept_changed_data=self.accept_changed_data
+        )
         self._advance(number, None)
 
     def _advance(self, number: int, value: tuple[State, Metrics] | None) -> None:

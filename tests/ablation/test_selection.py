@@ -12,7 +12,6 @@ from finetune_jax.ablation.conduct import Conductor
 from finetune_jax.ablation.study import Study
 from finetune_jax.config import default
 from finetune_jax.errors import UserError
-from finetune_jax.files import write_json
 
 RATE = "optimizer.learning_rate"
 
@@ -41,19 +40,17 @@ class Scripted:
                     config = self.configs[str(folder)]
                     self.scored.append(config)
                     scores = {self.metric: self.test(config), "n_scored": 10}
-                    write_json(worker._scores_file(folder, arm["asked"]),
-                               {"test": scores, "others": {}})  # fmt: skip
+                    worker.write_scores(folder, arm["asked"], {"test": scores, "others": {}})
             poll()
 
     def train(self, folder, config):
-        folder.mkdir(parents=True)
         self.configs[str(folder)] = config
         self.trained.append(config)
         value = self.validation(config)
         if value is None:
-            write_json(folder / "error.json", {"error": "loss is nan"})
+            worker.write_result(folder, {"error": "loss is nan"})
             return
-        write_json(folder / "trained.json", {
+        worker.write_result(folder, {
             "validation": {self.metric: value}, "cost": None, "trainable_params": 1,
             "total_params": 2, "train_flops": 0.0, "seconds": 1.0, "steps": 3,
         })  # fmt: skip
@@ -66,6 +63,7 @@ def outcome_of(tmp_path, monkeypatch):
     def run(launcher, better="max", **changes):
         task = types.SimpleNamespace(metric=launcher.metric, better=better)
         monkeypatch.setattr(conduct, "open_setup", lambda _: types.SimpleNamespace(task=task))
+        monkeypatch.setattr(conduct.Contents, "of", lambda *_: {"versions": {}})
         values = {
             "rows": over("scheme", ["head", "full"]), "tune": over(RATE, [0.01, 0.1, 1.0]),
             "search": "grid(extend=0)", "seeds": (0, 1), "tune_seeds": (0,),
@@ -159,6 +157,7 @@ def test_rows_of_tables_with_other_metrics_are_refused(outcome_of, monkeypatch, 
         return types.SimpleNamespace(task=task)
 
     monkeypatch.setattr(conduct, "open_setup", opened)
+    monkeypatch.setattr(conduct.Contents, "of", lambda *_: {"versions": {}})
     study = Study(rows=over("scheme", ["head", "full"]))
     with pytest.raises(UserError, match="one metric, found 'head' accuracy, 'full' rmse"):
         Conductor(study, default(), tmp_path / "new", Scripted(rate, rate))

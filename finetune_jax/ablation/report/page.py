@@ -158,6 +158,7 @@ def _provenance(outcome: Outcome) -> str:
     if "seconds" in known:
         rows.append(["wall time", f"{known['seconds']:.0f} s in all calls of the command"])
     rows += [[f"version of {name}", text] for name, text in known.get("versions", {}).items()]
+    rows += [["accepted change", text] for text in known.get("accepted", [])]
     rows.append(["metric", f"{outcome.metric}, {outcome.better}"])
     rows.append(["seeds scored", ", ".join(map(str, outcome.seeds))])
     rows.append(["number of seeds of each point while tuning", str(outcome.tuning_seeds)])

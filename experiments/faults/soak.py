@@ -1,0 +1,143 @@
+"""An hour of small training in one process: memory, threads and open files must not grow.
+
+  python -m experiments.faults.soak [--minutes=60] [--write]
+
+Runs of different schemes are trained one after another, each into a fresh folder, with a checkpoint
+at every other step and an evaluation at every fourth, with TensorBoard, probes and the artifact.
+Every minute one line has the memory, the threads and the open files. ``rss_mib`` is the resident
+memory; ``own_mib`` is the memory that the process allocated, swapped pages included, and leaves out
+pages of files, which the system drops when others need memory. At the end the slope of both after
+the warm-up is fitted by least squares; the command ends with status 1 if that of ``own_mib`` is
+above 1 MiB per minute, or if there are more threads or files in the second half than in the first.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from finetune_jax import cli
+from finetune_jax.config import default
+from finetune_jax.files import write_json
+from finetune_jax.progress import muted
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
+
+_MINUTES = flags.DEFINE_float("minutes", 60.0, "Length of the test.", lower_bound=0.1)
+_WARM_UP = flags.DEFINE_float("warm_up", 0.25, "Share of the time that is not fitted.")
+_EVERY = flags.DEFINE_float("every", 60.0, "Seconds between two lines.", lower_bound=1.0)
+_STEPS = flags.DEFINE_integer("steps", 200, "Steps of each run.", lower_bound=2)
+_WRITE = flags.DEFINE_bool("write", False, "Writes the figures under experiments/results/faults/.")
+
+MOST_MIB_PER_MINUTE = 1.0
+
+_SCHEMES = ("linear_probe", "last_k(1)", "full", "lora(rank=2) + head", "lp_ft")
+
+
+def config_of(number: int) -> ml_collections.ConfigDict:
+    """The config of a run; the schemes take turns."""
+    config = default()
+    config.seed = number
+    config.scheme = _SCHEMES[number % len(_SCHEMES)]
+    config.model.name = "resnet20_cifar"
+    config.data.image_size = 16
+    config.data.train, config.data.validation = "train[:64]", "validation[:32]"
+    config.data.test = "test[:32]"
+    config.train.batch_size = config.eval.batch_size = 16
+    config.train.steps, config.eval.every_epochs = _STEPS.value, 1.0
+    config.eval.probes = "knn(3)"
+    config.optimizer.ema_decay = 0.9
+    config.checkpoint.every_steps, config.log.every_steps = 2, 2
+    return config
+
+
+def measure() -> dict[str, float]:
+    """Memory in MiB, threads of the process and of Python among them, and open files."""
+    status = Path("/proc/self/status").read_text()
+    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return {
+        "rss_mib": int(values["VmRSS"].split()[0]) / 1024,
+        "own_mib": sum(int(values[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024,
+        "threads": int(values["Threads"]),
+        "python_threads": threading.active_count(),
+        "files": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def soak(minutes: float, warm_up: float, every: float) -> dict[str, Any]:
+    """Trains for some minutes; returns the lines and what `verdict` finds in them."""
+    began, runs = time.monotonic(), 0
+    rows: list[dict[str, Any]] = []
+    folder = Path(tempfile.mkdtemp(prefix="soak_"))
+
+    def sample(step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Adds a line if it is time, while a run trains."""
+        del step, split, metrics
+        passed = time.monotonic() - began
+        if passed >= every * len(rows):
+            gc.collect()
+            rows.append({"minute": passed / 60, "runs": runs, **measure()})
+            print("  ".join(f"{k} {v:.6g}" for k, v in rows[-1].items()), flush=True)
+
+    try:
+        while time.monotonic() - began < 60 * minutes:
+            with muted():
+                train(open_setup(config_of(runs)), folder / str(runs), sample)
+            shutil.rmtree(folder / str(runs))
+            runs += 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"minutes": minutes, "runs": runs, **verdict(rows, warm_up * minutes), "rows": rows}
+
+
+def verdict(rows: Sequence[dict[str, Any]], warm_up: float) -> dict[str, Any]:
+    """Slopes of the memory in MiB per minute, and by how much threads and files grew.
+
+    Args:
+      rows: results of `measure` with ``minute``.
+      warm_up: minutes at the start that are left out.
+    """
+    kept = [row for row in rows if row["minute"] >= warm_up]
+    minutes = [row["minute"] for row in kept]
+    slopes = {
+        name: round(float(np.polyfit(minutes, [row[name] for row in kept], 1)[0]), 3)
+        for name in ("rss_mib", "own_mib")
+    }
+    # While a run writes a checkpoint it has more of both, so halves are compared by their largest.
+    half = len(kept) // 2
+    growth = {
+        name: max(row[name] for row in kept[half:]) - max(row[name] for row in kept[:half])
+        for name in ("threads", "files")
+    }
+    good = slopes["own_mib"] <= MOST_MIB_PER_MINUTE and max(growth.values()) <= 0
+    return {"mib_per_minute": slopes, "more": growth, "good": good}
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    report = soak(_MINUTES.value, _WARM_UP.value, _EVERY.value)
+    print({name: value for name, value in report.items() if name != "rows"})
+    if _WRITE.value:
+        from experiments.faults.campaign import RESULTS
+
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_json(RESULTS / "soak.json", report)
+    sys.exit(0 if report["good"] else 1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -182,7 +182,7 @@ def _evaluate() -> None:
         from finetune_jax.reporting.page import write_report
 
         write_report(Path(_REPORT.value), workdir, evaluator, predictions, found, _BASE.value)
-    print(json.dumps(plain(found), indent=1))
+    print(json.dumps(plain(found), indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from finetune_jax import cli
+from finetune_jax.files import plain
 
 _CONFIG = cli.define_config()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the tables.")
@@ -28,7 +29,11 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.training.plan_cost import plan_figures
 
     figures, setup = plan_figures(_CONFIG.value)
-    print(json.dumps(figures, indent=1) if _JSON.value else plan_tables(figures, setup))
+    print(
+        json.dumps(plain(figures), indent=1, allow_nan=False)
+        if _JSON.value
+        else plan_tables(figures, setup)
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
     results = artifact.predict(argv[1:], _BATCH_SIZE.value)
     if _JSON.value:
-        print(json.dumps(results, indent=1))
+        print(json.dumps(results, indent=1, allow_nan=False))
         return
     for result in results:
         # The first entry is the item itself, an image file or a text.

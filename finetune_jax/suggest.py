@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from finetune_jax import cli
+from finetune_jax.files import plain
 
 _CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for suggest.json and profile.png.")
@@ -34,7 +35,11 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.training.gradient_profile import profile
 
     report = profile(_CONFIG.value, _BATCHES.value)
-    print(json.dumps(report, indent=1) if _JSON.value else profile_tables(report))
+    print(
+        json.dumps(plain(report), indent=1, allow_nan=False)
+        if _JSON.value
+        else profile_tables(report)
+    )
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
         folder.mkdir(parents=True, exist_ok=True)

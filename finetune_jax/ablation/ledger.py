@@ -93,7 +93,7 @@ class Ledger:
             return
         record = check_record(plain(record), sealed=True)
         with self._path.open("a") as file:
-            file.write(json.dumps(seal(record)) + "\n")
+            file.write(json.dumps(seal(record), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._records[name] = record

@@ -17,6 +17,7 @@ from finetune_jax import tree
 from finetune_jax.artifact.folder import Artifact
 from finetune_jax.deltas import Adapted, merge, unmergeable
 from finetune_jax.errors import UserError
+from finetune_jax.pretrained.values import require_good_values
 
 Variables = dict[str, Any]
 
@@ -32,7 +33,8 @@ def average(members: Sequence[Variables], weights: Sequence[float]) -> Variables
       weights: weight of each member, with sum 1.
 
     Raises:
-      UserError: members with different leaf paths or shapes; names the first different leaf.
+      UserError: members with different leaf paths or shapes; names the first different leaf. Or an
+        average that is not finite.
       ValueError: another number of weights, or another sum.
     """
     if len(weights) != len(members) or abs(sum(weights) - 1) > 1e-9:
@@ -52,7 +54,9 @@ def average(members: Sequence[Variables], weights: Sequence[float]) -> Variables
             total += weight * leaf.astype(np.float64)
         return total.astype(leaves[0].dtype)
 
-    return tree.unflatten({path: mean(path) for path in flat[0]})
+    result = tree.unflatten({path: mean(path) for path in flat[0]})
+    require_good_values(result, "the average")
+    return result
 
 
 def differing(members: Sequence[Variables]) -> set[str]:
@@ -105,8 +109,11 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
       names: name of each member, for messages.
 
     Raises:
-      UserError: members with different models, tasks, preprocessing or deltas.
+      UserError: members with different models, tasks, preprocessing or deltas, or with leaves that
+        are not finite.
     """
+    for artifact, name in zip(artifacts, names, strict=True):
+        require_good_values(artifact.variables, f"{name} cannot be averaged")
     first = artifacts[0]
     for artifact, name in zip(artifacts[1:], names[1:], strict=True):
         for what, ours, theirs in (

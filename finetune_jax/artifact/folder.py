@@ -27,6 +27,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.files import plain, seal, write_json
 from finetune_jax.models import StagedModel, build
 from finetune_jax.pretrained import save_native
+from finetune_jax.pretrained.values import require_good_values
 from finetune_jax.progress import each
 from finetune_jax.tasks import Task
 
@@ -123,25 +124,37 @@ class Artifact:
           ``image`` or ``text``.
 
         Raises:
-          UserError: an image that cannot be decoded, or pixels of another shape or range.
+          UserError: an image that cannot be decoded, pixels of another shape or range, or outputs
+            that are not finite.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: expected a positive number, found {batch_size}")
         size = min(batch_size, 1 << (len(items) - 1).bit_length()) if items else batch_size
         starts = range(0, len(items), size)
+        bad: list[str] = []
         results: list[dict[str, Any]] = []
         for start in each(starts, "predicting") if len(starts) > 1 else starts:
             part = items[start : start + size]
             inputs = [self.preprocess.host(self._example(item)) for item in part]
             inputs += [inputs[0]] * (size - len(inputs))
             batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
-            readings = self.task.read(self.outputs(batch))
+            outputs = self.outputs(batch)
+            finite = np.isfinite(outputs).reshape(size, -1).all(1)
+            bad += [_name(x, start + i) for i, x in enumerate(part) if not finite[i]]
+            if bad:  # nothing is read from outputs that are not finite
+                continue
+            readings = self.task.read(outputs)
             results += [
                 {self.preprocess.kind: str(item), **reading}
                 if isinstance(item, str | Path)
                 else reading
                 for item, reading in zip(part, readings, strict=False)  # without the padding
             ]
+        if bad:
+            raise UserError(
+                f"the model's outputs are NaN or infinite for {len(bad)} of {len(items)} inputs, "
+                f"the first is {bad[0]}; nothing is predicted"
+            )
         return results
 
     def _example(self, item: Item) -> dict[str, Any]:
@@ -164,6 +177,11 @@ def _parts(folder: Path, card: dict[str, Any]) -> tuple[Task, Preprocess, Staged
     model = build(**settings)
     require_vocabulary(preprocess, model)
     return task, preprocess, task.adapt(model)
+
+
+def _name(item: Item, number: int) -> str:
+    """An item in a message: its file or text, or its number."""
+    return repr(str(item)) if isinstance(item, str | Path) else f"number {number}"
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
@@ -217,8 +235,10 @@ def save_artifact(
       accepted: differences of `made_of` that the user accepted during the run.
 
     Raises:
-      UserError: ``delta`` without a pretrained file.
+      UserError: ``delta`` without a pretrained file, or a leaf with NaN, infinity or a negative
+        variance; nothing is written then.
     """
+    require_good_values(variables, "the artifact is not written")
     if contents == "delta" and not base.get("sha256"):
         raise UserError("artifact.contents=delta needs a pretrained file to be a delta of")
     folder.mkdir(parents=True, exist_ok=True)

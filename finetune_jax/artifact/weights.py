@@ -14,6 +14,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import DTYPES, StagedModel, initial_variables
 from finetune_jax.pretrained import load, open_weights
 from finetune_jax.pretrained.surgery import KINDS
+from finetune_jax.pretrained.values import require_good_values
 
 FILE = "model.safetensors"
 
@@ -52,6 +53,7 @@ def read_variables(
         raise UserError(
             f"{file}: its content does not have the fingerprint of artifact.json; it was changed"
         )
+    require_good_values(variables, str(file))
     return variables
 
 

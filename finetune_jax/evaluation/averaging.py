@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,9 +178,19 @@ class _Members:
         return {**variables, "batch_stats": jax.tree.map(np.asarray, new)}
 
     def quality(self, scores: dict[str, Any]) -> float:
-        """The headline metric, with a sign that makes higher better."""
+        """The headline metric, with a sign that makes higher better.
+
+        Raises:
+          UserError: the metric is undefined, so that nothing can be chosen by it.
+        """
         task = self.first.task
-        return (1 if task.better == "max" else -1) * float(scores[task.metric])
+        value = float(scores[task.metric])
+        if not math.isfinite(value):
+            raise UserError(
+                f"{task.metric} is undefined on the validation split, so no average can be chosen "
+                f"by it; use a validation split with other examples"
+            )
+        return (1 if task.better == "max" else -1) * value
 
 
 def _check(members: Sequence[Path], output: Path, method: str, alphas: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from finetune_jax.deltas import Adapted
 from finetune_jax.models import Mode, StagedModel
+from finetune_jax.pretrained.values import require_good_values
 
 
 def reestimate(
@@ -31,6 +32,9 @@ def reestimate(
 
     Returns:
       The new ``batch_stats`` of all stages.
+
+    Raises:
+      UserError: a new statistic is not finite.
     """
     old = variables["batch_stats"]
     chosen = [s for s in old if stages is None or s in stages]
@@ -54,4 +58,6 @@ def reestimate(
     first = forward(variables["params"], zeros, batches[0])
     raised = forward(variables["params"], ones, batches[0])
     share = jax.tree.map(lambda a, b: 1 - jnp.mean(b - a), first, raised)
-    return {**old, **jax.tree.map(lambda x, s: x / (s * len(batches)), total, share)}
+    new = jax.tree.map(lambda x, s: x / (s * len(batches)), total, share)
+    require_good_values({"batch_stats": new}, "BatchNorm statistics of the images")
+    return {**old, **new}

@@ -11,6 +11,7 @@ from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, unavailable
 from finetune_jax.evaluation.evaluator import Evaluator
+from finetune_jax.evaluation.scores import NonFinitePredictions
 
 
 def parse_corruptions(text: str) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def corrupted_scores(
       any; ``not_run``, the reason by corruption that ``all`` left out.
 
     Raises:
-      UserError: the model reads no images, or an unknown name.
+      UserError: the model reads no images, an unknown name, or predictions that are not finite.
     """
     preprocess = evaluator.preprocess
     # The kind tells a model of single images from a model of pairs, whose class is derived.
@@ -95,7 +96,11 @@ def corrupted_scores(
             first += len(images)
             return evaluator.place({**batch, "image": images[..., swap]})
 
-        observed = evaluator.observe_examples(examples, place=place)
+        try:
+            observed = evaluator.observe_examples(examples, place=place)
+        except NonFinitePredictions as error:
+            which = f"corruption {name} at severity {level}" if name else "without corruption"
+            raise UserError(f"{which}: {error}") from None
         return float(evaluator.task.scores(observed)[metric])
 
     found = {name: [measure(name, level) for level in levels] for name in chosen}

@@ -19,6 +19,7 @@ from finetune_jax import tasks, tree
 from finetune_jax.data.batches import Encoder
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
+from finetune_jax.evaluation.scores import NonFinitePredictions, require_finite
 from finetune_jax.files import SEAL, parse_json, require_seal, seal
 from finetune_jax.progress import say
 from finetune_jax.tasks import Task
@@ -130,7 +131,8 @@ def load_predictions(path: Path) -> Predictions:
     """Reads a file that `save_predictions` has written.
 
     Raises:
-      UserError: no such file, a file of another kind or of another version, or a damaged file.
+      UserError: no such file, a file of another kind or of another version, a damaged file, or
+        predictions that are not finite, which an older version may have written.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -155,4 +157,8 @@ def load_predictions(path: Path) -> Predictions:
         say(f"{path}: written by an older version without checksums; it cannot be verified")
     del arrays["example"]
     observed = {name.removeprefix("observed/"): value for name, value in arrays.items()}
+    try:
+        require_finite(observed)
+    except NonFinitePredictions as error:
+        raise UserError(f"{path}: {error}") from None
     return Predictions(tasks.from_json(about["task"]), observed, example, about)

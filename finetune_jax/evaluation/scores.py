@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import Encode, eval_batches, gather
 from finetune_jax.data.examples import Examples
+from finetune_jax.data.naming import example_name
+from finetune_jax.errors import UserError
 from finetune_jax.tasks import Task
+
+
+class NonFinitePredictions(UserError):
+    """Predictions that hold NaN or infinity; the text has their number and the first example."""
+
+
+def require_finite(outputs: Any, names: Callable[[int], str] = "example {}".format) -> None:
+    """Refuses outputs of a model that are not finite.
+
+    Args:
+      outputs: tree of arrays [n, …], such as what a task observes.
+      names: function from the number of an example to its name, for the message.
+
+    Raises:
+      NonFinitePredictions: an array holds NaN or infinity.
+    """
+    leaves = [np.asarray(x) for x in jax.tree.leaves(outputs)]
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact) and len(x)]
+    if not floats:
+        return
+    good = np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in floats], axis=0)
+    if not good.all():
+        first = names(int(np.argmin(good)))
+        raise NonFinitePredictions(
+            f"the model's outputs are NaN or infinite for {int((~good).sum())} of {len(good)} "
+            f"examples, the first is {first}; they are not scored"
+        )
 
 
 def observe(
@@ -42,6 +74,7 @@ def observe(
 
     Raises:
       RuntimeError: not every example was observed exactly once.
+      NonFinitePredictions: something observed is NaN or infinite.
     """
     parts = []
     for batch in eval_batches(examples, encode, batch_size, workers, rows):
@@ -52,6 +85,7 @@ def observe(
     for name, values in observed.items():
         if len(values) != len(examples):
             raise RuntimeError(f"{name}: observed {len(values)} of {len(examples)} examples")
+    require_finite(observed, functools.partial(example_name, examples))
     return observed
 
 
@@ -78,6 +112,9 @@ def forward_all(
 
     Returns:
       A tree of outputs [n, …] without the padding, in the order of `indices`.
+
+    Raises:
+      NonFinitePredictions: an output is NaN or infinite.
     """
     indices = np.arange(len(examples)) if indices is None else indices
     rows = np.arange(batch_size) if rows is None else rows
@@ -88,7 +125,9 @@ def forward_all(
         out = forward(place(gather(examples, padded[rows], encode)))
         real = slice(len(some))
         parts.append(jax.tree.map(lambda x, real=real: tree.on_host(x)[real], out))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    require_finite(joined, lambda i: example_name(examples, int(indices[i])))
+    return joined
 
 
 def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
@@ -108,7 +147,10 @@ def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
 
 def headline(metric: str, scores: dict[str, Any]) -> str:
     """A score as text, with its interval: ``accuracy 0.9130 [0.9073, 0.9184] n=10000``."""
+    if scores[metric] is None or not math.isfinite(scores[metric]):
+        return f"{metric} undefined n={scores['n_scored']}"
     text = f"{metric} {scores[metric]:.4f}"
-    if f"{metric}_low" in scores:
+    low = scores.get(f"{metric}_low")
+    if low is not None and math.isfinite(low):
         text += f" [{scores[f'{metric}_low']:.4f}, {scores[f'{metric}_high']:.4f}]"
     return f"{text} n={scores['n_scored']}"

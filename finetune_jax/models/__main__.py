@@ -16,6 +16,7 @@ from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+from finetune_jax.files import plain
 
 _FLOPS = flags.DEFINE_bool("flops", True, "Count the operations of a forward pass.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON array instead of the table.")
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"no model called {pattern!r}; without an argument all are listed")
     found = [describe(name, flops=_FLOPS.value) for name in each(names, "models")]
     if _JSON.value:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(plain(found), indent=1, allow_nan=False))
         return
     rows = [
         [

@@ -24,6 +24,7 @@ from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
+from finetune_jax.pretrained.values import bad_values
 
 
 def load(
@@ -109,11 +110,6 @@ def _dtype(leaf: Any) -> np.dtype:
 def _is_float(dtype: np.dtype) -> bool:
     # Not np.issubdtype, for which bfloat16 is no float.
     return bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def _not_finite(values: np.ndarray) -> int:
-    # np.count_nonzero is much faster than a sum of booleans.
-    return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
 _Source = tuple[str | None, tuple[int, ...] | None, str | None]
@@ -336,20 +332,19 @@ class _Load:
         found, expected, wanted = values.dtype, _dtype(leaf), tuple(leaf.shape)
         turned = target.forward(values, self.sizes)
         notes = [target.describe()] if target.describe() else []
-        before = _not_finite(turned) if _is_float(found) else 0
+        before = bad_values(target.leaf, turned)
         if turned.shape != wanted:
             turned = turned.astype(np.float32)
             turned, how = fit(turned, wanted, self.resizable[target.leaf], self.map.position)
             notes.append(how)
         with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
             cast = turned.astype(expected, copy=False)
-        after = _not_finite(cast) if found != expected else before
+        after = before
+        if not before and (found != expected or len(notes) > bool(target.describe())):
+            after = bad_values(target.leaf, cast)
         if after:
-            cause = "" if before else f" once cast from {found} to {expected}"
-            self.problems.append(
-                f"tensor {name!r} for {target.leaf}: {after} of {cast.size} values are NaN or "
-                f"infinite{cause}"
-            )
+            cause = "" if before or found == expected else f" once cast from {found} to {expected}"
+            self.problems.append(f"tensor {name!r} for {target.leaf}: {after}{cause}")
             return
         decision: Decision = "transformed" if notes else "loaded"
         if found != expected:
@@ -390,7 +385,11 @@ class _Load:
                 f"{array.shape} in model with rows copied from {needed} classes or more"
             )
             return
-        array[..., list(self.copy_rows)] = values[..., list(self.copy_rows.values())]
+        copied = values[..., list(self.copy_rows.values())]
+        if bad := bad_values(target.leaf, copied):
+            self.problems.append(f"tensor {name!r} for {target.leaf}: {bad}")
+            return
+        array[..., list(self.copy_rows)] = copied
         count = f"{len(self.copy_rows)} of {array.shape[-1]} classes copied from the file's"
         self._add("reinitialised", target.leaf, source, f"{count} {values.shape[-1]}", array)
 

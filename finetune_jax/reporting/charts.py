@@ -71,12 +71,16 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     with _figure(8.6, 2.9, 2) as (both, drawing):
         for axes, name in zip(both, ("loss", metric), strict=True):
             for split, colour, marker in (("train", SOFT, ""), ("validation", MAIN, "o")):
-                points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
+                points = [
+                    (r["step"], r[name])
+                    for r in rows
+                    if r["split"] == split and r.get(name) is not None
+                ]
                 if points:
                     axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4,
                               label=split)  # fmt: skip
             low = f"{name}_low"
-            band = [r for r in rows if r["split"] == "validation" and low in r]
+            band = [r for r in rows if r["split"] == "validation" and r.get(low) is not None]
             if band:
                 axes.fill_between(
                     [r["step"] for r in band],

@@ -69,6 +69,15 @@ class Task:
         del targets
         return self
 
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        """Why nothing can be learned from some training targets; "" where they differ.
+
+        Args:
+          targets: results of `host` for some examples, arrays [n, …] by name.
+        """
+        del targets
+        return ""
+
     @property
     def head_size(self) -> int:
         """Number of outputs of the head."""
@@ -227,6 +236,13 @@ class ClassTask(Task):
     def head_size(self) -> int:
         """One row per class."""
         return len(self.class_names)
+
+
+def one_class(labels: np.ndarray, names: tuple[str, ...]) -> str:
+    """The answer of `Task.degenerate` to labels i[n] of one class each."""
+    if len(np.unique(labels)) > 1:
+        return ""
+    return f"all labels are of the class {names[int(labels[0])]!r}; expected at least two classes"
 
 
 def require_classification(task: Task) -> None:

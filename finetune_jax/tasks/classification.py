@@ -18,7 +18,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
-from finetune_jax.tasks.base import Batch, ClassTask
+from finetune_jax.tasks.base import Batch, ClassTask, one_class
 from finetune_jax.tasks.loss import Objective, mixed, parse_loss
 from finetune_jax.tasks.objectives import SINGLE, class_balanced, distill_features
 
@@ -112,6 +112,9 @@ class Classification(ClassTask):
     def fit(self, targets: dict[str, np.ndarray]) -> Classification:
         counts = np.bincount(targets["label"], minlength=self.head_size)
         return dataclasses.replace(self, counts=tuple(counts.tolist()))
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        return one_class(targets["label"], self.class_names)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"label": np.asarray(class_number(example["label"], self.class_names), np.int32)}

@@ -23,7 +23,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.models import StagedModel
 from finetune_jax.models.pretraining import with_projection
-from finetune_jax.tasks.base import Batch, Task
+from finetune_jax.tasks.base import Batch, Task, one_class
 from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.loss import Objective, parse_loss
 from finetune_jax.tasks.objectives import Given, contrast
@@ -217,6 +217,9 @@ class SupCon(SimCLR):
     @classmethod
     def _classes(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:
         return require_classes(source, settings)
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        return one_class(targets["label"], self.class_names)
 
     @property
     def _objective(self) -> Objective:

@@ -44,6 +44,12 @@ class MultiLabel(ClassTask):
         parse_loss(settings.loss, MULTI)
         return cls(require_classes(source, settings), settings.loss)
 
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        share = float(targets["label"].mean())
+        if 0 < share < 1:
+            return ""
+        return "every example has every label" if share else "no example has a label"
+
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         label, hot = example["label"], np.zeros(self.head_size, np.float32)
         vector = isinstance(label, np.ndarray) and label.shape == hot.shape

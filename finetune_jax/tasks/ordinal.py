@@ -18,7 +18,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.metrics.classification import confusion
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.ordinal import weighted_kappa
-from finetune_jax.tasks.base import Batch, ClassTask
+from finetune_jax.tasks.base import Batch, ClassTask, one_class
 from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.loss import mixed
 
@@ -53,6 +53,9 @@ class Ordinal(ClassTask):
     @property
     def head_size(self) -> int:
         return len(self.class_names) - 1
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        return one_class(targets["label"], self.class_names)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"label": np.asarray(class_number(example["label"], self.class_names), np.int32)}

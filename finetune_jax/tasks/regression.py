@@ -33,6 +33,13 @@ def real_value(label: Any) -> np.ndarray:
     return value
 
 
+def constant(values: np.ndarray) -> str:
+    """The answer of `Task.degenerate` to real targets f[n]."""
+    if np.ptp(values) > 0:
+        return ""
+    return f"all targets are {float(values[0]):.6g}; expected at least two different values"
+
+
 _SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "rmse": metrics.rmse,
     "mae": metrics.mae,
@@ -90,6 +97,9 @@ class Regression(Task):
     @property
     def head_size(self) -> int:
         return 1
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        return constant(targets["label"])
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"label": real_value(example["label"])}

@@ -20,7 +20,7 @@ from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.segmentation import mean_iou
 from finetune_jax.models import StagedModel
 from finetune_jax.models.dense import per_place
-from finetune_jax.tasks.base import Batch, ClassTask
+from finetune_jax.tasks.base import Batch, ClassTask, one_class
 from finetune_jax.tasks.classification import require_classes
 
 VOID = 255
@@ -63,6 +63,12 @@ class Segmentation(ClassTask):
 
     def adapt(self, model: StagedModel) -> StagedModel:
         return per_place(model, self.size, self.neck)
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        classes = np.setdiff1d(targets["class_map"], [VOID])
+        if not len(classes):
+            return f"all pixels of all masks are ignored ({VOID})"
+        return one_class(classes, self.class_names)
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         mask = np.asarray(example["mask"])

@@ -25,7 +25,7 @@ from finetune_jax.metrics.intervals import bootstrap_pairs
 from finetune_jax.tasks.base import Batch, Task
 from finetune_jax.tasks.loss import parse_loss
 from finetune_jax.tasks.objectives import Given
-from finetune_jax.tasks.regression import real_value
+from finetune_jax.tasks.regression import constant, real_value
 
 
 def cosine(unit: jax.Array, wanted: jax.Array, given: Given) -> jax.Array:
@@ -136,6 +136,11 @@ class Similarity(Task):
         if "bias" in head:
             start["bias"] = jnp.zeros(head["bias"].shape, head["bias"].dtype)
         return start
+
+    def degenerate(self, targets: dict[str, np.ndarray]) -> str:
+        # The contrastive loss does not read the labels.
+        reads = parse_loss(self.loss, _LOSSES).function is cosine
+        return constant(targets["label"]) if reads else ""
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"label": real_value(example["label"])}

@@ -259,3 +259,42 @@ def test_a_changed_leaf_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=f"{path}: expected .* found nothing"):
         Artifact.load(tmp_path)
     assert tree.fingerprint(Artifact.load(folder).variables)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("params", "head", "kernel"), np.nan, "params/head/kernel: 1 of 320 values are NaN"),
+        (("batch_stats", "stem", "norm", "var"), -1.0, "stem/norm/var: 1 of 16 variances are neg"),
+    ],
+)
+def test_bad_values_are_neither_written_nor_read(tmp_path, monkeypatch, path, value, message):
+    original = initialise
+
+    def spoilt(*args):
+        variables = original(*args)
+        leaf = variables
+        for key in path[:-1]:
+            leaf = leaf[key]
+        leaf[path[-1]] = np.asarray(leaf[path[-1]]).copy()
+        leaf[path[-1]].flat[0] = value
+        return variables
+
+    monkeypatch.setattr(sys.modules[__name__], "initialise", spoilt)
+    with pytest.raises(UserError, match=f"the artifact is not written: .*{message}"):
+        saved(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    # As an older version wrote it.
+    with monkeypatch.context() as older:
+        older.setattr("finetune_jax.artifact.folder.require_good_values", lambda *_: None)
+        saved(tmp_path / "old")
+    with pytest.raises(UserError, match=f"model.safetensors: .*{message}"):
+        Artifact.load(tmp_path / "old")
+
+
+def test_outputs_that_are_not_finite_are_refused_with_count_and_first_item(folder, images):
+    artifact = Artifact.load(folder)
+    artifact.variables["params"]["head"]["bias"] = np.full(5, 3e38, np.float32)
+    artifact.variables["params"]["head"]["kernel"] = np.full((64, 5), 3e38, np.float32)
+    with pytest.raises(UserError, match="for 5 of 5 inputs, the first is number 0; nothing"):
+        artifact.predict(images, batch_size=2)

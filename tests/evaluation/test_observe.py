@@ -7,7 +7,13 @@ import pytest
 
 from finetune_jax.data.examples import ArrayExamples
 from finetune_jax.evaluation import scores
-from finetune_jax.evaluation.scores import evaluate, forward_all, headline, observe
+from finetune_jax.evaluation.scores import (
+    NonFinitePredictions,
+    evaluate,
+    forward_all,
+    headline,
+    observe,
+)
 from finetune_jax.tasks import Classification
 
 N, BATCH = 10, 4
@@ -143,3 +149,23 @@ def test_arrays_in_memory_are_examples_too():
         lambda variables, batch: batch, None, examples, encode, batch_size=2, place=lambda b: b
     )
     np.testing.assert_array_equal(found["number"], [1, 2, 3])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_predictions_that_are_not_finite_are_refused_with_count_and_first_example(bad):
+    def step(batch):
+        score = np.where(batch["number"] >= 7, bad, batch["number"]).astype(np.float32)
+        return {"number": batch["number"], "score": score}
+
+    with pytest.raises(NonFinitePredictions, match="for 4 of 10 examples, the first is example 6"):
+        run(step)
+    with pytest.raises(NonFinitePredictions, match="for 1 of 2 examples, the first is example 8"):
+        forward_all(
+            lambda batch: step(batch)["score"], EXAMPLES, encode, batch_size=BATCH,
+            place=lambda b: b, indices=np.array([1, 8]),
+        )  # fmt: skip
+
+
+def test_an_undefined_score_is_no_number_in_a_headline():
+    assert headline("kappa", {"kappa": math.nan, "n_scored": 3}) == "kappa undefined n=3"
+    assert headline("kappa", {"kappa": None, "n_scored": 3}) == "kappa undefined n=3"

@@ -15,7 +15,7 @@ def resnet20(classes: int = 10, seed: int = 0, dtype: Any = np.float32) -> dict[
         return random.normal(size=shape).astype(dtype)
 
     def norm(width: int, *names: str) -> dict[str, np.ndarray]:
-        return {name: array(width) for name in names}
+        return {name: abs(array(width)) if name == "var" else array(width) for name in names}
 
     params = {"stem": {"conv": {"kernel": array(3, 3, 3, 16)}, "norm": norm(16, "scale", "bias")}}
     stats = {"stem": {"norm": norm(16, "mean", "var")}}

@@ -260,3 +260,17 @@ def test_the_published_resnet20_is_loaded_whole(init):
     assert tree.size(variables["params"]) == 269_722
     assert tree.size(variables["batch_stats"]) == 1_376
     assert all((v >= 0).all() for p, v in tree.flatten(variables).items() if p.endswith("/var"))
+
+
+def test_a_negative_variance_is_refused_and_a_bad_tensor_that_is_dropped_is_not(tmp_path, tensors):
+    tensors["module.linear.weight"][0, 0] = np.nan
+    init = resnet20(classes=7, seed=1)
+    save_file(tensors, tmp_path / "w.safetensors")
+    variables, manifest = load(tmp_path / "w.safetensors", "resnet_cifar", init)
+    assert manifest.counts()["reinitialised"] == 2
+    assert tree.first_nonfinite(variables) is None
+    tensors["module.bn1.running_var"][3] = -1e-3
+    save_file(tensors, tmp_path / "w.safetensors")
+    message = "'module.bn1.running_var' for batch_stats/stem/norm/var: 1 of 16 variances are neg"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "w.safetensors", "resnet_cifar", init)

@@ -232,3 +232,39 @@ def test_models_without_a_grid_have_no_head_per_place():
     assert per_place(build("tiny_vit", 3), 16) == per_place(build("tiny_vit", 3), 16)
     with pytest.raises(UserError, match="has no grid of features"):
         per_place(build("siglip_b16", 3), 32)
+
+
+def labels(*values, dtype=np.int32):
+    return {"label": np.array(values, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad", "message"),
+    [
+        (tasks.Classification(("a", "b")), labels(0, 1), labels(1, 1), "of the class 'b'"),
+        (tasks.Ordinal(("a", "b")), labels(0, 1), labels(0, 0), "of the class 'a'"),
+        (tasks.Regression(), labels(0.5, 1), labels(2.5, 2.5), "all targets are"),
+        (tasks.Similarity(4), labels(0.5, 1), labels(1, 1), "all targets are 1"),
+        (tasks.MultiLabel(("a", "b")), labels([0, 1]), labels([0, 0]), "no example has a label"),
+        (tasks.MultiLabel(("a", "b")), labels([0, 1]), labels([1, 1]), "has every label"),
+        (
+            tasks.Segmentation(("a", "b"), 2),
+            {"class_map": np.uint8([[0, 255], [1, 0]])},
+            {"class_map": np.full((2, 2), 255, np.uint8)},
+            "all pixels of all masks are ignored",
+        ),
+        (
+            tasks.Segmentation(("a", "b"), 2),
+            {"class_map": np.uint8([[0, 255], [1, 0]])},
+            {"class_map": np.uint8([[0, 255], [0, 0]])},
+            "of the class 'a'",
+        ),
+    ],
+)
+def test_targets_from_which_nothing_can_be_learned(task, good, bad, message):
+    assert task.degenerate(good) == ""
+    assert message in task.degenerate(bad)
+
+
+def test_a_loss_that_reads_no_labels_needs_no_different_labels():
+    assert tasks.Similarity(4, "contrastive").degenerate(labels(1, 1)) == ""

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "show what a config would train and what that costs, before any step",
     "suggest": "propose what to unfreeze, from the gradients of a few batches",
     "average": "average fine-tuned models: interpolation between two, or a soup of several",
+    "replay": "compute a step that was not finite once more, stage by stage",
     "ablate": "compare schemes: every row tuned with the same budget and scored once",
     "verify": "check that the files of a run or of an ablation are whole",
     "quickstart": "run the main job end to end: four schemes, a table and a prediction",

@@ -115,6 +115,12 @@ def default() -> ml_collections.ConfigDict:
     c.train.epochs = 10.0
     c.train.steps = 0  # > 0 overrides epochs
     c.train.accumulate = 1  # micro-batches per step
+    # What answers a step that is not finite, or whose loss is above 1e6 times the larger of 1 and
+    # the first loss: stop keeps its batch and state in the run folder and ends the run; skip drops
+    # the update of a step that is not finite (and stops at a finite divergence); back_up goes back
+    # to the latest checkpoint and leaves out the batches up to this step.
+    c.train.on_nan = "stop"  # stop | skip | back_up
+    c.train.nan_limit = 10  # most steps in a row that skip drops, and most returns of back_up
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "sgd"  # sgd | adamw
@@ -178,6 +184,7 @@ def default() -> ml_collections.ConfigDict:
 _LEAST = {
     "train.batch_size": 1,
     "train.accumulate": 1,
+    "train.nan_limit": 1,
     "eval.batch_size": 1,
     "data.image_size": 0,
     "data.workers": 0,
@@ -199,6 +206,7 @@ _FRACTIONS = ("task.label_smoothing", "optimizer.ema_decay", "optimizer.momentum
 
 _CHOICES = {
     "optimizer.name": ("sgd", "adamw"),
+    "train.on_nan": ("stop", "skip", "back_up"),
     "model.frozen_dtype": ("float32", "bfloat16"),
     "artifact.contents": ("all", "delta"),
     "artifact.select": ("last", "best"),
@@ -370,6 +378,22 @@ _CHECKS: dict[type, schema.Check] = {
     float: schema.number(),
     str: schema.text(10**6),
 }
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a `to_json` object with the defaults of the keys that an older version did not have.
+
+    A key whose value has another form than in this version is kept as it is.
+    """
+
+    def fill(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        filled = {**defaults, **node}
+        for key, value in defaults.items():
+            if isinstance(value, dict) and isinstance(filled[key], dict):
+                filled[key] = fill(filled[key], value)
+        return filled
+
+    return fill(values, to_json(default()))
 
 
 def portable(values: dict[str, Any]) -> dict[str, Any]:

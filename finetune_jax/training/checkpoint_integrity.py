@@ -131,8 +131,9 @@ def repair_metrics(folder: Path) -> bool:
 def damage_of(folder: Path, part: int = 0, parts: int = 1) -> str:
     """Returns why a checkpoint cannot be trusted, with the file or the leaf; empty if it is whole.
 
-    Every leaf is read and compared with its checksum. Several processes can share the work: each
-    then reads a part of the leaves. No process waits for another.
+    Every leaf is read, compared with its checksum, which an older version did not save, and
+    searched for NaN and infinity, which an older version may have saved. Several processes can
+    share the work: each then reads a part of the leaves. No process waits for another.
 
     Args:
       folder: folder of the checkpoint's step.
@@ -141,11 +142,9 @@ def damage_of(folder: Path, part: int = 0, parts: int = 1) -> str:
     """
     try:
         meta = require_meta(folder)
-        if "leaves" not in meta:
-            return ""
-        if _metrics_differ(folder, meta):
+        if "leaves" in meta and _metrics_differ(folder, meta):
             return f"{folder / 'metrics' / 'metrics'}: not the scores that meta has"
-        return _damage_of_leaves(folder / "state", meta["leaves"], part, parts)
+        return _damage_of_leaves(folder / "state", meta.get("leaves"), part, parts)
     except UserError as error:
         return str(error)
     # Orbax and TensorStore raise any exception for a damaged file.
@@ -171,32 +170,33 @@ def _metrics_differ(folder: Path, meta: dict[str, Any]) -> bool:
 
 
 def _damage_of_leaves(
-    folder: Path, leaves: Mapping[str, tuple[str, list[int], str]], part: int, parts: int
+    folder: Path, leaves: Mapping[str, tuple[str, list[int], str]] | None, part: int, parts: int
 ) -> str:
-    """As `damage_of`, for the item ``state``."""
+    """As `damage_of`, for the item ``state``; without `leaves` there are no checksums."""
     parameters = _parameters(folder)
-    if parameters.keys() != leaves.keys():
+    if leaves is not None and parameters.keys() != leaves.keys():
         wrong = sorted(parameters.keys() ^ leaves.keys())
         return f"{folder / '_METADATA'}: the leaves differ from those saved: {', '.join(wrong[:3])}"
     opener = leaf_opener(folder, read_json(folder / "_METADATA"))
 
     def check(name: str) -> str:
-        dtype, shape, checksum = leaves[name]
+        dtype, shape, checksum = leaves[name] if leaves is not None else ("", [], "")
         try:
             store = opener(parameters[name])
             # Before any value is read, so that a damaged shape allocates no memory.
             found = (store.dtype.numpy_dtype.name, list(store.shape))
-            if found != (dtype, shape):
+            if leaves is not None and found != (dtype, shape):
                 return f"leaf {name}: expected {dtype}{shape}, found {found[0]}{found[1]}"
             values = np.asarray(store.read().result(), order="C")
         except Exception as error:  # noqa: BLE001
             return f"leaf {name}: {one_line(error)}"
-        if tree.checksum(values) != checksum:
+        if leaves is not None and tree.checksum(values) != checksum:
             return f"leaf {name}: the values do not have their checksum"
-        return ""
+        bad = tree.first_nonfinite({name: values}) is not None
+        return f"leaf {name}: holds NaN or infinity" if bad else ""
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return next(filter(None, pool.map(check, sorted(leaves)[part::parts])), "")
+        return next(filter(None, pool.map(check, sorted(parameters)[part::parts])), "")
 
 
 def _parameters(folder: Path) -> dict[str, str]:

@@ -98,8 +98,18 @@ def run_figures(
         "probes": run.solver_reports,
         "made_of": run.made_of,
         "accepted": run.accepted,
+        **_bad_steps(run),
         **scores,
     }
+
+
+def _bad_steps(run: Run) -> dict[str, Any]:
+    """``nonfinite`` with ``policy``, ``skipped`` and ``left_out`` of `Watch`, if there are any."""
+    watch = run.watch
+    if not (watch.skipped or watch.left_out):
+        return {}
+    found = {"policy": watch.policy, "skipped": watch.skipped, "left_out": watch.left_out}
+    return {"nonfinite": found}
 
 
 def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> None:

@@ -59,7 +59,8 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
             raise UserError(f"{path} is damaged; remove it or use another --workdir") from None
         # A moved home, package or data folder is no other config; the identity of what a path leads
         # to is compared with that of the checkpoint.
-        lines = config_lib.difference(config_lib.portable(old), config_lib.portable(config))
+        old = config_lib.portable(config_lib.completed(old))
+        lines = config_lib.difference(old, config_lib.portable(config))
         if lines:
             raise UserError(
                 f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -50,12 +51,35 @@ class FusedStep:
         """Returns the (state, metrics) of each arm that waits for a step."""
         if not self.is_faster:
             return self._one_by_one(requests)
+        late = self._with_another_batch(requests)
+        alone = self._one_by_one(late) if late else {}
+        requests = {number: r for number, r in requests.items() if number not in late}
+        if not requests:
+            return alone
         self._last.update(requests)
-        outputs = self._function(*self._arguments(self._last))
+        outputs = self._function(*self._arguments(self._last, requests))
         for number, output in outputs.items():
             # An arm that has ended is still computed; its results are dropped.
             self._last[number] = dataclasses.replace(self._last[number], state=output[0])
-        return {number: outputs[number] for number in requests}
+        return alone | {number: outputs[number] for number in requests}
+
+    def _with_another_batch(self, requests: dict[int, StepRequest]) -> dict[int, StepRequest]:
+        """Requests for another batch than most of their row, of arms that went back.
+
+        Their states are copies, because the single step donates them and `_last` may hold them.
+        """
+        late: dict[int, StepRequest] = {}
+        for row in self._rows:
+            asked = [requests[number] for number in row if number in requests]
+            if asked:
+                counts = collections.Counter(request.batch_number for request in asked)
+                most = counts.most_common(1)[0][0]
+                late |= {
+                    n: dataclasses.replace(r, state=jax.tree.map(jnp.copy, r.state))
+                    for n, r in requests.items()
+                    if n in row and r.batch_number != most
+                }
+        return late
 
     def _one_by_one(self, requests: dict[int, StepRequest]) -> Results:
         def single(request: StepRequest) -> tuple[State, Metrics]:
@@ -69,11 +93,12 @@ class FusedStep:
             return dict(zip(requests, pool.map(single, requests.values()), strict=True))
 
     def _arguments(
-        self, requests: dict[int, StepRequest]
+        self, requests: dict[int, StepRequest], asked: Collection[int]
     ) -> tuple[dict[int, State], Frozen, list[Batch]]:
+        """Arguments of the fused step; each row reads the batch of its arms in `asked`."""
         states = {number: requests[number].state for row in self._rows for number in row}
-        newest = [max((requests[n] for n in row), key=lambda r: r.number) for row in self._rows]
-        return states, self._frozen, [put_batch(request.batch, self._mesh) for request in newest]
+        readers = [requests[next((n for n in row if n in asked), row[0])] for row in self._rows]
+        return states, self._frozen, [put_batch(request.batch, self._mesh) for request in readers]
 
     def _compile(self, first: StepRequest) -> Callable[..., Results]:
         """The jitted function of (states by arm, frozen half, batch of each row) to results."""
@@ -112,7 +137,7 @@ class FusedStep:
         if _on_cpu() and single > _ARITHMETIC_SECONDS and not shares_prefix:
             say(f"{count} arms one after another: a step of {single:.2g} s is bound by arithmetic")
             return False
-        arguments = self._arguments(requests)
+        arguments = self._arguments(requests, requests)
         try:
             fused = _seconds(lambda: self._function(*arguments), limit=count * single)
         except NotImplementedError:  # JAX cannot batch weight gradients of grouped convolutions
@@ -131,7 +156,7 @@ def _rows(requests: dict[int, StepRequest]) -> list[list[int]]:
     by_batch: dict[tuple[int, int], list[int]] = {}
     for number, request in requests.items():
         seed = request.phase.setup.config.seed
-        by_batch.setdefault((seed, request.number), []).append(number)
+        by_batch.setdefault((seed, request.batch_number), []).append(number)
     rows = list(by_batch.values())
     if len({len(row) for row in rows}) > 1:
         return [[number] for number in requests]

@@ -20,6 +20,7 @@ from finetune_jax.training.explaining import explained
 from finetune_jax.training.finishing import run_figures, save_run, score_run, select_variables
 from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
 from finetune_jax.training.metrics_writer import OnMetrics
+from finetune_jax.training.nonfinite import GoBack, Watch
 from finetune_jax.training.preparing import prepare_run
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
@@ -113,12 +114,34 @@ def _steps(
         assert finished is not None
         say(f"the run in {workdir} is finished; to train again, use another --workdir")
         return finished
+    back: GoBack | None = None
+    while True:
+        try:
+            return (
+                yield from _pass(
+                    setup, workdir, caches, on_metrics, lock, accept_changed_data, back
+                )
+            )
+        except GoBack as found:
+            back = found.with_traceback(None)  # whose frames hold the state of the run
 
+
+def _pass(
+    setup: Setup,
+    workdir: Path,
+    caches: SharedCaches,
+    on_metrics: OnMetrics | None,
+    lock: FolderLock | None,
+    accept_changed_data: bool,
+    back: GoBack | None,
+) -> Steps:
+    """A run from its latest checkpoint to its end; raises GoBack where it is to start once more."""
     # 1. to 4., see `prepare_run`.
     run, meta = prepare_run(
         setup, workdir, caches, on_metrics, accept_changed_data=accept_changed_data
     )
     run.lock = lock
+    run.watch = Watch.resume(setup.config.train, meta, back)
     began = time.monotonic()
     with run.writer, run.checkpoints:
         # 5. Phases.

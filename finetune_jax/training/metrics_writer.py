@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from finetune_jax.files import plain
 
 OnMetrics = Callable[[int, str, dict[str, Any]], None]
 """A function of (step, split, metrics), called for every line of ``metrics.jsonl``."""
@@ -44,7 +47,8 @@ class MetricsWriter:
                     row = json.loads(line)
                     # Test scores come after the last step, so the run writes them again.
                     if row["step"] <= resume_step and row["split"] != "test":
-                        kept.append(line)
+                        # An older version wrote NaN, which is no JSON.
+                        kept.append(json.dumps(plain(row), allow_nan=False))
                 except (ValueError, KeyError):
                     continue  # the last line of a killed run
         # Written to another file and renamed, so that a crash here loses no line.
@@ -58,15 +62,19 @@ class MetricsWriter:
             self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        """Writes the metrics of a split at a step, as one line ``{"step", "split", **metrics}``."""
+        """Writes the metrics of a split at a step, as one line ``{"step", "split", **metrics}``.
+
+        A metric that is undefined, NaN or infinite, is null in the line.
+        """
         if self._file:
-            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            row = plain({"step": step, "split": split, **metrics})
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             if self._on_metrics:
                 self._on_metrics(step, split, metrics)
         if self._events:
             for name, value in metrics.items():
-                if isinstance(value, int | float):
+                if isinstance(value, int | float) and math.isfinite(value):
                     self._events.add_scalar(f"{split}/{name}", value, step)
 
     def __enter__(self) -> MetricsWriter:

@@ -197,6 +197,7 @@ class PhaseRun:
             sam_rho=config.optimizer.sam_rho,
             l2_sp=config.optimizer.l2_sp,
             l2_sp_head=config.optimizer.l2_sp_head,
+            skip_nonfinite=config.train.on_nan == "skip",
             teacher=setup.teacher,
         )
 

@@ -15,6 +15,7 @@ from finetune_jax import identity, tree
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.skip import bad_images
+from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.files import write_json
 from finetune_jax.hosts import is_primary, require_same
@@ -29,6 +30,7 @@ from finetune_jax.training.shared import SharedCaches
 from finetune_jax.training.teacher import with_teacher
 
 _REESTIMATE_BATCHES = 16
+_MOST_TARGETS_READ = 1000
 
 
 def prepare_run(
@@ -58,6 +60,7 @@ def prepare_run(
     """
     # 1. Data, decoded once if they fit in memory; the task fitted to them; the teacher.
     splits, left_out = _read_splits(setup, caches)
+    _require_different_targets(setup, splits["train"])
     setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
     lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
@@ -160,6 +163,31 @@ def _decode_split(setup: Setup, name: str, opened: Examples, caches: SharedCache
     return caches.decoded_splits.get(
         name, lambda: cached(opened, setup.encode, data.cache_bytes, data.workers)
     )
+
+
+def _require_different_targets(setup: Setup, train: Examples) -> None:
+    """Refuses training targets from which nothing can be learned, such as those of one class.
+
+    Examples that are not in memory are read until two targets differ, up to a limit.
+    """
+    task, names = setup.task, setup.task.abstract(1)
+    if not names:
+        return
+    if isinstance(train, EncodedExamples):
+        problem = task.degenerate({name: train.arrays[name] for name in names})
+    else:
+        problem, items = "unknown", list[dict[str, np.ndarray]]()
+        while problem and len(items) < len(train):
+            if len(items) >= _MOST_TARGETS_READ:
+                return
+            more = range(len(items), min(len(train), 2 * len(items) + 16))
+            items += [task.host(train[i]) for i in more]
+            problem = task.degenerate({n: np.stack([item[n] for item in items]) for n in names})
+    if problem:
+        raise UserError(
+            f"data.train={setup.config.data.train!r}: nothing can be learned from its "
+            f"{len(train)} examples of {setup.source.name!r}: {problem}"
+        )
 
 
 def _with_fitted_task(setup: Setup, train: Examples) -> Setup:

@@ -28,6 +28,7 @@ from finetune_jax.setup import Setup
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.cost import StepCost
 from finetune_jax.training.metrics_writer import MetricsWriter
+from finetune_jax.training.nonfinite import Watch
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
 from finetune_jax.training.shared import SharedCaches
@@ -64,6 +65,7 @@ class Run:
       solver_reports: reports of the solved phases.
       costs: cost of a step of each trained phase of this process.
       train_flops: FLOPs of all steps of each trained phase that has ended.
+      watch: what the run knows about steps that were not finite.
     """
 
     setup: Setup
@@ -87,6 +89,7 @@ class Run:
     solver_reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     costs: list[StepCost] = dataclasses.field(default_factory=list)
     train_flops: list[float] = dataclasses.field(default_factory=list)
+    watch: Watch = dataclasses.field(default_factory=Watch)
 
     @property
     def total(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.scores import forward_all
 from finetune_jax.hosts import broadcast_from_primary
@@ -24,7 +25,7 @@ def solve_phase(run: Run, index: int, method: str) -> None:
 
     Raises:
       UserError: the task is not single-label classification, or the run has no validation split to
-        choose the strength on.
+        choose the strength on, or features or a head that are not finite.
     """
     if run.setup.task.name != "classification":
         raise UserError(
@@ -44,6 +45,11 @@ def solve_phase(run: Run, index: int, method: str) -> None:
     # Solvers on different hosts may differ in the last bits, so all hosts take the head of one.
     head = broadcast_from_primary(head)
     chosen = report["chosen"]
+    if bad := tree.first_nonfinite(head):
+        raise UserError(
+            f"phase(solve={method!r}): the solved head is not finite ({bad}), with strength "
+            f"{chosen['strength']:.3g}; try another solver, or train the head"
+        )
     say(
         f"head solved by {method}: strength {chosen['strength']:.3g}, validation accuracy "
         f"{chosen['accuracy']:.4f}" + ("" if chosen["converged"] else ", NOT converged")

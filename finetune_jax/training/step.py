@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -109,6 +110,7 @@ def make_train_step(
     sam_rho: float = 0.0,
     l2_sp: float = 0.0,
     l2_sp_head: float = 0.0,
+    skip_nonfinite: bool = False,
     teacher: Teacher | None = None,
 ) -> TrainStep:
     """Returns the train step, ready for `jax.jit`.
@@ -133,6 +135,8 @@ def make_train_step(
       l2_sp: alpha of the penalty alpha/2 |w - w0|², where w0 is ``frozen.anchor`` (Li et al. 2018,
         arXiv 1802.01483).
       l2_sp_head: beta of the penalty beta/2 |w|² on trainable leaves without an anchor.
+      skip_nonfinite: whether a step whose loss, gradient or result is not finite changes nothing
+        but the number of the step; the metric ``skipped`` is then 1.
       teacher: teacher whose outputs the task reads; its variables are ``frozen.teacher``.
 
     Returns:
@@ -153,7 +157,7 @@ def make_train_step(
             )
         else:
             grads, stats, metrics = _accumulated(
-                gradient, state, frozen, _micro_batches(batch, accumulate, task.views), key
+                gradient, state, frozen, micro_batches(batch, accumulate, task.views), key
             )
         metrics["grad_norm"] = optax.global_norm(grads)
         if l2_sp or l2_sp_head:
@@ -169,9 +173,20 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1 - decay)
         new = State(state.step + 1, params, stats, opt_state, ema, state.key, state.hyper)
+        if skip_nonfinite:
+            new, metrics["skipped"] = _unless_finite(new, state, metrics)
         return new, metrics
 
     return train_step
+
+
+def _unless_finite(new: State, old: State, metrics: Metrics) -> tuple[State, jax.Array]:
+    """(`new` if everything is finite, else `old` with the number of the new step, 0 or 1)."""
+    floats = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    values = [metrics["loss"], metrics["grad_norm"], *floats]
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in values]))
+    kept = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+    return dataclasses.replace(kept, step=new.step), 1.0 - good.astype(jnp.float32)
 
 
 Gradient = Callable[..., tuple[Leaves, tuple[Leaves, Metrics]]]
@@ -195,7 +210,7 @@ def _with_sam(gradient: Gradient, rho: float) -> Gradient:
     return sharp_gradient
 
 
-def _micro_batches(batch: Batch, count: int, views: int) -> Batch:
+def micro_batches(batch: Batch, count: int, views: int) -> Batch:
     """Cuts a batch into `count` micro-batches along a new leading axis.
 
     Micro-batches are interleaved, so that every device keeps a share of every micro-batch. The

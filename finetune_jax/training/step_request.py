@@ -26,6 +26,8 @@ class StepRequest:
       frozen: frozen half, which the step only reads.
       batch: global batch on the host, or the rows of the batch that this process reads.
       number: number of the step within the run, from 1.
+      batch_number: number of the batch in the order of the run, from 1; above `number` once the run
+        has left out batches (``train.on_nan``).
     """
 
     phase: PhaseRun
@@ -35,3 +37,4 @@ class StepRequest:
     frozen: Frozen
     batch: dict[str, np.ndarray]
     number: int
+    batch_number: int

@@ -8,13 +8,13 @@ from collections.abc import Generator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.examples import ActivationExamples, Examples
-from finetune_jax.errors import UserError
-from finetune_jax.evaluation.scores import headline
+from finetune_jax.evaluation.scores import NonFinitePredictions, headline
 from finetune_jax.hosts import largest
 from finetune_jax.interruption import Interrupted, held, signal_number
 from finetune_jax.progress import Progress, say
@@ -22,6 +22,7 @@ from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
+from finetune_jax.training.bad_step import Taken, answer_evaluation, check_step
 from finetune_jax.training.cost import measure
 from finetune_jax.training.optimizer import reached
 from finetune_jax.training.phase import PhaseRun
@@ -168,44 +169,50 @@ def _train(
     """Trains to the end of the phase, with logs, evaluations and checkpoints."""
     config, phase = run.setup.config, training.phase
     cached = isinstance(train, ActivationExamples)
-    batches = run.train_batches(train)
+    batches, shift = run.train_batches(train), run.watch.shift
     steps_per_epoch = len(run.splits["train"]) / config.train.batch_size
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
     save_every = config.checkpoint.every_steps or eval_every
     measure_every = max(1, round(steps_per_epoch))
     start, stop = training.start, phase.start + phase.steps
     progress = Progress(run.total, start, config.train.batch_size)
-    for number, batch in enumerate(batches.iterate(start, stop), start + 1):
+    for number, batch in enumerate(batches.iterate(start + shift, stop + shift), start + 1):
         if phase.plan.measured and (number - 1 - phase.start) % measure_every == 0:
-            training.state = _with_measured_rates(run, training, batches, number - 1)
+            training.state = _with_measured_rates(run, training, batches, number - 1 + shift)
+        searching = run.watch.searching(number)
+        # A copy, because the step donates its state.
+        before = jax.tree.map(jnp.copy, training.state) if searching else None
         training.state, metrics = yield StepRequest(
-            phase, cached, step, training.state, training.frozen, batch, number
+            phase, cached, step, training.state, training.frozen, batch, number, number + shift
         )
-        if number % config.log.every_steps == 0 or number == stop:
-            progress.update(number, _log(run, number, metrics))
-        else:
-            progress.update(number)
-        scores = None
-        if validation is not None and (number % eval_every == 0 or number == stop):
-            scores = _evaluate(run, training, number, train, validation)
+        run.watch.note(number, metrics)
+        logs = number % config.log.every_steps == 0 or number == stop
+        evaluates = validation is not None and (number % eval_every == 0 or number == stop)
         # The end of a phase is the start of the next, whose first checkpoint comes later.
-        saves = bool(scores) or number % save_every == 0 or number == stop
+        saves = evaluates or number % save_every == 0 or number == stop
+        taken = Taken(
+            phase, number, batches, cached, before, training.state, metrics, training.modified
+        )
+        if logs or saves or searching:
+            check_step(run, taken, state=saves or searching)
+        progress.update(number, _log(run, number, metrics) if logs else None)
+        scores = None
+        if validation is not None and evaluates:
+            try:
+                scores = _evaluate(run, training, number, train, validation)
+            except NonFinitePredictions as error:
+                answer_evaluation(run, number, error)
         if saves:
             _save(run, training, number, scores)
-        _stop_if_asked(run, training, number, saved=saves)
+        _stop_if_asked(run, training, taken, saved=saves)
     progress.close()
 
 
 def _log(run: Run, number: int, metrics: Metrics) -> dict[str, float]:
-    """Writes the metrics of a step and returns them as numbers."""
+    """Writes the metrics of a step and returns them as numbers; none of a skipped step."""
     values = {k: float(v) for k, v in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"the loss is {values['loss']} at step {number}; lower optimizer.learning_rate, add "
-            f"warm-up, or set optimizer.clip_norm"
-        )
     run.writer.write(number, "train", values)
-    return values
+    return values if math.isfinite(values["loss"]) else {}
 
 
 def _evaluate(
@@ -242,6 +249,7 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         "train_flops": list(run.train_flops),
         "made_of": run.made_of,
         "accepted": run.accepted,
+        "nonfinite": run.watch.to_json(),
     }
     metric = run.setup.config.checkpoint.metric or run.setup.task.metric
     # Only weights of the last phase can be kept as the best, so other checkpoints get no score.
@@ -250,17 +258,18 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         training.state,
         training.modified,
         meta,
-        {metric: scores[metric]} if scores and ranked else None,
+        # A checkpoint with an undefined score is not ranked.
+        {metric: scores[metric]} if scores and ranked and math.isfinite(scores[metric]) else None,
     )
 
 
-def _stop_if_asked(run: Run, training: _Training, number: int, *, saved: bool) -> None:
-    """Saves a checkpoint after step `number` and raises `Interrupted` if a signal has come.
+def _stop_if_asked(run: Run, training: _Training, taken: Taken, *, saved: bool) -> None:
+    """Saves a checkpoint after a step and raises `Interrupted` if a signal has come.
 
     All processes of a run stop at the same step: one that logs, because they wait for each other
     there anyhow.
     """
-    asked = signal_number()
+    number, asked = taken.number, signal_number()
     if jax.process_count() > 1:
         if not saved and number % run.setup.config.log.every_steps:
             return
@@ -268,6 +277,7 @@ def _stop_if_asked(run: Run, training: _Training, number: int, *, saved: bool) -
     if not asked:
         return
     if not saved:
+        check_step(run, taken, state=True)
         _save(run, training, number, None)
     run.checkpoints.wait()
     raise Interrupted(

@@ -35,19 +35,14 @@ from finetune_jax.progress import muted
 from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
-_MINUTES = flags.DEFINE_float("minutes", 60.0, "Length of the test.", lower_bound=0.1)
-_WARM_UP = flags.DEFINE_float("warm_up", 0.25, "Share of the time that is not fitted.")
-_EVERY = flags.DEFINE_float("every", 60.0, "Seconds between two lines.", lower_bound=1.0)
-_STEPS = flags.DEFINE_integer("steps", 200, "Steps of each run.", lower_bound=2)
-_WRITE = flags.DEFINE_bool("write", False, "Writes the figures under experiments/results/faults/.")
-
 MOST_MIB_PER_MINUTE = 1.0
+_RESULTS = Path(__file__).parent.parent / "results" / "faults"
 
 _SCHEMES = ("linear_probe", "last_k(1)", "full", "lora(rank=2) + head", "lp_ft")
 
 
-def config_of(number: int) -> ml_collections.ConfigDict:
-    """The config of a run; the schemes take turns."""
+def config_of(number: int, steps: int) -> ml_collections.ConfigDict:
+    """The config of a run of some steps; the schemes take turns."""
     config = default()
     config.seed = number
     config.scheme = _SCHEMES[number % len(_SCHEMES)]
@@ -56,7 +51,7 @@ def config_of(number: int) -> ml_collections.ConfigDict:
     config.data.train, config.data.validation = "train[:64]", "validation[:32]"
     config.data.test = "test[:32]"
     config.train.batch_size = config.eval.batch_size = 16
-    config.train.steps, config.eval.every_epochs = _STEPS.value, 1.0
+    config.train.steps, config.eval.every_epochs = steps, 1.0
     config.eval.probes = "knn(3)"
     config.optimizer.ema_decay = 0.9
     config.checkpoint.every_steps, config.log.every_steps = 2, 2
@@ -76,7 +71,7 @@ def measure() -> dict[str, float]:
     }
 
 
-def soak(minutes: float, warm_up: float, every: float) -> dict[str, Any]:
+def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, Any]:
     """Trains for some minutes; returns the lines and what `verdict` finds in them."""
     began, runs = time.monotonic(), 0
     rows: list[dict[str, Any]] = []
@@ -94,7 +89,7 @@ def soak(minutes: float, warm_up: float, every: float) -> dict[str, Any]:
     try:
         while time.monotonic() - began < 60 * minutes:
             with muted():
-                train(open_setup(config_of(runs)), folder / str(runs), sample)
+                train(open_setup(config_of(runs, steps)), folder / str(runs), sample)
             shutil.rmtree(folder / str(runs))
             runs += 1
     finally:
@@ -125,19 +120,27 @@ def verdict(rows: Sequence[dict[str, Any]], warm_up: float) -> dict[str, Any]:
     return {"mib_per_minute": slopes, "more": growth, "good": good}
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    report = soak(_MINUTES.value, _WARM_UP.value, _EVERY.value)
-    print({name: value for name, value in report.items() if name != "rows"})
-    if _WRITE.value:
-        from experiments.faults.campaign import RESULTS
+def main() -> None:
+    """Defines the flags and runs the command."""
+    # Defined here, because another campaign in the same process has flags of the same names.
+    minutes = flags.DEFINE_float("minutes", 60.0, "Length of the test.", lower_bound=0.1)
+    warm_up = flags.DEFINE_float("warm_up", 0.25, "Share of the time that is not fitted.")
+    every = flags.DEFINE_float("every", 60.0, "Seconds between two lines.", lower_bound=1.0)
+    steps = flags.DEFINE_integer("steps", 200, "Steps of each run.", lower_bound=2)
+    write = flags.DEFINE_bool("write", False, "Writes experiments/results/faults/soak.json.")
 
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS / "soak.json", report)
-    sys.exit(0 if report["good"] else 1)
+    def command(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+        report = soak(minutes.value, warm_up.value, every.value, steps.value)
+        print({name: value for name, value in report.items() if name != "rows"})
+        if write.value:
+            _RESULTS.mkdir(parents=True, exist_ok=True)
+            write_json(_RESULTS / "soak.json", report)
+        sys.exit(0 if report["good"] else 1)
+
+    cli.run(command)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

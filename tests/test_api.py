@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import finetune_jax as fj
-from finetune_jax.files import read_json
+from finetune_jax.errors import UserError
+from finetune_jax.files import SEAL, read_json, require_seal, write_json
+from finetune_jax.training.folder import finished_result
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +54,25 @@ def test_fit_calls_back_for_every_line_of_the_metrics(small_config, tmp_path):
     assert [{"step": s, "split": p, **m} for s, p, m in lines] == written
     assert [(s, p) for s, p, _ in lines][:2] == [(1, "train"), (2, "train")]
     assert {p for _, p, _ in lines} == {"train", "validation", "test"}
-    assert result == read_json(tmp_path / "run/result.json")
+    assert result == require_seal(read_json(tmp_path / "run/result.json"), "result.json")
+
+
+def test_an_edited_result_of_a_finished_run_is_refused(short_run, tmp_path):
+    shutil.copytree(short_run, tmp_path / "run")
+    path = tmp_path / "run/result.json"
+    expected = finished_result(tmp_path / "run")
+    content = read_json(path)
+    for edited in (
+        {**content, "test": {**content["test"], "accuracy": 0.99}},
+        {key: value for key, value in content.items() if key != SEAL},
+    ):
+        write_json(path, edited)
+        with pytest.raises(UserError, match="the content was changed or is damaged"):
+            finished_result(tmp_path / "run")
+    # The result of an earlier version, without a checksum.
+    kept = {key: value for key, value in content.items() if key not in (SEAL, "made_of")}
+    write_json(path, kept)
+    assert finished_result(tmp_path / "run") == {k: v for k, v in expected.items() if k in kept}
 
 
 def test_score_and_predict_agree_with_the_run(short_run):

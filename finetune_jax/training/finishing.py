@@ -12,7 +12,7 @@ from finetune_jax import tree
 from finetune_jax.artifact import save_artifact
 from finetune_jax.data.batches import gather
 from finetune_jax.deltas import Adapted, merge
-from finetune_jax.files import write_json
+from finetune_jax.files import seal, write_json
 from finetune_jax.hosts import is_primary
 from finetune_jax.models import entry_of
 from finetune_jax.progress import say
@@ -150,7 +150,7 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
         made_of=run.made_of,
         accepted=run.accepted,
     )
-    write_json(run.workdir / "result.json", result)
+    write_json(run.workdir / "result.json", seal(result))
 
 
 def _base(run: Run) -> dict[str, Any]:

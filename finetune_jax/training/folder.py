@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_jax import config as config_lib
 from finetune_jax.errors import UserError
-from finetune_jax.files import digest, read_json, write_json
+from finetune_jax.files import SEAL, digest, read_json, require_seal, write_json
 from finetune_jax.hosts import all_agree, is_primary, on_primary, wait
 from finetune_jax.known import CONFIGS, remember
 from finetune_jax.locks import FolderLock
@@ -79,8 +79,16 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def finished_result(workdir: Path) -> dict[str, Any] | None:
-    """Returns the figures of the finished run in a folder; None if no run has finished there."""
+    """Returns the figures of the finished run in a folder; None if no run has finished there.
+
+    Raises:
+      UserError: ``result.json`` was changed or is damaged. Earlier versions wrote no checksum.
+    """
     names = ("config.json", "artifact/artifact.json", "result.json")
     if not all((workdir / name).is_file() for name in names):
         return None
-    return read_json(workdir / "result.json")
+    path = workdir / "result.json"
+    content = read_json(path)
+    if SEAL not in content and "made_of" not in content:
+        return content
+    return require_seal(content, f"{path} (without it, the run is scored again)")

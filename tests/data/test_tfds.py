@@ -132,5 +132,6 @@ def test_texts_read_by_feature_and_classes_by_the_column_named(texts):
         assert examples[i]["label"] == number % 2
         assert examples[i]["score"] == number / 2
     assert source.origin != plain.origin
+    assert source.identity["version"] == "1.0.0" and len(source.identity["description"]) == 64
     with pytest.raises(UserError, match="Did you mean 'label-coarse'"):
         open_source("tfds:tiny_texts", Options(data_dir=texts, label_column="label_coarse"))

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from finetune_jax import interruption
 from finetune_jax.configs import shipped
-from finetune_jax.ending import report
+from finetune_jax.ending import quieten, report
 from finetune_jax.errors import UserError, nearest
 
 # absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
@@ -192,6 +192,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def reported() -> Iterator[None]:
     """Ends the process as `run` says for what is raised in this context; bugs are raised on."""
     interruption.install()
+    quieten()
     for stream in (sys.stdout, sys.stderr):  # a file name need not be text in UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -43,7 +43,7 @@ def disk_trouble(error: BaseException) -> str | None:
         text = str(cause)
         for number in _IN_TEXTS:
             if _REASONS[number].lower() in text.lower():
-                path = re.search(r"(?<![\w.])/[^\s'\"\[\]]+", text)
+                path = re.search(r"(?<![\w.])/[^\s'\"\\\[\]]+", text)
                 return f"{path[0].rstrip(':,')}: {_REASONS[number]}" if path else _REASONS[number]
     return None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import threading
 
 from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import UserError
@@ -46,6 +48,36 @@ def report(error: BaseException) -> int:
     if status == CLOSED_PIPE:
         drop_output()
     return status
+
+
+def quieten() -> None:
+    """Keeps tracebacks of libraries off the terminal for errors that `ending` explains.
+
+    Threads of Orbax log the error that the main thread then raises; asyncio logs each of the
+    hundreds of writes that a full disk refuses.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    threading.excepthook = _thread_hook
+    sys.unraisablehook = _unraisable_hook
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or ending(error) is None
+
+
+def _thread_hook(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is None or ending(arguments.exc_value) is None:
+        threading.__excepthook__(arguments)
+
+
+def _unraisable_hook(arguments: sys.UnraisableHookArgs) -> None:
+    error = arguments.exc_value
+    # Writes that TensorStore gives up report to an event loop that Orbax has closed.
+    given_up = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not given_up and (error is None or ending(error) is None):
+        sys.__unraisablehook__(arguments)
 
 
 def drop_output() -> None:

@@ -7,8 +7,11 @@ the only process that prints and writes files; checkpoints are written by all pr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
+import math
+import re
 import sys
 import time
 import traceback
@@ -22,6 +25,7 @@ from finetune_jax.ending import ending
 from finetune_jax.errors import UserError
 from finetune_jax.interruption import Interrupted, leave
 from finetune_jax.mesh import let_cpu_devices_wait
+from finetune_jax.peers import Peers, meet
 from finetune_jax.progress import muted, say
 
 T = TypeVar("T")
@@ -29,9 +33,15 @@ T = TypeVar("T")
 # Time that a process which fails waits for the other processes, which may wait for this process.
 # Processes that end without an error pass a barrier before they exit.
 _SECONDS_TO_LEAVE = 10
+_PRIMARY_LINGERS = 4.0
+# In errors of libraries about an exchange with another process.
+_EXCHANGE = re.compile(
+    "gloo|nccl|connection (closed|reset|refused)|heartbeat|coordination|UNAVAILABLE|peer", re.I
+)
+_peers: Peers | None = None
 
 
-def connect(how: str) -> None:
+def connect(how: str, seconds: float = 120.0) -> None:
     """Connects this process with the other processes of the job.
 
     This function must be called before the first use of a device. A job has one process for each
@@ -42,18 +52,36 @@ def connect(how: str) -> None:
         ``HOST:PORT,COUNT,NUMBER`` gives the address of process 0, the number of processes, and the
         number of this process, counted from 0; this process then uses all devices of its machine.
         An empty text is for a single process.
+      seconds: longest time to wait for the other processes.
 
     Raises:
-      UserError: `how` has another form, no job was found, or the other processes cannot be reached.
+      UserError: `how` has another form, no job was found, or the other processes cannot be reached;
+        the message names the missing ones where they are known.
     """
+    global _peers  # noqa: PLW0603  as `jax.distributed`, of which a process has one
     if not how:
         return
     options: dict[str, Any] = {} if how == "auto" else _parse(how)
     let_cpu_devices_wait()
+    # The service would take SIGTERM away from the handler of this package.
+    jax.config.update("jax_enable_preemption_service", False)
+    if options:
+        host, _, port = options["coordinator_address"].rpartition(":")
+        _peers = meet(
+            host.strip("[]"), int(port), options["num_processes"], options["process_id"], seconds
+        )
     try:
-        jax.distributed.initialize(shutdown_timeout_seconds=_SECONDS_TO_LEAVE, **options)
+        jax.distributed.initialize(
+            initialization_timeout=math.ceil(seconds),
+            shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
+            **options,
+        )
+        # The first call counts: processes that end without an error have told the others so.
+        atexit.register(_leave_peers, failed=True)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if "DEADLINE_EXCEEDED" in reason or "timed out" in reason.lower():
+            reason = f"the other processes did not come within {seconds:g} s ({reason})"
         if how == "auto" and reason.endswith("defined."):
             reason = (
                 "found no job of a TPU pod, SLURM, Open MPI or Kubernetes; expected "
@@ -103,10 +131,14 @@ def primary_only() -> Iterator[None]:
     except BaseException as error:  # noqa: BLE001  no error may keep the process waiting
         if isinstance(error, Interrupted) and error.saved:
             _leave_together(error)
-        text, status = ending(error) or (traceback.format_exc().rstrip(), 1)
-        print(text, file=sys.stderr)
+        text, status = ending(error) or _lost(error) or (traceback.format_exc().rstrip(), 1)
+        print(text, file=sys.stderr, flush=True)
+        _leave_peers(failed=True)
+        if is_primary():  # the others end at once when the service of JAX in this process ends
+            time.sleep(_PRIMARY_LINGERS)
         leave(status)
     wait("end")
+    _leave_peers(failed=False)
 
 
 def _leave_together(error: Interrupted) -> NoReturn:
@@ -114,9 +146,25 @@ def _leave_together(error: Interrupted) -> NoReturn:
     if is_primary():
         print(error, file=sys.stderr)
     wait("interrupted")
+    _leave_peers(failed=False)
     if is_primary():  # whose end the others would take for an error
-        time.sleep(1)
+        time.sleep(_PRIMARY_LINGERS)
     leave(error.status)
+
+
+def _lost(error: BaseException) -> tuple[str, int] | None:
+    """Message and status for an error of an exchange with a process that has ended."""
+    if _peers:
+        return (text, 1) if (text := _peers.lost()) else None
+    if not _EXCHANGE.search(str(error)):
+        return None
+    reason = str(error).splitlines()[0]
+    return f"error: another process of this run has ended or cannot be reached: {reason}", 1
+
+
+def _leave_peers(*, failed: bool) -> None:
+    if _peers:
+        _peers.leave(jax.process_index(), failed=failed)
 
 
 def is_primary() -> bool:

@@ -110,6 +110,11 @@ def _uninstall() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def forget() -> None:
+    """Forgets the signal, in a process that goes on after `Interrupted`."""
+    _SIGNALS.number = 0
+
+
 def note(number: int) -> None:
     """Does what the handler of a signal does: raises `Interrupted`, or notes the signal if held."""
     _SIGNALS.handle(number, None)

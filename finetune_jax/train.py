@@ -27,6 +27,12 @@ _DISTRIBUTED = flags.DEFINE_string(
     "auto, or HOST:PORT,COUNT,NUMBER: this process is one of several; --workdir is shared.",
 )
 _ACCEPT = cli.define_accept_changed_data()
+_DISTRIBUTED_TIMEOUT = flags.DEFINE_float(
+    "distributed_timeout",
+    120.0,
+    "Seconds to wait for the other processes of --distributed.",
+    lower_bound=0.1,
+)
 flags.mark_flag_as_required("config")
 
 
@@ -42,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train
 
-    connect(_DISTRIBUTED.value)
+    connect(_DISTRIBUTED.value, _DISTRIBUTED_TIMEOUT.value)
     setup = open_setup(_CONFIG.value)
     with primary_only():
         result = train(setup, Path(_WORKDIR.value), accept_changed_data=_ACCEPT.value)

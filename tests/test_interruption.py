@@ -67,7 +67,7 @@ def test_a_signal_saves_after_its_step_and_the_same_call_continues(
     assert error.value.status == 143 and error.value.saved
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
     assert not (tmp_path / "run" / ".lock").exists()
-    interruption._SIGNALS.number = 0
+    interruption.forget()
     train(setup, tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
@@ -109,7 +109,7 @@ def test_arms_in_lockstep_all_save_and_continue(small_config, tmp_path, handlers
         run_arms(setups, folders("run"))
     for folder in folders("run"):
         assert (folder / "checkpoints" / "3").is_dir() and not (folder / ".lock").exists()
-    interruption._SIGNALS.number = 0
+    interruption.forget()
     run_arms(setups, folders("run"))
     for one, other in zip(folders("run"), folders("whole"), strict=True):
         assert_same(one, other)
@@ -124,7 +124,7 @@ def test_a_signal_before_the_first_step_of_the_arms_saves_nothing(
         with pytest.raises(Interrupted) as error:
             run_arms(setups, [tmp_path / "0", tmp_path / "1"])
         assert not error.value.saved
-        interruption._SIGNALS.number = 0
+        interruption.forget()
     assert not (tmp_path / "1").exists() and not (tmp_path / "0" / ".lock").exists()
 
 

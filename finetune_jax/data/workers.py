@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 from finetune_jax.errors import UserError
@@ -54,6 +55,7 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
     try:
         # A process inherits that SIGINT is blocked: Ctrl-C in a terminal reaches all processes, and
         # this process then ends the others.
+        resource_tracker.ensure_running()  # which would unblock the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             first = next(iterator)
@@ -68,4 +70,5 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
 def _start_worker(parent: int, index: int, count: int) -> None:
     del index, count
     os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +58,7 @@ class MetricsWriter:
         os.replace(temporary, path)
         self._file = path.open("a")
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
+            self._events = _EventFile(workdir, resume_step or 0)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes the metrics of a split at a step, as one line ``{"step", "split", **metrics}``.
@@ -75,7 +74,8 @@ class MetricsWriter:
         if self._events:
             for name, value in metrics.items():
                 if isinstance(value, int | float) and math.isfinite(value):
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+                    self._events.scalar(f"{split}/{name}", value, step)
+            self._events.flush()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -90,3 +90,36 @@ class MetricsWriter:
             self._file.close()
         if self._events:
             self._events.close()
+
+
+class _EventFile:
+    """A file of TensorBoard events, written by the calling thread.
+
+    The writer of tensorboardX uses a thread, which a full disk ends; then its queue fills, and the
+    run waits for ever.
+
+    Args:
+      folder: folder of the file.
+      first: number of steps that were done before; events of later steps are ignored.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._summary, self._event = summary, Event
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{first}")
+        if first:
+            begin = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=begin))
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        scalar = self._summary.scalar(name, value)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=scalar))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -72,8 +72,11 @@ def measure() -> dict[str, float]:
 
 
 def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, Any]:
-    """Trains for some minutes; returns the lines and what `verdict` finds in them."""
-    began, runs = time.monotonic(), 0
+    """Trains for some minutes; returns the lines and what `verdict` finds in them.
+
+    One short run of each scheme comes first, because the first run of a scheme compiles programs.
+    """
+    runs = 0
     rows: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
 
@@ -87,6 +90,10 @@ def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, 
             print("  ".join(f"{k} {v:.6g}" for k, v in rows[-1].items()), flush=True)
 
     try:
+        for number in range(len(_SCHEMES)):
+            with muted():
+                train(open_setup(config_of(number, 8)), folder / f"first_{number}")
+        began = time.monotonic()
         while time.monotonic() - began < 60 * minutes:
             with muted():
                 train(open_setup(config_of(runs, steps)), folder / str(runs), sample)

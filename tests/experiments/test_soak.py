@@ -1,8 +1,12 @@
 """The verdict of the long test over its lines."""
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from experiments.faults.soak import measure, verdict
+from finetune_jax.training.checkpoints import Checkpoints
 
 
 def rows(slope, files=6, warm_up=100.0):
@@ -31,3 +35,12 @@ def test_the_process_is_measured():
     found = measure()
     assert 10 < found["own_mib"] < found["rss_mib"] + 10_000
     assert found["threads"] >= found["python_threads"] >= 1 and found["files"] >= 3
+
+
+def test_a_checkpoint_does_not_read_the_metrics_of_tensorstore(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        tensorstore, "experimental_collect_matching_metrics", lambda *_: pytest.fail("was read")
+    )
+    assert Checkpoints  # its module keeps Orbax from reading them
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "checkpoint", {"a": np.ones(2)})

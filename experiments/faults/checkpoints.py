@@ -15,41 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
-from finetune_jax.config import default
+from experiments.faults.training import make_train, tiny_config
 from finetune_jax.files import read_json
-from finetune_jax.setup import open_setup
-from finetune_jax.training.loop import train
 
 _INTERRUPTED = 6
 
 
 class _Interrupted(Exception):
     """Ends a run as a signal would."""
-
-
-def tiny_config() -> ConfigDict:
-    """The config of a run of 7 steps on digits, with a checkpoint after each step."""
-    config = default()
-    config.scheme = "last_k(1)"
-    config.model.name = "resnet8_mlperf"
-    config.data.train = "train[:64]"
-    config.data.validation = "validation[:40]"
-    config.data.test = "test[:50]"
-    config.data.image_size = 16
-    config.train.batch_size = 16
-    config.train.steps = 7
-    config.eval.batch_size = 16
-    config.eval.every_epochs = 0.25
-    config.checkpoint.every_steps = 1
-    config.checkpoint.keep_best = 2
-    config.optimizer.ema_decay = 0.5
-    config.artifact.select = "best"
-    config.log.every_steps = 1
-    config.log.tensorboard = False
-    return config
 
 
 def make_trial(folder: Path) -> Trial:
@@ -66,11 +41,11 @@ def make_trial(folder: Path) -> Trial:
         if step == _INTERRUPTED and split == "train":
             raise _Interrupted
 
-    setup = open_setup(tiny_config())
-    train(setup, folder / "whole")
+    train = make_train(tiny_config())
+    train(folder / "whole", None)
     expected = _end(folder / "whole")
     with contextlib.suppress(_Interrupted):
-        train(setup, folder / "interrupted", interrupt)
+        train(folder / "interrupted", interrupt)
 
     def trial(rng: np.random.Generator) -> tuple[str, str]:
         workdir = folder / "trial"
@@ -79,7 +54,7 @@ def make_trial(folder: Path) -> Trial:
         done = damage_one(workdir / "checkpoints", rng)
 
         def resume() -> bool:
-            train(setup, workdir)
+            train(workdir, None)
             return _end(workdir) == expected
 
         outcome, message = outcome_of(resume)

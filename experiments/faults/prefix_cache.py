@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
-from experiments.faults.checkpoints import tiny_config
+from experiments.faults.training import make_train, tiny_config
 from finetune_jax.files import read_json
-from finetune_jax.setup import open_setup
-from finetune_jax.training.loop import train
 
 
 def make_trial(folder: Path) -> Trial:
@@ -35,8 +33,8 @@ def make_trial(folder: Path) -> Trial:
     config.train.steps = 8
     config.checkpoint.every_steps = 8
     config.prefix_cache.dir = str(folder / "cache")
-    setup = open_setup(config)
-    train(setup, folder / "first")
+    train = make_train(config)
+    train(folder / "first", None)
     expected = _end(folder / "first")
     shutil.copytree(folder / "cache", folder / "whole")
 
@@ -47,7 +45,7 @@ def make_trial(folder: Path) -> Trial:
         done = damage_one(folder / "cache", rng)
 
         def run() -> bool:
-            train(setup, folder / "trial")
+            train(folder / "trial", None)
             return _end(folder / "trial") == expected
 
         outcome, message = outcome_of(run)

@@ -130,7 +130,7 @@ def find_table(arguments: Sequence[str]) -> RunTable:
 def main() -> None:
     """Runs the command."""
     if sys.argv[1:2] != ["run"]:
-        app.run(print_list)
+        cli.run(print_list)
         return
     # Imported here, because the module defines the flags of ``run`` and imports JAX.
     from experiments import run_table

@@ -12,7 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from finetune_jax import __version__
+from finetune_jax import __version__, cli
 from finetune_jax.errors import nearest
 
 COMMANDS = {
@@ -34,6 +34,11 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the first argument names; absl reads the arguments after it."""
+    with cli.reported():
+        _main()
+
+
+def _main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help", "help"):
         print(_help())

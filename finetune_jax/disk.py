@@ -42,10 +42,15 @@ def disk_trouble(error: BaseException) -> str | None:
             return f"{os.fsdecode(cause.filename)}: {reason}" if cause.filename else reason
         text = str(cause)
         for number in _IN_TEXTS:
-            if _REASONS[number].lower() in text.lower():
+            if _REASONS[number].lower() in text.lower() or _is_gone(number, text):
                 path = re.search(r"(?<![\w.])/[^\s'\"\\\[\]]+", text)
                 return f"{path[0].rstrip(':,')}: {_REASONS[number]}" if path else _REASONS[number]
     return None
+
+
+def _is_gone(number: int, text: str) -> bool:
+    """Whether TensorStore says that a file is gone that it has just written."""
+    return number == errno.ENOENT and text.startswith("NOT_FOUND") and "local file" in text
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

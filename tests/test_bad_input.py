@@ -14,7 +14,9 @@ from commands import ONE_DEVICE, ROOT, run_command
 
 from finetune_jax.config import default, validate
 from finetune_jax.data.images import decode
+from finetune_jax.data.listing import FileList
 from finetune_jax.data.sources import open_source
+from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.setup import load_variables, open_setup
@@ -249,10 +251,19 @@ def test_the_quickstart_removes_only_what_it_made(tmp_path):
     assert (tmp_path / "full" / "result.json").read_text() == "mine"
 
 
-def test_a_closed_pipe_is_no_config_error():
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune_jax.train", "--help"),
+        ("finetune_jax", "--help"),
+        pytest.param(("finetune_jax.models",), marks=pytest.mark.slow),
+        pytest.param(("experiments",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_closed_pipe_is_no_error(command):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "finetune_jax.train", "--help"]
+    command = [sys.executable, "-m", *command]
     done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
@@ -278,3 +289,44 @@ def test_ctrl_c_ends_a_run_without_a_traceback(small_config, tmp_path):
     rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130, "".join(seen) + rest
     assert "interrupted" in rest and "Traceback" not in rest
+
+
+def test_an_argument_that_is_not_utf_8_is_named():
+    command = [sys.executable, "-m", "finetune_jax.train", b"--workdir=run\xff"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the argument '--workdir=run\\udcff' is not UTF-8\n"
+
+
+def test_a_file_name_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / os.fsdecode(b"picture\xff.png")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"picture.*udcff.png': the name of this file is not UTF-8"):
+        FileList.of(tmp_path, {"picture": path})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "/a/b: No space left on device"),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing local file \"/a/b\": No space left on "
+                    "device [os_error_code='28']"), "/a/b: No space left on device"),
+        (ValueError("NOT_FOUND: Error reading local file \"/a/b\""),
+         "/a/b: No such file or directory"),
+        (ExceptionGroup("several", [ValueError("x"), OSError(30, "", "/a")]),
+         "/a: Read-only file system"),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes"), None),
+        (ValueError("expected 3"), None),
+        (UserError("/a: No space left on device"), None),
+    ],
+)  # fmt: skip
+def test_trouble_of_the_disk_is_recognised(error, expected):
+    assert disk_trouble(error) == expected
+    try:
+        try:
+            raise error
+        except Exception:
+            raise RuntimeError("while saving")  # noqa: B904
+    except RuntimeError as later:
+        assert disk_trouble(later) == expected

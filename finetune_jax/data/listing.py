@@ -46,13 +46,18 @@ class FileList:
 
     @classmethod
     def of(cls, root: Path, paths: Mapping[str, Path]) -> FileList:
-        """Reads sizes and times; UserError for a missing file."""
+        """Reads sizes and times; UserError for a missing or undecodable name."""
         found = []
         for path in paths.values():
             try:
+                str(path).encode()
                 found.append(os.stat(path))
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{ascii(str(path))}: the name of this file is not UTF-8; rename it"
+                ) from None
         return cls(
             root, paths, tuple(x.st_size for x in found), tuple(x.st_mtime_ns for x in found)
         )

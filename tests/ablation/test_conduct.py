@@ -20,6 +20,7 @@ from finetune_jax.ablation.study import Study
 from finetune_jax.ablation.worker import run_unit
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
+from finetune_jax.files import SEAL
 
 RATES = over("optimizer.learning_rate", [0.01, 0.1])
 
@@ -57,6 +58,7 @@ def records(folder):
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row in rows:
         row.get("cost", {}).pop("seconds", None)
+        del row[SEAL]  # which is also over the seconds
     return {(row["key"], row["what"]): row for row in rows}
 
 

@@ -123,7 +123,8 @@ def run_campaign(name: str, trial: Trial, trials: int, seed: int) -> dict[str, A
         "campaign": name,
         "seed": seed,
         "trials": trials,
-        "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
+        # A campaign may have an outcome of its own, such as another valid result.
+        "counts": {outcome: counts[outcome] for outcome in dict.fromkeys([*OUTCOMES, *counts])},
         "bad": bad,
         "seconds": round(time.monotonic() - began),
     }

@@ -18,6 +18,7 @@ from absl import app, flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+from finetune_jax.tables import shown
 
 _MEMBERS = flags.DEFINE_list("members", None, "Run folders, separated by commas.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write, new or empty.", required=True)
@@ -65,10 +66,10 @@ def main(argv: Sequence[str]) -> None:
         if report["method"] == "interpolate":
             figure = output / "average.png"
             interpolation(report["rows"], report["members"], report["metric"], figure)
-    print(f"chosen on validation: {report['chosen']}")
+    print(f"chosen on validation: {shown(report['chosen'])}")
     for split, scores in report["scores"].items():
         print(f"{split} {headline(report['metric'], scores)}")
-    print(f"artifact  {output}/artifact")
+    print(f"artifact  {shown(output)}/artifact")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import threading
 from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import UserError
 from finetune_jax.interruption import Interrupted
+from finetune_jax.tables import shown
 
 CLOSED_PIPE = 141
 """Exit status after a reader of the output has closed the pipe, as in ``| head``."""
@@ -44,7 +45,7 @@ def report(error: BaseException) -> int:
     text, status = found
     if text:
         with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+            print(shown(text, lines=True), file=sys.stderr, flush=True)
     if status == CLOSED_PIPE:
         drop_output()
     return status

@@ -18,6 +18,7 @@ from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
+from finetune_jax.tables import shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or its artifact.", required=True)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON array with all probabilities.")
@@ -43,9 +44,10 @@ def main(argv: Sequence[str]) -> None:
         (_, item), *values = result.items()
         if "probabilities" in result:
             top = list(result["probabilities"].items())[: _TOP.value]
-            print(f"{item}: " + ", ".join(f"{name} {p:.1%}" for name, p in top))
+            print(f"{shown(item)}: " + ", ".join(f"{shown(name)} {p:.1%}" for name, p in top))
         else:
-            print(f"{item}: " + ", ".join(f"{name} {_short(value)}" for name, value in values))
+            rest = ", ".join(f"{shown(name)} {_short(value)}" for name, value in values)
+            print(f"{shown(item)}: {rest}")
 
 
 def _short(value: Any) -> str:

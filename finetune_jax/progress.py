@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from finetune_jax.tables import shown
+
 _quiet = contextvars.ContextVar("quiet", default=False)
 
 
@@ -80,6 +82,7 @@ def say(text: str) -> None:
     """Prints a line on standard error immediately, above a progress bar if one is shown."""
     if _quiet.get():
         return
+    text = shown(text, lines=True)
     if "tqdm" in sys.modules and sys.stderr.isatty():
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:

@@ -62,7 +62,6 @@ def make_trial(folder: Path) -> Trial:
     _save(folder / "delta", "resnet20_cifar", pixels, "delta")
     _save(folder / "text", "campaign_text", TextPreprocess(_tokenizer(), 8), "all")
     expected = {name: _predictions(folder / name) for name in ("all", "delta", "text")}
-    _limit_memory()
 
     def trial(rng: np.random.Generator) -> tuple[str, str]:
         name = ("all", "delta", "text")[int(rng.integers(3))]
@@ -241,7 +240,9 @@ def _limit_memory() -> None:
 def _prepared() -> Trial:
     folder = tempfile.mkdtemp(prefix="finetune_jax_artifacts_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_trial(Path(folder))
+    trial = make_trial(Path(folder))
+    _limit_memory()
+    return trial
 
 
 if __name__ == "__main__":

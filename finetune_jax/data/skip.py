@@ -11,6 +11,7 @@ import numpy as np
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import BadImage
 from finetune_jax.errors import UserError
+from finetune_jax.tables import shown
 
 _SHOWN = 100  # number of bad images that are printed
 
@@ -74,5 +75,5 @@ def without_bad(examples: Examples, where: str) -> Examples:
     lines += [f"  {line}" for line in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  … and {len(bad) - _SHOWN} more")
-    print("\n".join(lines), flush=True)
+    print("\n".join(map(shown, lines)), flush=True)
     return Subset(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)

@@ -18,6 +18,7 @@ from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
+from finetune_jax.tables import shown
 
 # Names of folders, and the split that each name stands for.
 _SPLITS = {
@@ -50,8 +51,9 @@ def open_(name: str, rest: str, options: Options) -> Source:
                 f"{', '.join(sorted(SUFFIXES))}"
             )
     if ignored:
-        shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
-        print(f"{name}: {len(ignored)} files are not images by name: {shown}", flush=True)
+        some = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
+        line = f"{name}: {len(ignored)} files are not images by name: {some}"
+        print(shown(line), flush=True)
     first = files.get("train", next(iter(files.values())))
     names = tuple(sorted(label for label, paths in first.items() if paths))
     for split, classes in files.items():

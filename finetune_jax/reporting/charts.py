@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.tables import shorten
+
 INK, SOFT, MAIN, SECOND, WARN = "#1f2933", "#9aa5b1", "#1f6fb2", "#d9822b", "#b3362b"
 
 STYLE = {
@@ -31,6 +33,11 @@ STYLE = {
     # With a fixed salt, equal figures are equal SVG texts.
     "svg.hashsalt": "finetune_jax",
 }
+
+
+def label(name: Any) -> str:
+    """A name of any origin as a figure shows it: short, in one line, and never a formula."""
+    return shorten(name, 32).replace("$", r"\$")
 
 
 class _Drawing:
@@ -90,7 +97,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
                     alpha=0.15,
                     linewidth=0,
                 )
-            axes.set_title(name)
+            axes.set_title(label(name))
             axes.set_xlabel("step")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
@@ -112,6 +119,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         if classes <= 30:
+            names = [label(name) for name in names]
             long = max(map(len, names)) > 3
             axes.set_xticks(range(classes), names, rotation=60 if long else 0,
                             ha="right" if long else "center", rotation_mode="anchor")  # fmt: skip
@@ -147,7 +155,7 @@ def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
             axes.plot(means[filled], means[filled], "_", color=WARN, ms=11, mew=2,
                       label="mean confidence")  # fmt: skip
             axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
-            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
+            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=label(title))
         grid[0][0].set_ylabel("accuracy")
         grid[0][0].legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     return drawing.svg
@@ -185,7 +193,7 @@ def movement(rows: Sequence[Mapping[str, Any]]) -> str:
       rows: result of `finetune_jax.evaluation.drift.parameter_movement`.
     """
     with _figure(7.2, 0.9 + 0.26 * len(rows)) as (axes, drawing):
-        names = [row["stage"] for row in rows]
+        names = [label(row["stage"]) for row in rows]
         values = [row["relative"] if row["leaves"] else np.nan for row in rows]
         axes.barh(names, np.nan_to_num(values), color=MAIN, height=0.7)
         axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -224,7 +232,7 @@ def corruptions(
             axes.bar(places + (i - (count - 1) / 2) * 0.8 / count, values, 0.8 / count,
                      color=shades[i], label=f"severity {severity}")  # fmt: skip
         axes.axhline(clean, color=WARN, lw=1, ls="--", label="clean")
-        names = [name.replace("_", " ") for name in scores]
+        names = [label(name.replace("_", " ")) for name in scores]
         axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
         axes.grid(axis="x", visible=False)
         axes.legend(ncols=count + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_jax.reporting.charts import label
+
 
 def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
@@ -28,7 +30,7 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
         high = 100 * (score["accuracy_high"] - score["accuracy"])
         axes.errorbar(
             flops, 100 * score["accuracy"], [[low], [high]], fmt="o", capsize=4,
-            label=result["scheme"],
+            label=label(result["scheme"]),
         )  # fmt: skip
     axes.set_xlabel("GFLOPs per training step, prefix cached")
     axes.set_ylabel("test accuracy, % (95 % interval)")
@@ -63,8 +65,8 @@ def interpolation(
         low, high = ([r[f"{metric}_{end}"] for r in rows] for end in ("low", "high"))
         axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
     axes.plot(alphas, [r[metric] for r in rows], marker="o")
-    axes.set_xlabel(f"share of {names[1]}, the rest {names[0]}")
-    axes.set_ylabel(f"validation {metric} (95 % interval)")
+    axes.set_xlabel(f"share of {label(names[1])}, the rest {label(names[0])}")
+    axes.set_ylabel(f"validation {label(metric)} (95 % interval)")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -85,7 +87,7 @@ def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, both = pyplot.subplots(
         1, 2, figsize=(8.0, 0.6 + 0.3 * len(rows)), layout="constrained", sharey=True
     )
-    names = [row["stage"] for row in rows]
+    names = [label(row["stage"]) for row in rows]
     titles = {
         "rgn": "relative gradient norm, |g| / |w|",
         "snr": "signal to noise, |mean g|² / var g",

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.tables import shown
+
 _STYLE = """
 :root { --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --paper: #ffffff; --main: #1f6fb2; }
 * { box-sizing: border-box; }
@@ -92,8 +94,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 def text(value: Any) -> str:
-    """Returns escaped text."""
-    return html.escape(str(value), quote=True)
+    """Returns escaped text; `shown` writes its control characters as escapes, too."""
+    return html.escape(shown(value, lines=True), quote=True)
 
 
 def number(value: Any, digits: int = 4) -> str:

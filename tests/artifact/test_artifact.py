@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import run_command
 
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact, save_artifact
@@ -298,3 +299,25 @@ def test_outputs_that_are_not_finite_are_refused_with_count_and_first_item(folde
     artifact.variables["params"]["head"]["kernel"] = np.full((64, 5), 3e38, np.float32)
     with pytest.raises(UserError, match="for 5 of 5 inputs, the first is number 0; nothing"):
         artifact.predict(images, batch_size=2)
+
+
+@pytest.mark.slow
+def test_predict_prints_names_that_act_on_a_terminal_as_escapes(tmp_path):
+    from PIL import Image
+
+    folder = saved(tmp_path / "artifact")
+    names = ["\x1b[2J\x1b[31mred", "two\nlines", "a\u202eb", "\x07", "e"]
+    changed(folder, lambda card: card["task"].update(class_names=names))
+    image = tmp_path / "a\x1b[31m.png"
+    Image.new("RGB", (16, 16)).save(image)
+    found = run_command("predict", f"--workdir={folder}", "--top=5", str(image))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("\n") == 1 and found.stdout.rstrip("\n").isprintable()
+    for text in (
+        r"a\x1b[31m.png: ",
+        r"\x1b[2J\x1b[31mred ",
+        r"two\nlines ",
+        r"a\u202eb ",
+        r"\x07 ",
+    ):
+        assert text in found.stdout

@@ -95,6 +95,11 @@ def test_a_pinned_address_is_fetched_once_and_verified_each_time(server, cache):
     assert left(cache) == [path]
 
 
+def test_an_address_without_encryption_is_said(server, capsys):
+    resolve(pinned(server))
+    assert "is not encrypted; only its checksum shows" in capsys.readouterr().err
+
+
 def test_without_a_checksum_nothing_is_fetched_and_the_address_to_write_is_shown(server, cache):
     source = pinned(server)
     url = source.partition("#")[0]

@@ -35,6 +35,9 @@ def download(address: str) -> Path:
     The checksum of a cached file is verified each time, and a damaged file is downloaded again. A
     download that is interrupted or has another checksum leaves no file.
 
+    Anybody between this machine and the server of an ``http://`` address can read which file is
+    fetched, and can send another one, which only the checksum shows; this is said.
+
     Raises:
       UserError: the address has no checksum, the file has another checksum, or the file is not
         available.
@@ -103,6 +106,8 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _chunks(stream: BinaryIO, total: int | None, url: str) -> Iterator[bytes]:
+    if url.lower().startswith("http://"):
+        say(f"warning: {url} is not encrypted; only its checksum shows a changed file")
     say(f"fetching {url}" + (f", {total / _CHUNK:.1f} MiB" if total is not None else ""))
     for _ in each(range(-(-(total or 0) // _CHUNK)), "MiB"):
         yield stream.read(_CHUNK)

@@ -130,11 +130,11 @@ def run_campaign(name: str, trial: Trial, trials: int, seed: int) -> dict[str, A
     }
 
 
-def main(name: str, make_trial: Callable[[], Trial], trials: int) -> None:
+def main(name: str | Callable[[], str], make_trial: Callable[[], Trial], trials: int) -> None:
     """Runs a campaign as a command; ends with status 1 if a trial was bad.
 
     Args:
-      name: name of the campaign.
+      name: name of the campaign, or a function that returns the name once the flags are read.
       make_trial: prepares the campaign, and returns the function of a trial.
       trials: number of trials without ``--trials``.
     """
@@ -153,11 +153,12 @@ def main(name: str, make_trial: Callable[[], Trial], trials: int) -> None:
             os.environ[_TRACEBACKS] = "1"
             print(*trial(np.random.default_rng([seed.value, only.value])), sep=": ")
             return
-        report = run_campaign(name, trial, count.value, seed.value)
+        title = name if isinstance(name, str) else name()
+        report = run_campaign(title, trial, count.value, seed.value)
         print(json.dumps({key: report[key] for key in report if key != "bad"}))
         if write.value:
             RESULTS.mkdir(parents=True, exist_ok=True)
-            write_json(RESULTS / f"{name}.json", report)
+            write_json(RESULTS / f"{title}.json", report)
         if report["bad"]:
             raise SystemExit(1)
 

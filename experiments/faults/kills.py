@@ -1,152 +1,242 @@
-"""Campaign: a run is killed at a random moment with SIGKILL and resumed until it has finished.
+"""Campaign: a run is killed (SIGKILL) at a random moment, once or twice, and continued to its end.
 
-  python -m experiments.faults.kills --write
+  python -m experiments.faults.kills --kind=batch_norm --write
 
-The kinds of runs are a ResNet that tracks BatchNorm statistics, a ViT with a probe before LoRA, a
-solved head, a run whose data workers come and go, and an ablation. Trial N is of kind N modulo 5.
-Every run must end with the fingerprint of the run that nobody killed.
+The run must end with the bits of the run that nobody killed. Kinds of runs: ``batch_norm``
+(a ResNet whose statistics are tracked), ``two_phases`` (a ViT: linear probe, then LoRA),
+``solved_head``, ``workers`` (batches read by processes, whose number changes between the parts of
+a run) and ``ablation``.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
+import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
 
 from experiments.faults.campaign import HANG, IDENTICAL, REFUSED, TRACEBACK, WRONG, Trial, main
-from finetune_jax.files import read_json
-
-_LIMIT = 600  # seconds
-_KILLS = 3  # per trial at most
-_COMMON = (
-    "--config=quickstart", "--config.mesh.cpu_devices=0", "--config.data.train=train[:256]",
-    "--config.data.test=",
-    "--config.data.validation=validation[:64]", "--config.train.batch_size=16",
-    "--config.train.steps=40", "--config.checkpoint.every_steps=1",
-    "--config.log.tensorboard=False",
-)  # fmt: skip
-_SMALL_VIT = (
-    "--config.pretrained.path=", "--config.model.name=vit_ti16",
-    "--config.data.image_size=32",
-)  # fmt: skip
-_STUDY = """
 from finetune_jax.ablation.axes import over
+from finetune_jax.ablation.conduct import Conductor
+from finetune_jax.ablation.launch.local import LocalLauncher
 from finetune_jax.ablation.study import Study
-from finetune_jax.configs import quickstart
+from finetune_jax.config import default
+from finetune_jax.errors import UserError
+from finetune_jax.files import read_json
+from finetune_jax.models import Entry, Inputs
+from finetune_jax.models.vit import ViT
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
 
-def get_config():
-    config = quickstart.get_config()
-    config.mesh.cpu_devices = 0
-    config.log.tensorboard = False
-    config.train.steps = 20
-    config.data.test = ""
-    return config
+KINDS = ("batch_norm", "two_phases", "solved_head", "workers", "ablation")
+TINY_VIT = Entry(
+    "vit",
+    functools.partial(ViT, width=32, depth=2, heads=2, patch=4),
+    inputs=Inputs(16, crop=0),
+    patch=4,
+    dropout=True,
+)
 
-def get_study():
-    return Study(
-        rows=over("scheme", ["linear_probe", "last_k(1)"]),
-        tune=over("optimizer.learning_rate", [0.03, 0.1]),
-        seeds=(0,),
-        tune_seeds=(0,),
-    )
-"""
-KINDS: dict[str, tuple[str, ...]] = {
-    "batch_norm": ("--config.scheme=last_k(1)", "--config.batch_norm=track"),
-    "two_phases": ("--config.scheme=linear_probe >> lora(rank=2)", *_SMALL_VIT),
-    "solved": ("--config.scheme=linear_probe + phase(solve='ridge') >> last_k(1)",),
-    "workers": ("--config.scheme=last_k(1)", "--config.data.cache_bytes=0"),
-    "ablation": (),
-}
+_LONGEST = 300.0  # seconds after which a run hangs
+_POLL_SECONDS = 0.002
 
 
-def command(kind: str, workdir: Path, workers: int) -> list[str]:
-    """Returns the command of a run; `workers` is the number of data workers of kind workers."""
-    python = [sys.executable, "-m"]
-    if kind == "ablation":
-        study = workdir.with_name("study.py")
-        study.write_text(_STUDY)
-        return [*python, "finetune_jax.ablate", f"--config={study}", f"--workdir={workdir}"]
-    moving = [f"--config.data.workers={workers}"] if kind == "workers" else []
-    options = (*_COMMON, *KINDS[kind], *moving)
-    return [*python, "finetune_jax.train", *options, f"--workdir={workdir}"]
-
-
-def make_trial(folder: Path, kinds: Sequence[str] = tuple(KINDS)) -> Trial:
-    """Returns the function of a trial, which runs each kind once without a kill when first asked.
+def config_of(kind: str, workers: int = 0) -> ConfigDict:
+    """The config of a kind of runs: 12 steps on digits, with a checkpoint after each step.
 
     Args:
-      folder: empty folder for all runs.
-      kinds: kinds of runs, see `KINDS`.
+      kind: one of `KINDS`.
+      workers: number of processes that read batches.
     """
-    whole: dict[str, tuple[dict[str, str], float]] = {}
-    number = 0
+    config = default()
+    config.model.name = "resnet8_cifar"
+    config.scheme = "last_k(1)"
+    config.data.train = "train[:64]"
+    config.data.validation = "validation[:32]"
+    config.data.test = "test[:32]"
+    config.data.image_size = 16
+    config.train.batch_size, config.train.steps = 16, 12
+    config.eval.batch_size = 16
+    config.checkpoint.every_steps, config.log.every_steps = 1, 1
+    config.log.tensorboard = False
+    if kind == "batch_norm":
+        config.scheme, config.batch_norm = "full", "track"
+        config.optimizer.ema_decay = 0.9
+    elif kind == "two_phases":
+        config.model.name = "experiments.faults.kills:TINY_VIT"
+        config.scheme = "linear_probe + phase(steps=5) >> lora(rank=2) + head"
+        config.optimizer.name = "adamw"
+    elif kind == "solved_head":
+        config.scheme = "linear_probe + phase(solve='ridge') >> last_k(1)"
+    elif kind == "workers":
+        config.data.workers, config.data.cache_bytes = workers, 0
+        config.prefix_cache.enabled = False
+        config.data.augment = "random_crop(pad=2) + flip"
+    return config
+
+
+def make_trial(kind: str, folder: Path) -> Trial:
+    """Runs a kind of runs without a kill.
+
+    Args:
+      kind: one of `KINDS`.
+      folder: empty folder for all runs.
+
+    Returns:
+      The function of a trial.
+    """
+    began = time.monotonic()
+    status = _wait(_start(kind, folder / "whole", 0))
+    duration = time.monotonic() - began
+    if status != 0:
+        raise RuntimeError(f"the run without a kill ended with {status}: {_log(folder / 'whole')}")
+    expected = _end(kind, folder / "whole")
 
     def trial(rng: np.random.Generator) -> tuple[str, str]:
-        nonlocal number
-        kind = kinds[number % len(kinds)]
-        number += 1
-        if kind not in whole:
-            began = time.monotonic()
-            status, text = _run(command(kind, folder / kind, 2), _LIMIT)
-            if status:
-                raise RuntimeError(f"{kind} without a kill: status {status}: {text[-2000:]}")
-            whole[kind] = _fingerprints(folder / kind), time.monotonic() - began
-        expected, seconds = whole[kind]
         workdir = folder / "trial"
         shutil.rmtree(workdir, ignore_errors=True)
-        moments = []
-        for _ in range(_KILLS):
-            moments.append(float(rng.uniform(0.1, 1)) * seconds)
-            workers = int(rng.integers(3))
-            if _run(command(kind, workdir, workers), moments[-1])[0] == 0:
-                break
-        status, text = _run(command(kind, workdir, int(rng.integers(2))), _LIMIT)
-        what = f"{kind}, killed after {', '.join(f'{m:.1f}' for m in moments)} s: {text[-500:]}"
-        if status == -signal.SIGKILL:
-            return HANG, what
-        if "Traceback" in text:
-            return TRACEBACK, what
+        workdir.mkdir()
+        done = []
+        for _ in range(int(rng.integers(1, 3))):
+            process = _start(kind, workdir, int(rng.choice([0, 2])))
+            done.append(_kill(process, kind, workdir, duration, rng))
+        status = _wait(_start(kind, workdir, int(rng.choice([0, 1]))))
+        text = "; ".join(done)
+        if status is None:
+            return HANG, text
         if status:
-            return REFUSED, what
-        return (IDENTICAL if _fingerprints(workdir) == expected else WRONG), what
+            return (REFUSED if status == 2 else TRACEBACK), f"{text}: {_log(workdir)}"
+        return (IDENTICAL if _end(kind, workdir) == expected else WRONG), text
 
     return trial
 
 
-def _run(command: list[str], limit: float) -> tuple[int, str]:
-    """Status and standard error of a command, which is killed with its children after a time."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def _start(kind: str, workdir: Path, workers: int) -> int:
+    """Starts a run in a process group of its own; returns its process number."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A copy of this process, which has imported everything and has used no device.
+    if process := os.fork():
+        return process
+    _run(kind, workdir, workers)
+
+
+def _run(kind: str, workdir: Path, workers: int) -> NoReturn:
+    status = 1
     try:
-        _, text = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        _, text = process.communicate()
-    return process.returncode, text
+        os.setsid()
+        log = os.open(workdir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        logging.set_verbosity(logging.WARNING)
+        if kind == "ablation":
+            study = Study(
+                rows=over("scheme", ["linear_probe", "last_k(1)"]),
+                tune=over("optimizer.learning_rate", [0.01, 0.1]),
+                search="grid(extend=0)",
+                seeds=(0, 1),
+                tune_seeds=(0,),
+            )
+            Conductor(study, config_of(kind), workdir, LocalLauncher()).run({})
+        else:
+            train(open_setup(config_of(kind, workers)), workdir)
+        status = 0
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        status = 2
+    except BaseException:  # noqa: BLE001  the process must not go on as a copy of its parent
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def _fingerprints(folder: Path) -> dict[str, str]:
-    """Fingerprint of each artifact under a folder, by its place."""
-    cards = sorted(folder.rglob("artifact/artifact.json"))
-    return {str(card.relative_to(folder)): read_json(card)["fingerprint"] for card in cards}
+def _kill(process: int, kind: str, workdir: Path, duration: float, rng: np.random.Generator) -> str:
+    """Kills a run at a random moment; returns when.
+
+    Half of the moments are any time of a run, the others are close to a checkpoint being written.
+    """
+    began = time.monotonic()
+    if rng.random() < 0.5:
+        until, step = rng.uniform(0, duration), 0
+    else:
+        until, step = _LONGEST, int(rng.integers(1, 12))
+    delay = rng.uniform(0, 0.3)
+    ended = False
+    while time.monotonic() - began < until and not ended:
+        if step and _reached(kind, workdir, step):
+            time.sleep(delay)
+            break
+        ended = os.waitpid(process, os.WNOHANG)[0] == process
+        time.sleep(_POLL_SECONDS)
+    when = f"after {time.monotonic() - began:.2f} s"
+    if ended:
+        return f"ended {when}"
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return f"killed {when}" + f" at step {step}" * bool(step)
 
 
-def _make_trial() -> Trial:
+def _reached(kind: str, workdir: Path, step: int) -> bool:
+    folders = "runs/*/checkpoints/*" if kind == "ablation" else "checkpoints/*"
+    names = (path.name for path in workdir.glob(folders))
+    return any(name.isdigit() and int(name) >= step for name in names)
+
+
+def _wait(process: int) -> int | None:
+    """The exit status of a run; None for a run that hangs, which is killed."""
+    began = time.monotonic()
+    while time.monotonic() - began < _LONGEST:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def _log(workdir: Path) -> str:
+    return (workdir / "log.txt").read_text(errors="replace")[-600:]
+
+
+def _end(kind: str, workdir: Path) -> Any:
+    """All that must not depend on kills: fingerprints, metrics and scores."""
+    if kind != "ablation":
+        return _end_of_run(workdir)
+    lines = (workdir / "results.jsonl").read_text().splitlines()
+    records = {}
+    for record in map(json.loads, lines):
+        scores = {key: record.get(key) for key in ("validation", "test", "others")}
+        records[record["key"], record["what"]] = scores
+    runs = {path.name: _end_of_run(path) for path in sorted((workdir / "runs").iterdir())}
+    return records, runs
+
+
+def _end_of_run(workdir: Path) -> tuple[str, str]:
+    card = read_json(workdir / "artifact" / "artifact.json")
+    return card["fingerprint"], (workdir / "metrics.jsonl").read_text()
+
+
+def _make_trial(kind: str) -> Trial:
     folder = tempfile.mkdtemp(prefix="faults_kills_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_trial(Path(folder))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # killed copies do not get here
+    return make_trial(kind, Path(folder))
 
 
 if __name__ == "__main__":
-    main("kills", _make_trial, 200)
+    _KIND = flags.DEFINE_enum("kind", "batch_norm", KINDS, "Kind of the runs.")
+    main(lambda: f"kills_{_KIND.value}", lambda: _make_trial(_KIND.value), 40)

@@ -219,8 +219,8 @@ _CHOICES = {
 """Valid values of each key that holds one of several texts."""
 
 
-_PLACES = ("data.data_dir", "prefix_cache.dir")
-"""Keys whose value is a folder of downloads or of a cache, and changes no result."""
+_NO_EFFECT = ("data.data_dir", "data.workers", "prefix_cache.dir")
+"""Keys that change no result: folders of downloads and of a cache, and how many processes read."""
 
 _PATHS = (
     *("data.source", "data.tokenizer", "pretrained.path", "pretrained.class_names"),
@@ -399,15 +399,15 @@ def completed(values: dict[str, Any]) -> dict[str, Any]:
 def portable(values: dict[str, Any]) -> dict[str, Any]:
     """Returns a `to_json` object without what depends on the machine, for hashes and comparisons.
 
-    Of an absolute path the last component is kept, and folders of caches and downloads are left
-    out. So two configs are equal if only a home folder, a package or the data was moved. What a
-    path leads to is part of the identity of a run (`finetune_jax.identity`).
+    Of an absolute path the last component is kept, and folders of caches and downloads and the
+    number of data workers are left out. So two configs are equal if only a home folder, a package
+    or the data was moved. What a path leads to is part of the identity of a run
+    (`finetune_jax.identity`).
     """
     values = copy.deepcopy(values)
-    for key in _PLACES:
+    for key in _NO_EFFECT:
         node, name = _node(values, key)
-        if name in node:
-            node[name] = ""
+        node.pop(name, None)
     for key in _PATHS:
         node, name = _node(values, key)
         if isinstance(node.get(name), str):

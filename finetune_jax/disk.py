@@ -49,8 +49,9 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 def _is_gone(number: int, text: str) -> bool:
-    """Whether TensorStore says that a file is gone that it has just written."""
-    return number == errno.ENOENT and text.startswith("NOT_FOUND") and "local file" in text
+    """Whether TensorStore or Orbax says that a file is gone that it has just written."""
+    gone = text.startswith("NOT_FOUND") and "local file" in text
+    return number == errno.ENOENT and (gone or "are missing .zarray in checkpoint" in text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -314,6 +314,8 @@ def test_a_file_name_that_is_not_utf_8_is_named(tmp_path):
                     "device [os_error_code='28']"), "/a/b: No space left on device"),
         (ValueError("NOT_FOUND: Error reading local file \"/a/b\""),
          "/a/b: No such file or directory"),
+        (ValueError("Save failed: 7/9 params are missing .zarray in checkpoint:\nstate.x\n"
+                    "KvStore({'path': '/a/b'})"), "/a/b: No such file or directory"),
         (ExceptionGroup("several", [ValueError("x"), OSError(30, "", "/a")]),
          "/a: Read-only file system"),
         (ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes"), None),

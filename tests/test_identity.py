@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune_jax import identity
 from finetune_jax.cli import load_config
+from finetune_jax.config import default, difference, portable, to_json
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
@@ -224,3 +225,13 @@ def test_scores_on_changed_data_are_told(photos_config, tmp_path, capsys):
     recolour(tmp_path / "photos/dog/004.png")
     open_run(tmp_path / "run")
     assert "the content of 'dog/004.png' changed" in capsys.readouterr().err
+
+
+def test_a_key_that_changes_no_result_makes_no_other_config():
+    one, other = default(), default()
+    other.data.workers, other.data.data_dir, other.prefix_cache.dir = 2, "/data", "/cache"
+    assert not difference(portable(to_json(one)), portable(to_json(other)))
+    other.data.split_seed = 1
+    assert difference(portable(to_json(one)), portable(to_json(other))) == [
+        "data.split_seed: 0 -> 1"
+    ]

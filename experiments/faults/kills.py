@@ -214,7 +214,11 @@ def _log(workdir: Path) -> str:
 
 
 def _end(kind: str, workdir: Path) -> Any:
-    """All that must not depend on kills: fingerprints, metrics and scores."""
+    """All that must not depend on kills: fingerprints, and metrics or the records of the ledger.
+
+    Arms that train together may be logged with another rounding of the gradient norm than arms that
+    train alone, and which arms are left to train together depends on the kills.
+    """
     if kind != "ablation":
         return _end_of_run(workdir)
     lines = (workdir / "results.jsonl").read_text().splitlines()
@@ -222,7 +226,7 @@ def _end(kind: str, workdir: Path) -> Any:
     for record in map(json.loads, lines):
         scores = {key: record.get(key) for key in ("validation", "test", "others")}
         records[record["key"], record["what"]] = scores
-    runs = {path.name: _end_of_run(path) for path in sorted((workdir / "runs").iterdir())}
+    runs = {path.name: _end_of_run(path)[0] for path in sorted((workdir / "runs").iterdir())}
     return records, runs
 
 

@@ -12,7 +12,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from finetune_jax import __version__, cli
+from finetune_jax import __version__
+from finetune_jax.ending import reported
 from finetune_jax.errors import nearest
 
 COMMANDS = {
@@ -34,7 +35,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the first argument names; absl reads the arguments after it."""
-    with cli.reported():
+    with reported():
         _main()
 
 

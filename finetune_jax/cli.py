@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import re
 import sys
 import traceback
@@ -16,9 +15,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from finetune_jax import interruption
 from finetune_jax.configs import shipped
-from finetune_jax.ending import quieten, report
+from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
 
 # absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
@@ -186,21 +184,6 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     module.__doc__ = _as_typed(module.__doc__ or "")
     with reported():
         app.run(guarded, flags_parser=_parse)
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Ends the process as `run` says for what is raised in this context; bugs are raised on."""
-    interruption.install()
-    quieten()
-    for stream in (sys.stdout, sys.stderr):  # a file name need not be text in UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-        sys.stdout.flush()
-    except (Exception, KeyboardInterrupt, interruption.Interrupted) as error:
-        sys.exit(report(error))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import UserError
-from finetune_jax.interruption import Interrupted
+from finetune_jax.interruption import Interrupted, install
 from finetune_jax.tables import shown
 
 CLOSED_PIPE = 141
@@ -35,6 +37,21 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Exception) and (trouble := disk_trouble(error)):
         return f"error: {trouble}", 2
     return None
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Ends the process as `ending` says for what is raised in this context; bugs are raised on."""
+    install()
+    quieten()
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be text in UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        sys.exit(report(error))
 
 
 def report(error: BaseException) -> int:

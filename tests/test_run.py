@@ -132,6 +132,7 @@ def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
     assert json.loads(process.stdout)["accuracy"] == own["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_smoothed_run_on_two_devices_is_scored_as_it_scored_itself(small_config, tmp_path):
     process = train(
         small_config,
@@ -274,6 +275,7 @@ def test_a_delta_artifact_needs_its_base_and_no_other(small_config, finished, we
     assert tree.fingerprint(a.variables) == tree.fingerprint(b.variables)
 
 
+@pytest.mark.slow
 def test_a_delta_of_a_half_precision_base_without_a_head(small_config, weights, tmp_path):
     headless = tmp_path / "headless.safetensors"
     flat = {name: x for name, x in tensors(weights).items() if "/head/" not in name}

@@ -85,6 +85,7 @@ def test_proposals_hold_the_highest_stage_and_half_of_the_sum():
     assert "stages('stem', 'b2') + head" in [s for s, _ in propose(rows)]
 
 
+@pytest.mark.slow
 def test_the_command_proposes_schemes_with_their_cost(small_config, tmp_path):
     output = tmp_path / "out"
     process = run_command(

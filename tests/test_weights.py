@@ -60,6 +60,7 @@ def run_module(name: str, *arguments: str) -> None:
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_a_card_holds_the_score_of_the_file_it_comes_with(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     small_cifar10(tmp_path)

@@ -25,10 +25,10 @@ from typing import Any, TypedDict
 
 from absl import logging
 
-from finetune_jax import cli
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import packages_of
+from finetune_jax.ending import reported
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation import drift
 from finetune_jax.evaluation.corrupted import corrupted_scores
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     if len(arguments) == 2:
         end_with_parent(int(arguments[1]))
-    with cli.reported():
+    with reported():
         run_unit(Path(arguments[0]))
     return 0
 

@@ -65,7 +65,7 @@ def test_an_edited_run_is_not_followed(run):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_run_of_a_stranger_is_followed_once_it_is_trusted(run, capsys):
-    with pytest.raises(UserError, match="pretrained.path='.*resnet20.safetensors'. If you trust"):
+    with pytest.raises(UserError, match="pretrained.path='.*resnet8.safetensors'. If you trust"):
         open_run(run)
     with pytest.raises(Opened):
         open_run(run, trust=True)

@@ -18,6 +18,7 @@ def bad(found):
 
 # TensorStore reports writes that it gave up to an event loop that Orbax has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_a_run_recovers_from_a_limit_on_its_files(tmp_path):
     found = trials(full_disk.make_trial(tmp_path, ("file size",)), 2)
     assert not bad(found)

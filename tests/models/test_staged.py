@@ -5,11 +5,18 @@ import pytest
 
 from finetune_jax import tree
 from finetune_jax.models import MODELS, Mode, build, initial_variables, initialise
+from finetune_jax.models.vit import ViT
 
 
-@pytest.fixture(scope="module", params=["resnet20_cifar", "vit_ti16"])
+def small(name, classes, **options):
+    if name == "vit":
+        return ViT(width=96, depth=4, heads=3, patch=16, num_classes=classes, **options)
+    return build(name, classes, image_size=32, **options)
+
+
+@pytest.fixture(scope="module", params=["resnet8_cifar", "vit"])
 def case(request):
-    model = build(request.param, 5, image_size=32)
+    model = small(request.param, 5)
     variables = jax.jit(lambda k: initialise(model, 32, k))(jax.random.key(0))
     # A ViT head starts at zero, which would make every comparison of logits trivial.
     head = variables["params"]["head"]
@@ -50,7 +57,7 @@ def test_recomputation_changes_no_value(case):
 
 
 def test_dropout_is_active_in_the_named_stages_only():
-    model = build("vit_ti16", 5, image_size=32, dropout=0.5)
+    model = small("vit", 5, dropout=0.5)
     variables = initialise(model, 32, jax.random.key(0))
     images = jnp.ones((2, 32, 32, 3))
 
@@ -82,9 +89,9 @@ def test_published_parameter_counts():
         assert abs(tree.size(abstract["params"]) / 1e6 - millions) < 0.06 * millions, name
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar", "vit_ti16"])
+@pytest.mark.parametrize("name", ["resnet8_cifar", "vit"])
 def test_a_stage_drawn_alone_is_the_same_stage(name):
-    model = build(name, 4, image_size=32)
+    model = small(name, 4)
     whole = initial_variables(model, 32, seed=3)
     part = initial_variables(model, 32, seed=3, stages=("stem",))
     for collection, stages in whole.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune_jax.config import default
 from finetune_jax.data.augment import InputPipeline
-from finetune_jax.models import build, initial_variables
+from finetune_jax.models import initial_variables
 from finetune_jax.models.resnet_cifar import ResNetCifar
 from finetune_jax.models.vit import ViT
 from finetune_jax.schemes import Phase, resolve
@@ -59,8 +59,12 @@ def head_size(name):
 
 def with_head(name):
     """(model, its variables), with a random head: a head of zeros would hide every difference."""
-    small = {"vit": vit, "resnet": lambda: ResNetCifar(depth=8, num_classes=5)}
-    model = small[name]() if name in small else build(name, 5, image_size=SIZE)
+    small = {
+        "vit": vit,
+        "vit_wide": lambda: ViT(width=192, depth=3, heads=3, patch=16, num_classes=5),
+        "resnet": lambda: ResNetCifar(depth=8, num_classes=5),
+    }
+    model = small[name]()
     variables = initial_variables(model, SIZE)
     shape = variables["params"]["head"]["kernel"].shape
     kernel = 0.1 * jax.random.normal(jax.random.key(1), shape)

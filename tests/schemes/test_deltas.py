@@ -130,7 +130,7 @@ def test_lora_forms_no_full_size_gradient(base):
     from finetune_jax.training.cost import flops
 
     def step_flops(scheme):
-        model, plan, with_deltas, variables = adapted(base, "vit_ti16", scheme)
+        model, plan, with_deltas, variables = adapted(base, "vit_wide", scheme)
         config = default().optimizer
         tx = make_optimizer(config, make_rates(config, Phase(plan), 0, 10))
         step = make_train_step(with_deltas, TASK, plan, tx, InputPipeline(scaled))

@@ -42,7 +42,11 @@ GRID = [
 
 @pytest.mark.parametrize(
     "scheme",
-    ["head", "lora(rank=2) + head", "last_k(1) + phase(steps=2) >> last_k(2)"],
+    [
+        "head",
+        "lora(rank=2) + head",
+        pytest.param("last_k(1) + phase(steps=2) >> last_k(2)", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("augment", ["", "flip"])
 def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, augment):

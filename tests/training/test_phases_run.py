@@ -46,17 +46,18 @@ def same_end(one, other):
     assert losses(one) == losses(other)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
-    weights, tmp_path, monkeypatch, stop
+    weights, tmp_path, monkeypatch
 ):
     config = config_of(weights, PHASES, optimizer__name="adamw", optimizer__learning_rate=1e-3)
     result = train(open_setup(config), tmp_path / "whole")
     assert [p["steps"] for p in result["phases"]] == [2, 2, 2]
-    run_until(config, tmp_path / "halved", stop, monkeypatch)
-    again = train(open_setup(config), tmp_path / "halved")
-    assert again["phases"] == result["phases"]
-    same_end(tmp_path / "whole", tmp_path / "halved")
+    for stop in (1, 2, 3, 5):
+        halved = tmp_path / f"halved_{stop}"
+        run_until(config, halved, stop, monkeypatch)
+        again = train(open_setup(config), halved)
+        assert again["phases"] == result["phases"], stop
+        same_end(tmp_path / "whole", halved)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.phase import PhaseRun
 
 STEPS = 3
-MODELS["small_vit"] = Entry(
+MODELS["mesh_vit"] = Entry(
     "vit",
     functools.partial(ViT, width=192, depth=5, heads=3, patch=16),
     inputs=Inputs(32, crop=0),
@@ -38,7 +38,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 def phase_run(scheme, data, fsdp):
     """One phase of a small ViT at 32 pixels on the digits' ten classes, under AdamW."""
     config = default()
-    config.model.name, config.data.image_size = "small_vit", 32
+    config.model.name, config.data.image_size = "mesh_vit", 32
     config.scheme = scheme
     config.train.batch_size = BATCH
     config.eval.batch_size = BATCH

@@ -6,9 +6,7 @@ that is not listed here is refused, and the error names the nearest key.
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -219,19 +217,6 @@ _CHOICES = {
 """Valid values of each key that holds one of several texts."""
 
 
-_NO_EFFECT = ("data.data_dir", "data.workers", "prefix_cache.dir")
-"""Keys that change no result: folders of downloads and of a cache, and how many processes read."""
-
-_PATHS = (
-    *("data.source", "data.tokenizer", "pretrained.path", "pretrained.class_names"),
-    *("pretrained.name_map", "task.loss", "task.name"),
-)
-"""Keys whose value is, or contains, a path."""
-
-# An absolute path at the start of a text or after a separator; "//" is part of an address.
-_ABSOLUTE_PATH = re.compile(r"""(?<![^\s,:=('"])(?:~[\w.-]*/|/(?!/))[^,:'"()\n]*""")
-
-
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for a bad value of a key that no other module checks."""
     _check_numbers(config)
@@ -394,35 +379,6 @@ def completed(values: dict[str, Any]) -> dict[str, Any]:
         return filled
 
     return fill(values, to_json(default()))
-
-
-def portable(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns a `to_json` object without what depends on the machine, for hashes and comparisons.
-
-    Of an absolute path the last component is kept, and folders of caches and downloads and the
-    number of data workers are left out. So two configs are equal if only a home folder, a package
-    or the data was moved. What a path leads to is part of the identity of a run
-    (`finetune_jax.identity`).
-    """
-    values = copy.deepcopy(values)
-    for key in _NO_EFFECT:
-        node, name = _node(values, key)
-        node.pop(name, None)
-    for key in _PATHS:
-        node, name = _node(values, key)
-        if isinstance(node.get(name), str):
-            node[name] = _ABSOLUTE_PATH.sub(_last_component, node[name])
-    return values
-
-
-def _node(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    parent, _, name = key.rpartition(".")
-    node = values.get(parent, {})
-    return (node if isinstance(node, dict) else {}), name
-
-
-def _last_component(match: re.Match[str]) -> str:
-    return match[0].rstrip("/").rpartition("/")[2]
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

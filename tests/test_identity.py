@@ -10,12 +10,13 @@ from PIL import Image
 
 from finetune_jax import identity
 from finetune_jax.cli import load_config
-from finetune_jax.config import default, difference, portable, to_json
+from finetune_jax.config import default, difference, to_json
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
 from finetune_jax.mesh import put_batch
+from finetune_jax.portable import portable
 from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import steps, train
 from finetune_jax.training.shared import SharedCaches

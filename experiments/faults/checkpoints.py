@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
-from experiments.faults.training import make_train, tiny_config
+from experiments.faults.training import best_config, make_train
 from finetune_jax.files import read_json
 
 _INTERRUPTED = 6
@@ -41,7 +41,7 @@ def make_trial(folder: Path) -> Trial:
         if step == _INTERRUPTED and split == "train":
             raise _Interrupted
 
-    train = make_train(tiny_config())
+    train = make_train(best_config())
     train(folder / "whole", None)
     expected = _end(folder / "whole")
     with contextlib.suppress(_Interrupted):

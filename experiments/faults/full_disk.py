@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.faults.campaign import IDENTICAL, REFUSED, WRONG, Trial, main, outcome_of
-from finetune_jax.config import default
+from experiments.faults.training import tiny_config
 from finetune_jax.files import read_json
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.loop import train
@@ -30,20 +30,12 @@ from finetune_jax.training.loop import train
 _PAGE = 4096
 
 
-def tiny_config() -> ConfigDict:
+def writing_config() -> ConfigDict:
     """The config of a run of 6 steps on digits that writes much for its size."""
-    config = default()
+    config = tiny_config()
     config.scheme = "full"
-    config.model.name = "resnet8_mlperf"
-    config.data.train = "train[:64]"
-    config.data.validation = "validation[:40]"
-    config.data.test = "test[:50]"
-    config.data.image_size = 16
-    config.train.batch_size = 16
     config.train.steps = 6
-    config.eval.batch_size = 16
-    config.checkpoint.every_steps = 1
-    config.log.every_steps = 1
+    config.log.tensorboard = True
     return config
 
 
@@ -57,7 +49,7 @@ def make_trial(folder: Path, kinds: tuple[str, ...] = ()) -> Trial:
     Returns:
       The function of a trial.
     """
-    setup = open_setup(tiny_config())
+    setup = open_setup(writing_config())
     train(setup, folder / "whole")
     expected = _end(folder / "whole")
     files = [path for path in (folder / "whole").rglob("*") if path.is_file()]

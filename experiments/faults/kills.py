@@ -28,11 +28,11 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from experiments.faults.campaign import HANG, IDENTICAL, REFUSED, TRACEBACK, WRONG, Trial, main
+from experiments.faults.training import tiny_config
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.conduct import Conductor
 from finetune_jax.ablation.launch.local import LocalLauncher
 from finetune_jax.ablation.study import Study
-from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json
 from finetune_jax.models import Entry, Inputs
@@ -60,17 +60,8 @@ def config_of(kind: str, workers: int = 0) -> ConfigDict:
       kind: one of `KINDS`.
       workers: number of processes that read batches.
     """
-    config = default()
-    config.model.name = "resnet8_cifar"
-    config.scheme = "last_k(1)"
-    config.data.train = "train[:64]"
-    config.data.validation = "validation[:32]"
-    config.data.test = "test[:32]"
-    config.data.image_size = 16
-    config.train.batch_size, config.train.steps = 16, 12
-    config.eval.batch_size = 16
-    config.checkpoint.every_steps, config.log.every_steps = 1, 1
-    config.log.tensorboard = False
+    config = tiny_config()
+    config.model.name, config.train.steps = "resnet8_cifar", 12
     if kind == "batch_norm":
         config.scheme, config.batch_norm = "full", "track"
         config.optimizer.ema_decay = 0.9
@@ -216,8 +207,8 @@ def _log(workdir: Path) -> str:
 def _end(kind: str, workdir: Path) -> Any:
     """All that must not depend on kills: fingerprints, and metrics or the records of the ledger.
 
-    Arms that train together may be logged with another rounding of the gradient norm than arms that
-    train alone, and which arms are left to train together depends on the kills.
+    The logged metrics of arms are not compared: whether arms train as one program or one after
+    another is decided by the clock, and the two round a gradient norm in different ways.
     """
     if kind != "ablation":
         return _end_of_run(workdir)

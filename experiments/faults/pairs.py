@@ -24,12 +24,12 @@ from experiments.faults.campaign import HANG, IDENTICAL, TRACEBACK, WRONG, Trial
 from finetune_jax.files import read_json
 
 _CONFIG = """
-from experiments.faults.full_disk import tiny_config
+from experiments.faults.full_disk import writing_config
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.study import Study
 
 def get_config():
-    config = tiny_config()
+    config = writing_config()
     config.train.steps = 30
     config.checkpoint.every_steps = 5
     return config

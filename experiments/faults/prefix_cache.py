@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
-from experiments.faults.training import make_train, tiny_config
+from experiments.faults.training import best_config, make_train
 from finetune_jax.files import read_json
 
 
@@ -28,7 +28,7 @@ def make_trial(folder: Path) -> Trial:
     Returns:
       The function of a trial.
     """
-    config = tiny_config()
+    config = best_config()
     config.scheme = "head"
     config.train.steps = 8
     config.checkpoint.every_steps = 8

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments.faults.campaign import IDENTICAL, TRACEBACK, WRONG, Trial, main, outcome_of
-from experiments.faults.full_disk import tiny_config
+from experiments.faults.full_disk import writing_config
 from finetune_jax import interruption
 from finetune_jax.files import read_json
 from finetune_jax.interruption import Interrupted
@@ -31,11 +31,11 @@ from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
 _CONFIG = """
-from experiments.faults.full_disk import tiny_config
+from experiments.faults.full_disk import writing_config
 from experiments.faults.signals import STEPS
 
 def get_config():
-    config = tiny_config()
+    config = writing_config()
     config.train.steps = STEPS
     config.checkpoint.every_steps = 10
     return config
@@ -55,7 +55,7 @@ def make_trial(folder: Path, processes: float = 0.25) -> Trial:
       The function of a trial.
     """
     interruption.install()
-    config = tiny_config()
+    config = writing_config()
     config.train.steps = STEPS
     config.checkpoint.every_steps = 10
     setup = open_setup(config)

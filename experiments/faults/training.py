@@ -29,13 +29,19 @@ def tiny_config() -> ConfigDict:
     config.train.batch_size = 16
     config.train.steps = 7
     config.eval.batch_size = 16
-    config.eval.every_epochs = 0.25
     config.checkpoint.every_steps = 1
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    return config
+
+
+def best_config() -> ConfigDict:
+    """As `tiny_config`, with an average of the weights, and the best of them in the artifact."""
+    config = tiny_config()
+    config.eval.every_epochs = 0.25
     config.checkpoint.keep_best = 2
     config.optimizer.ema_decay = 0.5
     config.artifact.select = "best"
-    config.log.every_steps = 1
-    config.log.tensorboard = False
     return config
 
 

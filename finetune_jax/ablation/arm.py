@@ -14,6 +14,7 @@ from finetune_jax import config as config_lib
 from finetune_jax.ablation.axes import Overrides
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.files import digest
+from finetune_jax.portable import portable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Arm:
 
     @functools.cached_property
     def config_hash(self) -> str:
-        """16 hex digits of the SHA-256 of the config without places (`config.portable`)."""
-        return digest(config_lib.portable(self.config))[:16]
+        """16 hex digits of the SHA-256 of the config without places (`portable`)."""
+        return digest(portable(self.config))[:16]
 
 
 def make_arm(

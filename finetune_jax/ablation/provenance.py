@@ -9,6 +9,7 @@ import ml_collections
 from finetune_jax import config as config_lib
 from finetune_jax.files import digest
 from finetune_jax.identity import versions
+from finetune_jax.portable import portable
 
 
 def provenance(path: str, config: ml_collections.ConfigDict, command: str) -> dict[str, Any]:
@@ -28,5 +29,5 @@ def provenance(path: str, config: ml_collections.ConfigDict, command: str) -> di
 
 
 def config_hash(config: ml_collections.ConfigDict) -> str:
-    """16 hex digits that identify a config, wherever its files are (`config.portable`)."""
-    return digest(config_lib.portable(config_lib.to_json(config)))[:16]
+    """16 hex digits that identify a config, wherever its files are (`portable`)."""
+    return digest(portable(config_lib.to_json(config)))[:16]

@@ -13,6 +13,7 @@ from finetune_jax.files import SEAL, digest, read_json, require_seal, write_json
 from finetune_jax.hosts import all_agree, is_primary, on_primary, wait
 from finetune_jax.known import CONFIGS, remember
 from finetune_jax.locks import FolderLock
+from finetune_jax.portable import portable
 
 
 def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[FolderLock | None]:
@@ -59,8 +60,8 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
             raise UserError(f"{path} is damaged; remove it or use another --workdir") from None
         # A moved home, package or data folder is no other config; the identity of what a path leads
         # to is compared with that of the checkpoint.
-        old = config_lib.portable(config_lib.completed(old))
-        lines = config_lib.difference(old, config_lib.portable(config))
+        old = portable(config_lib.completed(old))
+        lines = config_lib.difference(old, portable(config))
         if lines:
             raise UserError(
                 f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,11 @@ def test_all_objects_of_a_whole_run_are_ok_and_nothing_is_written(run):
         *("checkpoints/2", "artifact", "predictions_1.npz"),
     }
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_a_run_named_by_a_relative_path_is_verified(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert {f.state for f in verify(Path(run.name))} == {OK}
 
 
 @pytest.mark.parametrize(

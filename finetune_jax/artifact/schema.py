@@ -85,6 +85,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         or a value of another type or out of its range.
     """
     path = folder / FILE
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a run or its artifact")
     if not path.is_file():
         raise UserError(f"{folder}: no artifact here ({FILE} is missing); did the run end?")
     content = read_json(path)

@@ -144,7 +144,9 @@ def damage_of(folder: Path, part: int = 0, parts: int = 1) -> str:
         meta = require_meta(folder)
         if "leaves" in meta and _metrics_differ(folder, meta):
             return f"{folder / 'metrics' / 'metrics'}: not the scores that meta has"
-        return _damage_of_leaves(folder / "state", meta.get("leaves"), part, parts)
+        # Orbax refuses relative paths.
+        state = folder.absolute() / "state"
+        return _damage_of_leaves(state, meta.get("leaves"), part, parts)
     except UserError as error:
         return str(error)
     # Orbax and TensorStore raise any exception for a damaged file.

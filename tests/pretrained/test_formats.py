@@ -286,8 +286,11 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path, "file.safetensors")
     with pytest.raises(UserError, match=r"no such weight file\. Did you mean 'file.safetensors'"):
         open_weights(tmp_path / "fiel.safetensors")
-    with pytest.raises(UserError, match="has no weight file"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         open_weights(tmp_path / "nowhere" / "file.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no weight file"):
+        open_weights(tmp_path / "empty" / "file.pt")
 
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path):

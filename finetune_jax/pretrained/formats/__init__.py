@@ -88,9 +88,8 @@ def _open_file(path: Path) -> Weights:
         folder = path.parent
         files = folder.iterdir() if folder.is_dir() else ()
         present = sorted(p.name for p in files if _suffix(p))
-        where = (
-            nearest(path.name, present) if present else f" The folder {folder} has no weight file."
-        )
+        lacks = "has no weight file" if folder.is_dir() else "does not exist"
+        where = nearest(path.name, present) if present else f" The folder {folder} {lacks}."
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
         raise UserError(f"{path}: expected a weight file, found a device")

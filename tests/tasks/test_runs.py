@@ -177,7 +177,7 @@ def test_a_teacher_of_other_classes_is_refused(tiny, teacher):
 
 def test_a_teacher_that_is_not_there_is_missed_before_any_step(tiny, tmp_path):
     text = f"distill(teacher={str(tmp_path / 'nobody')!r})"
-    with pytest.raises(UserError, match="nobody: no artifact here"):
+    with pytest.raises(UserError, match="nobody: no such folder"):
         with_teacher(open_setup(tiny("classification", text)))
 
 

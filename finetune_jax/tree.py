@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -164,17 +165,40 @@ def _reduce_finite(leaf: jax.Array) -> jax.Array:
 
 def checksum(array: Any) -> str:
     """Returns the SHA-256 (hex) of the dtype, the shape and the C-ordered bytes of an array."""
-    array = on_host(array)
-    digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-    # A view of the bytes, because a copy takes longer than the hash.
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    header, content = _bytes_of(array)
+    digest = hashlib.sha256(header)
+    digest.update(content)
     return digest.hexdigest()
 
 
-def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the `checksum` of each array by the array's name.
+def crc32(array: Any) -> str:
+    """Returns the CRC-32 (hex) of the dtype, the shape and the C-ordered bytes of an array.
+
+    It takes less than a third of the time of `checksum`. It finds damage, but it does not identify
+    an array: another array with the same CRC-32 is easily made.
+    """
+    header, content = _bytes_of(array)
+    return f"{zlib.crc32(content, zlib.crc32(header)):08x}"
+
+
+def _bytes_of(array: Any) -> tuple[bytes, memoryview]:
+    """(dtype and shape, values) of an array."""
+    array = on_host(array)
+    # A view of the bytes, because a copy takes longer than a checksum.
+    values = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return f"{array.dtype.name}{array.shape}".encode(), values
+
+
+def checksums(
+    arrays: Mapping[str, Any], checksum: Callable[[Any], str] = checksum
+) -> dict[str, str]:
+    """Returns the checksum of each array by the array's name.
 
     If an array is sharded over several processes, all processes must call this function.
+
+    Args:
+      arrays: arrays by name.
+      checksum: `checksum` or `crc32`.
     """
     if not all(getattr(x, "is_fully_addressable", True) for x in arrays.values()):
         # Every array is gathered from all processes, which need one order.

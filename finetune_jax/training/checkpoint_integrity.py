@@ -1,6 +1,6 @@
 """Whether a checkpoint still holds what was saved: the checksums in it, and their verification.
 
-The JSON item ``meta`` of a checkpoint has the dtype, the shape and the SHA-256 of every leaf, and
+The JSON item ``meta`` of a checkpoint has the dtype, the shape and the CRC-32 of every leaf, and
 its own checksum. A checkpoint is verified from its own files, without the config and the model.
 """
 
@@ -65,7 +65,7 @@ def seal_meta(
       metrics: scores that Orbax keeps with the checkpoint.
     """
     leaves = named_leaves(content)
-    checksums = tree.checksums(leaves)
+    checksums = tree.checksums(leaves, tree.crc32)
     described = {n: [x.dtype.name, list(x.shape), checksums[n]] for n, x in leaves.items()}
     # As it will be read: JSON turns tuples into lists, and all keys of objects into texts.
     return seal(json.loads(json.dumps({**meta, "metrics": metrics, "leaves": described})))
@@ -99,7 +99,7 @@ def require_content(content: Any, meta: dict[str, Any], where: str) -> None:
     """
     if "leaves" not in meta:
         return
-    found = tree.checksums(named_leaves(content))
+    found = tree.checksums(named_leaves(content), tree.crc32)
     saved = {name: checksum for name, (_, _, checksum) in meta["leaves"].items()}
     wrong = sorted(n for n in saved.keys() | found.keys() if saved.get(n) != found.get(n))
     if wrong:
@@ -192,7 +192,7 @@ def _damage_of_leaves(
             values = np.asarray(store.read().result(), order="C")
         except Exception as error:  # noqa: BLE001
             return f"leaf {name}: {one_line(error)}"
-        if leaves is not None and tree.checksum(values) != checksum:
+        if leaves is not None and tree.crc32(values) != checksum:
             return f"leaf {name}: the values do not have their checksum"
         bad = tree.first_nonfinite({name: values}) is not None
         return f"leaf {name}: holds NaN or infinity" if bad else ""

@@ -62,15 +62,13 @@ def epoch_seconds(scheme: str, cached: bool) -> float:
     with tempfile.TemporaryDirectory() as folder, muted():
         run = steps(setup, Path(folder) / "run", SharedCaches())
         request = next(run)
-        while True:
+        while request is not None:
             began = time.perf_counter()
             batch = put_batch(request.batch, setup.mesh)
             value = jax.block_until_ready(request.step(request.state, request.frozen, batch))
             times.append(time.perf_counter() - began)
-            try:
-                request = run.send(value)
-            except StopIteration:
-                break
+            request = run.send(value)
+        run.close()
     return sum(times[4:])
 
 

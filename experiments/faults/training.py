@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from finetune_jax.config import default
-from finetune_jax.mesh import put_batch
 from finetune_jax.setup import open_setup
-from finetune_jax.training.loop import steps
+from finetune_jax.training.loop import drive, steps
 from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.shared import Cache, SharedCaches
 
@@ -54,13 +52,6 @@ def make_train(config: ConfigDict) -> Callable[[Path, OnMetrics | None], None]:
 
     def train(workdir: Path, on_metrics: OnMetrics | None = None) -> None:
         own = dataclasses.replace(caches, activations=Cache())
-        with contextlib.closing(steps(setup, workdir, own, on_metrics)) as run:
-            try:
-                request = next(run)
-                while True:
-                    batch = put_batch(request.batch, setup.mesh)
-                    request = run.send(request.step(request.state, request.frozen, batch))
-            except StopIteration:
-                return
+        drive(steps(setup, workdir, own, on_metrics), setup.mesh)
 
     return train

@@ -25,6 +25,7 @@ from finetune_jax.errors import Blocked, UserError
 from finetune_jax.interruption import Interrupted, signal_number
 from finetune_jax.progress import muted, say
 from finetune_jax.setup import Setup
+from finetune_jax.training.arm_group import GroupRecord, go_back_to_common_step
 from finetune_jax.training.audit import AuditError
 from finetune_jax.training.cost import measure
 from finetune_jax.training.fused_step import FusedStep
@@ -66,15 +67,25 @@ def run_arms(
     for members in groups.values():
         waiting = list(members)
         while waiting:
-            group = _Group(SharedCaches(arms=len(members)), done, accept_changed_data)
+            first, names = waiting[0], {n: workdirs[n].name for n in waiting}
+            found = GroupRecord.read(workdirs[first])
+            record = found or GroupRecord(len(members), list(names.values()))
+            numbers = [n for n in waiting if names[n] in record.members]
+            if found:
+                folders = [workdirs[n] for n in numbers if not _has_ended(workdirs[n])]
+                go_back_to_common_step(folders, setups[first].config.checkpoint.keep_last)
+            group = _Group(SharedCaches(arms=record.arms), done, accept_changed_data, record)
             with contextlib.closing(group):
-                group.add(waiting[0], setups[waiting[0]], workdirs[waiting[0]])
-                size = group.fitting(limit)
-                for number in waiting[1:size]:
+                group.add(first, setups[first], workdirs[first])
+                numbers = numbers[: group.fitting(limit)]
+                for number in numbers[1:]:
                     group.add(number, setups[number], workdirs[number])
+                if not found:
+                    record.members = [names[n] for n in numbers]
+                record.write(list(group.folders.values()))
                 for number, result in group.drive().items():
                     results[number] = result
-            waiting = waiting[size:]
+            waiting = [n for n in waiting if n not in numbers]
     return results
 
 
@@ -101,8 +112,11 @@ class _Group:
       caches: caches that the arms share.
       done: see `run_arms`.
       accept_changed_data: see `run_arms`.
+      record: how the group is trained; written when a program has been chosen.
       arms: arms by number, as generators of `loop.steps`.
+      folders: run folders by number.
       requests: the step that each unfinished arm waits for, by number of the arm.
+      trained: arms that have taken all steps and have not been scored.
       results: figures of finished arms by number.
       programs: fused steps by (number of the phase, whether batches hold activations).
       interrupted: set when a signal has ended an arm, which has saved a checkpoint.
@@ -111,8 +125,11 @@ class _Group:
     caches: SharedCaches
     done: Callable[[int, dict[str, Any]], None]
     accept_changed_data: bool
+    record: GroupRecord
     arms: dict[int, Steps] = dataclasses.field(default_factory=dict)
+    folders: dict[int, Path] = dataclasses.field(default_factory=dict)
     requests: dict[int, StepRequest] = dataclasses.field(default_factory=dict)
+    trained: list[int] = dataclasses.field(default_factory=list)
     results: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     programs: dict[tuple[int, bool], FusedStep] = dataclasses.field(default_factory=dict)
     interrupted: Interrupted | None = None
@@ -124,17 +141,22 @@ class _Group:
         self.arms[number] = steps(
             setup, workdir, self.caches, accept_changed_data=self.accept_changed_data
         )
+        self.folders[number] = workdir
         self._advance(number, None)
 
     def _advance(self, number: int, value: tuple[State, Metrics] | None) -> None:
-        """Runs an arm up to its next step; `value` is the result of the step before."""
+        """Runs an arm up to its next step or its end; `value` is the result of the step before."""
         # All arms would print the same messages, so only the first arm prints.
         quiet = muted() if number != min(self.arms) else contextlib.nullcontext()
         self.requests.pop(number, None)
         arm = self.arms[number]
         try:
             with quiet:
-                self.requests[number] = next(arm) if value is None else arm.send(value)
+                request = arm.send(value)
+            if request is None:
+                self.trained.append(number)
+            else:
+                self.requests[number] = request
         except StopIteration as end:
             self.results[number] = end.value
         except Interrupted as error:
@@ -162,8 +184,15 @@ class _Group:
         return max(1, int((limit - shared) // max(per_arm, 1)))
 
     def drive(self) -> dict[int, dict[str, Any]]:
-        """Advances all arms to their ends and returns their results by number."""
-        while self.requests:
+        """Advances all arms to their ends and returns their results by number.
+
+        No arm is scored before all arms have saved their last step. So the arms that are left after
+        an interruption have the same number of arms beside them at each step as before.
+        """
+        while self.requests or (self.trained and not self.interrupted):
+            if not self.requests:
+                self._advance(self.trained.pop(0), None)
+                continue
             together: dict[tuple[int, bool], dict[int, StepRequest]] = {}
             for number, request in self.requests.items():
                 key = (request.phase.index, request.cached)
@@ -171,17 +200,34 @@ class _Group:
             for key, requests in together.items():
                 program = self.programs.get(key)
                 if program is None or not requests.keys() <= program.members:
-                    program = self.programs[key] = FusedStep(requests)
+                    program = self.programs[key] = self._program(_step_name(*key), requests)
                 for number, value in program(requests).items():
                     self._advance(number, value)
         if self.interrupted:
             raise self.interrupted
         return self.results
 
+    def _program(self, name: str, requests: dict[int, StepRequest]) -> FusedStep:
+        """The program of a step; the first choice for the step of this name is recorded."""
+        program = FusedStep(requests, self.record.fused.get(name))
+        if name not in self.record.fused:
+            self.record.fused[name] = program.fused
+            self.record.write(list(self.folders.values()))
+        return program
+
     def close(self) -> None:
         """Ends the arms that have not ended; they release their files."""
         for arm in self.arms.values():
             arm.close()
+
+
+def _step_name(phase: int, cached: bool) -> str:
+    """Name of a step in the record of its group."""
+    return f"phase {phase}" + ", cached" * cached
+
+
+def _has_ended(workdir: Path) -> bool:
+    return (workdir / "result.json").exists()
 
 
 def _free_bytes() -> int:

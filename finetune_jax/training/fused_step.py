@@ -33,9 +33,10 @@ class FusedStep:
     Args:
       requests: the first step of each arm, by number of the arm. Arms with the same seed at the
         same step share a batch if every seed has the same number of arms.
+      fused: whether the steps are one program; None measures which is faster.
     """
 
-    def __init__(self, requests: dict[int, StepRequest]) -> None:
+    def __init__(self, requests: dict[int, StepRequest], fused: bool | None = None) -> None:
         self.members = frozenset(requests)
         self._last: dict[int, StepRequest] = {}
         self._rows = _rows(requests)
@@ -45,11 +46,11 @@ class FusedStep:
             [requests[row[0]].frozen for row in self._rows]
         )
         self._function = self._compile(first)
-        self.is_faster = self._measure(requests)
+        self.fused = self._measure(requests) if fused is None else fused
 
     def __call__(self, requests: dict[int, StepRequest]) -> Results:
         """Returns the (state, metrics) of each arm that waits for a step."""
-        if not self.is_faster:
+        if not self.fused:
             return self._one_by_one(requests)
         late = self._with_another_batch(requests)
         alone = self._one_by_one(late) if late else {}

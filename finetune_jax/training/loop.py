@@ -30,8 +30,11 @@ from finetune_jax.training.step import Metrics
 from finetune_jax.training.step_request import StepRequest
 from finetune_jax.training.train_phase import train_phase
 
-Steps = Generator[StepRequest, tuple[State, Metrics], dict[str, Any]]
-"""A run that yields its train steps, is sent their (state, metrics), and returns its figures."""
+Steps = Generator[StepRequest | None, tuple[State, Metrics] | None, dict[str, Any]]
+"""A run that yields its train steps, is sent their (state, metrics), and returns its figures.
+
+The run yields None once all steps are taken and saved, and is then sent None.
+"""
 
 
 def train(
@@ -62,16 +65,22 @@ def train(
       UserError: bad input, or the run was made of other data, tokenizer, weights or teacher.
       audit.AuditError: a frozen leaf changed or a trainable leaf did not move.
     """
+    run = steps(setup, workdir, SharedCaches(), on_metrics, accept_changed_data=accept_changed_data)
+    return drive(run, setup.mesh)
+
+
+def drive(steps: Steps, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Computes the steps of a run one by one; returns the figures of the run."""
     # Closing the generator after an error or Ctrl-C lets it close its files.
-    generator = steps(
-        setup, workdir, SharedCaches(), on_metrics, accept_changed_data=accept_changed_data
-    )
-    with contextlib.closing(generator) as run:
+    with contextlib.closing(steps) as run:
         try:
             request = next(run)
             while True:
-                batch = put_batch(request.batch, setup.mesh)
-                request = run.send(request.step(request.state, request.frozen, batch))
+                result = None
+                if request is not None:
+                    batch = put_batch(request.batch, mesh)
+                    result = request.step(request.state, request.frozen, batch)
+                request = run.send(result)
         except StopIteration as end:
             return end.value
 
@@ -144,8 +153,9 @@ def _pass(
     run.watch = Watch.resume(setup.config.train, meta, back)
     began = time.monotonic()
     with run.writer, run.checkpoints:
-        # 5. Phases.
+        # 5. Phases. Arms then wait until all arms are here.
         yield from _run_phases(run, meta)
+        yield None
 
         # 6. Which weights to keep, and their scores.
         variables, selected_step = select_variables(run)

@@ -44,7 +44,7 @@ GRID = [
     "scheme",
     [
         "head",
-        "lora(rank=2) + head",
+        pytest.param("lora(rank=2) + head", marks=pytest.mark.slow),
         pytest.param("last_k(1) + phase(steps=2) >> last_k(2)", marks=pytest.mark.slow),
     ],
 )
@@ -141,9 +141,9 @@ def test_groups_are_as_large_as_the_memory(weights, tmp_path, monkeypatch):
     sizes = []
     original = fused_step.FusedStep.__init__
 
-    def count(self, requests):
+    def count(self, requests, fused=None):
         sizes.append(len(requests))
-        original(self, requests)
+        original(self, requests, fused)
 
     monkeypatch.setattr(fused_step.FusedStep, "__init__", count)
     setups = [setup_of(weights, "head", seed=s) for s in range(3)]
@@ -165,6 +165,7 @@ def test_structure_tells_what_is_another_program(weights):
     assert base != structure(json_of(weights, "last_k(1)"))
 
 
+@pytest.mark.slow
 def test_a_step_that_jax_cannot_batch_runs_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setattr(
         fused_step, "_ARITHMETIC_SECONDS", float("inf")

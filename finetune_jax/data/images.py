@@ -82,6 +82,19 @@ def stored_values(
         return np.array(image)
 
 
+def require_size(content: bytes, name: str, max_pixels: int) -> None:
+    """Checks an image file by its header, for a caller that decodes the image with another library.
+
+    Args:
+      content, name, max_pixels: as of `decode`.
+
+    Raises:
+      BadImage: as `decode`, but a damaged image may pass.
+    """
+    with _opened(content, name, max_pixels):
+        pass
+
+
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Yields an opened image whose size was checked; errors of the block become `BadImage`."""

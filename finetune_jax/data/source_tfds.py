@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.data.images import require_size
 from finetune_jax.data.listing import renamed
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.errors import UserError, nearest
@@ -40,13 +41,23 @@ class _TfdsExamples:
         return {column: convert(example[name]) for name, (column, convert) in self.features.items()}
 
 
-def _rgb(image: Any) -> np.ndarray:
-    image = np.asarray(image)
+def _decoded(
+    feature: Any, max_pixels: int, convert: Callable[[Any], Any]
+) -> Callable[[bytes], Any]:
+    """`convert` of an image that TFDS decodes, if the image is not too large."""
+
+    def decode(content: bytes) -> Any:
+        require_size(content, "an image of the dataset", max_pixels)
+        return convert(np.asarray(feature.decode_example_np(content)))
+
+    return decode
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _mask(mask: Any) -> np.ndarray:
-    mask = np.asarray(mask)
+def _mask(mask: np.ndarray) -> np.ndarray:
     return mask[..., 0] if mask.ndim == 3 else mask
 
 
@@ -97,7 +108,8 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         )
     features = dict(info.features.items())
     targets = renamed(options, features, repr(name))
-    columns = _columns(features, targets)
+    columns = _columns(features, targets, options.max_pixels)
+    undecoded = {f: tfds.decode.SkipDecoding() for f in columns if _is_image(features[f])}
     label = next((f for f, (column, _) in columns.items() if column == "label"), "")
     # A feature with several labels per example is a list of a class feature.
     labels = getattr(features.get(label), "feature", features.get(label))
@@ -106,7 +118,9 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         name,
         names,
         {split: s.num_examples for split, s in info.splits.items()},
-        lambda split: _TfdsExamples(builder.as_data_source(split=split), columns),
+        lambda split: _TfdsExamples(
+            builder.as_data_source(split=split, decoders=undecoded), columns
+        ),
         _origin(builder, options),
         tuple(column for column, _ in columns.values()),
         pairs="image2" in targets.values(),
@@ -115,13 +129,14 @@ def open_(name: str, dataset: str, options: Options) -> Source:
 
 
 def _columns(
-    features: dict[str, Any], targets: dict[str, str]
+    features: dict[str, Any], targets: dict[str, str], max_pixels: int
 ) -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """By feature, its name in an example and the conversion of its value.
 
     Args:
       features: the features of the dataset, by name.
       targets: result of `renamed`.
+      max_pixels: pixels of the largest image, ``data.max_pixels``.
     """
     import tensorflow_datasets as tfds
 
@@ -132,7 +147,7 @@ def _columns(
             continue  # another feature has this name in an example
         if column == "mask":
             convert: Callable[[Any], Any] = _mask
-        elif isinstance(kind, tfds.features.Image):
+        elif _is_image(kind):
             convert = _rgb
         elif isinstance(kind, tfds.features.Text):
             convert = _text
@@ -140,8 +155,16 @@ def _columns(
             convert = int
         else:
             convert = _same
+        if _is_image(kind):
+            convert = _decoded(kind, max_pixels, convert)
         columns[feature] = (column, convert)
     return columns
+
+
+def _is_image(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image)
 
 
 def _prepare(name: str, builder: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax import schema
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.drift import load_start, parameter_movement
 from finetune_jax.evaluation.evaluator import Evaluator
@@ -37,9 +38,60 @@ def movement(evaluator: Evaluator, base: str) -> Section:
     )
 
 
+_SHAPE = schema.list_of(schema.whole())
+_PLAN = schema.record(
+    {
+        "hash": schema.text(),
+        "scheme": schema.text(),
+        "batch_norm": schema.text(),
+        "leaves": schema.list_of(
+            schema.record(
+                {
+                    "path": schema.text(),
+                    "shape": _SHAPE,
+                    "group": schema.text(),
+                    "lr": schema.number(),
+                    "decays": schema.flag,
+                    "delta": schema.flag,
+                },
+                rest=True,
+            )
+        ),
+    },
+    {"phases": schema.list_of(schema.an_object)},
+    rest=True,
+)
+_MANIFEST = schema.record(
+    {
+        "file": schema.maybe(schema.text()),
+        "rows": schema.list_of(
+            schema.record(
+                {
+                    "source_name": schema.maybe(schema.text()),
+                    "source_shape": schema.maybe(_SHAPE),
+                    "leaf": schema.maybe(schema.text()),
+                    "shape": schema.maybe(_SHAPE),
+                    "decision": schema.text(),
+                    "reason": schema.text(),
+                },
+                rest=True,
+            )
+        ),
+    },
+    {"sha256": schema.maybe(schema.text())},
+    rest=True,
+)
+
+
+def _checked(path: Path, check: schema.Check) -> dict[str, Any]:
+    """The content of a file of a run, which may be a run of somebody else."""
+    content: dict[str, Any] = check(read_json(path), str(path))
+    return content
+
+
 def plan(workdir: Path) -> Section:
     """Table of the leaves of ``plan.json``."""
-    saved = read_json(workdir / "plan.json")
+    saved = _checked(workdir / "plan.json", _PLAN)
     rows = [
         [
             leaf["path"],
@@ -69,7 +121,7 @@ def plan(workdir: Path) -> Section:
 
 def manifest(workdir: Path) -> Section:
     """Table of the rows of ``manifest.json``."""
-    saved = read_json(workdir / "manifest.json")
+    saved = _checked(workdir / "manifest.json", _MANIFEST)
     if saved["file"] is None:
         return "Weight file", "<p>None: the run started from random weights.</p>"
 
@@ -88,7 +140,7 @@ def manifest(workdir: Path) -> Section:
         for row in saved["rows"]
     ]
     header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
-    words = f"{saved['file']}, sha256 {saved['sha256']}: every tensor and every leaf."
+    words = f"{saved['file']}, sha256 {saved.get('sha256')}: every tensor and every leaf."
     return "Weight file", f"<p>{html.text(words)}</p>" + html.table(header, rows, paths=(0, 2))
 
 

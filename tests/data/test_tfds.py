@@ -68,6 +68,18 @@ def test_a_prepared_dataset_reads_as_rgb_with_names_and_split_syntax(data_dir):
         assert (example["image"][0, 0, 0] >= 100) == bool(example["label"])
 
 
+def test_an_image_above_the_limit_is_refused_before_it_is_decoded(data_dir):
+    def read(max_pixels):
+        source = open_source(
+            "tfds:tiny_pictures", Options(data_dir=data_dir, max_pixels=max_pixels)
+        )
+        return source.read("train")[0]["image"]
+
+    assert read(25).shape == (5, 5, 3)
+    with pytest.raises(UserError, match="5 x 5 pixels, more than the 24 of data.max_pixels"):
+        read(24)
+
+
 def test_an_unknown_split_is_refused(data_dir):
     with pytest.raises(UserError, match="unknown split 'test'"):
         open_source("tfds:tiny_pictures", data_dir=data_dir).read("test")

@@ -15,6 +15,7 @@ from finetune_jax.ablation.report.layout import lay_out, without_common
 from finetune_jax.ablation.report.page import TableReport, page
 from finetune_jax.ablation.report.stage_map import stage_map
 from finetune_jax.ablation.report.statistics import compare
+from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
 from finetune_jax.tables import table
 
@@ -41,6 +42,7 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
         cannot be written.
     """
     comparisons = compare(outcome)
+    make_folder(folder, str(folder))  # before minutes of resampling and drawing
     contents: dict[str, str | bytes] = {}
     reports = []
     for prefix, comparison in zip(_prefixes(list(outcome.tables)), comparisons, strict=True):
@@ -60,7 +62,6 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
         contents[f"{drawing.name}.pdf"] = drawing.pdf
     contents["index.html"] = page(outcome, reports, overall)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None

@@ -10,7 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # Programs run once or a few times in tests, so time that LLVM spends on making them fast is lost.
-QUICK_COMPILE = "--xla_backend_optimization_level=0"
+# Programs of the tests run for milliseconds and compile for seconds.
+QUICK_COMPILE = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
 ONE_DEVICE = f"--xla_force_host_platform_device_count=1 {QUICK_COMPILE}"
 
 

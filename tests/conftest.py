@@ -43,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(config.getoption("--seed"))
 
 
+def pytest_collection_finish() -> None:
+    # What the imports made stays for the whole session; the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     option = config.option
     return f"seeds: --seed={option.seed} --hypothesis-seed={option.hypothesis_seed}"

@@ -119,6 +119,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tm
     assert losses(workdir) == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
     process = train(small_config, tmp_path / "eight", "--config.mesh.fsdp=2", devices=8)
     assert process.returncode == 0, process.stderr
@@ -360,6 +361,7 @@ def test_make_creates_the_environment_with_uv_where_there_is_one(uv, command):
     assert process.stdout.strip() == command
 
 
+@pytest.mark.slow
 def test_the_quickstart_twice(small_config, tmp_path):
     config = tmp_path / "small.py"
     config.write_text(small_config.read_text() + "QUICKSTART = {'head': 0.1, 'norm_only': 0.1}")

@@ -143,6 +143,7 @@ def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
     assert found[1] == pytest.approx(expected, abs=4 * math.sqrt(expected / 1000))
 
 
+@pytest.mark.slow
 def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
     generator = np.random.default_rng(0)
     errors = [generator.normal(0, 1.0, 80) for _ in range(2)]

@@ -30,7 +30,7 @@ points = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(points)
 def test_labels_do_not_overlap(places):
     with new_drawing("x", "x", 7, 4.0) as (grid, _):

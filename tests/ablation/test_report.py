@@ -7,6 +7,7 @@ import pytest
 from browser import told_by
 from synthetic import HOSTILE, make_outcome, make_row, rights
 
+from finetune_jax.ablation.report import write
 from finetune_jax.ablation.report.write import write_report
 from finetune_jax.errors import UserError
 
@@ -30,7 +31,8 @@ def test_a_report_is_the_same_every_time(written, outcome, tmp_path):
         assert path.read_bytes() == (written[0] / path.name).read_bytes(), path.name
 
 
-def test_several_tables_have_files_of_their_own(tmp_path):
+def test_several_tables_have_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "figures", lambda *_: [])
     rows = [make_row(tmp_path, label, rights(0.5, start=i), table=table)
             for table in ("folder:data/one", "folder:data/two/a", "folder:data/two:a")
             for i, label in enumerate("xy")]  # fmt: skip

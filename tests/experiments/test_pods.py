@@ -57,7 +57,14 @@ def test_every_argument_of_every_config_is_valid(name):
         assert config.data.test or config.data.validation, argument
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Many models of many sizes.
+        pytest.param(name, marks=pytest.mark.slow) if name in ("bit_hyperrule", "vit_jax") else name
+        for name in CONFIGS
+    ],
+)
 def test_every_scheme_of_every_config_resolves_and_trains_the_head(name):
     seen = {}
     for config in _all(name).values():

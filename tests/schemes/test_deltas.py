@@ -161,7 +161,9 @@ def test_lora_forms_no_full_size_gradient(base):
         "lora(rank=2, dora=True) + ssf",
         "ia3 + lora(rank=2, dora=True, pissa=True)",
         "lora(rank=2, dora=True) + random_mask('norm_only')",
-        "random_mask('bias_only') + ia3 + lora(rank=2, dora=True)",
+        pytest.param(
+            "random_mask('bias_only') + ia3 + lora(rank=2, dora=True)", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_several_deltas_share_a_module(base, scheme):

@@ -33,13 +33,23 @@ MASKS = {
 }
 
 
+# Of both families; the other schemes are tried on the ResNet alone, and on both by the slow tests.
+QUICK = ("full", "last_k(1)", "bias_only", "norm_only")
+
+
 def test_all_registered_schemes_are_tried():
     tried = {text.split("(")[0].split(" ")[0] for text in (*MASKS, *VIT, *RESNET)}
     assert tried == set(SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", MASKS)
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("resnet", scheme) for scheme in MASKS]
+    + [
+        pytest.param("vit", scheme, marks=[] if scheme in QUICK else pytest.mark.slow)
+        for scheme in MASKS
+    ],
+)
 def test_what_is_declared_moves_and_nothing_else(base, name, scheme):
     _, plan, model, variables = adapted(base, name, scheme)
     pattern = MASKS[scheme][name != "vit"]

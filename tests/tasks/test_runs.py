@@ -53,14 +53,15 @@ CACHED = [
     pytest.param("multilabel", "", {"data__source": "digits:attributes"}, "labels",
                  marks=pytest.mark.slow),
     pytest.param("ordinal", "", {}, "above", marks=pytest.mark.slow),
-    pytest.param("regression", "huber", {}, "value", marks=pytest.mark.slow),
+    ("regression", "huber", {}, "value"),
     pytest.param("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
                                       "scheme": "stages('grid_neck') + head"}, "shares",
                  marks=pytest.mark.slow),
     pytest.param("regression", "", {"texts": True}, "value", marks=pytest.mark.slow),
     pytest.param("similarity", "", {"data__source": "digits:pairs"}, "cosine",
                  marks=pytest.mark.slow),
-    ("similarity", "contrastive", {"texts": True}, "cosine"),
+    pytest.param("similarity", "contrastive", {"texts": True}, "cosine",
+                 marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
     assert 0 <= predicted(tmp_path, tmp_path)["value"] <= 9
 
 
+@pytest.mark.slow
 def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
     train(open_setup(tiny("similarity", data__source="digits:pairs")), tmp_path)
     evaluator = open_run(tmp_path)

@@ -151,7 +151,9 @@ def test_a_finite_divergence_stops(weights, tmp_path, capsys):
     assert not (tmp_path / "run" / "artifact").exists()
 
 
-@pytest.mark.parametrize("policy", ["stop", "back_up", "skip"])
+@pytest.mark.parametrize(
+    "policy", ["stop", *(pytest.param(p, marks=pytest.mark.slow) for p in ("back_up", "skip"))]
+)
 def test_a_bad_step_of_one_arm_leaves_the_others_as_they_are(
     weights, tmp_path, monkeypatch, poison, policy
 ):

@@ -15,6 +15,7 @@ from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
 
+slow = pytest.mark.slow
 PHASES = "head + phase(steps=2) >> last_k(1) + lora(rank=2) >> norm + phase(steps=2)"
 
 
@@ -46,6 +47,7 @@ def same_end(one, other):
     assert losses(one) == losses(other)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
     weights, tmp_path, monkeypatch
 ):
@@ -64,13 +66,17 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
     ("scheme", "stop", "changes"),
     [
         # With a cached prefix, and less than an epoch left to train.
-        ("last_k(1)", 5, {}),
-        ("head", 5, {"data__augment": "flip", "prefix_cache__views": 2}),
+        pytest.param("last_k(1)", 5, {}, marks=slow),
+        pytest.param(
+            "head", 5, {"data__augment": "flip", "prefix_cache__views": 2}, marks=slow
+        ),
         ("head + phase(solve='ridge') >> last_k(1)", 3, {}),
         ("head + phase(steps=2) >> last_k(1) + phase(reset=True)", 3,
          {"optimizer__ema_decay": 0.9}),
-        ("auto_rgn(batches=2)", 3, {}),
-        ("head + phase(steps=2, optimizer='adamw') >> last_k(1)", 3, {}),
+        pytest.param("auto_rgn(batches=2)", 3, {}, marks=slow),
+        pytest.param(
+            "head + phase(steps=2, optimizer='adamw') >> last_k(1)", 3, {}, marks=slow
+        ),
     ],
     ids=["cache", "views", "solve", "reset-ema", "measured", "optimizers"],
 )  # fmt: skip
@@ -182,7 +188,14 @@ def test_the_newly_frozen_lose_their_moments_and_reset_drops_all(weights):
     assert not any(value.any() for value in moments(new).values())
 
 
-@pytest.mark.parametrize("scheme", ["head", "last_k(2)", "lora(rank=2, on='layer3.*conv.') + head"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "head",
+        pytest.param("last_k(2)", marks=slow),
+        pytest.param("lora(rank=2, on='layer3.*conv.') + head", marks=slow),
+    ],
+)
 def test_cached_prefix_gives_the_losses_of_the_uncached(weights, tmp_path, scheme):
     results = {}
     for enabled in (False, True):
@@ -233,7 +246,10 @@ def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
     assert [p["audit"]["moved_leaves"] for p in result["phases"]] == [2, 23]
 
 
-@pytest.mark.parametrize("scheme", ["auto_rgn(batches=2)", "auto_snr(batches=2, threshold=0.2)"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["auto_rgn(batches=2)", pytest.param("auto_snr(batches=2, threshold=0.2)", marks=slow)],
+)
 def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
     config = config_of(weights, scheme, train__steps=4)
     result = train(open_setup(config), tmp_path / "whole")
@@ -250,8 +266,8 @@ def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer__sam_rho": 0.05},
-        {"optimizer__l2_sp": 0.1, "optimizer__l2_sp_head": 0.1},
+        pytest.param({"optimizer__sam_rho": 0.05}, marks=slow),
+        pytest.param({"optimizer__l2_sp": 0.1, "optimizer__l2_sp_head": 0.1}, marks=slow),
         {"optimizer__ema_decay": 0.9, "train__accumulate": 2},
         {"batch_norm": "reestimate"},
         {"model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"},

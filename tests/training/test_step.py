@@ -31,7 +31,10 @@ def forward_flops(name, size):
     return jax.jit(step).lower(abstract, batch_of(size)).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 224)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet8_cifar", 32), pytest.param("small_vit", 224, marks=pytest.mark.slow)],
+)
 def test_a_probe_costs_a_forward_pass(name, size):
     probe = step_flops(name, size, "linear_probe")
     assert probe <= 1.10 * forward_flops(name, size)
@@ -41,7 +44,10 @@ def test_a_probe_costs_a_forward_pass(name, size):
     assert readers <= 1.01 * probe
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet8_cifar", 32), pytest.param("small_vit", 32, marks=pytest.mark.slow)],
+)
 def test_accumulation_keeps_a_probe_cheap(name, size):
     probe = step_flops(name, size, "linear_probe", accumulate=4, clip_norm=1.0, ema_decay=0.99)
     full = step_flops(name, size, "full", accumulate=4, clip_norm=1.0, ema_decay=0.99)
@@ -49,7 +55,10 @@ def test_accumulation_keeps_a_probe_cheap(name, size):
 
 
 @pytest.mark.parametrize("scheme", ["linear_probe", "last_k(1)", "norm_only", "full"])
-@pytest.mark.parametrize(("name", "size"), [("resnet8_cifar", 32), ("small_vit", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet8_cifar", 32), pytest.param("small_vit", 32, marks=pytest.mark.slow)],
+)
 def test_optimizer_bytes_are_those_of_the_trainable_leaves(name, size, scheme):
     _, abstract, plan, create, _ = setup(name, size, scheme)
     state, _ = jax.eval_shape(create, abstract)

@@ -21,6 +21,17 @@ class Blocked(UserError):
     """
 
 
+def lacks(what: str, library: str, extra: str) -> UserError:
+    """Returns the error about an optional library that is not installed.
+
+    Args:
+      what: the setting that needs the library, as the user wrote it.
+      library: name of the library.
+      extra: name of the extra of this package that installs the library.
+    """
+    return UserError(f"{what} needs {library}: pip install 'finetune_jax[{extra}]'")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` with the closest valid name.
 

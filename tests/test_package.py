@@ -67,6 +67,14 @@ def test_help_of_a_command_imports_no_jax(command):
     assert b"flags:" in found.stdout
 
 
+def test_every_extra_that_a_message_names_exists():
+    code = "".join(path.read_text() for path in (ROOT / "finetune_jax").rglob("*.py"))
+    named = set(re.findall(r'lacks\(.*, "([a-z-]+)"\)', code))
+    named |= set(re.findall(r"pip install 'finetune_jax\[([a-z-]+)\]'", code))
+    assert len(named) >= 7
+    assert named <= PROJECT["optional-dependencies"].keys()
+
+
 def test_an_unknown_command_gets_the_nearest_name():
     process = program("trian")
     assert process.returncode == 2

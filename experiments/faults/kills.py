@@ -38,6 +38,7 @@ from finetune_jax.files import read_json
 from finetune_jax.models import Entry, Inputs
 from finetune_jax.models.vit import ViT
 from finetune_jax.setup import open_setup
+from finetune_jax.training import arm_group
 from finetune_jax.training.loop import train
 
 KINDS = ("batch_norm", "two_phases", "solved_head", "workers", "ablation")
@@ -99,6 +100,11 @@ def make_trial(kind: str, folder: Path) -> Trial:
         workdir = folder / "trial"
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.mkdir()
+        # Another run may measure other times, and choose other programs, which round differently.
+        for record in (folder / "whole").glob(f"runs/*/{arm_group.FILE}"):
+            place = workdir / record.relative_to(folder / "whole")
+            place.parent.mkdir(parents=True)
+            shutil.copy(record, place)
         done = []
         for _ in range(int(rng.integers(1, 3))):
             process = _start(kind, workdir, int(rng.choice([0, 2])))
@@ -205,11 +211,7 @@ def _log(workdir: Path) -> str:
 
 
 def _end(kind: str, workdir: Path) -> Any:
-    """All that must not depend on kills: fingerprints, and metrics or the records of the ledger.
-
-    The logged metrics of arms are not compared: whether arms train as one program or one after
-    another is decided by the clock, and the two round a gradient norm in different ways.
-    """
+    """All that must not depend on kills: fingerprints, metrics, and the records of the ledger."""
     if kind != "ablation":
         return _end_of_run(workdir)
     lines = (workdir / "results.jsonl").read_text().splitlines()
@@ -217,7 +219,7 @@ def _end(kind: str, workdir: Path) -> Any:
     for record in map(json.loads, lines):
         scores = {key: record.get(key) for key in ("validation", "test", "others")}
         records[record["key"], record["what"]] = scores
-    runs = {path.name: _end_of_run(path)[0] for path in sorted((workdir / "runs").iterdir())}
+    runs = {path.name: _end_of_run(path) for path in sorted((workdir / "runs").iterdir())}
     return records, runs
 
 

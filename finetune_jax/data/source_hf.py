@@ -21,7 +21,7 @@ from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +73,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            f"data.source: {name!r} needs the datasets library: pip install datasets"
-        ) from None
+        raise lacks(f"data.source={name}", "the library datasets", "hf-data") from None
     loaded = _load(datasets, name, rest, options)
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}

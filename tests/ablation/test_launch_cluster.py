@@ -88,7 +88,7 @@ def test_wrong_options_are_refused(name, options, message, monkeypatch):
 def test_a_missing_library_is_named_with_its_command(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.job_submission", None)
-    with pytest.raises(UserError, match=rf"pip install '?{package}"):
+    with pytest.raises(UserError, match=rf"pip install 'finetune_jax\[{name}\]'"):
         make_launcher(name, {})
 
 

@@ -12,7 +12,7 @@ from finetune_jax.errors import UserError
 
 def test_without_the_library_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
+    with pytest.raises(UserError, match=r"pip install 'finetune_jax\[hf-data\]'"):
         open_source("hf:owner/name")
 
 

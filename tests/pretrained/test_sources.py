@@ -150,7 +150,7 @@ def test_buckets_need_their_library(cache):
     try:
         import gcsfs  # noqa: F401
     except ImportError:
-        with pytest.raises(UserError, match="pip install fsspec gcsfs"):
+        with pytest.raises(UserError, match=r"pip install 'finetune_jax\[gcs\]'"):
             resolve(f"gs://bucket/a.npz#sha256={'0' * 64}")
 
 
@@ -177,7 +177,7 @@ def test_keras_weights_are_looked_up_in_its_cache(tmp_path, monkeypatch):
 
 def test_the_hub_needs_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="pip install huggingface_hub"):
+    with pytest.raises(UserError, match=r"pip install 'finetune_jax\[hub\]'"):
         resolve("hf:owner/name")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune_jax.ablation.launch.base import Poll
 from finetune_jax.ablation.launch.completion import CompletionCheck, end_of_output, raise_failed
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, lacks
 
 # Ray gives up a job that has been pending for 15 minutes, so only a few jobs are pending in Ray at
 # a time; the other units wait in this process.
@@ -196,6 +196,4 @@ def _require_ray() -> None:
         import aiohttp  # noqa: F401  # part of ray[default], needed to submit jobs
         import ray.job_submission  # noqa: F401
     except ImportError:
-        raise UserError(
-            "--launcher=ray needs Ray with its job server: pip install 'ray[default]'"
-        ) from None
+        raise lacks("--launcher=ray", "Ray with its job server", "ray") from None

@@ -23,7 +23,7 @@ from finetune_jax import interruption
 from finetune_jax.ablation.launch.base import Poll
 from finetune_jax.ablation.launch.completion import CompletionCheck, end_of_output, raise_failed
 from finetune_jax.ablation.worker import run_unit
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, lacks
 from finetune_jax.interruption import Interrupted
 from finetune_jax.progress import say
 
@@ -286,7 +286,5 @@ def _import_submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise UserError(
-            "--launcher=slurm needs the package submitit: pip install submitit"
-        ) from None
+        raise lacks("--launcher=slurm", "the library submitit", "slurm") from None
     return submitit

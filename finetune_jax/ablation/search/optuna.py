@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_jax.ablation.search.base import Proposal, Trial
 from finetune_jax.ablation.study import RowSpec
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,6 @@ def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError(
-            "search: optuna(...) needs the package optuna: pip install optuna"
-        ) from None
+        raise lacks("search=optuna(…)", "the library optuna", "optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -26,7 +26,7 @@ def lacking(name: str) -> str:
             "pip install --no-deps imagecorruptions"
         )
     if name == "spatter" and not importlib.util.find_spec("cv2"):
-        return "OpenCV: pip install opencv-python-headless"
+        return "OpenCV: pip install 'finetune_jax[corruptions]'"
     return ""
 
 

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, lacks
 from finetune_jax.files import file_digest
 from finetune_jax.progress import each, say
 
@@ -128,9 +128,7 @@ def _open(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
 
         file_system, place = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(
-            f"{url}: reading gs:// needs fsspec and gcsfs ({error}); pip install fsspec gcsfs"
-        ) from error
+        raise lacks(url, f"the libraries fsspec and gcsfs ({error})", "gcs") from error
     try:
         size = file_system.size(place)
         with file_system.open(place, "rb") as stream:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, lacks, nearest
 from finetune_jax.pretrained.formats.limits import file_errors
 from finetune_jax.pretrained.formats.sharded import shard_names
 
@@ -41,9 +41,7 @@ def resolve_hub(source: str) -> Path:
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
-        raise UserError(
-            f"hf:{source}: needs huggingface_hub; pip install huggingface_hub"
-        ) from None
+        raise lacks(f"hf:{source}", "the library huggingface_hub", "hub") from None
     repository = _Repository(huggingface_hub, Path(HF_HUB_CACHE), source, match[1], match[2])
     name = match[3] or repository.choose()
     path = repository.fetch(name)

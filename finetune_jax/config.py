@@ -50,6 +50,8 @@ def default() -> ml_collections.ConfigDict:
     # file lists the class names of the weight file in order.
     c.pretrained.head_init = ""
     c.pretrained.class_names = ""
+    # Compare the BatchNorm statistics of the file with those of the first training images.
+    c.pretrained.check_statistics = False
     # Leaves that may be resized for another input size: position, patch, channels.
     c.pretrained.resize = ("position",)
 

@@ -20,7 +20,9 @@ from PIL import Image
 from scipy import stats
 
 from finetune_jax.data.images import resize
+from finetune_jax.evaluation.statistics_check import check_statistics, verdict
 from finetune_jax.models import MODELS, build, initial_variables
+from finetune_jax.models.mobilenet_v2 import LAYOUT
 from finetune_jax.pretrained import load
 
 pytestmark = pytest.mark.slow
@@ -97,12 +99,15 @@ def test_minilm_scores_its_published_correlation():
     assert score == pytest.approx(82.0325, abs=0.005)
 
 
-def pictures(archive: Path, folder: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """(name, uint8[h, w, 3]) of the images in a zip file, sorted by name."""
+def pictures(archive: Path, folder: str = "", every: int = 1) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, uint8[h, w, 3]) of every n-th image in a zip file, sorted by name."""
     with zipfile.ZipFile(archive) as files:
-        for name in sorted(files.namelist()):
-            if name.startswith(folder) and name.endswith((".jpg", ".png", ".webp")):
-                yield name, np.asarray(Image.open(io.BytesIO(files.read(name))).convert("RGB"))
+        names = [n for n in files.namelist() if n.endswith((".jpg", ".png", ".webp"))]
+        for name in sorted(n for n in names if n.startswith(folder))[::every]:
+            yield (
+                name,
+                np.asarray(Image.open(io.BytesIO(files.read(name))).convert("RGB")),
+            )
 
 
 def run(name: str, model, variables, images: list[np.ndarray], stop: str | None = None):
@@ -166,10 +171,66 @@ def test_squeezenet_gives_its_golden_outputs():
     assert worst < 1e-6
 
 
+def fits_of(name: str, model, variables, images: list[np.ndarray]):
+    """What the check of statistics finds with the registry's preprocessing."""
+    inputs = MODELS[name].inputs
+    pixels = [resize(image, inputs.size, inputs.interpolation, inputs.crop) for image in images]
+    mean, std = np.float32(inputs.mean), np.float32(inputs.std)
+    return check_statistics(model, variables, [(np.stack(pixels) / np.float32(255) - mean) / std])
+
+
+# Every file with BatchNorm that is known here, and images of the kind that it was trained on.
+KNOWN = {
+    "mobilenetv2_100_gluon": (
+        "mobilenetv2_imagenet_trunk/mobilenetv2_trunk_npy.zip",
+        "photographs",
+    ),
+    "mobilenetv1_025": ("mobilenet_v1_025_imagenet/mobilenet_v1_0.25_224.h5", "photographs"),
+    "resnet8_mlperf": ("mlperf_tiny_resnet8/pretrainedResnet.h5", "cifar"),
+    "resnet20_cifar": ("resnet_cifar10/resnet20-12fca82f.th", "cifar"),
+    "resnet32_cifar": ("resnet_cifar10/resnet32-d509ac18.th", "cifar"),
+}
+IMAGES = {
+    "photographs": ("imagenet_samples/imagenet_samples_A.zip", 500),
+    "cifar": ("cifar10/cifar10_test_webp.zip", 10_000),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("count", [12, 50])
+def test_the_statistics_of_every_known_file_fit_its_images(name, count):
+    path, kind = KNOWN[name]
+    archive, total = IMAGES[kind]
+    images = [image for _, image in pictures(data(archive), every=total // count)]
+    model, variables, _ = published(name, data(path), headless="gluon" in name)
+    fits = fits_of(name, model, variables, images)
+    print(f"{name}: shift {max(f.shift for f in fits):.3f}, ratio {max(f.ratio for f in fits):.3f}")
+    assert verdict(fits).endswith("in every stage")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layout": LAYOUT},
+        {"capped": True},
+        {"same": True},
+        {"epsilon": 0.1},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_network_that_only_its_statistics_tell_apart_is_told_apart(wrong):
+    name = "mobilenetv2_100_gluon"
+    images = [image for _, image in pictures(data(IMAGES["photographs"][0]), every=40)]
+    model, variables, _ = published(name, data(KNOWN[name][0]), headless=True)
+    assert all(fit.fits for fit in fits_of(name, model, variables, images))
+    fits = fits_of(name, model.clone(**wrong), variables, images)
+    assert "WARNING: from the stage" in verdict(fits)
+
+
 def test_the_variances_of_the_gluon_mobilenet_v2_are_those_of_relu():
     path = data("mobilenetv2_imagenet_trunk", "mobilenetv2_trunk_npy.zip")
     archive = data("imagenet_samples", "imagenet_samples_A.zip")
-    images = [image for _, image in pictures(archive)][::16]
+    images = [image for _, image in pictures(archive, every=8)]
     model, variables, _ = published("mobilenetv2_100_gluon", path, headless=True)
     kept = variables["batch_stats"]["block_13"]["norm2"]["var"]
 
@@ -191,7 +252,7 @@ def test_the_variances_of_the_gluon_mobilenet_v2_are_those_of_relu():
 
     relu, relu6 = distance(False), distance(True)
     print(f"block_13/norm2, n = {len(images)}: mean |log ratio| {relu:.2f} ReLU, {relu6:.2f} ReLU6")
-    assert relu < relu6 - 0.1
+    assert relu < 0.2 and relu < relu6 - 0.05
 
 
 def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():

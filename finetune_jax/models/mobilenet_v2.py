@@ -24,6 +24,9 @@ LAYOUT = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
     (6, 320, 1, 1),
 )  # fmt: skip
+# Gluon's network has the stride of the group of 64 channels in the group of 96 channels: at 224
+# pixels the maps of blocks 6 to 9 are 28 x 28.
+_GLUON_LAYOUT = (*LAYOUT[:3], (6, 64, 4, 1), (6, 96, 3, 2), *LAYOUT[5:])
 
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -227,9 +230,19 @@ ENTRIES = {
         classes=1001,
         labels="background, then ImageNet-1k in order of WordNet ID",
     ),
-    # MXNet's Gluon: the trunk alone. The variances that it keeps are those of plain ReLU: from
-    # block 13 on, where values pass 6, ReLU6 gives smaller ones on ImageNet photographs.
+    # MXNet's Gluon: the trunk alone. No name and no shape tells its strides and its activation, but
+    # the stored statistics do: on 63 ImageNet photographs the mean |log ratio| of variances is 0.13
+    # with these strides and ReLU, 0.18 with ReLU6, and 0.22 with the strides of the paper.
     "mobilenetv2_100_gluon": dataclasses.replace(
-        _entry(Inputs(224), (), "Apache-2.0", expand_first=True, capped=False), classes=0, labels=""
+        _entry(
+            Inputs(224),
+            (),
+            "Apache-2.0",
+            layout=_GLUON_LAYOUT,
+            expand_first=True,
+            capped=False,
+        ),
+        classes=0,
+        labels="",
     ),
 }

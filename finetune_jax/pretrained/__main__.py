@@ -1,28 +1,41 @@
 """Inspects weight files, and exports fine-tuned models under other projects' names.
 
   python -m finetune_jax.pretrained inspect SOURCE [--tensors=40]
+  python -m finetune_jax.pretrained inspect SOURCE --check_statistics=FOLDER [--model=NAME]
   python -m finetune_jax.pretrained export --workdir=RUN --origin=timm --output=model.safetensors
 
-SOURCE is a path, or any other value of a config's pretrained.path. `export` takes a run's folder or
-an artifact. Before the export, parameters that a scheme added are merged into the model's kernels;
-a scheme whose parameters cannot be merged is refused.
+SOURCE is a path, or any other value of a config's pretrained.path. With --check_statistics, the
+BatchNorm statistics of the file are compared with those of the images in a folder, stage by stage:
+names and shapes do not tell a wrong stride, padding, activation or range of inputs.
+
+`export` takes a run's folder or an artifact. Before the export, parameters that a scheme added are
+merged into the model's kernels; a scheme whose parameters cannot be merged is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from finetune_jax.pretrained.formats.weights import Weights
+
 _TENSORS = flags.DEFINE_integer("tensors", 40, "Tensors to list; 0 lists all.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", "", "A run's folder, or its artifact.")
 _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 _ORIGIN = flags.DEFINE_string("origin", "", "Origin of the names, such as timm.")
 _OUTPUT = flags.DEFINE_string("output", "", "The .safetensors file to write.")
+_CHECK = flags.DEFINE_string(
+    "check_statistics", "", "A folder of images of the kind that the model was trained on."
+)
+_MODEL = flags.DEFINE_string("model", "", "The model to check; needed if several models fit.")
+_IMAGES = flags.DEFINE_integer("images", 64, "Most images to read for the check.", lower_bound=1)
 _ALLOW_IMPORTS = cli.define_allow_imports()
 
 _COMMANDS = ("inspect", "export")
@@ -35,10 +48,39 @@ def inspect(sources: Sequence[str]) -> None:
 
     if not sources:
         raise UserError("give at least one weight file to inspect")
+    images = _images(Path(_CHECK.value)) if _CHECK.value else []
     for source in sources:
         with open_weights(source) as weights:
             print(f"{source}\n")
             print(report(weights, limit=_TENSORS.value))
+            model = _MODEL.value or (_only_model(weights, source) if images else "")
+        if images:
+            from finetune_jax.evaluation.statistics_check import check_file, verdict
+
+            print(f"\n{model}, {len(images)} images of {_CHECK.value}\n")
+            print(verdict(check_file(source, model, images)))
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files under a folder, evenly chosen."""
+    from finetune_jax.data.images import SUFFIXES
+
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f"--check_statistics={folder}: no image files there")
+    return found[:: max(1, -(-len(found) // _IMAGES.value))]
+
+
+def _only_model(weights: Weights, source: str) -> str:
+    """The only registered model that fits a file."""
+    from finetune_jax.pretrained.inspection import fits
+
+    models = sorted({model for fit in fits(weights) for model in fit.models})
+    if len(models) != 1:
+        raise UserError(
+            f"{source}: {len(models)} models fit ({', '.join(models[:20])}); name one with --model"
+        )
+    return models[0]
 
 
 def export(rest: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.skip import bad_images
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
+from finetune_jax.evaluation.statistics_check import check_statistics, verdict
 from finetune_jax.files import write_json
 from finetune_jax.hosts import is_primary, require_same
 from finetune_jax.mesh import local_rows, put_batch
@@ -68,6 +69,10 @@ def prepare_run(
     # 2. Weights, surgery, manifest.
     variables, manifest = load_variables(setup)
     say(_weights_summary(setup, manifest))
+    if setup.config.pretrained.check_statistics:
+        some = _first_batches(setup, splits["train"])
+        fits = check_statistics(setup.model, variables, some, setup.preprocess.device)
+        say(verdict(fits))
     anchor = _pretrained_params(setup, variables, manifest)
     modified: set[str] = set()
     if setup.plan.batch_norm == "reestimate":
@@ -218,13 +223,17 @@ def _pretrained_params(
 
 def _reestimated(setup: Setup, variables: dict[str, Any], train: Examples) -> dict[str, Any]:
     """BatchNorm statistics of the first training batches."""
+    some = _first_batches(setup, train)
+    return reestimate(setup.model, variables, some, setup.preprocess.device)
+
+
+def _first_batches(setup: Setup, train: Examples) -> list[dict[str, Any]]:
     size = setup.config.train.batch_size
     batches = TrainBatches(
         train, setup.encode, size, setup.config.seed, local_rows(setup.mesh, size)
     )
     count = min(_REESTIMATE_BATCHES, math.ceil(len(train) / size))
-    some = [put_batch(batches.batch(i), setup.mesh) for i in range(count)]
-    return reestimate(setup.model, variables, some, setup.preprocess.device)
+    return [put_batch(batches.batch(i), setup.mesh) for i in range(count)]
 
 
 def _open_checkpoints(setup: Setup, workdir: Path) -> Checkpoints:

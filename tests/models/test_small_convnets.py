@@ -114,3 +114,18 @@ def test_schemes_of_convolutional_networks_resolve(scheme):
     plan = resolve(scheme, V2.stages, variables["params"], variables["batch_stats"])
     assert any(path.startswith("head/") for path in plan.trainable)
     assert not any("depthwise/" in path and "lora" in path for path in plan.trainable)
+
+
+def test_gluons_mobilenet_v2_has_the_strides_of_its_weights():
+    from finetune_jax.models import build, initial_variables
+
+    model = build("mobilenetv2_100_gluon", 1, image_size=224)
+    abstract = initial_variables(model, 224, stages=())
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+    def side(stop):
+        return jax.eval_shape(lambda v, x: model.apply(v, x, stop=stop), abstract, images).shape[1]
+
+    # What block_N reads is what the block before gives.
+    sides = {number: side(f"block_{number + 1}") for number in (0, 1, 3, 6, 9, 10, 13)}
+    assert sides == {0: 112, 1: 56, 3: 28, 6: 28, 9: 28, 10: 14, 13: 7}

@@ -38,8 +38,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     If no valid name is close, the result lists the first 20 valid names.
     """
     names = [str(v) for v in valid]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    by_lower = {v.lower(): v for v in reversed(names)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     if close:
-        return f" Did you mean {close[0]!r}?"
+        return f" Did you mean {by_lower[close[0]]!r}?"
     shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return f" Valid: {shown}." if names else ""

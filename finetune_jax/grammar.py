@@ -41,6 +41,8 @@ class Call:
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
+_TERMS = "terms like 'name' or 'name(2, key=0.1)', joined by '+' or '>>'"
+
 Sum = tuple[Call, ...]
 """The terms of a sum, from left to right."""
 
@@ -89,7 +91,8 @@ class _Text:
         def identifier(match: re.Match[str]) -> str:
             if match["door"] is None:
                 return match[0]
-            name = f"{prefix}{len(self.doors)}"
+            # As long as the door, so that places in both texts are the same.
+            name = f"{prefix}{len(self.doors)}".ljust(len(match["door"]), "_")
             self.doors[name] = match["door"]
             return name
 
@@ -97,9 +100,16 @@ class _Text:
 
     def sums(self, *, sequence: bool) -> tuple[Sum, ...]:
         """The sums between ``>>``, or the only sum."""
+        text = self.replaced.rstrip()
+        if not text.strip():
+            raise UserError(f"cannot read {self.text!r}: expected {_TERMS}, found an empty text")
+        # Python's parser takes blanks at the start for an indentation.
+        blanks = len(text) - len(text.lstrip())
         try:
-            node = ast.parse(self.replaced.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            node = ast.parse(text[blanks:], mode="eval").body
+        except SyntaxError as error:
+            raise self._syntax_error(error, blanks) from None
+        except (ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"cannot read {self.text!r}: {error}") from None
         sums = []
         while sequence and isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
@@ -120,20 +130,45 @@ class _Text:
         if isinstance(node, ast.Name):
             return Call(self.doors.get(node.id, node.id))
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-            raise UserError(
-                f"cannot read {self.text!r}: expected terms like 'name' or 'name(2, key=0.1)' "
-                f"joined by '+', found {self._written(node)!r}"
-            )
+            raise self._error(f"expected {_TERMS}, found {self._written(node)!r}", node)
         name = self.doors.get(node.func.id, node.func.id)
         try:
             args = tuple(ast.literal_eval(a) for a in node.args)
-            kwargs = tuple(sorted((str(k.arg), ast.literal_eval(k.value)) for k in node.keywords))
+            kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
         except (ValueError, TypeError, SyntaxError):
-            raise UserError(
-                f"cannot read {self.text!r}: the arguments of {name!r} must be plain numbers, "
-                f"strings or lists, found {self._written(node)!r}"
+            raise self._error(
+                f"the arguments of {name!r} must be plain numbers, strings or lists, found "
+                f"{self._written(node)!r}",
+                node,
             ) from None
-        return Call(name, args, kwargs)
+        for number, keyword in enumerate(node.keywords):
+            if keyword.arg is None:
+                raise self._error(f"{name!r} takes its arguments one by one, not '**'", node)
+            if keyword.arg in {k.arg for k in node.keywords[:number]}:
+                raise self._error(f"{name!r} is given {keyword.arg!r} twice", keyword)
+        return Call(name, args, tuple(sorted(kwargs.items())))
+
+    def _syntax_error(self, error: SyntaxError, blanks: int) -> UserError:
+        """The error at the place where Python's parser stopped; `blanks` are left of its text."""
+        # The offset is 0 where the text ended too early.
+        place = blanks + error.offset - 1 if error.offset else len(self.text.rstrip())
+        if re.search("was never closed|unmatched|does not match", error.msg):
+            return self._error(f"{error.msg}", place)
+        before = self.text[:place].rstrip()
+        if place >= len(self.text.rstrip()) and before:
+            return self._error(f"the text ends after {before[-1]!r}; expected {_TERMS}", place)
+        return self._error(f"expected {_TERMS}", place)
+
+    def _error(self, reason: str, place: ast.expr | ast.keyword | int) -> UserError:
+        """The error with a caret under the place: a node, or a number of characters."""
+        if not isinstance(place, int):
+            line = self.replaced.strip().encode()
+            blanks = len(self.replaced) - len(self.replaced.lstrip())
+            place = blanks + len(line[: place.col_offset].decode())
+        caret = ""
+        if len(self.replaced) == len(self.text) and "\n" not in self.text:
+            caret = f"\n  {self.text}\n  {' ' * place}^"
+        return UserError(f"cannot read {self.text!r}: {reason}{caret}")
 
     def _written(self, node: ast.expr) -> str:
         """The text of a node, with the doors."""

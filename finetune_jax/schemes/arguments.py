@@ -13,7 +13,7 @@ def positive(name: str, *values: Any) -> None:
     for value in values:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (is_number and 0 < value < math.inf):
-            raise UserError(f"{name}: expected numbers > 0, found {value!r}")
+            raise UserError(f"{name}: expected a number > 0, found {value!r}")
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:

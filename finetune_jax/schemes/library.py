@@ -49,7 +49,7 @@ def select(term: Call, spec: ModelSpec) -> Selection:
         return _checked(_call_door(term, spec), term, spec)
     if term.name in PROGRAMS:
         raise UserError(f"scheme: {term.name!r} stands for several phases; expected a single phase")
-    names = (*SCHEMES, *PROGRAMS)
+    names = (*SCHEMES, *PROGRAMS, "phase")
     raise UserError(f"scheme: unknown scheme {term.name!r}.{nearest(term.name, names)}")
 
 
@@ -120,7 +120,8 @@ def _call(function: Callable[..., Any], term: Call, spec: ModelSpec, rates: bool
     try:
         signature.bind(spec, *arguments.args, **dict(arguments.kwargs))
     except TypeError as error:
-        names = [*list(signature.parameters)[1:], *(RATES if rates else ())]
+        own = list(signature.parameters)[1:]
+        names = [*own, *(rate for rate in (RATES if rates else ()) if rate not in own)]
         raise UserError(f"scheme {term}: {error}; {term.name} takes ({', '.join(names)})") from None
     try:
         return function(spec, *arguments.args, **dict(arguments.kwargs))

@@ -65,10 +65,11 @@ def parse_group(name: str, rates: Mapping[str, Any]) -> tuple[float, Group]:
         valid = isinstance(value, int if key == "warmup" else int | float)
         valid = valid and not isinstance(value, bool) and math.isfinite(value)
         if not valid or value < 0 or (key == "lr" and value == 0):
+            # No other key of a group freezes its leaves.
+            hint = "; to freeze leaves, use the group 'frozen'" if key == "lr" and not value else ""
             raise UserError(
                 f"group {name!r}: {key} must be a {'whole ' if key == 'warmup' else ''}number "
-                f"{'> 0' if key == 'lr' else '>= 0'}, found {value!r}; to freeze leaves, use the "
-                f"group 'frozen'"
+                f"{'> 0' if key == 'lr' else '>= 0'}, found {value!r}{hint}"
             )
     decay = rates.get("decay")
     group = Group(

@@ -10,7 +10,7 @@ import itertools
 
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, Sum, call
-from finetune_jax.schemes.arguments import non_negative_int
+from finetune_jax.schemes.arguments import non_negative_int, positive
 from finetune_jax.schemes.model_spec import ModelSpec
 
 _ORDERS = ("top_down", "bottom_up")
@@ -37,6 +37,7 @@ def gradual(
     if order not in _ORDERS:
         raise UserError(f"unknown order {order!r}.{nearest(order, _ORDERS)}")
     non_negative_int("groups", groups)
+    positive("epochs", epochs)
     *body, top = _stage_groups(spec, groups)
     body = body[::-1] if order == "top_down" else body
     phases = [top] if order == "top_down" else []
@@ -69,6 +70,7 @@ def chain_thaw(spec: ModelSpec, epochs: float = 1.0) -> list[Sum]:
 
     Every phase starts with a fresh optimizer; the last phase takes the rest of the run.
     """
+    positive("epochs", epochs)
     options = call("phase", epochs=epochs, reset=True)
     singles = [(call("stages", stage), options) for stage in ("head", *spec.stages[:-1])]
     return [*singles, (Call("full"), call("phase", reset=True))]
@@ -82,6 +84,7 @@ def fine_tune(spec: ModelSpec, freeze_epochs: float = 1.0) -> list[Sum]:
     in the second.
     """
     del spec
+    positive("freeze_epochs", freeze_epochs)
     first = call("phase", epochs=freeze_epochs, schedule="onecycle(pct=0.99)")
     second = call("phase", lr=0.5, schedule="onecycle(pct=0.3, div=5)", reset=True)
     return [

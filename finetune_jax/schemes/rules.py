@@ -17,8 +17,13 @@ from finetune_jax.schemes.plan_builder import PlanBuilder, parse_group
 
 
 def is_rules_text(scheme: object) -> bool:
-    """Whether a scheme is the text of a list of rules."""
-    return isinstance(scheme, str) and scheme.lstrip().startswith(("[", "("))
+    """Whether a scheme is the text of a list of rules, and not of a sum in brackets."""
+    if not isinstance(scheme, str) or not scheme.lstrip().startswith(("[", "(")):
+        return False
+    try:
+        return isinstance(ast.parse(scheme.strip(), mode="eval").body, ast.List | ast.Tuple)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return scheme.lstrip().startswith("[")
 
 
 def read_rules(text: str) -> Any:

@@ -61,7 +61,8 @@ def build_from_terms(terms: Sum, spec: ModelSpec, earlier: Sequence[Delta]) -> P
             continue
         if rates:
             raise UserError(
-                f"scheme {builder.text!r}: {term.name!r} sets rates and takes no {rates}"
+                f"scheme {builder.text!r}: {term.name!r} scales the rates of the other terms and "
+                f"takes no {', '.join(rates)}; give {', '.join(rates)} to another term"
             )
         factors = {p: f * selection.rates[p] for p, f in factors.items()}
     for path in builder.lr:
@@ -90,6 +91,8 @@ def _add(builder: PlanBuilder, name: str, rates: dict[str, Any], selection: Sele
     free = {path: lr for path, lr in selected.items() if builder.group_of[path] == FROZEN}
     if not free:
         other = builder.group_of[next(iter(selected))]
+        if other == name:
+            raise UserError(f"scheme {builder.text!r}: the term {name!r} stands there twice")
         raise UserError(
             f"scheme {builder.text!r}: the term {name!r} is shadowed: all its leaves belong to "
             f"earlier terms, such as {other!r}; drop {name!r} or put it first"

@@ -263,7 +263,7 @@ def test_lengths_share_what_is_left():
         ("head + phase(warmup=-5) >> full", "whole number >= 0"),
         ("head + phase(schedule=3) >> full", "must be text"),
         ("head + phase(clip=-1) >> full", "number >= 0"),
-        ("llrd(0)", "expected numbers > 0"),
+        ("llrd(0)", "expected a number > 0"),
         ("llrd(0.5, lr=3)", "takes no"),
     ],
 )

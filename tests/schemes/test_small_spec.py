@@ -237,7 +237,7 @@ def test_measured_rates():
     for text, message in (
         ("auto_rgn(0)", "batches must be a whole number >= 1"),
         ("auto_snr(1)", "batches must be a whole number >= 2"),
-        ("auto_snr(threshold=0)", "threshold: expected numbers > 0"),
+        ("auto_snr(threshold=0)", "threshold: expected a number > 0"),
         ("auto_rgn + auto_snr", "is shadowed"),
         ("stages('stem') + auto_rgn + norm + auto_snr", "is shadowed"),
     ):
@@ -327,5 +327,5 @@ def test_numbers_are_checked():
         non_negative_int("k", -1)
     positive("x", 1, 0.5)
     for wrong in (0, -1, float("inf"), float("nan"), True, "1"):
-        with pytest.raises(UserError, match="x: expected numbers > 0"):
+        with pytest.raises(UserError, match="x: expected a number > 0"):
             positive("x", 1, wrong)

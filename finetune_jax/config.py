@@ -7,6 +7,7 @@ that is not listed here is refused, and the error names the nearest key.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from finetune_jax import schema
+from finetune_jax.doors import is_door
 from finetune_jax.errors import UserError, nearest
 
 
@@ -221,10 +223,19 @@ _CHOICES = {
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for a bad value of a key that no other module checks."""
+    _check_finite(config)
     _check_numbers(config)
     _check_choices(config)
     _check_data(config)
     _check_combinations(config)
+
+
+def _check_finite(config: ml_collections.ConfigDict, prefix: str = "") -> None:
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_finite(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{key}: expected a finite number, found {value}")
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -287,6 +298,12 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"train.accumulate: {config.train.accumulate} does not divide the batch size "
             f"{config.train.batch_size}"
+        )
+    task = config.task
+    if task.label_smoothing and task.name != "classification" and not is_door(task.name):
+        raise UserError(
+            f"task.label_smoothing: {task.label_smoothing} smooths classes, and the task "
+            f"{task.name!r} has none; expected 0"
         )
     if config.artifact.select == "best" and not config.data.validation:
         raise UserError(

@@ -90,7 +90,7 @@ def parse_schedule(text: str, total: int, warmup: int = 0) -> Schedule:
     Args:
       text: name of a schedule with its arguments, such as ``cosine`` or ``onecycle(pct=0.3)``.
       total: number of steps of the phase, warm-up included.
-      warmup: number of steps of the warm-up.
+      warmup: number of steps of the warm-up; it ends at the last step at the latest.
 
     Raises:
       UserError: the name or the arguments are unknown.
@@ -103,7 +103,7 @@ def parse_schedule(text: str, total: int, warmup: int = 0) -> Schedule:
         inspect.signature(function).bind(total, *terms[0].args, **options)
     except TypeError as error:
         raise UserError(f"schedule {text!r}: {error}") from None
-    warmup = min(warmup, total)
+    warmup = min(warmup, max(total - 1, 0))  # the rate is 0 at the first step of a warm-up
     try:
         after = function(max(total - warmup, 1), *terms[0].args, **options)
     except TypeError:  # text where a number belongs

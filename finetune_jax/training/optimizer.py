@@ -54,6 +54,17 @@ class Rates:
         )
 
 
+def warmup_steps(config: ml_collections.ConfigDict, phase: Phase, start: int) -> dict[str, int]:
+    """Returns the steps of warm-up that are asked for, by group; see `make_rates`."""
+    default = phase.warmup
+    if default is None:
+        default = 0 if start else config.warmup_steps
+    return {
+        name: default if group.warmup is None else group.warmup
+        for name, group in phase.plan.groups.items()
+    }
+
+
 def make_rates(config: ml_collections.ConfigDict, phase: Phase, start: int, steps: int) -> Rates:
     """Returns the learning rates of one phase.
 
@@ -64,13 +75,9 @@ def make_rates(config: ml_collections.ConfigDict, phase: Phase, start: int, step
       steps: number of steps of the phase.
     """
     default = phase.schedule or config.schedule
-    warmup = phase.warmup
-    if warmup is None:
-        warmup = 0 if start else config.warmup_steps
+    warmups = warmup_steps(config, phase, start)
     schedules = {
-        name: parse_schedule(
-            group.schedule or default, steps, warmup if group.warmup is None else group.warmup
-        )
+        name: parse_schedule(group.schedule or default, steps, warmups[name])
         for name, group in phase.plan.groups.items()
     }
     return Rates(phase.plan, schedules, start, phase.lr)

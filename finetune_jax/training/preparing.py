@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.folder import claim_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
+from finetune_jax.training.optimizer import warmup_steps
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
 from finetune_jax.training.teacher import with_teacher
@@ -65,6 +67,8 @@ def prepare_run(
     setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
     lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    for line in _remarks(setup, starts, lengths):
+        say(line)
 
     # 2. Weights, surgery, manifest.
     variables, manifest = load_variables(setup)
@@ -111,6 +115,24 @@ def prepare_run(
         anchor, checkpoints, writer, made_of, accepted,
     )  # fmt: skip
     return run, meta
+
+
+def _remarks(setup: Setup, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[str]:
+    """What a run does in another way than its config may seem to say."""
+    train = setup.config.train
+    for number, (phase, start, steps) in enumerate(zip(setup.phases, starts, lengths, strict=True)):
+        warmup = max(warmup_steps(setup.config.optimizer, phase, start).values())
+        if warmup >= steps > 0:
+            yield (
+                f"phase {number + 1}: its warm-up of {warmup} steps is cut to {steps - 1}, because "
+                f"the phase has {steps} steps; see optimizer.warmup_steps and train.epochs"
+            )
+    if train.accumulate > 1 and any(phase.plan.tracked for phase in setup.phases):
+        yield (
+            f"train.accumulate={train.accumulate}: BatchNorm that trains normalises with the "
+            f"statistics of {train.batch_size // train.accumulate} images, not of "
+            f"{train.batch_size}"
+        )
 
 
 def _accepted(

@@ -1,0 +1,70 @@
+"""Values that would do nothing, or not what they say, are refused or said."""
+
+import math
+
+import pytest
+
+from finetune_jax import config as config_lib
+from finetune_jax.config import default
+from finetune_jax.errors import UserError
+from finetune_jax.schemes.schedules import parse_schedule
+from finetune_jax.setup import open_setup
+from finetune_jax.training.preparing import _remarks
+
+
+def numbers(node, prefix=""):
+    for key, value in node.items():
+        if hasattr(value, "items"):
+            yield from numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield prefix + key
+
+
+@pytest.mark.parametrize("key", list(numbers(default())))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused(key, value):
+    config = default()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"{key}: expected a finite number"):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "ordinal", "regression", "segmentation"])
+def test_smoothing_of_a_task_without_classes_is_refused(task):
+    config = default()
+    config.task.name, config.task.label_smoothing = task, 0.1
+    with pytest.raises(UserError, match="task.label_smoothing: 0.1 smooths classes"):
+        config_lib.validate(config)
+    config.task.label_smoothing = 0.0
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "onecycle(pct=0.3)"])
+@pytest.mark.parametrize("total", [1, 2, 5])
+def test_a_warm_up_leaves_a_step_that_trains(schedule, total):
+    rate = parse_schedule(schedule, total, warmup=100)
+    assert float(rate(total - 1)) > 0
+    if total > 1:
+        assert float(rate(0)) == 0
+
+
+def test_a_cut_warm_up_and_small_statistics_are_said():
+    def remarks(**changes):
+        config = default()
+        config.update_from_flattened_dict(
+            {"train.steps": 10, "train.batch_size": 32, "scheme": "full", **changes}
+        )
+        setup = open_setup(config)
+        lengths = setup.phase_steps(1000)
+        return list(_remarks(setup, [sum(lengths[:i]) for i in range(len(lengths))], lengths))
+
+    assert remarks() == []
+    assert remarks(**{"optimizer.warmup_steps": 9}) == []
+    (line,) = remarks(**{"optimizer.warmup_steps": 500})
+    assert "phase 1: its warm-up of 500 steps is cut to 9" in line
+    scheme = "head + phase(steps=4) >> full(warmup=7)"
+    (line,) = remarks(**{"scheme": scheme})
+    assert "phase 2: its warm-up of 7 steps is cut to 5" in line
+    (line,) = remarks(**{"train.accumulate": 4})
+    assert "statistics of 8 images, not of 32" in line
+    assert remarks(**{"train.accumulate": 4, "scheme": "head"}) == []

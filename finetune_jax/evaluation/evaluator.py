@@ -34,6 +34,7 @@ from finetune_jax.models import StagedModel
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables, open_setup
 from finetune_jax.tasks import Task, require_classification
+from finetune_jax.tasks.relabel import host_part
 
 SPLITS = ("train", "validation", "test")
 
@@ -85,8 +86,17 @@ class Evaluator:
 
     @property
     def encode(self) -> Encoder:
-        """Function of a source's example to the arrays of a batch: inputs and targets."""
-        return Encoder((self.preprocess, self.task))
+        """Function of an example of `source` to the arrays of a batch: inputs and targets."""
+        return self.encoder_of(self.source)
+
+    def encoder_of(self, source: Source) -> Encoder:
+        """Function of an example of any source to the arrays of a batch.
+
+        Raises:
+          UserError: the source has a class that the model does not know.
+        """
+        what = f"data.source={source.name}"
+        return Encoder((self.preprocess, host_part(self.task, source.class_names, what)))
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on all devices."""

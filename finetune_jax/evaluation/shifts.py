@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.sources import Options, Source, open_source
+from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.files import read_json
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks import require_classification
+from finetune_jax.tasks.relabel import class_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +118,13 @@ def shifted_scores(
         try:
             options = Options(data_dir=evaluator.config.data.data_dir)
             source = open_source(shift.source, options)
-            numbers = _class_numbers(source, evaluator.task.class_names)
-            examples = source.read(shift.split)
+            numbers = class_numbers(
+                source.class_names, evaluator.task.class_names, repr(source.name)
+            )
+            encode, examples = evaluator.encoder_of(source), source.read(shift.split)
         except UserError as error:
             found[name] = {"not_run": f"needs {shift.needs}: {error}"}
             continue
-
-        def encode(example: dict[str, Any], numbers: np.ndarray = numbers) -> Any:
-            return evaluator.encode({**example, "label": int(numbers[example["label"]])})
 
         seen = evaluator.observe_examples(examples, encode)
         own = np.unique(numbers)
@@ -145,18 +145,6 @@ def shifted_scores(
             }
         found[name] = scores
     return found
-
-
-def _class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
-    """Returns the model's number i64[classes] of each class of a source."""
-    missing = [name for name in source.class_names if name not in names]
-    if missing or not source.class_names:
-        raise UserError(
-            f"{source.name!r} has classes that the model does not know: {', '.join(missing[:5])}"
-            if missing
-            else f"{source.name!r} has no classes"
-        )
-    return np.array([list(names).index(name) for name in source.class_names])
 
 
 @dataclasses.dataclass(frozen=True)

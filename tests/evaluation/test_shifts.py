@@ -16,7 +16,6 @@ from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.shifts import (
     SHIFTS,
     RobustnessLine,
-    _class_numbers,
     fit_robustness_line,
     parse_shifts,
     read_robustness_lines,
@@ -24,6 +23,7 @@ from finetune_jax.evaluation.shifts import (
 )
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks import Classification
+from finetune_jax.tasks.relabel import class_numbers, host_part
 
 
 def test_names_sources_and_all():
@@ -59,10 +59,11 @@ def test_effective_robustness_is_beyond_the_line_among_the_classes_of_the_set(
         encoded.extend(encode(example)["label"] for example in examples)
         return {"logits": logits, "label": labels}
 
+    task = Classification(("ant", "bee", "cat"))
     evaluator = SimpleNamespace(
-        task=Classification(("ant", "bee", "cat")),
+        task=task,
         config=SimpleNamespace(data=SimpleNamespace(data_dir="")),
-        encode=lambda example: example,
+        encoder_of=lambda source: host_part(task, source.class_names, "x").host,
         observe_examples=observe_examples,
     )
     examples = [{"label": n} for n in (0, 0, 0, 1, 1)]
@@ -84,9 +85,9 @@ def test_effective_robustness_is_beyond_the_line_among_the_classes_of_the_set(
 
 def test_classes_are_matched_by_name():
     source = Source("made", ("cat", "ant"), {}, None)
-    assert _class_numbers(source, ("ant", "bee", "cat")).tolist() == [2, 0]
+    assert class_numbers(source.class_names, ("ant", "bee", "cat"), "x") == (2, 0)
     with pytest.raises(UserError, match="does not know: cat"):
-        _class_numbers(source, ("ant", "bee"))
+        class_numbers(source.class_names, ("ant", "bee"), "x")
 
 
 def test_a_line_is_fitted_in_logit_space():

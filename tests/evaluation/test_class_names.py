@@ -1,0 +1,74 @@
+"""A run is scored on data whose class folders were added, removed or renamed."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.cli import load_config
+from finetune_jax.errors import UserError
+from finetune_jax.evaluation.evaluator import open_run
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
+
+COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_config):
+    """(run folder, folder of photographs) of a run that tells three colours apart."""
+    folder = tmp_path_factory.mktemp("colours")
+    for split in ("train", "validation", "test"):
+        for name, colour in COLOURS.items():
+            place = folder / "photos" / split / name
+            place.mkdir(parents=True)
+            for i in range(4):
+                noise = np.random.default_rng(i).integers(-20, 20, (16, 16, 3))
+                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    config = load_config(str(small_config))
+    config.scheme = "full"
+    config.data.source = f"folder:{folder / 'photos'}"
+    config.data.train, config.data.validation, config.data.test = "train", "validation", "test"
+    config.train.batch_size, config.train.steps = 12, 30
+    config.checkpoint.every_steps = 30
+    config.eval.batch_size = 4
+    config.batch_norm = "track"
+    result = train(open_setup(config), folder / "run")
+    assert result["test"]["accuracy"] == 1
+    return folder / "run", folder / "photos"
+
+
+@pytest.fixture
+def photos(trained):
+    """The photographs, which are put back afterwards."""
+    _, folder = trained
+    copy = shutil.copytree(folder, folder.parent / "copy")
+    yield folder
+    shutil.rmtree(folder)
+    copy.rename(folder)
+
+
+def accuracy(trained):
+    evaluator = open_run(trained[0])
+    return evaluator.scores(evaluator.observe("test"))["accuracy"]
+
+
+def test_a_missing_class_does_not_shift_the_others(trained, photos):
+    for split in photos.iterdir():
+        shutil.rmtree(split / "ant")
+    assert accuracy(trained) == 1
+
+
+def test_a_class_that_the_model_does_not_know_is_refused(trained, photos):
+    for split in photos.iterdir():
+        (split / "ant").rename(split / "zebra")
+    with pytest.raises(
+        UserError, match="does not know: zebra\n  data:  bee, cat, zebra\n  model: ant"
+    ):
+        accuracy(trained)
+    for split in photos.iterdir():
+        shutil.copytree(split / "zebra", split / "aardvark")
+    with pytest.raises(UserError, match="does not know: aardvark, zebra"):
+        accuracy(trained)

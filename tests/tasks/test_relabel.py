@@ -1,0 +1,81 @@
+"""Classes are matched by name, whatever their order, in every form a target may have."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_jax.errors import UserError
+from finetune_jax.tasks import Classification, MultiLabel, Ordinal, Segmentation
+from finetune_jax.tasks.relabel import Relabelled, class_numbers, host_part
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+_NAMES = st.lists(
+    st.text(min_size=1), unique_by=lambda x: unicodedata.normalize("NFC", x), min_size=1
+)
+
+
+@given(_NAMES, st.data())
+def test_a_number_leads_to_the_same_name(known, data):
+    found = data.draw(st.permutations(known))[: data.draw(st.integers(1, len(known)))]
+    numbers = class_numbers(found, known, "x")
+    assert [known[number] for number in numbers] == list(found)
+
+
+def test_an_unknown_class_is_refused_with_both_lists():
+    with pytest.raises(UserError) as error:
+        class_numbers(("zebra", "ant"), NAMES, "data.source=folder:x")
+    assert str(error.value) == (
+        "data.source=folder:x has classes that the model does not know: zebra\n"
+        "  data:  zebra, ant\n  model: ant, bee, cat, dog"
+    )
+    many = [f"class {i}" for i in range(1000)]
+    with pytest.raises(UserError, match=r"… \(1000\)"):
+        class_numbers(many, NAMES, "x")
+    with pytest.raises(UserError, match=r"\\x1b"):
+        class_numbers(("\x1b[2J",), NAMES, "x")
+
+
+def test_two_unicode_forms_are_one_name():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert composed != decomposed
+    assert class_numbers((decomposed,), ("ant", composed), "x") == (1,)
+
+
+@pytest.mark.parametrize("label", [0, np.int64(0), np.uint8(0), "dog"])
+def test_labels_of_one_class(label):
+    part = host_part(Classification(NAMES), ("dog", "ant"), "x")
+    assert part.host({"label": label})["label"] == 3
+    part = host_part(Ordinal(NAMES), ("dog", "ant"), "x")
+    assert part.host({"label": label})["label"] == 3
+
+
+def test_labels_of_several_classes():
+    part = host_part(MultiLabel(NAMES), ("dog", "ant"), "x")
+    for label in ([0, 1], np.array([0, 1]), ["dog", "ant"]):
+        assert part.host({"label": label})["label"].tolist() == [1, 0, 0, 1]
+
+
+def test_masks_keep_the_pixels_without_a_class():
+    part = Relabelled(Segmentation(NAMES, size=2), (3, 0))
+    mask = np.array([[0, 1], [255, 1]], np.uint8)
+    assert part._renumber(mask).tolist() == [[3, 0], [255, 0]]
+    assert part._renumber(mask).dtype == np.uint8
+
+
+def test_a_number_that_is_no_class_is_still_refused():
+    part = host_part(Classification(NAMES), ("dog", "ant"), "x")
+    for label in (-1, 300, 1.5):
+        with pytest.raises(UserError, match="expected a class number"):
+            part.host({"label": label})
+
+
+def test_the_same_order_and_targets_without_classes_change_nothing():
+    task = Classification(NAMES)
+    assert host_part(task, NAMES, "x") is task
+    assert host_part(task, ("ant", "bee"), "x") is task
+    assert host_part(task, (), "x") is task

@@ -84,6 +84,9 @@ def default() -> ml_collections.ConfigDict:
     c.data.label_kind = ""
     c.data.label_sep = "|"
     c.data.label_until = ""
+    # Names of the classes in the order of their numbers, which is the order of an ordinal task;
+    # empty: sorted, as numbers if all names are numbers.
+    c.data.class_order = ()
     c.data.split_seed = 0  # seed of 80/10/10 splits and of their order; not the seed of the run
     c.data.csv = ml_collections.ConfigDict()
     c.data.csv.sep = ""  # one character, or tab | comma | space; empty: tab for .tsv, else comma

@@ -16,6 +16,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import canonical, check_targets, make_input_pipeline
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.classes import number_of
 from finetune_jax.data.preprocess import (
     ImagePairPreprocess,
     ImagePreprocess,
@@ -37,6 +38,7 @@ from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task, require_classification
+from finetune_jax.tasks.relabel import host_part
 from finetune_jax.tasks.teacher import Teacher
 
 
@@ -69,7 +71,8 @@ class Setup:
     @property
     def encode(self) -> Encoder:
         """Turns an example of the data source into arrays of a batch: inputs and targets."""
-        return Encoder((self.preprocess, self.task))
+        what = f"data.source={self.source.name}"
+        return Encoder((self.preprocess, host_part(self.task, self.source.class_names, what)))
 
     @property
     def scheme(self) -> str:
@@ -120,7 +123,9 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     source = primary_first(lambda: open_configured(config.data))
     preprocess = _preprocess(config, source)
     _check_columns(source, preprocess)
+    _check_order(config, source)
     task = tasks.create(config.task, source, preprocess)
+    host_part(task, source.class_names, f"data.source={source.name}")  # refuses names for numbers
     _check_task(config, task, preprocess)
     task, model = _model(config, task, preprocess)
     abstract = initial_variables(model, preprocess.size, stages=())
@@ -207,6 +212,18 @@ def _check_columns(source: Source, preprocess: Preprocess) -> None:
                 f"data.source: the model reads {column!r}, and examples of {source.name!r} have no "
                 f"such column.{nearest(column, source.columns)}"
             )
+
+
+def _check_order(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Raises UserError for an ordinal task whose order of classes is only that of the alphabet."""
+    names = source.class_names
+    if config.task.name != "ordinal" or config.data.class_order:
+        return
+    if any(number_of(name) is None for name in names):
+        raise UserError(
+            f"task.name: an ordinal task needs the order of its classes, and their names are no "
+            f"numbers; set data.class_order=({', '.join(map(repr, names[:8]))}) in the right order"
+        )
 
 
 def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from finetune_jax.data.classes import number_of, sorted_names
 from finetune_jax.data.sources import Options
 from finetune_jax.errors import UserError
 
@@ -43,7 +43,7 @@ def encode_labels(
     for row, value in enumerate(values):
         if str(value).strip() == "" and kind != "classes":
             raise UserError(f"{where}: the label of example {row} is empty")
-    numbers = [_number(v) for v in values]
+    numbers = [number_of(v) for v in values]
     if not kind:
         known = sum(n is not None for n in numbers)
         if known not in (0, len(values)):
@@ -64,23 +64,8 @@ def encode_labels(
     texts = [str(v).strip() for v in values]
     if kind == "classes":
         parts = [[p.strip() for p in t.split(options.label_sep) if p.strip()] for t in texts]
-        names = _sorted({p for row in parts for p in row})
+        names = sorted_names({p for row in parts for p in row})
         return names, [[names.index(p) for p in row] for row in parts]
-    names = _sorted(set(texts))
+    names = sorted_names(set(texts))
     index = {name: i for i, name in enumerate(names)}
     return names, [index[t] for t in texts]
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _sorted(names: set[str]) -> tuple[str, ...]:
-    # Numbers are sorted by value, because as a text "10" comes before "2".
-    if all(_number(n) is not None for n in names):
-        return tuple(sorted(names, key=lambda n: (float(n), n)))
-    return tuple(sorted(names))

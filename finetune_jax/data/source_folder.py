@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_jax.data.classes import sorted_names
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import SUFFIXES
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
@@ -55,7 +56,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
         line = f"{name}: {len(ignored)} files are not images by name: {some}"
         print(shown(line), flush=True)
     first = files.get("train", next(iter(files.values())))
-    names = tuple(sorted(label for label, paths in first.items() if paths))
+    names = sorted_names(label for label, paths in first.items() if paths)
     for split, classes in files.items():
         extra = sorted(label for label, paths in classes.items() if paths and label not in names)
         if extra:

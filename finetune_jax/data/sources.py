@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from finetune_jax.data.classes import RenumberedExamples, class_numbers
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import MAX_PIXELS
 from finetune_jax.data.skip import without_bad
@@ -183,5 +184,26 @@ def options_of(data: ConfigDict) -> Options:
 
 
 def open_configured(data: ConfigDict) -> Source:
-    """Opens the source of ``config.data``; raises the errors of `open_source`."""
-    return open_source(data.source, options_of(data))
+    """Opens the source of ``config.data`` with its classes in the order of ``data.class_order``.
+
+    Raises:
+      UserError: as `open_source`, or the order does not have the classes of the source.
+    """
+    source = open_source(data.source, options_of(data))
+    return _in_order(source, tuple(data.class_order)) if data.class_order else source
+
+
+def _in_order(source: Source, order: tuple[str, ...]) -> Source:
+    what = "data.class_order"
+    if sorted(order) != sorted(source.class_names):
+        raise UserError(
+            f"{what}: expected each class once, {', '.join(source.class_names[:20])}; found "
+            f"{', '.join(order[:20])}"
+        )
+    numbers = class_numbers(source.class_names, order, what)
+    return dataclasses.replace(
+        source,
+        class_names=order,
+        reader=lambda split: RenumberedExamples(source.reader(split), numbers),
+        origin=f"{source.origin} classes {order}",
+    )

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.data.classes import class_numbers
 from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.files import read_json
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks import require_classification
-from finetune_jax.tasks.relabel import class_numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Task:
       random_inputs: whether `inputs` is random in evaluation too. The PRNG key is then the same in
         every evaluation, and no activation of the task is cached.
       needs_augment: whether the task needs ``data.augment``.
+      numeric: whether the target is a number, which the name of a class may be.
     """
 
     name: ClassVar[str]
@@ -42,6 +43,7 @@ class Task:
     views: ClassVar[int] = 1
     random_inputs: ClassVar[bool] = False
     needs_augment: ClassVar[bool] = False
+    numeric: ClassVar[bool] = False
 
     class_names: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False)
 

@@ -69,6 +69,7 @@ class Regression(Task):
     std: float = 1.0
 
     name = "regression"
+    numeric = True
     metric = "rmse"
     better = "min"
 

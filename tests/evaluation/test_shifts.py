@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from finetune_jax.data.classes import class_numbers
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation import shifts
@@ -23,7 +24,7 @@ from finetune_jax.evaluation.shifts import (
 )
 from finetune_jax.metrics.intervals import wilson
 from finetune_jax.tasks import Classification
-from finetune_jax.tasks.relabel import class_numbers, host_part
+from finetune_jax.tasks.relabel import host_part
 
 
 def test_names_sources_and_all():

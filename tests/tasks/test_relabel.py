@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_jax.data.classes import class_numbers, renumbered
 from finetune_jax.errors import UserError
-from finetune_jax.tasks import Classification, MultiLabel, Ordinal, Segmentation
-from finetune_jax.tasks.relabel import Relabelled, class_numbers, host_part
+from finetune_jax.tasks import Classification, MultiLabel, Ordinal, Regression
+from finetune_jax.tasks.relabel import host_part
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -61,10 +62,17 @@ def test_labels_of_several_classes():
 
 
 def test_masks_keep_the_pixels_without_a_class():
-    part = Relabelled(Segmentation(NAMES, size=2), (3, 0))
     mask = np.array([[0, 1], [255, 1]], np.uint8)
-    assert part._renumber(mask).tolist() == [[3, 0], [255, 0]]
-    assert part._renumber(mask).dtype == np.uint8
+    found = renumbered({"mask": mask}, (3, 0))["mask"]
+    assert found.tolist() == [[3, 0], [255, 0]] and found.dtype == np.uint8
+
+
+def test_numbers_are_read_from_the_names_of_classes():
+    part = host_part(Regression(), ("1", "2.5", "10"), "x")
+    assert [float(part.host({"label": i})["label"]) for i in range(3)] == [1, 2.5, 10]
+    assert host_part(Regression(), ("0", "1", "2"), "x") == Regression()
+    with pytest.raises(UserError, match="regression needs numbers.*such as 'pos'"):
+        host_part(Regression(), ("1", "pos"), "data.source=csv:x")
 
 
 def test_a_number_that_is_no_class_is_still_refused():

@@ -1,0 +1,106 @@
+"""Names of classes and their numbers: sorted, matched by name, or in an order that a user gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_jax.data.examples import Examples
+from finetune_jax.errors import UserError
+from finetune_jax.tables import shorten
+
+_SHOWN = 8
+
+
+def number_of(name: Any) -> float | None:
+    """Returns the finite number that a text is; None for any other text."""
+    try:
+        number = float(name)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names of classes in the order of their numbers, or as texts if one is no number."""
+    unique = set(names)
+    # As a text "10" comes before "2".
+    if all(number_of(name) is not None for name in unique):
+        return tuple(sorted(unique, key=lambda name: (float(name), name)))
+    return tuple(sorted(unique))
+
+
+def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> tuple[int, ...]:
+    """Returns the number in `known` of each class in `found`.
+
+    Names are equal if they are the same text, in whatever Unicode form.
+
+    Args:
+      found: names of the classes of some data, in the order of their numbers.
+      known: names of the classes that a model answers, in the order of its outputs.
+      what: name of the data, for the message.
+
+    Raises:
+      UserError: `found` is empty or has a class that is not in `known`; the message lists both.
+    """
+    places = {unicodedata.normalize("NFC", name): number for number, name in enumerate(known)}
+    wanted = [unicodedata.normalize("NFC", name) for name in found]
+    unknown = [name for name in wanted if name not in places]
+    if unknown or not found:
+        listed = f"classes that the model does not know: {_listed(unknown)}"
+        raise UserError(
+            f"{what} has {listed if unknown else 'no classes'}\n  data:  {_listed(found)}\n  "
+            f"model: {_listed(known)}"
+        )
+    return tuple(places[name] for name in wanted)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(shorten(name, 40) for name in names[:_SHOWN])
+    return shown + f", … ({len(names)})" * (len(names) > _SHOWN) if names else "none"
+
+
+def renumbered(example: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """Returns an example whose ``label`` and ``mask`` have other class numbers.
+
+    Args:
+      example: values by column. Class numbers may be of any shape; names, and values that are no
+        class, such as the pixels of a mask without a class, stay as they are.
+      numbers: new number of each class.
+    """
+    changed = {k: _renumber(example[k], numbers) for k in ("label", "mask") if k in example}
+    return {**example, **changed}
+
+
+def _renumber(value: Any, numbers: Sequence[int]) -> Any:
+    if isinstance(value, str | bytes):
+        return value
+    if isinstance(value, list | tuple):
+        return [_renumber(item, numbers) for item in value]
+    values = np.asarray(value)
+    if values.dtype.kind not in "iu":
+        return value
+    table = np.arange(max(256, len(numbers)))
+    table[: len(numbers)] = numbers
+    inside = (values >= 0) & (values < len(table))
+    found = np.where(inside, table[np.where(inside, values, 0)], values)
+    return found.astype(values.dtype) if values.ndim else int(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class RenumberedExamples:
+    """Examples of a split with other class numbers; see `renumbered`."""
+
+    examples: Examples
+    numbers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return renumbered(self.examples[index], self.numbers)

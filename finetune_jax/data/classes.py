@@ -73,8 +73,10 @@ def renumbered(example: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any
         class, such as the pixels of a mask without a class, stay as they are.
       numbers: new number of each class.
     """
-    changed = {k: _renumber(example[k], numbers) for k in ("label", "mask") if k in example}
-    return {**example, **changed}
+    changed = dict(example)
+    for key in {"label", "mask"} & example.keys():
+        changed[key] = _renumber(example[key], numbers)
+    return changed
 
 
 def _renumber(value: Any, numbers: Sequence[int]) -> Any:

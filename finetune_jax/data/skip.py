@@ -11,6 +11,7 @@ import numpy as np
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import BadImage
 from finetune_jax.errors import UserError
+from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
 _SHOWN = 100  # number of bad images that are printed
@@ -75,5 +76,5 @@ def without_bad(examples: Examples, where: str) -> Examples:
     lines += [f"  {line}" for line in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  … and {len(bad) - _SHOWN} more")
-    print("\n".join(map(shown, lines)), flush=True)
+    say("\n".join(map(shown, lines)))
     return Subset(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)

@@ -9,6 +9,7 @@ that its slices, such as ``train[:90%]``, are random samples.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
+from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
 # Names of folders, and the split that each name stands for.
@@ -45,17 +47,25 @@ def open_(name: str, rest: str, options: Options) -> Source:
     listed = _by_split(root) or {"": root}
     ignored: list[str] = []
     files = {split: _by_class(folder, ignored) for split, folder in listed.items()}
-    for split, classes in files.items():
-        if not any(classes.values()):
-            raise UserError(
-                f"data.source: {listed[split]} holds no images; expected one folder per class with "
-                f"{', '.join(sorted(SUFFIXES))}"
-            )
+    unusable = {
+        split: f"data.source: {listed[split]} holds no images; expected one folder per class with "
+        f"{', '.join(sorted(SUFFIXES))}"
+        for split, classes in files.items()
+        if not any(classes.values())
+    }
+    # A run may do without another split.
+    if "train" in unusable or len(unusable) == len(files):
+        raise UserError(next(iter(unusable.values())))
+    for message in unusable.values():
+        say(f"{shown(message)}; this split is left out")
+    files = {split: classes for split, classes in files.items() if split not in unusable}
     if ignored:
         some = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
-        line = f"{name}: {len(ignored)} files are not images by name: {some}"
-        print(shown(line), flush=True)
-    first = files.get("train", next(iter(files.values())))
+        what = f"{len(ignored)} files are not images by name, or are in no folder of a class"
+        say(shown(f"{name}: {what}: {some}"))
+    training = "train" if "train" in files else next(iter(files))
+    first = files[training]
+    _require_images(root, listed[training], first, ignored)
     names = sorted_names(label for label, paths in first.items() if paths)
     for split, classes in files.items():
         extra = sorted(label for label, paths in classes.items() if paths and label not in names)
@@ -138,20 +148,50 @@ def _by_split(root: Path) -> dict[str, Path]:
     return found
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Files under a folder, also under links to folders; hidden files and folders are left out."""
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link to a folder above, or a second link to one folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(where, file) for file in files if not file.startswith("."))
+
+
+def _require_images(
+    root: Path, folder: Path, classes: dict[str, list[Path]], ignored: Sequence[str]
+) -> None:
+    """Raises UserError for a class of the training split without images, or a level too much."""
+    empty = sorted(label for label, paths in classes.items() if not paths)
+    if empty:
+        place = folder / empty[0]
+        others = sorted({Path(p).suffix.lower() for p in ignored if Path(p).is_relative_to(place)})
+        what = f"files of other kinds ({', '.join(others[:5])})" if others else "no files"
+        raise UserError(
+            f"data.source: the class folder {place} holds {what}, and no image that can be read "
+            f"here ({', '.join(sorted(SUFFIXES))}); convert its files, or remove the folder"
+        )
+    if len(classes) == 1 and (inner := _folders(folder / next(iter(classes)))):
+        raise UserError(
+            f"data.source: {folder} holds a single folder, {next(iter(classes))!r}, which holds "
+            f"folders: {', '.join(f.name for f in inner[:8])}; did you mean "
+            f"folder:{root / next(iter(classes))}?"
+        )
+
+
 def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:
     """Sorted image files by class; other files that are not hidden are added to `ignored`."""
     classes: dict[str, list[Path]] = {}
     for label in _folders(folder):
         found = classes.setdefault(label.name, [])
-        for where, _, files in os.walk(label):
-            for file in files:
-                if file.startswith("."):
-                    continue
-                path = Path(where) / file
-                if path.suffix.lower() in SUFFIXES:
-                    found.append(path)
-                else:
-                    ignored.append(str(path))
+        for path in _files(label):
+            if path.suffix.lower() in SUFFIXES:
+                found.append(path)
+            else:
+                ignored.append(str(path))
         found.sort()
     stray = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     ignored.extend(map(str, sorted(stray)))

@@ -109,6 +109,44 @@ def test_a_folder_that_makes_no_sense_is_refused(tmp_path, counts, message):
         open_source(f"folder:{tmp_path}")
 
 
+def test_links_to_folders_are_followed_and_hidden_folders_are_not_read(tmp_path):
+    fill(tmp_path / "far", {"more": 3})
+    fill(tmp_path / "photos", {"a": 2, "b": 2, "a/.ipynb_checkpoints": 5})
+    (tmp_path / "photos" / "a" / "linked").symlink_to(tmp_path / "far" / "more")
+    (tmp_path / "photos" / "a" / "circle").symlink_to(tmp_path / "photos" / "a")
+    source = open_source(f"folder:{tmp_path / 'photos'}")
+    assert sum(source.splits.values()) == 2 + 3 + 2
+
+
+def test_a_class_whose_files_cannot_be_read_does_not_vanish(tmp_path):
+    fill(tmp_path, {"train/a": 2, "test/a": 1})
+    (tmp_path / "train" / "b").mkdir()
+    with pytest.raises(UserError, match="class folder .*train/b holds no files"):
+        open_source(f"folder:{tmp_path}")
+    (tmp_path / "train" / "b" / "photo.heic").write_text("x")
+    with pytest.raises(UserError, match=r"holds files of other kinds \(\.heic\), and no image"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_one_level_too_high_is_said(tmp_path):
+    fill(tmp_path / "photos", {"photos/train/a": 2, "photos/train/b": 2})
+    with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}/photos/photos"):
+        open_source(f"folder:{tmp_path / 'photos'}")
+    fill(tmp_path / "one", {"a": 2})
+    assert open_source(f"folder:{tmp_path / 'one'}").class_names == ("a",)
+
+
+def test_a_flat_test_folder_is_said_and_left_out(tmp_path, capsys):
+    fill(tmp_path, {"train/a": 2, "train/b": 2, "test": 3})
+    source = open_source(f"folder:{tmp_path}")
+    assert len(source.read("train")) == 4 and "test" not in source.splits
+    told = capsys.readouterr().err
+    assert "test holds no images; expected one folder per class" in told
+    assert "this split is left out" in told and "3 files" in told
+    with pytest.raises(UserError, match="unknown split 'test'"):
+        source.read("test[:50%]")
+
+
 def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         open_source(f"folder:{tmp_path / 'none'}")
@@ -119,7 +157,7 @@ def test_files_that_are_no_images_by_name_are_said(tmp_path, capsys):
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden").write_text("x")
     open_source(f"folder:{tmp_path}")
-    assert "1 files are not images by name" in capsys.readouterr().out
+    assert "1 files are not images by name" in capsys.readouterr().err
 
 
 def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):
@@ -132,7 +170,9 @@ def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):
     capsys.readouterr()
     source = open_source(f"folder:{tmp_path}", Options(on_bad_image="skip"))
     examples = source.read("train")
-    out = capsys.readouterr().out
+    told = capsys.readouterr()
+    assert told.out == ""  # a command may print one JSON object there
+    out = told.err
     assert "2 of 7 images left out" in out
     assert "text.jpg: not an image" in out and "empty.png: the file is empty" in out
     assert len(examples) == 5 and len(examples.left_out) == 2

@@ -33,7 +33,12 @@ from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
 from finetune_jax.pretrained import load
-from finetune_jax.pretrained.class_names import read_class_names, shared_rows
+from finetune_jax.pretrained.class_names import (
+    artifact_class_names,
+    read_class_names,
+    require_same_classes,
+    shared_rows,
+)
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
@@ -302,6 +307,9 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     init["params"]["head"] = own_head or _start_head(
         init["params"]["head"], settings.head_init, setup
     )
+    if not (settings.new_head or settings.head_init or own_head):
+        known = artifact_class_names(resolve(settings.path))
+        require_same_classes(settings.path, known, setup.task.class_names)
     variables, manifest = load(
         settings.path,
         entry_of(setup.config.model.name).family,

@@ -52,15 +52,16 @@ def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> tupl
     wanted = [unicodedata.normalize("NFC", name) for name in found]
     unknown = [name for name in wanted if name not in places]
     if unknown or not found:
-        listed = f"classes that the model does not know: {_listed(unknown)}"
+        what_is_wrong = f"classes that the model does not know: {listed(unknown)}"
         raise UserError(
-            f"{what} has {listed if unknown else 'no classes'}\n  data:  {_listed(found)}\n  "
-            f"model: {_listed(known)}"
+            f"{what} has {what_is_wrong if unknown else 'no classes'}\n  data:  {listed(found)}\n  "
+            f"model: {listed(known)}"
         )
     return tuple(places[name] for name in wanted)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names of classes, and the number of all if there are more, for a message."""
     shown = ", ".join(shorten(name, 40) for name in names[:_SHOWN])
     return shown + f", … ({len(names)})" * (len(names) > _SHOWN) if names else "none"
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_jax.data.classes import listed
 from finetune_jax.errors import UserError
+from finetune_jax.files import read_json
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
@@ -35,6 +37,36 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         found = f"{repeated[0]!r} twice" if repeated else "an empty name" if names else "none"
         raise UserError(f"{path}: expected one name per class, found {found}")
     return tuple(names)
+
+
+def artifact_class_names(path: Path) -> tuple[str, ...]:
+    """Class names of the artifact in a folder, or of the run in it; empty where there are none."""
+    for place in (path, path / "artifact"):
+        if (place / "artifact.json").is_file():
+            task = read_json(place / "artifact.json").get("task")
+            names = task.get("class_names") if isinstance(task, dict) else None
+            return tuple(map(str, names)) if isinstance(names, list) else ()
+    return ()
+
+
+def require_same_classes(source: str, known: Sequence[str], ours: Sequence[str]) -> None:
+    """Checks that the head of a weight file answers the classes of the data, in the same order.
+
+    Args:
+      source: ``pretrained.path``, for the message.
+      known: class names of the head; empty where the file does not tell.
+      ours: class names of the data; empty for a task without classes.
+
+    Raises:
+      UserError: the names differ; the message lists both.
+    """
+    if known and ours and tuple(known) != tuple(ours):
+        raise UserError(
+            f"pretrained.path={source}: its head answers other classes, or the same in another "
+            f"order\n  data: {listed(ours)}\n  head: {listed(known)}\nset "
+            f"pretrained.new_head=True for a new head, or data.class_order for the order of the "
+            f"head"
+        )
 
 
 def _from_json(path: Path, text: str) -> list[str]:

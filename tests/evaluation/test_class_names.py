@@ -9,7 +9,7 @@ from PIL import Image
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import open_run
-from finetune_jax.setup import open_setup
+from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.loop import train
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
@@ -72,3 +72,24 @@ def test_a_class_that_the_model_does_not_know_is_refused(trained, photos):
         shutil.copytree(split / "zebra", split / "aardvark")
     with pytest.raises(UserError, match="does not know: aardvark, zebra"):
         accuracy(trained)
+
+
+def test_a_head_that_is_kept_must_answer_the_classes_of_the_data(trained, photos, small_config):
+    run, _ = trained
+
+    def setup_of(**changes):
+        config = load_config(str(small_config))
+        config.data.source = f"folder:{photos}"
+        config.data.train, config.data.validation, config.data.test = "train", "", ""
+        config.pretrained.path, config.pretrained.new_head = str(run), False
+        config.update_from_flattened_dict(changes)
+        return open_setup(config)
+
+    load_variables(setup_of())
+    for name in ("train", "validation", "test"):
+        (photos / name / "ant").rename(photos / name / "zebra")
+    with pytest.raises(UserError, match="data: bee, cat, zebra\n  head: ant, bee, cat"):
+        load_variables(setup_of())
+    load_variables(setup_of(**{"pretrained.new_head": True}))
+    with pytest.raises(UserError, match="or the same in another order"):
+        load_variables(setup_of(**{"data.class_order": ("zebra", "bee", "cat")}))

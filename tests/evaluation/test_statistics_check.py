@@ -6,12 +6,15 @@ import pytest
 from PIL import Image
 
 from finetune_jax import tree
+from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
 from finetune_jax.evaluation.statistics_check import check_statistics, verdict
 from finetune_jax.models import build, initialise
 from finetune_jax.pretrained import __main__ as command
 from finetune_jax.pretrained import save_native
+from finetune_jax.setup import open_setup
+from finetune_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,11 @@ def flags_of(folder, model):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return flagsaver.flagsaver(check_statistics=str(folder), model=model)
+
+
+def test_a_run_says_what_it_finds(small_config, tmp_path, capsys):
+    config = load_config(str(small_config))
+    config.pretrained.check_statistics, config.train.steps = True, 1
+    train(open_setup(config), tmp_path / "run")
+    # The weights are random, so their statistics are those of no image.
+    assert "WARNING: from the stage stem on" in capsys.readouterr().err

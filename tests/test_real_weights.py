@@ -274,4 +274,4 @@ def test_a_linear_probe_of_the_gluon_mobilenet_v2_tells_ants_from_bees():
     print(f"hymenoptera val, n = {len(labels['val'])}: logistic regression {accuracy:.2f} %")
     assert len(labels["val"]) == 153
     # The bound detects a wrong norm or activation; it is no published figure.
-    assert accuracy > 85
+    assert accuracy > 91  # 93.46 %, and 89.54 % with the strides of the paper

@@ -32,6 +32,7 @@ TRACEBACK = "traceback"
 HANG = "hang"
 OUTCOMES = (IDENTICAL, REFUSED, WRONG, TRACEBACK, HANG)
 
+_EVERY = 5
 _TRACEBACKS = "FAULTS_TRACEBACKS"
 """Variable of the environment with which `outcome_of` prints a traceback."""
 
@@ -119,6 +120,8 @@ def run_campaign(name: str, trial: Trial, trials: int, seed: int) -> dict[str, A
         if outcome in (WRONG, TRACEBACK, HANG):
             bad.append({"trial": number, "outcome": outcome, "what": what})
             print(f"{name}, trial {number}: {outcome}: {what}", flush=True)
+        if (number + 1) % _EVERY == 0:  # what a campaign that is cut off has found
+            print(f"{name}, {number + 1} of {trials} trials: {dict(counts)}", flush=True)
     return {
         "campaign": name,
         "seed": seed,

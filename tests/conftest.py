@@ -137,7 +137,6 @@ def short_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> P
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A SLURM of one node, which its commands find; skips with the reason where there is none."""
-    pytest.importorskip("submitit", reason="not run: needs requirements-launch.txt")
     script, folder = Path(__file__).parent / "slurm.sh", tmp_path / "slurm"
     process = subprocess.run(
         ["bash", script, "start", folder],

@@ -1,5 +1,6 @@
 """SLURM and Ray run every unit to its end, and the launchers name the units that failed."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,6 +20,11 @@ from finetune_jax.ablation.launch import slurm as slurm_launcher
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, write_json
+
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None,
+    reason="not run: needs submitit, see requirements-launch.txt",
+)
 
 
 def make_units(small_config, folder, long=()):
@@ -140,6 +146,7 @@ def worker_process(job):
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_slurm_array_with_requeued_units_finishes_exactly(small_config, tmp_path, slurm, expected):
     units = make_units(small_config, tmp_path / "found", long=(2, 5))
     done = {}
@@ -169,6 +176,7 @@ def test_slurm_array_with_requeued_units_finishes_exactly(small_config, tmp_path
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_slurm_says_which_units_failed_and_spares_the_others(
     small_config, tmp_path, slurm, monkeypatch
 ):
@@ -194,6 +202,7 @@ def test_slurm_says_which_units_failed_and_spares_the_others(
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_slurm_jobs_that_a_killed_launcher_left_end_before_new_ones_start(
     small_config, tmp_path, slurm, monkeypatch
 ):

@@ -48,8 +48,10 @@ def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> tupl
     Raises:
       UserError: `found` is empty or has a class that is not in `known`; the message lists both.
     """
-    places = {unicodedata.normalize("NFC", name): number for number, name in enumerate(known)}
-    wanted = [unicodedata.normalize("NFC", name) for name in found]
+    exact = {name: number for number, name in enumerate(known)}
+    # A name as it is written goes first: two forms of one name may be two classes of the model.
+    places = {unicodedata.normalize("NFC", name): n for name, n in exact.items()} | exact
+    wanted = [n if n in exact else unicodedata.normalize("NFC", n) for n in found]
     unknown = [name for name in wanted if name not in places]
     if unknown or not found:
         what_is_wrong = f"classes that the model does not know: {listed(unknown)}"

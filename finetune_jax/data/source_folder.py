@@ -175,11 +175,14 @@ def _require_images(
             f"here ({', '.join(sorted(SUFFIXES))}); convert its files, or remove the folder"
         )
     if len(classes) == 1 and (inner := _folders(folder / next(iter(classes)))):
-        raise UserError(
+        remark = (
             f"data.source: {folder} holds a single folder, {next(iter(classes))!r}, which holds "
             f"folders: {', '.join(f.name for f in inner[:8])}; did you mean "
             f"folder:{root / next(iter(classes))}?"
         )
+        if any(f.name.lower() in _SPLITS for f in inner):
+            raise UserError(remark)
+        say(shown(remark))  # images without classes, for pre-training, may be kept like this
 
 
 def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:

@@ -45,7 +45,10 @@ class GroupRecord:
             return None
         try:
             content = require_seal(read_json(path), str(path))
-            return cls(**schema.options_of(cls, content, str(path)))
+            record = cls(**schema.options_of(cls, content, str(path)))
+            if workdir.name not in record.members:
+                raise UserError(f"{path}: the record of another arm")
+            return record
         except UserError as error:
             say(f"{error}; the last bits of the arms may differ from those of an uninterrupted run")
             return None

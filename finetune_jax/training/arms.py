@@ -112,7 +112,7 @@ class _Group:
       caches: caches that the arms share.
       done: see `run_arms`.
       accept_changed_data: see `run_arms`.
-      record: how the group is trained; written when a program has been chosen.
+      record: how the group is trained, which is kept in the folder of every arm.
       arms: arms by number, as generators of `loop.steps`.
       folders: run folders by number.
       requests: the step that each unfinished arm waits for, by number of the arm.

@@ -128,10 +128,13 @@ def test_a_class_whose_files_cannot_be_read_does_not_vanish(tmp_path):
         open_source(f"folder:{tmp_path}")
 
 
-def test_one_level_too_high_is_said(tmp_path):
+def test_one_level_too_high_is_said(tmp_path, capsys):
     fill(tmp_path / "photos", {"photos/train/a": 2, "photos/train/b": 2})
     with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}/photos/photos"):
         open_source(f"folder:{tmp_path / 'photos'}")
+    fill(tmp_path / "many", {"all/2020": 2, "all/2021": 2})
+    assert open_source(f"folder:{tmp_path / 'many'}").class_names == ("all",)
+    assert f"did you mean folder:{tmp_path}/many/all" in capsys.readouterr().err
     fill(tmp_path / "one", {"a": 2})
     assert open_source(f"folder:{tmp_path / 'one'}").class_names == ("a",)
 

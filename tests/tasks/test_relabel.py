@@ -45,6 +45,8 @@ def test_two_unicode_forms_are_one_name():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     assert composed != decomposed
     assert class_numbers((decomposed,), ("ant", composed), "x") == (1,)
+    # Two classes of a model are never merged.
+    assert class_numbers((decomposed, composed), (decomposed, composed), "x") == (0, 1)
 
 
 @pytest.mark.parametrize("label", [0, np.int64(0), np.uint8(0), "dog"])

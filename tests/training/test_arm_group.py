@@ -1,5 +1,7 @@
 """An interrupted group of arms continues with the programs and at the steps that it had."""
 
+import shutil
+
 import pytest
 from small_runs import config_of
 
@@ -112,8 +114,12 @@ def test_arms_go_back_to_the_newest_step_that_all_hold(tmp_path, held, left):
 
 
 def test_a_damaged_record_is_said_and_made_anew(tmp_path, capsys):
-    GroupRecord(2, ["0", "1"], {"phase 0": True}).write([tmp_path])
-    assert GroupRecord.read(tmp_path) == GroupRecord(2, ["0", "1"], {"phase 0": True})
+    record = GroupRecord(2, [tmp_path.name, "1"], {"phase 0": True})
+    record.write([tmp_path])
+    assert GroupRecord.read(tmp_path) == record
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    assert GroupRecord.read(copy) is None
+    assert "the record of another arm" in capsys.readouterr().err
     path = tmp_path / arm_group.FILE
     path.write_text(path.read_text().replace("true", "false"))
     assert GroupRecord.read(tmp_path) is None

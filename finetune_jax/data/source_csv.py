@@ -59,7 +59,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     splits: list[str] = []
     folders: list[Path] = []
     for split, path in files:
-        table = _read(path, options)
+        table = read_table(path, options)
         if columns and table.keys() != columns.keys():
             raise UserError(
                 f"{path}: columns {', '.join(table)}, but {files[0][1]} has {', '.join(columns)}"
@@ -158,7 +158,7 @@ def _files(text: str) -> list[tuple[str, Path]]:
     return found
 
 
-def _read(path: Path, options: Options) -> dict[str, list[str]]:
+def read_table(path: Path, options: Options) -> dict[str, list[str]]:
     """The columns of a file by name; an error in a row names the line."""
     separator = _SEPARATORS.get(options.sep, options.sep)
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")

@@ -148,7 +148,7 @@ def _by_split(root: Path) -> dict[str, Path]:
     return found
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Files under a folder, also under links to folders; hidden files and folders are left out."""
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
@@ -190,7 +190,7 @@ def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     for label in _folders(folder):
         found = classes.setdefault(label.name, [])
-        for path in _files(label):
+        for path in files_below(label):
             if path.suffix.lower() in SUFFIXES:
                 found.append(path)
             else:

@@ -171,7 +171,7 @@ class FolderLock:
             if error.errno not in _NO_LINKS:
                 raise
             # The file is empty for a moment; a process that sees it so takes it for alive.
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             os.write(file, self._content)
             os.close(file)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -60,6 +60,22 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers of one test, which depend on ``--seed`` and on the name of the test."""
     name = int.from_bytes(request.node.nodeid.encode())
     return np.random.default_rng([request.config.getoption("--seed"), name])
+
+
+@pytest.fixture(scope="session")
+def off_umask() -> Callable[[Path], list[str]]:
+    """Returns a function that lists the files and folders below a path with another mode."""
+    bits = os.umask(0)
+    os.umask(bits)
+
+    def check(path: Path) -> list[str]:
+        return [
+            f"{found}: {found.stat().st_mode:o}"
+            for found in (path, *path.rglob("*"))
+            if found.stat().st_mode & 0o777 != (0o777 if found.is_dir() else 0o666) & ~bits
+        ]
+
+    return check
 
 
 @pytest.fixture(scope="module", autouse=True)

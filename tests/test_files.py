@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_jax.errors import UserError
 from finetune_jax.files import parse_json, plain, read_json, require_seal, seal, write_json
+from finetune_jax.pretrained import save_native
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -76,3 +79,25 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_numbers_that_json_lacks_are_written_as_null(tmp_path):
     write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.5]})
     assert read_json(tmp_path / "x.json") == {"a": None, "b": [None, 1.5]}
+
+
+@pytest.fixture
+def umask():
+    """Returns a function that sets the process's umask, which the end of the test restores."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("bits", [0o002, 0o027, 0o077])
+def test_weight_files_follow_the_umask(tmp_path, umask, bits):
+    umask(bits)
+    for _ in range(2):  # a new file, and one that replaces another
+        save_native(tmp_path / "w.safetensors", {"params": {"x": np.ones(2, np.float32)}}, {})
+        (path,) = tmp_path.iterdir()
+        assert path.stat().st_mode & 0o777 == 0o666 & ~bits
+
+
+def test_every_file_of_a_run_follows_the_umask(short_run, off_umask):
+    assert len(list(short_run.rglob("*"))) > 10
+    assert off_umask(short_run) == []

@@ -15,8 +15,8 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -104,7 +104,9 @@ class ActivationFolder:
 
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            half = Path(tempfile.mkdtemp(prefix=_HALF, dir=self.path.parent))
+            # Not tempfile.mkdtemp, which keeps out the other users of a shared folder.
+            half = self.path.with_name(f"{_HALF}{uuid.uuid4().hex}")
+            half.mkdir()
         try:
             with _writing(self.path):
                 writer = array_record_module.ArrayRecordWriter(

@@ -81,10 +81,11 @@ def test_a_path_is_a_path(tmp_path, monkeypatch):
     assert resolve("odd:name.th") == Path("odd:name.th")
 
 
-def test_a_pinned_address_is_fetched_once_and_verified_each_time(server, cache):
+def test_a_pinned_address_is_fetched_once_and_verified_each_time(server, cache, off_umask):
     source = pinned(server)
     path = resolve(source)
     assert path.is_relative_to(cache) and path.name == "a.npz"
+    assert off_umask(cache) == []
     with open_weights(path) as weights:
         np.testing.assert_array_equal(weights.read("w"), ONE["w"])
     assert resolve(source) == path

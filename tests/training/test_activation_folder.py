@@ -29,8 +29,9 @@ def folder(tmp_path):
     return folder
 
 
-def test_what_is_written_is_read(folder):
+def test_what_is_written_is_read(folder, off_umask):
     assert folder.damage() == ""
+    assert off_umask(folder.path) == []
     order = np.array([3, 19, 0])
     np.testing.assert_array_equal(folder.reader()(order), VALUES[order, 0])
     np.testing.assert_array_equal(folder.targets()["label"], TARGETS["label"])

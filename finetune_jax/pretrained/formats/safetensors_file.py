@@ -100,7 +100,10 @@ def write_safetensors(
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        unfinished.touch()  # with the mode that the umask gives; the library would give 0600
+        mode = unfinished.stat().st_mode
         save_file(ordered, unfinished, metadata=dict(metadata))
+        unfinished.chmod(mode)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)

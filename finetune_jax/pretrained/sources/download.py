@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -63,10 +63,9 @@ def download(address: str) -> Path:
         if path.is_file() and file_digest(path) == wanted:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A unique name, because processes on several machines may share the folder.
-        handle, unfinished_name = tempfile.mkstemp(".unfinished", f".{name}.", path.parent)
-        os.close(handle)
-        unfinished = Path(unfinished_name)
+        # A unique name, because processes on several machines may share the folder. The module
+        # tempfile would make the file readable for its owner alone, and the folder can be shared.
+        unfinished = path.with_name(f".{name}.{uuid.uuid4().hex}.unfinished")
         try:
             found = _fetch(url, unfinished)
             if found != wanted:

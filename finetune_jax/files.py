@@ -22,9 +22,14 @@ def write_json(path: Path, content: Any) -> None:
 
     NaN and infinity, which JSON cannot express, become null.
     """
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8 atomically; newlines are written as they are."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from finetune_jax import schema as checks
 from finetune_jax import tasks, tree
 from finetune_jax.artifact import schema, weights
 from finetune_jax.artifact.providers import check_providers, providers_of
 from finetune_jax.data import preprocess as preprocesses
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.images import BadImage
 from finetune_jax.data.preprocess import Preprocess, require_vocabulary
+from finetune_jax.data.skip import listed
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain, seal, write_json
 from finetune_jax.models import StagedModel, build
 from finetune_jax.pretrained import save_native
 from finetune_jax.pretrained.values import require_good_values
-from finetune_jax.progress import each
+from finetune_jax.progress import each, say
 from finetune_jax.tasks import Task
 
 Item = str | Path | np.ndarray | dict[str, Any]
@@ -106,7 +111,9 @@ class Artifact:
         """
         return np.asarray(self._forward(self._on_device, batch))
 
-    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(
+        self, items: Sequence[Item], batch_size: int = 32, *, on_bad_image: str = "error"
+    ) -> list[dict[str, Any]]:
         """Predicts in batches of one shape; the last batch is padded.
 
         Args:
@@ -117,6 +124,8 @@ class Artifact:
             `preprocess` reads.
           batch_size: inputs per call of the compiled model. Fewer items are padded to the next
             power of two only.
+          on_bad_image: ``error``, or ``skip``: images that cannot be decoded are counted, printed
+            and left out of the result.
 
         Returns:
           A dict per item: what the task reads from the outputs, such as ``label`` and
@@ -124,38 +133,76 @@ class Artifact:
           ``image`` or ``text``.
 
         Raises:
-          UserError: an image that cannot be decoded, pixels of another shape or range, or outputs
+          UserError: images that cannot be decoded, pixels of another shape or range, or outputs
             that are not finite.
+        """
+        return [
+            {self.preprocess.kind: str(item), **reading}
+            if isinstance(item := items[number], str | Path)
+            else reading
+            for number, reading in self.readings(items, batch_size, on_bad_image=on_bad_image)
+        ]
+
+    def readings(
+        self, items: Sequence[Item], batch_size: int = 32, *, on_bad_image: str = "error"
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields (number of the item, what the task reads from its outputs), in their order.
+
+        Takes the arguments of `predict` and raises its errors, but where an item is bad it raises
+        only after all items were read, so that the message has them all. A caller therefore uses
+        no reading before the last one has come.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: expected a positive number, found {batch_size}")
+        checks.text(choices=("error", "skip"))(on_bad_image, "on_bad_image")
         size = min(batch_size, 1 << (len(items) - 1).bit_length()) if items else batch_size
-        starts = range(0, len(items), size)
         bad: list[str] = []
-        results: list[dict[str, Any]] = []
-        for start in each(starts, "predicting") if len(starts) > 1 else starts:
-            part = items[start : start + size]
-            inputs = [self.preprocess.host(self._example(item)) for item in part]
+        infinite: list[str] = []
+        for numbers, found in self._batches(items, size):
+            bad += [str(x) for x in found if isinstance(x, BadImage)]
+            good = [(i, x) for i, x in zip(numbers, found, strict=True) if isinstance(x, dict)]
+            if not good or (bad and on_bad_image == "error"):
+                continue  # the other items are read for the message only
+            inputs = [x for _, x in good]
             inputs += [inputs[0]] * (size - len(inputs))
             batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
             outputs = self.outputs(batch)
             finite = np.isfinite(outputs).reshape(size, -1).all(1)
-            bad += [_name(x, start + i) for i, x in enumerate(part) if not finite[i]]
-            if bad:  # nothing is read from outputs that are not finite
-                continue
-            readings = self.task.read(outputs)
-            results += [
-                {self.preprocess.kind: str(item), **reading}
-                if isinstance(item, str | Path)
-                else reading
-                for item, reading in zip(part, readings, strict=False)  # without the padding
-            ]
-        if bad:
-            raise UserError(
-                f"the model's outputs are NaN or infinite for {len(bad)} of {len(items)} inputs, "
-                f"the first is {bad[0]}; nothing is predicted"
-            )
-        return results
+            infinite += [_name(items[i], i) for row, (i, _) in enumerate(good) if not finite[row]]
+            if not infinite:  # nothing is read from outputs that are not finite
+                readings = self.task.read(outputs)
+                yield from ((i, r) for (i, _), r in zip(good, readings, strict=False))
+        _require_good(len(items), bad, infinite, on_bad_image)
+
+    def _batches(
+        self, items: Sequence[Item], size: int
+    ) -> Iterator[tuple[range, list[dict[str, np.ndarray] | BadImage]]]:
+        """Yields the numbers of a batch's items and their inputs; threads decode the next batch."""
+        starts = range(0, len(items), size)
+        # A tokenizer has threads of its own.
+        pool = ThreadPoolExecutor(1 if self.preprocess.kind == "text" else os.cpu_count())
+
+        def submit(start: int) -> list[Future[Any]]:
+            numbers = range(start, min(start + size, len(items)))
+            return [pool.submit(self._input, items[i], i) for i in numbers]
+
+        try:
+            coming = submit(0)
+            for start in each(starts, "predicting") if len(starts) > 1 else starts:
+                ready, coming = coming, submit(start + size)
+                yield range(start, start + len(ready)), [future.result() for future in ready]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _input(self, item: Item, number: int) -> dict[str, np.ndarray] | BadImage:
+        """The preprocessed input of an item, or what is wrong with its image."""
+        try:
+            return self.preprocess.host(self._example(item))
+        except BadImage as error:
+            files = str(item).split("\t") if isinstance(item, str | Path) else []
+            known = any(str(error).startswith(f"{file}:") for file in files)
+            name = ", ".join(files) or _name(item, number)
+            return error if known else BadImage(f"{name}: {error}")
 
     def _example(self, item: Item) -> dict[str, Any]:
         """The example of an item, by column."""
@@ -177,6 +224,24 @@ def _parts(folder: Path, card: dict[str, Any]) -> tuple[Task, Preprocess, Staged
     model = build(**settings)
     require_vocabulary(preprocess, model)
     return task, preprocess, task.adapt(model)
+
+
+def _require_good(count: int, bad: list[str], infinite: list[str], on_bad_image: str) -> None:
+    """Raises UserError, or says what was left out, after all of `count` items were read."""
+    if bad and on_bad_image == "error":
+        if count == 1:
+            raise BadImage(bad[0])
+        title = f"{len(bad)} of {count} images cannot be read, and nothing is predicted"
+        raise UserError(listed(title, bad) + "\nwith on_bad_image=skip, these images are left out")
+    if infinite:
+        raise UserError(
+            f"the model's outputs are NaN or infinite for {len(infinite)} of {count} inputs, "
+            f"the first is {infinite[0]}; nothing is predicted"
+        )
+    if bad and len(bad) == count:
+        raise UserError(f"none of {count} images can be read; the first: {bad[0]}")
+    if bad:
+        say(listed(f"{len(bad)} of {count} images left out (on_bad_image=skip)", bad))
 
 
 def _name(item: Item, number: int) -> str:

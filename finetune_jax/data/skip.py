@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,9 +73,18 @@ def without_bad(examples: Examples, where: str) -> Examples:
         return examples
     if len(bad) == len(examples):
         raise UserError(f"{where}: none of {len(bad)} images can be read; the first: {bad[0]}")
-    lines = [f"{where}: {len(bad)} of {len(examples)} images left out (data.on_bad_image='skip')"]
-    lines += [f"  {line}" for line in bad[:_SHOWN]]
+    say(
+        listed(
+            f"{where}: {len(bad)} of {len(examples)} images left out (data.on_bad_image='skip')",
+            bad,
+        )
+    )
+    return Subset(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)
+
+
+def listed(title: str, bad: Sequence[str]) -> str:
+    """A title, and the first 100 lines about bad images below it, as they are printed."""
+    lines = [title, *(f"  {line}" for line in bad[:_SHOWN])]
     if len(bad) > _SHOWN:
         lines.append(f"  … and {len(bad) - _SHOWN} more")
-    say("\n".join(map(shown, lines)))
-    return Subset(examples, np.array([i for i, p in enumerate(problems) if not p]), bad)
+    return "\n".join(map(shown, lines))

@@ -1,18 +1,20 @@
 """An hour of small training in one process: memory, threads and open files must not grow.
 
-  python -m experiments.faults.soak [--minutes=60] [--write]
+  python -m experiments.faults.soak [--minutes=60] [--steps=200] [--write]
 
-Runs of different schemes are trained one after another, each into a fresh folder, with a checkpoint
-at every other step and an evaluation at every fourth, with TensorBoard, probes and the artifact.
-Every minute one line has the memory, the threads and the open files. ``rss_mib`` is the resident
-memory; ``own_mib`` is the memory that the process allocated, swapped pages included, and leaves out
-pages of files, which the system drops when others need memory. At the end the slope of both after
-the warm-up is fitted by least squares; the command ends with status 1 if that of ``own_mib`` is
-above 1 MiB per minute, or if there are more threads or files in the second half than in the first.
+One run trains for the whole time, with a checkpoint at every other step and an evaluation at every
+fourth, with TensorBoard and probes. With ``--steps``, runs of so many steps and of different
+schemes are trained one after another instead, each into a fresh folder and with its artifact. Every
+minute one line has the memory, the threads and the open files. ``rss_mib`` is the resident memory;
+``own_mib`` is the memory that the process allocated, swapped pages included, and leaves out pages
+of files, which the system drops when others need memory. At the end the slope of both after the
+warm-up is fitted by least squares; the command ends with status 1 if that of ``own_mib`` is above
+1 MiB per minute, or if there are more threads or files in the second half than in the first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -38,6 +40,8 @@ from finetune_jax.training.loop import train
 MOST_MIB_PER_MINUTE = 1.0
 _RESULTS = Path(__file__).parent.parent / "results" / "faults"
 
+_NO_END = 1_000_000  # steps, more than fit into the time
+_ONE = 2  # number of the run that trains for the whole time: ``full``
 _SCHEMES = ("linear_probe", "last_k(1)", "full", "lora(rank=2) + head", "lp_ft")
 
 
@@ -71,37 +75,46 @@ def measure() -> dict[str, float]:
     }
 
 
+class _TimeIsOver(Exception):
+    """Ends the one long run."""
+
+
 def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, Any]:
     """Trains for some minutes; returns the lines and what `verdict` finds in them.
 
-    One short run of each scheme comes first, because the first run of a scheme compiles programs.
+    Args:
+      minutes: length of the test.
+      warm_up: share of the time that is not fitted, in [0, 1).
+      every: seconds between two lines.
+      steps: steps of each run; 0 for one run that trains for the whole time.
     """
     runs = 0
     rows: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
+    began = time.monotonic()
 
     def sample(step: int, split: str, metrics: dict[str, Any]) -> None:
         """Adds a line if it is time, while a run trains."""
-        del step, split, metrics
+        del split, metrics
         passed = time.monotonic() - began
         if passed >= every * len(rows):
             gc.collect()
-            rows.append({"minute": passed / 60, "runs": runs, **measure()})
+            rows.append({"minute": passed / 60, "runs": runs, "step": step, **measure()})
             print("  ".join(f"{k} {v:.6g}" for k, v in rows[-1].items()), flush=True)
+        if not steps and passed >= 60 * minutes:
+            raise _TimeIsOver
 
     try:
-        for number in range(len(_SCHEMES)):
-            with muted():
-                train(open_setup(config_of(number, 8)), folder / f"first_{number}")
-        began = time.monotonic()
         while time.monotonic() - began < 60 * minutes:
-            with muted():
-                train(open_setup(config_of(runs, steps)), folder / str(runs), sample)
+            config = config_of(runs, steps) if steps else config_of(_ONE, _NO_END)
+            with muted(), contextlib.suppress(_TimeIsOver):
+                train(open_setup(config), folder / str(runs), sample)
             shutil.rmtree(folder / str(runs))
             runs += 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"minutes": minutes, "runs": runs, **verdict(rows, warm_up * minutes), "rows": rows}
+    report = {"minutes": minutes, "runs": runs, "steps": rows[-1]["step"]}
+    return {**report, **verdict(rows, warm_up * minutes), "rows": rows}
 
 
 def verdict(rows: Sequence[dict[str, Any]], warm_up: float) -> dict[str, Any]:
@@ -133,8 +146,8 @@ def main() -> None:
     minutes = flags.DEFINE_float("minutes", 60.0, "Length of the test.", lower_bound=0.1)
     warm_up = flags.DEFINE_float("warm_up", 0.25, "Share of the time that is not fitted.")
     every = flags.DEFINE_float("every", 60.0, "Seconds between two lines.", lower_bound=1.0)
-    steps = flags.DEFINE_integer("steps", 200, "Steps of each run.", lower_bound=2)
-    write = flags.DEFINE_bool("write", False, "Writes experiments/results/faults/soak.json.")
+    steps = flags.DEFINE_integer("steps", 0, "Steps of each run; 0: one run.", lower_bound=0)
+    write = flags.DEFINE_bool("write", False, "Writes to experiments/results/faults/.")
 
     def command(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -143,7 +156,7 @@ def main() -> None:
         print({name: value for name, value in report.items() if name != "rows"})
         if write.value:
             _RESULTS.mkdir(parents=True, exist_ok=True)
-            write_json(_RESULTS / "soak.json", report)
+            write_json(_RESULTS / ("soak_runs.json" if steps.value else "soak.json"), report)
         sys.exit(0 if report["good"] else 1)
 
     cli.run(command)

@@ -14,7 +14,7 @@ from experiments.reproduction import Measured, NotRun, RunTable, record
 from finetune_jax import config as config_lib
 from finetune_jax.ablation.provenance import provenance
 from finetune_jax.cli import load_config
-from finetune_jax.data.sources import open_configured
+from finetune_jax.data.class_map import open_configured
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.identity import versions

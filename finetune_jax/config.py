@@ -87,6 +87,10 @@ def default() -> ml_collections.ConfigDict:
     # Names of the classes in the order of their numbers, which is the order of an ordinal task;
     # empty: sorted, as numbers if all names are numbers.
     c.data.class_order = ()
+    # Text file with a line for each class, in order: its name in the data; or a new name and, after
+    # it and separated by tabs, the names in the data that become this class. Examples of classes
+    # without a line are left out. Empty: all classes of the data.
+    c.data.classes = ""
     c.data.split_seed = 0  # seed of 80/10/10 splits and of their order; not the seed of the run
     c.data.csv = ml_collections.ConfigDict()
     c.data.csv.sep = ""  # one character, or tab | comma | space; empty: tab for .tsv, else comma

@@ -10,7 +10,7 @@ _NO_EFFECT = ("data.data_dir", "data.workers", "prefix_cache.dir")
 """Keys that change no result: folders of downloads and of a cache, and how many processes read."""
 
 _PATHS = (
-    *("data.source", "data.tokenizer", "pretrained.path", "pretrained.class_names"),
+    *("data.source", "data.tokenizer", "data.classes", "pretrained.path", "pretrained.class_names"),
     *("pretrained.name_map", "task.loss", "task.name"),
 )
 """Keys whose value is, or contains, a path."""

@@ -16,6 +16,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import tasks
 from finetune_jax.data.augment import canonical, check_targets, make_input_pipeline
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.class_map import open_configured
 from finetune_jax.data.classes import number_of
 from finetune_jax.data.preprocess import (
     ImagePairPreprocess,
@@ -23,7 +24,7 @@ from finetune_jax.data.preprocess import (
     Preprocess,
     require_vocabulary,
 )
-from finetune_jax.data.sources import Source, open_configured
+from finetune_jax.data.sources import Source
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
@@ -134,6 +135,7 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     _check_task(config, task, preprocess)
     task, model = _model(config, task, preprocess)
     abstract = initial_variables(model, preprocess.size, stages=())
+    _check_copied_head(config, task)
     phases = _phases(config, model, abstract)
     setup = Setup(config, source, task, preprocess, model, abstract, phases, mesh)
     if len(phases) > 1 and config.data.train:
@@ -219,15 +221,26 @@ def _check_columns(source: Source, preprocess: Preprocess) -> None:
             )
 
 
+def _check_copied_head(config: ml_collections.ConfigDict, task: Task) -> None:
+    """Raises UserError for a copy of the outputs of classes where outputs are not classes."""
+    if config.pretrained.head_init == "copy" and len(task.class_names) != task.head_size:
+        raise UserError(
+            f"pretrained.head_init: 'copy' copies one output for each class that is in "
+            f"pretrained.class_names, and the outputs of the task {task.name!r} are not classes; "
+            f"expected '', 'zero' or 'lecun'"
+        )
+
+
 def _check_order(config: ml_collections.ConfigDict, source: Source) -> None:
     """Raises UserError for an ordinal task whose order of classes is only that of the alphabet."""
     names = source.class_names
-    if config.task.name != "ordinal" or config.data.class_order:
+    if config.task.name != "ordinal" or config.data.class_order or config.data.classes:
         return
     if any(number_of(name) is None for name in names):
         raise UserError(
-            f"task.name: an ordinal task needs the order of its classes, and their names are no "
-            f"numbers; set data.class_order=({', '.join(map(repr, names[:8]))}) in the right order"
+            f"task.name: an ordinal task needs the order of its classes, and their names are "
+            f"no numbers; set data.class_order=({', '.join(map(repr, names[:8]))}) in the right "
+            f"order, or data.classes to a file with one name per line in the right order"
         )
 
 

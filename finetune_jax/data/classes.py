@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.examples import Examples
+from finetune_jax.data.examples import Examples, labels_of
 from finetune_jax.errors import UserError
 from finetune_jax.tables import shorten
 
@@ -24,6 +24,14 @@ def number_of(name: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def class_name(text: str) -> str:
+    """The name of a class without spaces around it, and in the Unicode form NFC.
+
+    File systems and editors write "é" in two forms, as one character or as two.
+    """
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -50,8 +58,8 @@ def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> tupl
     """
     exact = {name: number for number, name in enumerate(known)}
     # A name as it is written goes first: two forms of one name may be two classes of the model.
-    places = {unicodedata.normalize("NFC", name): n for name, n in exact.items()} | exact
-    wanted = [n if n in exact else unicodedata.normalize("NFC", n) for n in found]
+    places = {class_name(name): n for name, n in exact.items()} | exact
+    wanted = [n if n in exact else class_name(n) for n in found]
     unknown = [name for name in wanted if name not in places]
     if unknown or not found:
         what_is_wrong = f"classes that the model does not know: {listed(unknown)}"
@@ -109,3 +117,7 @@ class RenumberedExamples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return renumbered(self.examples[index], self.numbers)
+
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        return [_renumber(label, self.numbers) for label in labels_of(self.examples)]

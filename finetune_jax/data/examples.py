@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,21 @@ class Examples(Protocol):
         """The values of an example by column, such as ``image`` uint8[height, width, 3]."""
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """Examples whose labels can be read without their images."""
+
+    def labels(self) -> Sequence[Any]:
+        """The value ``label`` of every example."""
+
+
+def labels_of(examples: Examples) -> Sequence[Any]:
+    """The value ``label`` of every example; images are decoded only if `Labelled` is missing."""
+    if isinstance(examples, Labelled):
+        return examples.labels()
+    return [examples[i]["label"] for i in range(len(examples))]
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
     """Examples in memory, not encoded: arrays [n, …] by column of the source."""
@@ -29,6 +44,10 @@ class ArrayExamples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[index] for name, values in self.arrays.items()}
+
+    def labels(self) -> Sequence[Any]:
+        """See `Labelled`."""
+        return self.arrays["label"].tolist()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from finetune_jax.data.classes import number_of, sorted_names
+from finetune_jax.data.classes import class_name, number_of, sorted_names
 from finetune_jax.data.sources import Options
 from finetune_jax.errors import UserError
 
@@ -61,7 +61,7 @@ def encode_labels(
                     f"{where}: expected a number as the label of example {row}, found {value!r}"
                 )
         return (), numbers
-    texts = [str(v).strip() for v in values]
+    texts = [class_name(str(v)) for v in values]
     if kind == "classes":
         parts = [[p.strip() for p in t.split(options.label_sep) if p.strip()] for t in texts]
         names = sorted_names({p for row in parts for p in row})
@@ -69,3 +69,11 @@ def encode_labels(
     names = sorted_names(set(texts))
     index = {name: i for i, name in enumerate(names)}
     return names, [index[t] for t in texts]
+
+
+def present(labels: Iterable[Any]) -> frozenset[int]:
+    """The numbers of the classes of some examples; a label is a number or a list of numbers."""
+    found: set[int] = set()
+    for label in labels:
+        found.update(label if isinstance(label, list) else [label])
+    return frozenset(found)

@@ -9,7 +9,7 @@ import heapq
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,10 @@ class TableExamples:
         for name, files in self.images.items():
             example[name] = decode(files[index], max_pixels=self.max_pixels)
         return example
+
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        return self.columns["label"]
 
 
 def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str]:

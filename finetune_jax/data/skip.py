@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.examples import Examples
+from finetune_jax.data.examples import Examples, labels_of
 from finetune_jax.data.images import BadImage
 from finetune_jax.errors import UserError
 from finetune_jax.progress import say
@@ -39,6 +39,11 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[int(self.indices[index])]
+
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        labels = labels_of(self.examples)
+        return [labels[i] for i in self.indices]
 
 
 def bad_images(examples: Examples) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.labels import encode_labels
+from finetune_jax.data.labels import encode_labels, present
 from finetune_jax.data.listing import (
     FileList,
     TableExamples,
@@ -91,6 +91,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
             values[key.replace("image", "path")] = images[key]
     parts = _parts(splits, columns, values.get("label"), options, where)
     sizes = {split: len(rows) for split, rows in parts.items()}
+    encoded = values.get("label", ())
 
     def read(split: str) -> Examples:
         ranges = resolve_split(split, sizes)
@@ -121,6 +122,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         options.on_bad_image,
         len(images) == 2,
         contents,
+        {split: present(encoded[i] for i in rows) for split, rows in parts.items() if names},
+        splits[0] == "" and "split" not in columns,
     )
 
 

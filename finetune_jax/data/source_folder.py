@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.data.classes import sorted_names
+from finetune_jax.data.classes import class_name, sorted_names
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import SUFFIXES
+from finetune_jax.data.labels import present
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
@@ -38,8 +39,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     """Opens a folder: lists the files and reads none.
 
     Raises:
-      UserError: no such folder, a split without images, or a class that the training split does
-        not have.
+      UserError: no such folder, or a split or a class of the training split without images.
     """
     root = Path(rest).expanduser()
     if not root.is_dir():
@@ -66,14 +66,9 @@ def open_(name: str, rest: str, options: Options) -> Source:
     training = "train" if "train" in files else next(iter(files))
     first = files[training]
     _require_images(root, listed[training], first, ignored)
-    names = sorted_names(label for label, paths in first.items() if paths)
-    for split, classes in files.items():
-        extra = sorted(label for label, paths in classes.items() if paths and label not in names)
-        if extra:
-            raise UserError(
-                f"data.source: {listed[split]} has classes that the training split does not have: "
-                f"{', '.join(extra)}; classes of training: {', '.join(names[:12])}"
-            )
+    names = sorted_names(
+        label for classes in files.values() for label, paths in classes.items() if paths
+    )
     index = {label: i for i, label in enumerate(names)}
     tables = {
         split: [(str(path), index[label]) for label in names for path in classes.get(label, ())]
@@ -117,6 +112,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         ("image", "label", "path"),
         options.on_bad_image,
         contents=contents,
+        present={split: present(label for _, label in rows) for split, rows in tables.items()},
+        drawn="" in files,
     )
 
 
@@ -189,7 +186,7 @@ def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:
     """Sorted image files by class; other files that are not hidden are added to `ignored`."""
     classes: dict[str, list[Path]] = {}
     for label in _folders(folder):
-        found = classes.setdefault(label.name, [])
+        found = classes.setdefault(class_name(label.name), [])
         for path in files_below(label):
             if path.suffix.lower() in SUFFIXES:
                 found.append(path)

@@ -9,14 +9,15 @@ by ``data.split_seed``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune_jax.data.examples import Examples
+from finetune_jax.data.examples import Examples, labels_of
 from finetune_jax.data.images import decode, stored_values
-from finetune_jax.data.labels import encode_labels
+from finetune_jax.data.labels import encode_labels, present
 from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Options, Source
@@ -33,7 +34,7 @@ class _Rows:
       split: name of the split, for messages.
       columns: by the dataset's name of a column, its name in an example.
       images: the dataset's names of the columns with images.
-      labels: labels of all rows in place of the dataset's; None to keep the dataset's labels.
+      encoded: labels of all rows in place of the dataset's; None to keep the dataset's labels.
       max_pixels: pixels of the largest image, ``data.max_pixels``.
     """
 
@@ -41,7 +42,7 @@ class _Rows:
     split: str
     columns: dict[str, str]
     images: frozenset[str]
-    labels: list[Any] | None
+    encoded: list[Any] | None
     max_pixels: int
 
     def __len__(self) -> int:
@@ -58,9 +59,16 @@ class _Rows:
                 read = stored_values if column == "mask" else decode
                 value = read(where if content is None else content, where, self.max_pixels)
             example[column] = value
-        if self.labels is not None:
-            example["label"] = self.labels[int(index)]
+        if self.encoded is not None:
+            example["label"] = self.encoded[int(index)]
         return example
+
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        if self.encoded is not None:
+            return self.encoded
+        name = next(name for name, column in self.columns.items() if column == "label")
+        return list(self.dataset[name])
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
@@ -126,6 +134,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         options.on_bad_image,
         "image2" in targets.values(),
         contents,
+        {split: present(labels_of(part)) for split, part in rows.items() if labels and names},
+        loaded.keys() == {"train"},
     )
 
 
@@ -141,6 +151,10 @@ class _Joined:
     def __getitem__(self, index: int) -> dict[str, Any]:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part][index - (int(self.ends[part - 1]) if part else 0)]
+
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        return [label for part in self.parts for label in labels_of(part)]
 
 
 def _load(datasets: Any, name: str, rest: str, options: Options) -> Any:

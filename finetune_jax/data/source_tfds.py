@@ -40,6 +40,11 @@ class _TfdsExamples:
         example = self.source[int(index)]
         return {column: convert(example[name]) for name, (column, convert) in self.features.items()}
 
+    def labels(self) -> Sequence[Any]:
+        """See `finetune_jax.data.examples.Labelled`."""
+        name, convert = next((n, c) for n, (col, c) in self.features.items() if col == "label")
+        return [convert(self.source[i][name]) for i in range(len(self))]
+
 
 def _decoded(
     feature: Any, max_pixels: int, convert: Callable[[Any], Any]

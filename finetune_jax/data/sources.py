@@ -16,12 +16,11 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from finetune_jax.data.classes import RenumberedExamples, class_numbers
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import MAX_PIXELS
 from finetune_jax.data.skip import without_bad
@@ -83,6 +82,9 @@ class Source:
         and the order of examples. It must not depend on the place of the data or on times. It is
         called at most once, before a run starts; None where the source knows no more than the
         other attributes.
+      present: numbers of the classes that have examples, by split; empty where the source does not
+        know them before it reads.
+      drawn: whether the splits are random parts of one table.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Source:
     on_bad_image: str = "error"
     pairs: bool = False
     contents: Callable[[], dict[str, Any]] | None = None
+    present: Mapping[str, frozenset[int]] = dataclasses.field(default_factory=dict)
+    drawn: bool = False
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -181,29 +185,3 @@ def options_of(data: ConfigDict) -> Options:
     given = {**data, **data.csv}
     names = [field.name for field in dataclasses.fields(Options)]
     return Options(**{name: given[name] for name in names} | {"header": tuple(data.csv.header)})
-
-
-def open_configured(data: ConfigDict) -> Source:
-    """Opens the source of ``config.data`` with its classes in the order of ``data.class_order``.
-
-    Raises:
-      UserError: as `open_source`, or the order does not have the classes of the source.
-    """
-    source = open_source(data.source, options_of(data))
-    return _in_order(source, tuple(data.class_order)) if data.class_order else source
-
-
-def _in_order(source: Source, order: tuple[str, ...]) -> Source:
-    what = "data.class_order"
-    if sorted(order) != sorted(source.class_names):
-        raise UserError(
-            f"{what}: expected each class once, {', '.join(source.class_names[:20])}; found "
-            f"{', '.join(order[:20])}"
-        )
-    numbers = class_numbers(source.class_names, order, what)
-    return dataclasses.replace(
-        source,
-        class_names=order,
-        reader=lambda split: RenumberedExamples(source.reader(split), numbers),
-        origin=f"{source.origin} classes {order}",
-    )

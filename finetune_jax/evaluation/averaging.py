@@ -20,8 +20,8 @@ from finetune_jax.artifact.averaging import average, comparable, differing, gree
 from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.data.batches import TrainBatches, cached
+from finetune_jax.data.class_map import open_configured
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.sources import open_configured
 from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate

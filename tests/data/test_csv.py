@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from finetune_jax.config import default
-from finetune_jax.data.sources import Options, open_configured, open_source
+from finetune_jax.data.class_map import open_configured
+from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError
 from finetune_jax.setup import open_setup
 

@@ -3,8 +3,8 @@
   python -m finetune_jax.evaluate --workdir=DIR [--split=test]
   python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
 
-Prints one JSON object: the task's scores, with the 95 % interval of its metric, and n_scored; null
-where a score is undefined. More flags measure more:
+Prints one JSON object: the task's scores, with the 95 % interval of its metric, n_scored, and the
+scores of each class under per_class; null where a score is undefined. More flags measure more:
 
   --temperature --selective   temperature scaling fitted on validation; risk against coverage
   --save_predictions=FILE.npz --against=RUN_OR_FILE       paired tests on the same examples
@@ -175,6 +175,8 @@ def _evaluate() -> None:
         evaluator = _open(workdir, _BASE.value)
     predictions = predict_split(evaluator, _SPLIT.value)
     found = {"split": _SPLIT.value, **evaluator.scores(predictions.observed)}
+    if each := evaluator.task.per_class(predictions.observed):
+        found["per_class"] = each
     found |= _extra_scores(evaluator, _SPLIT.value, predictions)
     if _SAVE.value:
         save_predictions(Path(_SAVE.value), predictions)

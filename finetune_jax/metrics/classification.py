@@ -30,7 +30,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 
 
 def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
-    """``precision``, ``recall`` and ``f1`` f64[classes], and ``count`` i64[classes] of the labels.
+    """``n`` i64[classes] of the labels, and ``precision``, ``recall`` and ``f1`` f64[classes].
 
     Precision is nan for a class that is never predicted, recall for a class that never occurs, and
     F1 for a class of both kinds.
@@ -41,10 +41,10 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
     hits, rows, columns = np.diag(table), table.sum(1), table.sum(0)
     with np.errstate(invalid="ignore"):
         return {
+            "n": rows,
             "precision": hits / columns,
             "recall": hits / rows,
             "f1": 2 * hits / (rows + columns),
-            "count": rows,
         }
 
 

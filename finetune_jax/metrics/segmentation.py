@@ -15,6 +15,17 @@ def mean_iou(table: np.ndarray) -> float:
     Args:
       table: result of `finetune_jax.metrics.classification.confusion` of all pixels.
     """
+    each = iou(table)
+    seen = ~np.isnan(each)
+    return float(np.mean(each[seen])) if seen.any() else math.nan
+
+
+def iou(table: np.ndarray) -> np.ndarray:
+    """Intersection over union f64[classes]; nan for a class that neither occurs nor is predicted.
+
+    Args:
+      table: as for `mean_iou`.
+    """
     union = table.sum(0) + table.sum(1) - np.diag(table)
-    seen = union > 0
-    return float(np.mean(np.diag(table)[seen] / union[seen])) if seen.any() else math.nan
+    with np.errstate(invalid="ignore"):
+        return np.diag(table) / union

@@ -126,12 +126,12 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
         svg = charts.scatter(observed["predicted"], observed["label"])
         return [("Predictions", html.figure(svg, "predictions against targets"))]
     else:
-        return []
+        return _each_class(task.per_class(observed))
     names = list(task.class_names)
     table = metrics.confusion(predicted, labels, len(names))
     each = metrics.per_class(table)
     rows = [
-        [name, int(each["count"][i]), *(float(each[k][i]) for k in ("recall", "precision", "f1"))]
+        [name, int(each["n"][i]), *(float(each[k][i]) for k in ("recall", "precision", "f1"))]
         for i, name in enumerate(names)
     ]
     per_class = html.table(
@@ -153,6 +153,16 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
     if pairs:
         body += f"<details><summary>Most frequent confusions</summary>{confused}</details>"
     return [("Classes", body)]
+
+
+def _each_class(found: dict[str, dict[str, float]]) -> list[Section]:
+    """The scores of each class of a task without a confusion matrix."""
+    if not found:
+        return []
+    names = list(next(iter(found.values())))
+    rows = [[name, *scores.values()] for name, scores in found.items()]
+    header = ["class", *(name.replace("_", " ") for name in names)]
+    return [("Classes", html.table(header, rows, numeric=range(1, len(header))))]
 
 
 def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]:

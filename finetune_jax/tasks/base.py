@@ -176,6 +176,17 @@ class Task:
         """`scores`, and metrics and bootstrap intervals that take longer to compute."""
         return self.scores(observed)
 
+    def per_class(self, observed: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """Scores of each class by its name; empty for a task without classes.
+
+        Returns:
+          By class: ``n``, the number of examples with this label (of segmentation, of pixels), and
+          scores of this class alone, such as ``precision``, ``recall`` and ``f1``; nan where a
+          score is undefined.
+        """
+        del observed
+        return {}
+
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray | None:
         """Whether each prediction is right, bool[n]; None if predictions are not right or wrong."""
         del observed
@@ -238,6 +249,16 @@ class ClassTask(Task):
     def head_size(self) -> int:
         """One row per class."""
         return len(self.class_names)
+
+
+def scores_by_class(
+    names: tuple[str, ...], scores: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """The result of `Task.per_class` from arrays [classes] by score; counts become integers."""
+    return {
+        name: {score: values[i].item() for score, values in scores.items()}
+        for i, name in enumerate(names)
+    }
 
 
 def one_class(labels: np.ndarray, names: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import wilson
-from finetune_jax.tasks.base import Batch, ClassTask, one_class
+from finetune_jax.tasks.base import Batch, ClassTask, one_class, scores_by_class
 from finetune_jax.tasks.loss import Objective, mixed, parse_loss
 from finetune_jax.tasks.objectives import SINGLE, class_balanced, distill_features
 
@@ -195,6 +195,12 @@ class Classification(ClassTask):
             "aurc": calibration.area_under_risk(logits, labels),
         }
         return found
+
+    def per_class(self, observed: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """``n``, ``precision``, ``recall`` and ``f1`` of each class."""
+        predicted = observed["logits"].argmax(-1)
+        table = metrics.confusion(predicted, observed["label"], self.head_size)
+        return scores_by_class(self.class_names, metrics.per_class(table))
 
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
         return observed["accuracy"] > 0.5

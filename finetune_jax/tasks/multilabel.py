@@ -112,6 +112,20 @@ class MultiLabel(ClassTask):
             "micro_f1": 2 * hits / max(int(predicted.sum() + true.sum()), 1),
         }
 
+    def per_class(self, observed: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """``n`` examples with each label; ``average_precision``, and at probability 1/2 the rest.
+
+        The rest is ``precision``, ``recall`` and ``f1``.
+        """
+        found = {}
+        for i, name in enumerate(self.class_names):
+            known = observed["label"][:, i] >= 0
+            logits, true = observed["logits"][known, i], observed["label"][known, i] > 0.5
+            each = metrics.per_class(metrics.confusion(logits > 0, true, 2))
+            one = {score: values[1].item() for score, values in each.items()}
+            found[name] = {**one, "average_precision": metrics.average_precision(logits, true)}
+        return found
+
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
         return observed["exact"] > 0.5
 

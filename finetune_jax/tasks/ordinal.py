@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
-from finetune_jax.metrics.classification import confusion
+from finetune_jax.metrics.classification import confusion, per_class
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.metrics.ordinal import weighted_kappa
-from finetune_jax.tasks.base import Batch, ClassTask, one_class
+from finetune_jax.tasks.base import Batch, ClassTask, one_class, scores_by_class
 from finetune_jax.tasks.classification import class_number, require_classes
 from finetune_jax.tasks.loss import mixed
 
@@ -112,6 +112,11 @@ class Ordinal(ClassTask):
             len(labels),
         )
         return {**self.scores(observed), "kappa_low": low, "kappa_high": high}
+
+    def per_class(self, observed: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """``n``, ``precision``, ``recall`` and ``f1`` of each class."""
+        table = confusion(observed["predicted"], observed["label"], len(self.class_names))
+        return scores_by_class(self.class_names, per_class(table))
 
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
         return observed["error"] == 0

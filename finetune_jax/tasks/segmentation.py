@@ -16,11 +16,12 @@ from finetune_jax.data.images import resize
 from finetune_jax.data.preprocess import ImagePreprocess, Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
+from finetune_jax.metrics.classification import per_class
 from finetune_jax.metrics.intervals import bootstrap
-from finetune_jax.metrics.segmentation import mean_iou
+from finetune_jax.metrics.segmentation import iou, mean_iou
 from finetune_jax.models import StagedModel
 from finetune_jax.models.dense import per_place
-from finetune_jax.tasks.base import Batch, ClassTask, one_class
+from finetune_jax.tasks.base import Batch, ClassTask, one_class, scores_by_class
 from finetune_jax.tasks.classification import require_classes
 
 VOID = 255
@@ -154,6 +155,15 @@ class Segmentation(ClassTask):
         table = observed["table"].astype(np.int64)
         low, high = bootstrap(lambda i: mean_iou(table[i].sum(0)), len(table))
         return {**self.scores(observed), "mean_iou_low": low, "mean_iou_high": high}
+
+    def per_class(self, observed: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """``n`` pixels, ``iou``, ``precision`` and ``recall`` of each class, over all images."""
+        table = observed["table"].sum(0, dtype=np.int64)
+        each = per_class(table)
+        found = {"n": each["n"], "iou": iou(table)}
+        return scores_by_class(
+            self.class_names, found | {name: each[name] for name in ("precision", "recall")}
+        )
 
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``shares``: the share of the image that each class covers, in falling order."""

@@ -60,11 +60,11 @@ def test_classification_agrees_with_scikit_learn(case):
         classification.macro_f1(table), sklearn.metrics.f1_score(labels, predicted, average="macro")
     )
     same(classification.matthews(table), sklearn.metrics.matthews_corrcoef(labels, predicted))
-    precision, recall, f1, count = sklearn.metrics.precision_recall_fscore_support(
+    precision, recall, f1, n = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(classes), zero_division=np.nan
     )
     own = classification.per_class(table)
-    for name, theirs in (("precision", precision), ("recall", recall), ("count", count)):
+    for name, theirs in (("precision", precision), ("recall", recall), ("n", n)):
         np.testing.assert_allclose(own[name], theirs, atol=1e-6)
     seen = table.sum(0) + table.sum(1) > 0
     np.testing.assert_allclose(own["f1"][seen], f1[seen], atol=1e-6)

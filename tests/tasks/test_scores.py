@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics as sk
 
+from finetune_jax.files import plain
 from finetune_jax.tasks import (
     Classification,
     MultiLabel,
@@ -170,3 +173,57 @@ def test_contrastive_scores_do_not_depend_on_the_batch_size():
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     assert task.scores(seen(N)) == pytest.approx(task.scores(seen(7)))
+
+
+def test_scores_of_each_class_are_those_of_scikit_learn():
+    names = ("猫", "قط", "\x1b[31m", "never seen")
+    labels = RANDOM.integers(0, 3, N).astype(np.int32)
+    logits = RANDOM.normal(size=(N, 4)).astype(np.float32)
+    logits[:, 3] = -9
+    task = Classification(names)
+    found = task.per_class(observed(task, logits, {"label": labels}))
+    outputs = -np.sort(RANDOM.normal(size=(N, 3)), axis=1).astype(np.float32)
+    ordinal = Ordinal(names)
+    ranked = ordinal.per_class(observed(ordinal, outputs, {"label": labels}))
+    for each, predicted in ((found, logits.argmax(1)), (ranked, (outputs > 0).sum(1))):
+        scores = sk.precision_recall_fscore_support(
+            labels, predicted, labels=range(4), zero_division=np.nan
+        )
+        assert list(each) == list(names)
+        for i, name in enumerate(names):
+            own = each[name]
+            assert own["n"] == (labels == i).sum() and isinstance(own["n"], int)
+            for score, values in zip(("precision", "recall", "f1"), scores[:3], strict=True):
+                if own["n"]:
+                    assert own[score] == pytest.approx(values[i], abs=1e-9, nan_ok=True)
+        assert np.isnan(each["never seen"]["recall"])
+    text = json.dumps(plain({"per_class": found}), allow_nan=False)
+    assert text.isprintable() and json.loads(text)["per_class"]["never seen"]["f1"] is None
+
+
+def test_scores_of_each_label_and_of_each_class_of_pixels():
+    task = MultiLabel(tuple("abc"))
+    logits = RANDOM.normal(size=(N, 3)).astype(np.float32)
+    hot = (RANDOM.random((N, 3)) < 0.4).astype(np.float32)
+    found = task.per_class(observed(task, logits, {"label": hot}))
+    scores = sk.precision_recall_fscore_support(hot, logits > 0, average=None)
+    for i, name in enumerate("abc"):
+        expected = dict(
+            zip(("precision", "recall", "f1", "n"), (s[i] for s in scores), strict=True)
+        )
+        expected["average_precision"] = sk.average_precision_score(hot[:, i], logits[:, i])
+        assert found[name] == pytest.approx(expected)
+    pixels = Segmentation(tuple("abcd"), size=8)
+    grid = RANDOM.normal(size=(5, 8, 8, 4)).astype(np.float32)
+    masks = RANDOM.integers(0, 3, (5, 8, 8)).astype(np.uint8)
+    masks[0, :3], grid[..., 3] = 255, -9
+    each = pixels.per_class(observed(pixels, grid, {"class_map": masks}))
+    predicted, counted = grid.argmax(-1), masks != 255
+    iou = sk.jaccard_score(masks[counted], predicted[counted], average=None)
+    recall = sk.recall_score(masks[counted], predicted[counted], average=None)
+    for i, name in enumerate("abc"):
+        assert each[name]["iou"] == pytest.approx(iou[i])
+        assert each[name]["recall"] == pytest.approx(recall[i])
+        assert each[name]["n"] == (masks == i).sum()
+    assert np.isnan(each["d"]["iou"]) and each["d"]["n"] == 0
+    assert Regression().per_class({}) == {}

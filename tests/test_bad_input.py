@@ -256,7 +256,7 @@ def test_the_quickstart_removes_only_what_it_made(tmp_path):
     [
         ("finetune_jax.train", "--help"),
         ("finetune_jax", "--help"),
-        pytest.param(("finetune_jax.models",), marks=pytest.mark.slow),
+        ("finetune_jax.models",),
         pytest.param(("experiments",), marks=pytest.mark.slow),
     ],
 )

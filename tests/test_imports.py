@@ -19,6 +19,7 @@ PACKAGE = ROOT / "finetune_jax"
 # Modules, beside the commands, that import modules of this package inside a function, by reason.
 INSIDE_FUNCTIONS = {
     "": "imports the API when one of its names is first used",
+    "models": "imports a module of the models when one of its names is first used",
     "data.sources": "imports one data source by its name",
     "ablation.launch": "imports one launcher by its name",
     "ablation.search": "imports one search by its name",

@@ -1,38 +1,43 @@
 """Lists the models: size, cost, input, published weights, licence.
 
-  python -m finetune_jax.models [NAME-REGEX] [--flops] [--json]
+  python -m finetune_jax.models [NAME-REGEX] [--json]
+  python -m finetune_jax.models [NAME-REGEX] --update
 
-FLOPs are those that XLA estimates for the forward pass of one example.
+FLOPs are those that XLA estimates for the forward pass of one example. The list is read from
+catalogue.json, which lies beside the registry. After a change of the registry, --update describes
+the matching models anew, or all of them, which takes minutes because each model is traced.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
-from finetune_jax.files import plain
+from finetune_jax.files import plain, read_json, write_json
+from finetune_jax.tables import count, table
 
-_FLOPS = flags.DEFINE_bool("flops", True, "Count the operations of a forward pass.")
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+"""The file of all descriptions, by the name of the model; see `describe`."""
+
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON array instead of the table.")
+_UPDATE = flags.DEFINE_bool("update", False, "Describe the models of the registry anew.")
 
 
-def describe(name: str, *, flops: bool) -> dict[str, Any]:
+def describe(name: str) -> dict[str, Any]:
     """Describes a model from the registry and from its abstract variables, without any weights.
 
     Args:
       name: name of the model, see `entry_of`.
-      flops: whether to count the operations of a forward pass.
 
     Returns:
-      ``name``, ``family``, ``parameters``, ``flops`` of a forward pass of one example (None without
-      `flops`), ``input`` (side in pixels, or tokens), ``mean``, ``std``, ``interpolation``,
-      ``crop``, ``channels``, ``classes``, ``labels``, ``weights``, ``licence``.
+      what `constants` returns, and ``parameters`` and ``flops`` of a forward pass of one example.
     """
     import jax
 
@@ -42,46 +47,75 @@ def describe(name: str, *, flops: bool) -> dict[str, Any]:
     entry = entry_of(name)
     model = build(name, max(entry.classes, 1))
     abstract = initial_variables(model, entry.image_size, stages=())
-    operations = None
-    if flops:
-        lowered = jax.jit(model.apply).lower(abstract, model.example(entry.image_size))
-        # The analysis reads the lowered program, because compiling all models would take an hour.
-        operations = int((lowered.cost_analysis() or {})["flops"])
+    lowered = jax.jit(model.apply).lower(abstract, model.example(entry.image_size))
+    # The analysis reads the lowered program, because compiling all models would take an hour.
+    operations = int((lowered.cost_analysis() or {})["flops"])
+    return {**constants(name), "parameters": tree.size(abstract["params"]), "flops": operations}
+
+
+def constants(name: str) -> dict[str, Any]:
+    """What the registry alone says about a model; nothing is traced.
+
+    Args:
+      name: name of the model, see `entry_of`.
+
+    Returns:
+      ``name``, ``family``, ``input`` (side in pixels, or tokens), ``mean``, ``std``,
+      ``interpolation``, ``crop``, ``channels``, ``classes``, ``labels``, ``weights``, ``licence``.
+    """
+    from finetune_jax.models import entry_of
+
+    entry = entry_of(name)
     inputs = entry.inputs
     return {
         "name": name,
         "family": entry.family,
-        "parameters": tree.size(abstract["params"]),
-        "flops": operations,
         "input": inputs.size,
-        "mean": inputs.mean,
-        "std": inputs.std,
+        "mean": list(inputs.mean),
+        "std": list(inputs.std),
         "interpolation": inputs.interpolation,
         "crop": inputs.crop,
         "channels": inputs.channels,
         "classes": entry.classes,
         "labels": entry.labels,
-        "weights": entry.weights,
+        "weights": list(entry.weights),
         "licence": entry.licence,
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
+def update(pattern: str) -> None:
+    """Describes the models whose names match anew, and writes the catalogue of all models."""
     from finetune_jax.models import MODELS
     from finetune_jax.progress import each
-    from finetune_jax.tables import count, table
 
-    pattern = argv[1] if len(argv) > 1 else ".*"
+    known = read_json(CATALOGUE) if CATALOGUE.exists() else {}
+    anew = {*_matching(pattern, MODELS)} | MODELS.keys() - known.keys()
+    known |= {name: describe(name) for name in each([m for m in MODELS if m in anew], "models")}
+    write_json(CATALOGUE, {name: known[name] for name in MODELS})
+    print(f"written: {CATALOGUE} ({len(MODELS)} models, {len(anew)} described anew)")
+
+
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a pattern matches or, if it matches none, that contain the pattern."""
+    names = [*names]
     try:
-        names = [name for name in MODELS if re.fullmatch(pattern, name)]
+        found = [name for name in names if re.fullmatch(pattern, name)]
     except re.error as error:
         raise UserError(f"{pattern!r}: not a regular expression: {error}") from None
-    if not names:
-        names = [name for name in MODELS if pattern in name]
-    if not names:
+    found = found or [name for name in names if pattern in name]
+    if not found:
         raise UserError(f"no model called {pattern!r}; without an argument all are listed")
-    found = [describe(name, flops=_FLOPS.value) for name in each(names, "models")]
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    pattern = argv[1] if len(argv) > 1 else ".*"
+    if _UPDATE.value:
+        update(pattern)
+        return
+    models = read_json(CATALOGUE)
+    found = [models[name] for name in _matching(pattern, models)]
     if _JSON.value:
         print(json.dumps(plain(found), indent=1, allow_nan=False))
         return
@@ -91,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
             ", ".join(m["weights"]) or "-",
             m["licence"] or "-",
             count(m["parameters"]),
-            count(m["flops"]) if m["flops"] else "-",
+            count(m["flops"]),
             str(m["input"]),
             str(m["classes"] or "-"),
         ]

@@ -17,8 +17,8 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.averaging import combine
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.files import require_seal, seal
-from finetune_jax.models import _entry_behind as entry_of_door
 from finetune_jax.models import build, initialise
+from finetune_jax.models.building import _entry_behind as entry_of_door
 from finetune_jax.tasks import Classification
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

@@ -65,7 +65,7 @@ def test_an_origin_that_cannot_express_a_leaf_is_refused(tmp_path):
 
 
 def test_the_registry_is_described_without_a_run():
-    card = describe("resnet20_cifar", flops=True)
+    card = describe("resnet20_cifar")
     assert card["parameters"] == 269_722
     # 41 M multiply-adds, two operations each, less what the borders save.
     assert 70e6 < card["flops"] < 84e6

@@ -6,27 +6,40 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.schema import LARGEST_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset(
-    (
-        ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
-        ".tiff", ".webp",
-    )
-)  # fmt: skip
-"""File name suffixes, in lower case, of the files that count as images."""
+# Modules that read these files, by suffix; the extra "heif" installs the last one.
+_OPTIONAL = {
+    ".avif": ("PIL._avif", "pillow_heif"),
+    ".heic": ("pillow_heif",),
+    ".heif": ("pillow_heif",),
+}
+
+
+def _readable() -> frozenset[str]:
+    return frozenset(s for s, modules in _OPTIONAL.items() if any(map(find_spec, modules)))
+
+
+SUFFIXES = _readable() | {
+    *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"),
+    *(".tiff", ".webp"),
+}
+"""File name suffixes, in lower case, of the files that count as images.
+
+``.avif``, ``.heic`` and ``.heif`` are among them where a library that reads them is installed.
+"""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats of `SUFFIXES` by their names in Pillow, which reads no other.
+"""Formats by their names in Pillow; no other is read, except AVIF and HEIF if they are installed.
 
 A file's name does not decide its format, and some formats of Pillow start other programs: a
 PostScript file is drawn by Ghostscript.
@@ -35,12 +48,29 @@ PostScript file is drawn by Ghostscript.
 MAX_PIXELS = 64_000_000
 """Default of ``data.max_pixels``: pixels of the largest image that is decoded."""
 
-_LARGEST_RESIZED = 4 * LARGEST_SIDE**2
-"""Pixels of the largest image before its crop: an extreme proportion would need any memory."""
+_LARGEST_RESIZED = 16
+"""An image that is resized to more than 16 times the pixels of its crop is cropped before."""
 
 
 class BadImage(UserError):
     """Raised for an image that cannot be decoded; the message begins with its path."""
+
+
+def missing_reader(suffix: str) -> str:
+    """What to install for files of this suffix, as the end of a message; else ""."""
+    if suffix.lower() not in _OPTIONAL.keys() - SUFFIXES:
+        return ""
+    return f"; {suffix} files need pillow-heif: pip install 'finetune_jax[heif]'"
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        return (*FORMATS, "AVIF", "HEIF")
+    return (*FORMATS, "AVIF") if ".avif" in SUFFIXES else FORMATS
 
 
 def decode(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -113,14 +143,15 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which is lower than ours here
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=_formats()) as image:
             _require_size(image, max_pixels)
             yield image
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from None
     except UnidentifiedImageError:
         raise BadImage(
-            f"{name}: not an image in a format that is read here: {', '.join(FORMATS)}"
+            f"{name}: not an image in a format that is read here: {', '.join(_formats())}"
+            f"{missing_reader(Path(name).suffix)}"
         ) from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"{name}: refused: {error}") from None
@@ -189,10 +220,6 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
       interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
       crop: share of the resized short side that the central square keeps, in (0, 1]; 0 resizes both
         sides to `side` without a crop, which changes the proportions.
-
-    Raises:
-      BadImage: the proportions are so extreme that the resized image would have more than 67
-        million pixels before its crop.
     """
     if image.shape[:2] == (side, side):
         return image
@@ -204,11 +231,20 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
         return np.asarray(Image.fromarray(image).resize((side, side), method))
     scale = round(side / crop) / min(height, width)
     height, width = max(side, round(height * scale)), max(side, round(width * scale))
-    if height * width > max(_LARGEST_RESIZED, image.shape[0] * image.shape[1]):
-        raise BadImage(
-            f"an image of {image.shape[1]} x {image.shape[0]} pixels would have {width} x {height} "
-            f"before its crop to {side} x {side}; its proportions are too extreme"
-        )
-    resized = np.asarray(Image.fromarray(image).resize((width, height), method))
     top, left = (height - side) // 2, (width - side) // 2
-    return resized[top : top + side, left : left + side]
+    picture = Image.fromarray(image)
+    if height * width > _LARGEST_RESIZED * side**2:
+        # A strip of 1 x 3000 pixels would become an image of gigabytes, of which a square is kept:
+        # the short side is resized first, and of the long side only what is kept.
+        w, h = picture.size
+        if height > width:
+            kept = (0.0, top * h / height, float(width), (top + side) * h / height)
+            picture = picture.resize((width, h), method).resize((width, side), method, kept)
+            top = 0
+        else:
+            kept = (left * w / width, 0.0, (left + side) * w / width, float(height))
+            picture = picture.resize((w, height), method).resize((side, height), method, kept)
+            left = 0
+    else:
+        picture = picture.resize((width, height), method)
+    return np.asarray(picture)[top : top + side, left : left + side]

@@ -45,22 +45,31 @@ class FileList:
     times: tuple[int, ...]
 
     @classmethod
-    def of(cls, root: Path, paths: Mapping[str, Path]) -> FileList:
-        """Reads sizes and times; UserError for a missing or undecodable name."""
-        found = []
-        for path in paths.values():
+    def of(cls, root: Path, paths: Mapping[str, Path], on_missing: str = "error") -> FileList:
+        """Reads sizes and times.
+
+        Args:
+          root: folder of the source.
+          paths: paths by the name of each file in the source.
+          on_missing: ``skip`` leaves missing files out of the list; ``error`` refuses them.
+
+        Raises:
+          UserError: a missing file, or a name that is not UTF-8.
+        """
+        found, kept = [], {}
+        for name, path in paths.items():
             try:
                 str(path).encode()
                 found.append(os.stat(path))
+                kept[name] = path
             except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+                if on_missing == "error":
+                    raise UserError(f"{path}: cannot be read: {error.strerror}") from None
             except UnicodeEncodeError:
                 raise UserError(
                     f"{ascii(str(path))}: the name of this file is not UTF-8; rename it"
                 ) from None
-        return cls(
-            root, paths, tuple(x.st_size for x in found), tuple(x.st_mtime_ns for x in found)
-        )
+        return cls(root, kept, tuple(x.st_size for x in found), tuple(x.st_mtime_ns for x in found))
 
     def origin(self, options: Options) -> str:
         """`Source.origin`: the root, and a hash that changes with a name, a size or a time.

@@ -105,11 +105,13 @@ def open_(name: str, rest: str, options: Options) -> Source:
     paths = [path for _, path in files]
     tables = {f"{split}={path.name}".removeprefix("="): path for split, path in files}
 
+    pictures = FileList.of(paths[0].parent, image_files, options.on_bad_image)
+
     def contents() -> dict[str, Any]:
         return {
             "order": {split: order_digest(rows) for split, rows in parts.items()},
             "tables": {name: content_digest(path) for name, path in tables.items()},
-            **(FileList.of(paths[0].parent, image_files).contents() if image_files else {}),
+            **(pictures.contents() if image_files else {}),
         }
 
     return Source(
@@ -117,7 +119,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
         names,
         sizes,
         read,
-        FileList.of(paths[0].parent, tables | image_files).origin(options),
+        FileList.of(paths[0].parent, tables | image_files, options.on_bad_image).origin(options),
         (*values, *images),
         options.on_bad_image,
         len(images) == 2,

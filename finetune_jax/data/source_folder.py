@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_jax.data.classes import class_name, sorted_names
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.images import SUFFIXES
+from finetune_jax.data.images import SUFFIXES, missing_reader
 from finetune_jax.data.labels import present
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
@@ -62,7 +62,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
     if ignored:
         some = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
         what = f"{len(ignored)} files are not images by name, or are in no folder of a class"
-        say(shown(f"{name}: {what}: {some}"))
+        hints = {missing_reader(Path(path).suffix) for path in ignored}
+        say(shown(f"{name}: {what}: {some}{''.join(sorted(hints))}"))
     training = "train" if "train" in files else next(iter(files))
     first = files[training]
     _require_images(root, listed[training], first, ignored)
@@ -94,7 +95,9 @@ def open_(name: str, rest: str, options: Options) -> Source:
         return TableExamples(columns, {"image": images}, options.max_pixels)
 
     all_images = sorted(Path(path) for rows in tables.values() for path, _ in rows)
-    listed_files = FileList.of(root, {os.path.relpath(path, root): path for path in all_images})
+    listed_files = FileList.of(
+        root, {os.path.relpath(path, root): path for path in all_images}, options.on_bad_image
+    )
 
     def contents() -> dict[str, Any]:
         order = {
@@ -169,7 +172,8 @@ def _require_images(
         what = f"files of other kinds ({', '.join(others[:5])})" if others else "no files"
         raise UserError(
             f"data.source: the class folder {place} holds {what}, and no image that can be read "
-            f"here ({', '.join(sorted(SUFFIXES))}); convert its files, or remove the folder"
+            f"here ({', '.join(sorted(SUFFIXES))}){''.join(map(missing_reader, others))}; convert "
+            f"its files, or remove the folder"
         )
     if len(classes) == 1 and (inner := _folders(folder / next(iter(classes)))):
         remark = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_jax.data.images import BadImage, decode, resize
+from finetune_jax.data.images import SUFFIXES, BadImage, decode, resize
 
 RED = np.zeros((6, 8, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
 RNG = np.random.default_rng(0)
@@ -249,11 +249,44 @@ def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
         decode(tmp_path / "tile.tif")
 
 
-def test_extreme_proportions_are_refused_before_a_crop():
+def test_a_strip_is_cropped_before_it_is_resized():
+    """Resized whole, 1 x 300,000 pixels would be an image of 59 GB."""
     strip = np.zeros((1, 300_000, 3), np.uint8)
-    with pytest.raises(BadImage, match="300000 x 1 pixels would have .* too extreme"):
-        resize(strip, 224, "bilinear", 0.875)
-    assert resize(strip, 224, "bilinear").shape == (224, 224, 3)
+    strip[:, 149_999:150_001] = 200
+    square = resize(strip, 224, "bilinear", 0.875)
+    assert square.shape == (224, 224, 3) and (square[:, 100:124] == 200).all()
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(3, 200), (300, 5), (40, 900)])
+def test_a_strip_has_the_pixels_of_the_crop_of_the_whole(method, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    square = resize(image, 16, method, 0.8)
+    scale = 20 / min(shape)
+    height, width = (max(16, round(n * scale)) for n in shape)
+    assert height * width > 16 * 16**2
+    rule = Image.Resampling[method.upper()]
+    short = (width, shape[0]) if height > width else (shape[1], height)
+    whole = Image.fromarray(image).resize(short, rule).resize((width, height), rule)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    wanted = np.asarray(whole)[top : top + 16, left : left + 16]
+    assert np.abs(square.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_photographs_of_telephones_are_read_or_the_extra_is_named(tmp_path, suffix):
+    path = tmp_path / f"cat.{suffix}"
+    if f".{suffix}" not in SUFFIXES:
+        path.write_bytes(b"....ftypheic" + bytes(100))
+        with pytest.raises(BadImage, match=r"pip install 'finetune_jax\[heif\]'"):
+            decode(path)
+        return
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    pixels = np.full((16, 24, 3), (200, 30, 60), np.uint8)
+    Image.fromarray(pixels).save(path, format="HEIF" if suffix == "heic" else "AVIF", quality=95)
+    found = decode(path)
+    assert found.shape == (16, 24, 3) and np.abs(found.astype(int) - pixels).max() < 12
 
 
 def test_a_limit_above_pillows_own_holds(tmp_path, monkeypatch):

@@ -136,7 +136,8 @@ def _result(config: ml_collections.ConfigDict, seed: int, folder: Path) -> dict[
     config = config.copy_and_resolve_references()
     config.seed = seed
     with lock_workdir(folder):
-        open_workdir(folder, config_lib.to_json(config))
+        if open_workdir(folder, config_lib.to_json(config)):
+            raise UserError(f"{folder} holds a run of another length; move it away")
     return finished_result(folder) or train(open_setup(config), folder)
 
 

@@ -24,6 +24,7 @@ from finetune_jax.pretrained import open_weights
 from finetune_jax.training import activation_folder
 from finetune_jax.training.checkpoint_folder import ASIDE, foreign_in, steps_in
 from finetune_jax.training.checkpoint_integrity import damage_of, require_meta
+from finetune_jax.training.extending import ASIDE as EXTENDED
 
 OK, DAMAGED, SKIPPED = "ok", "damaged", "skipped"
 
@@ -82,6 +83,8 @@ def _verify_run(folder: Path) -> Iterator[Finding]:
     yield from _verify_checkpoints(folder)
     if (folder / "artifact").exists():
         yield _verify_artifact(folder / "artifact")
+    for path in sorted((folder / EXTENDED).glob("*/artifact")):
+        yield _verify_artifact(path)
     for path in sorted(folder.glob("*.npz")):
         yield _finding(path, load_predictions)
 

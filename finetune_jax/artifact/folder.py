@@ -297,7 +297,8 @@ def save_artifact(
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
       made_of: what the run was made of, see `finetune_jax.identity`.
-      accepted: differences of `made_of` that the user accepted during the run.
+      accepted: differences of `made_of` that the user accepted during the run, and changes of its
+        length.
 
     Raises:
       UserError: ``delta`` without a pretrained file, or a leaf with NaN, infinity or a negative

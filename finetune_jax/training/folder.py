@@ -14,6 +14,7 @@ from finetune_jax.hosts import all_agree, is_primary, on_primary, wait
 from finetune_jax.known import CONFIGS, remember
 from finetune_jax.locks import FolderLock
 from finetune_jax.portable import portable
+from finetune_jax.training.extending import is_length_alone
 
 
 def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[FolderLock | None]:
@@ -26,12 +27,16 @@ def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[FolderLock 
     return lock or contextlib.nullcontext()
 
 
-def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
+def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """Checks that a run's folder, which `lock_workdir` has created, holds this config or no config.
 
     Args:
       workdir: run folder.
       config: resolved config, as JSON.
+
+    Returns:
+      The config of the folder, as JSON, if it differs in the length of the run alone, which
+      `extending.changed_length` checks further; else None.
 
     Raises:
       UserError: the folder is not writable, is not shared by all processes, or belongs to another
@@ -62,12 +67,15 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
         # to is compared with that of the checkpoint.
         old = portable(config_lib.completed(old))
         lines = config_lib.difference(old, portable(config))
+        if is_length_alone(lines):
+            return old
         if lines:
             raise UserError(
                 f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nuse another --workdir, or the config of that run to continue it"
             )
+    return None
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:

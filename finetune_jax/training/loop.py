@@ -46,7 +46,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the end, from the latest checkpoint if there is one.
 
-    A finished run is left as it is; its figures are returned again.
+    A finished run is left as it is; its figures are returned again. With a larger ``train.epochs``
+    or ``train.steps`` it goes on, see `finetune_jax.training.extending`.
 
     Args:
       setup: resolved config.
@@ -117,22 +118,23 @@ def _steps(
     lock: FolderLock | None,
     accept_changed_data: bool,
 ) -> Steps:
-    open_workdir(workdir, config_lib.to_json(setup.config))
-    finished = finished_result(workdir)
+    before = open_workdir(workdir, config_lib.to_json(setup.config))
+    finished = None if before else finished_result(workdir)
     if all_agree(finished is not None):
         assert finished is not None
-        say(f"the run in {workdir} is finished; to train again, use another --workdir")
+        say(
+            f"the run in {workdir} is finished; to train longer, raise train.epochs or "
+            f"train.steps; to train again, use another --workdir"
+        )
         return finished
     back: GoBack | None = None
     while True:
+        options = {"accept_changed_data": accept_changed_data, "before": before}
         try:
-            return (
-                yield from _pass(
-                    setup, workdir, caches, on_metrics, lock, accept_changed_data, back
-                )
-            )
+            return (yield from _pass(setup, workdir, caches, on_metrics, lock, back, options))
         except GoBack as found:
             back = found.with_traceback(None)  # whose frames hold the state of the run
+            before = None  # the folder has the new length by now
 
 
 def _pass(
@@ -141,14 +143,12 @@ def _pass(
     caches: SharedCaches,
     on_metrics: OnMetrics | None,
     lock: FolderLock | None,
-    accept_changed_data: bool,
     back: GoBack | None,
+    options: dict[str, Any],
 ) -> Steps:
     """A run from its latest checkpoint to its end; raises GoBack where it is to start once more."""
-    # 1. to 4., see `prepare_run`.
-    run, meta = prepare_run(
-        setup, workdir, caches, on_metrics, accept_changed_data=accept_changed_data
-    )
+    # 1. to 4., see `prepare_run`, which takes the options.
+    run, meta = prepare_run(setup, workdir, caches, on_metrics, **options)
     run.lock = lock
     run.watch = Watch.resume(setup.config.train, meta, back)
     began = time.monotonic()

@@ -26,6 +26,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.hosts import all_agree, is_primary, wait
 from finetune_jax.mesh import batch_sharding, local_rows, state_sharding
 from finetune_jax.progress import say
+from finetune_jax.setup import Setup
 from finetune_jax.tables import size as show_bytes
 from finetune_jax.training.activation_folder import ActivationFolder, make_room
 from finetune_jax.training.phase import PhaseRun
@@ -80,6 +81,20 @@ def cache_prefix(
         return caches.activations.get(key, prefix.in_memory)
     folder = ActivationFolder(Path(settings.dir) / key, phase.activation, phase.inputs)
     return caches.activations.get(key, lambda: prefix.on_disk(folder))
+
+
+def is_read_often(setup: Setup, steps: int, examples: int, arms: int = 1) -> bool:
+    """Whether a phase reads its training activations often enough for `cache_prefix` to pay.
+
+    Args:
+      setup: setup of the run.
+      steps: number of steps of the phase.
+      examples: number of training examples.
+      arms: number of arms that read the activations.
+    """
+    config = setup.config
+    reads = steps * config.train.batch_size * arms
+    return reads > 1.5 * examples or bool(config.prefix_cache.views)
 
 
 @dataclasses.dataclass(frozen=True)

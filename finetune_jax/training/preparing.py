@@ -25,6 +25,7 @@ from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.extending import changed_length, remarks, set_aside
 from finetune_jax.training.folder import claim_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
 from finetune_jax.training.optimizer import warmup_steps
@@ -43,6 +44,7 @@ def prepare_run(
     on_metrics: OnMetrics | None = None,
     *,
     accept_changed_data: bool = False,
+    before: dict[str, Any] | None = None,
 ) -> tuple[Run, dict[str, Any] | None]:
     """Opens everything that the phases need, in the one order that works.
 
@@ -53,6 +55,7 @@ def prepare_run(
       on_metrics: see `MetricsWriter`.
       accept_changed_data: whether to continue from a checkpoint of other data, tokenizer, weights
         or teacher.
+      before: config of the run so far, as JSON, if it had another length; see `open_workdir`.
 
     Returns:
       The run before its first step, and the meta data of the latest checkpoint; None without a
@@ -100,9 +103,18 @@ def prepare_run(
         }
     )
     accepted = _accepted(workdir, meta, made_of, accept_changed_data)
+    done = meta["next_step"] if meta else 0
+    longer = before and changed_length(setup, workdir, before, len(splits["train"]), done)
+    if longer:
+        for line in remarks(setup, longer, len(splits["train"]), done):
+            say(line)
+        changes = [f"length: {sum(longer[0])} -> {sum(longer[1])} steps"]
+        accepted.append({"step": done, "changes": changes})
 
     # 4. All that the config names exists and fits, so the folder now belongs to the config.
     if is_primary():
+        if longer:
+            set_aside(workdir, sum(longer[0]))
         _write_folder(setup, workdir, manifest, left_out)
     writer = MetricsWriter(
         workdir if is_primary() else None,

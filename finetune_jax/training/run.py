@@ -57,7 +57,7 @@ class Run:
       writer: writer of the run's metrics.
       made_of: what the run is made of, see `finetune_jax.identity`.
       accepted: differences of `made_of` from that of an earlier part of the run, which the user
-        accepted: ``step`` and ``changes``, a list of lines.
+        accepted, and changes of the run's length: ``step`` and ``changes``, a list of lines.
       lock: lock of the run folder; None on processes that are not the primary.
       previous: last trained phase and the state at its end; None before the first phase and after a
         solved phase.

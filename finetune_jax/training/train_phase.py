@@ -26,6 +26,7 @@ from finetune_jax.training.bad_step import Taken, answer_evaluation, check_step
 from finetune_jax.training.cost import measure
 from finetune_jax.training.optimizer import reached
 from finetune_jax.training.phase import PhaseRun
+from finetune_jax.training.prefix_cache import is_read_often
 from finetune_jax.training.run import Run
 from finetune_jax.training.state import Frozen, State
 from finetune_jax.training.step import Metrics
@@ -135,10 +136,9 @@ def _splits(run: Run, training: _Training) -> tuple[Examples, Examples | None]:
 
     A resumed run decides as the uninterrupted run did: other programs would give other bits.
     """
-    config, phase = run.setup.config, training.phase
+    phase = training.phase
     train, validation = run.splits["train"], run.splits.get("validation")
-    reads = phase.steps * config.train.batch_size * run.caches.arms
-    if reads > 1.5 * len(train) or config.prefix_cache.views:
+    if is_read_often(run.setup, phase.steps, len(train), run.caches.arms):
         variables = training.variables()
         train = run.cached_split(phase, variables, "train")
         if validation is not None:

@@ -79,13 +79,18 @@ def default() -> ml_collections.ConfigDict:
     c.data.image_column = "image"
     c.data.label_column = "label"
     c.data.mask_column = "mask"
+    # In place of label_column, columns of 0 and 1 that are the classes, in this order: one-hot
+    # columns, or, for task.name="multilabel", labels of which an empty field is unknown: it is left
+    # out of the loss and of the scores. For csv, hf and tfds.
+    c.data.label_columns = ()
     # Kind of the labels of csv and hf: class | classes (several names joined by label_sep) | number
     # | text; empty: class or number, inferred. A label ends before the first label_until in it.
     c.data.label_kind = ""
     c.data.label_sep = "|"
     c.data.label_until = ""
     # Names of the classes in the order of their numbers, which is the order of an ordinal task;
-    # empty: sorted, as numbers if all names are numbers.
+    # empty: sorted, as numbers if all names are numbers. A name in this list may be a text that
+    # stands for a missing value elsewhere, such as "NA".
     c.data.class_order = ()
     # Text file with a line for each class, in order: its name in the data; or a new name and, after
     # it and separated by tabs, the names in the data that become this class. Examples of classes
@@ -93,9 +98,11 @@ def default() -> ml_collections.ConfigDict:
     c.data.classes = ""
     c.data.split_seed = 0  # seed of 80/10/10 splits and of their order; not the seed of the run
     c.data.csv = ml_collections.ConfigDict()
-    c.data.csv.sep = ""  # one character, or tab | comma | space; empty: tab for .tsv, else comma
+    # One character, or tab | comma | space; empty: tab for .tsv, else comma, or what the first
+    # lines show.
+    c.data.csv.sep = ""
     c.data.csv.header = ()  # names of the columns of a file without a header row
-    c.data.csv.encoding = "utf-8"
+    c.data.csv.encoding = "utf-8"  # a byte order mark of UTF-8, UTF-16 or UTF-32 goes first
     c.data.csv.quoting = True  # whether quotes enclose fields
     c.data.csv.extra = "error"  # fields beyond the columns: error | drop | join (to the last)
     c.data.on_bad_image = "error"  # error | skip: decode all once, then print and skip bad images

@@ -24,7 +24,7 @@ from finetune_jax.data.preprocess import (
     Preprocess,
     require_vocabulary,
 )
-from finetune_jax.data.sources import Source
+from finetune_jax.data.sources import Source, require_column
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
@@ -126,11 +126,14 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     use_cpu_devices(config.mesh.cpu_devices)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batch_sizes(config)
-    source = primary_first(lambda: open_configured(config.data))
+    labels = tasks.kind_of(config.task.name).labels
+    source = primary_first(lambda: open_configured(config.data, labels))
     preprocess = _preprocess(config, source)
     _check_columns(source, preprocess)
     _check_order(config, source)
     task = tasks.create(config.task, source, preprocess)
+    for column in {"label", "mask"} & task.abstract(1).keys():
+        require_column(source, column, f"data.{column}_column")
     host_part(task, source.class_names, f"data.source={source.name}")  # refuses names for numbers
     _check_task(config, task, preprocess)
     task, model = _model(config, task, preprocess)
@@ -213,12 +216,9 @@ def _phases(
 
 def _check_columns(source: Source, preprocess: Preprocess) -> None:
     """Raises UserError if the model needs a column that the data source does not have."""
-    for column in preprocess.columns if source.columns else ():
-        if column not in source.columns:
-            raise UserError(
-                f"data.source: the model reads {column!r}, and examples of {source.name!r} have no "
-                f"such column.{nearest(column, source.columns)}"
-            )
+    key = "data.text_columns" if isinstance(preprocess, TextPreprocess) else "data.image_column"
+    for column in preprocess.columns:
+        require_column(source, column, key)
 
 
 def _check_copied_head(config: ml_collections.ConfigDict, task: Task) -> None:
@@ -234,7 +234,9 @@ def _check_copied_head(config: ml_collections.ConfigDict, task: Task) -> None:
 def _check_order(config: ml_collections.ConfigDict, source: Source) -> None:
     """Raises UserError for an ordinal task whose order of classes is only that of the alphabet."""
     names = source.class_names
-    if config.task.name != "ordinal" or config.data.class_order or config.data.classes:
+    data = config.data
+    ordered = data.class_order or data.classes or data.label_columns
+    if config.task.name != "ordinal" or ordered:
         return
     if any(number_of(name) is None for name in names):
         raise UserError(

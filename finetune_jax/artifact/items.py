@@ -11,9 +11,9 @@ from pathlib import Path
 from finetune_jax.artifact.folder import Item
 from finetune_jax.data.images import SUFFIXES
 from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.data.source_csv import read_table
 from finetune_jax.data.source_folder import files_below
 from finetune_jax.data.sources import Options
+from finetune_jax.data.table_file import read_table
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
@@ -117,7 +117,7 @@ class _Reader:
                 yield from self._images(path, pattern=False)
 
     def _table(self, path: str) -> Iterator[Given]:
-        table = read_table(Path(path), self.options)
+        table = read_table(Path(path), self.options).columns
         texts = self.preprocess.kind == "text"
         wanted = self.columns or (self.preprocess.columns if texts else self._image_columns(table))
         if len(wanted) != len(self.preprocess.columns):

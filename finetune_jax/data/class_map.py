@@ -30,14 +30,23 @@ from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
 
-def open_configured(data: ConfigDict) -> Source:
+def open_configured(data: ConfigDict, task_labels: str = "") -> Source:
     """Opens the source of ``config.data`` with the classes of ``class_order`` or ``classes``.
+
+    Args:
+      data: ``config.data``.
+      task_labels: `finetune_jax.tasks.Task.labels` of the task; empty for any labels.
 
     Raises:
       UserError: as `open_source`; or both keys are set, the source has no classes, the classes of
         the key and of the source do not fit, or a split has a class that ``train`` does not have.
     """
-    source = _with_classes(open_source(data.source, options_of(data)), data)
+    if data.label_columns and data.source.partition(":")[0] in ("digits", "folder"):
+        raise UserError(
+            f"data.label_columns: {data.source!r} has no columns; expected () or a source such as "
+            f"csv:PATH"
+        )
+    source = _with_classes(open_source(data.source, options_of(data, task_labels)), data)
     _require_trained(source)
     return source
 
@@ -140,7 +149,7 @@ def _renumbered(source: Source, names: tuple[str, ...], numbers: Sequence[int]) 
     return dataclasses.replace(
         source,
         class_names=names,
-        reader=lambda split: RenumberedExamples(source.reader(split), numbers),
+        reader=lambda split: RenumberedExamples(source.reader(split), numbers, len(names)),
         origin=f"{source.origin} classes {names} {numbers}",
         present={s: frozenset(numbers[i] for i in found) for s, found in source.present.items()},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,10 +16,19 @@ from finetune_jax.errors import UserError
 from finetune_jax.tables import shorten
 
 _SHOWN = 8
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def number_of(name: Any) -> float | None:
-    """Returns the finite number that a text is; None for any other text."""
+    """Returns the finite number that a text or a value is; None for any other one.
+
+    A text is a number in decimal notation with ASCII digits, such as ``-1.5`` or ``2e3``. Python's
+    ``float`` also takes ``1_000``, which is more often a name.
+    """
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "replace")
+    if isinstance(name, str) and not _NUMBER.fullmatch(name.strip()):
+        return None
     try:
         number = float(name)
     except (TypeError, ValueError):
@@ -76,18 +86,37 @@ def listed(names: Sequence[str]) -> str:
     return shown + f", … ({len(names)})" * (len(names) > _SHOWN) if names else "none"
 
 
-def renumbered(example: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+def renumbered(
+    example: dict[str, Any], numbers: Sequence[int], count: int | None = None
+) -> dict[str, Any]:
     """Returns an example whose ``label`` and ``mask`` have other class numbers.
 
     Args:
       example: values by column. Class numbers may be of any shape; names, and values that are no
-        class, such as the pixels of a mask without a class, stay as they are.
+        class, such as the pixels of a mask without a class, stay as they are. A label that is an
+        array of floats with a value for each class is put in the new order; a class that the data
+        does not have is then nan, which is unknown.
       numbers: new number of each class.
+      count: number of classes afterwards; None for that of `numbers`.
     """
     changed = dict(example)
-    for key in {"label", "mask"} & example.keys():
-        changed[key] = _renumber(example[key], numbers)
+    if "label" in example:
+        changed["label"] = _renumber_label(example["label"], numbers, count or len(numbers))
+    if "mask" in example:
+        changed["mask"] = _renumber(example["mask"], numbers)
     return changed
+
+
+def _renumber_label(label: Any, numbers: Sequence[int], count: int) -> Any:
+    hot = isinstance(label, np.ndarray) and label.shape == (len(numbers),)
+    if not (hot and label.dtype.kind in "fb"):
+        return _renumber(label, numbers)
+    # Several classes that become one are one label, which is known to be 1 if one of them is.
+    true, unknown = np.zeros(count, bool), np.ones(count, bool)
+    unknown[list(numbers)] = False
+    np.logical_or.at(true, list(numbers), label == 1)
+    np.logical_or.at(unknown, list(numbers), label != label)
+    return np.where(true, 1, np.where(unknown, np.nan, 0)).astype(np.float32)
 
 
 def _renumber(value: Any, numbers: Sequence[int]) -> Any:
@@ -111,13 +140,15 @@ class RenumberedExamples:
 
     examples: Examples
     numbers: tuple[int, ...]
+    count: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return renumbered(self.examples[index], self.numbers)
+        return renumbered(self.examples[index], self.numbers, self.count)
 
     def labels(self) -> Sequence[Any]:
         """See `finetune_jax.data.examples.Labelled`."""
-        return [_renumber(label, self.numbers) for label in labels_of(self.examples)]
+        count = self.count or len(self.numbers)
+        return [_renumber_label(x, self.numbers, count) for x in labels_of(self.examples)]

@@ -216,6 +216,9 @@ def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str
 def pick(wanted: str, default: str, names: Iterable[str], key: str, where: str) -> str:
     """The column that ``config.data.KEY`` names; "" if it is missing under its default name.
 
+    If no column has exactly this name, one whose name differs only in case and in spaces around it
+    is meant.
+
     Args:
       wanted: value of the key.
       default: default value of the key.
@@ -224,11 +227,24 @@ def pick(wanted: str, default: str, names: Iterable[str], key: str, where: str) 
       where: name of the data, for messages.
 
     Raises:
-      UserError: a column that is missing, and whose name is not the default.
+      UserError: a column that is missing, and whose name is not the default; or several that
+        differ from the name only in case.
     """
     names = list(names)
     if wanted in names:
         return wanted
+    alike = [name for name in names if wanted and _plain(name) == _plain(wanted)]
+    if len(alike) > 1:
+        raise UserError(
+            f"data.{key}: {where} has several columns that may be {wanted!r}: "
+            f"{', '.join(map(repr, alike))}; set data.{key} to one of them"
+        )
+    if alike:
+        return alike[0]
     if wanted in (default, ""):
         return ""
     raise UserError(f"data.{key}: {where} has no column {wanted!r}.{nearest(wanted, names)}")
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()

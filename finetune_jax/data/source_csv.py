@@ -7,21 +7,24 @@ one split each; ``train=`` can be left out for a file whose name has the split i
 (``train[:90%]``) are random samples.
 
 An example has the columns of its row as texts, by their names. The column ``data.label_column``, if
-the file has it, is encoded by `encode_labels` and named ``label``. The column
+the file has it, is encoded by `encode_labels` and named ``label``; in its place the columns
+``data.label_columns`` may be encoded by `encode_columns`. The column
 ``data.image_column``, if the file has it, has paths of images relative to the folder of the file;
 the decoded image is named ``image``. A second column of images is named ``image2``.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.labels import encode_labels, present
+from finetune_jax.data.label_columns import encode_columns, find_columns, unknown_of
+from finetune_jax.data.label_columns import strata as label_strata
+from finetune_jax.data.labels import Place, encode_labels, present
 from finetune_jax.data.listing import (
     FileList,
     TableExamples,
@@ -31,6 +34,7 @@ from finetune_jax.data.listing import (
 )
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.data.table_file import Table, read_table
 from finetune_jax.errors import UserError, nearest
 
 # Names of splits in files, and the split that each name stands for.
@@ -43,8 +47,6 @@ _SPLITS = {
     "dev": "validation",
     "test": "test",
 }
-# By text of ``data.csv.sep``.
-_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "space": " "}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
@@ -55,41 +57,41 @@ def open_(name: str, rest: str, options: Options) -> Source:
         be inferred.
     """
     files = _files(rest)
-    columns: dict[str, list[str]] = {}
-    splits: list[str] = []
-    folders: list[Path] = []
-    for split, path in files:
-        table = read_table(path, options)
-        if columns and table.keys() != columns.keys():
-            raise UserError(
-                f"{path}: columns {', '.join(table)}, but {files[0][1]} has {', '.join(columns)}"
-            )
-        count = len(next(iter(table.values())))
-        splits += [split] * count
-        folders += [path.parent] * count
-        for column, texts in table.items():
-            columns.setdefault(column, []).extend(texts)
+    tables = [read_table(path, options) for _, path in files]
+    columns = _joined(tables)
+    rows_of = [(number, row) for number, t in enumerate(tables) for row in range(len(t.lines))]
+    splits = [files[number][0] for number, _ in rows_of]
+    folders = [files[number][1].parent for number, _ in rows_of]
     where = ", ".join(str(path) for _, path in files)
-    targets = renamed(options, columns, where)
-    label = next((column for column, key in targets.items() if key == "label"), "")
-    names: tuple[str, ...] = ()
+
+    def place(row: int) -> str:
+        number, line = rows_of[row]
+        return tables[number].place(line)
+
+    targets = _targets(options, tables[0], columns, where)
     values: dict[str, list[Any]] = dict(columns)
-    if label:
+    names: tuple[str, ...] = ()
+    label = next((column for column, key in targets.items() if key == "label"), "")
+    if options.label_columns:
+        names = tuple(column for column, key in targets.items() if key == "")
+        values["label"] = encode_columns([columns[c] for c in names], options, place)
+    elif label:
         names, values["label"] = encode_labels(
-            columns[label], options, f"{where}, column {label!r}"
+            columns[label], options, f"{where}, column {label!r}", place
         )
+    unknown = unknown_of(values["label"]) if names else 0
     images: dict[str, list[str]] = {}
     image_files: dict[str, Path] = {}
     for column, key in targets.items():
         if key.startswith("image"):
-            written = values.pop(column)
+            written = [_image_name(f, v) for f, v in zip(folders, values.pop(column), strict=True)]
             images[key] = [str(f / v) for f, v in zip(folders, written, strict=True)]
             for folder, value in zip(folders, written, strict=True):
                 here = folder == folders[0]
                 name_of = value if here else f"{os.path.relpath(folder, folders[0])}/{value}"
                 image_files[name_of] = folder / value
             values[key.replace("image", "path")] = images[key]
-    parts = _parts(splits, columns, values.get("label"), options, where)
+    parts = _parts(splits, columns, values.get("label"), options, place)
     sizes = {split: len(rows) for split, rows in parts.items()}
     encoded = values.get("label", ())
 
@@ -103,14 +105,14 @@ def open_(name: str, rest: str, options: Options) -> Source:
         )
 
     paths = [path for _, path in files]
-    tables = {f"{split}={path.name}".removeprefix("="): path for split, path in files}
+    named = {f"{split}={path.name}".removeprefix("="): path for split, path in files}
 
     pictures = FileList.of(paths[0].parent, image_files, options.on_bad_image)
 
     def contents() -> dict[str, Any]:
         return {
             "order": {split: order_digest(rows) for split, rows in parts.items()},
-            "tables": {name: content_digest(path) for name, path in tables.items()},
+            "tables": {name: content_digest(path) for name, path in named.items()},
             **(pictures.contents() if image_files else {}),
         }
 
@@ -119,14 +121,64 @@ def open_(name: str, rest: str, options: Options) -> Source:
         names,
         sizes,
         read,
-        FileList.of(paths[0].parent, tables | image_files, options.on_bad_image).origin(options),
+        FileList.of(paths[0].parent, named | image_files, options.on_bad_image).origin(options),
         (*values, *images),
         options.on_bad_image,
         len(images) == 2,
         contents,
         {split: present(encoded[i] for i in rows) for split, rows in parts.items() if names},
-        splits[0] == "" and "split" not in columns,
+        splits[0] == "" and not _split_column(columns),
+        unknown,
+        tables[0].cure,
     )
+
+
+def _joined(tables: Sequence[Table]) -> dict[str, list[str]]:
+    """The columns of all tables, one table after another, by their names in the first table."""
+    columns = {name: list(texts) for name, texts in tables[0].columns.items()}
+    by_plain = {name.casefold(): name for name in columns}
+    for table in tables[1:]:
+        own = {name if name in columns else by_plain.get(name.casefold(), name): name
+               for name in table.columns}  # fmt: skip
+        for one, other, names in (
+            (table, tables[0], columns.keys() - own.keys()),
+            (tables[0], table, own.keys() - columns.keys()),
+        ):
+            if names:
+                hint = (
+                    "give both files the same columns"
+                    if len(own) > 1 and {*own} & {*columns}
+                    else "if the first line of a file is data, name the columns with "
+                    "data.csv.header"
+                )
+                raise UserError(
+                    f"{one.path}: has no column {', '.join(map(repr, sorted(names)))}, which "
+                    f"{other.path} has; {hint}"
+                )
+        for name, texts in columns.items():
+            texts.extend(table.columns[own[name]])
+    return columns
+
+
+def _targets(
+    options: Options, table: Table, columns: Mapping[str, Any], where: str
+) -> dict[str, str]:
+    """`renamed`, with "" for each of ``data.label_columns``; an error says what may be wrong."""
+    try:
+        targets = renamed(options, columns, where)
+        if not options.label_columns:
+            return targets
+        targets = {column: key for column, key in targets.items() if key != "label"}
+        return targets | dict.fromkeys(find_columns(options, columns, where), "")
+    except UserError as error:
+        found = re.search("has no column '(.*?)'", str(error))
+        raise UserError(f"{error}{table.cure(found[1]) if found else ''}") from None
+
+
+def _image_name(folder: Path, written: str) -> str:
+    """The name of an image without the spaces around it, unless they belong to the name."""
+    short = written.strip()
+    return written if short == written or (folder / written).exists() else short
 
 
 def _files(text: str) -> list[tuple[str, Path]]:
@@ -163,61 +215,14 @@ def _files(text: str) -> list[tuple[str, Path]]:
     return found
 
 
-def read_table(path: Path, options: Options) -> dict[str, list[str]]:
-    """The columns of a file by name; an error in a row names the line."""
-    separator = _SEPARATORS.get(options.sep, options.sep)
-    separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE
-    encoding = "utf-8-sig" if options.encoding.lower() in ("utf-8", "utf8") else options.encoding
-    columns: list[list[str]] = []
-    header = list(options.header)
-    # Texts may be longer than the module's default limit of 128 KiB.
-    csv.field_size_limit(2**30)
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=options.quoting)
-            for row in reader:
-                if not row:
-                    continue
-                if not columns:
-                    has_header_row = not header
-                    header = header or row
-                    columns = [[] for _ in header]
-                    if has_header_row:
-                        continue
-                row = _fit(row, len(header), separator, options, f"{path}, line {reader.line_num}")
-                for column, value in zip(columns, row, strict=True):
-                    column.append(value)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {options.encoding} at byte {error.start}; set data.csv.encoding, for "
-            f"instance to 'latin-1'"
-        ) from None
-    except (LookupError, TypeError) as error:
-        raise UserError(f"data.csv: {error}") from None
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}; if quotes do not enclose fields in this "
-            f"file, set data.csv.quoting to False"
-        ) from None
-    if not columns or not columns[0]:
-        raise UserError(f"{path}: no rows")
-    if len(set(header)) < len(header):
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        raise UserError(f"{path}: more than one column is called {', '.join(map(repr, repeated))}")
-    return dict(zip(header, columns, strict=True))
-
-
-def _fit(row: list[str], count: int, separator: str, options: Options, where: str) -> list[str]:
-    """The row with `count` fields; ``data.csv.extra`` decides about additional fields."""
-    if len(row) > count and options.extra == "drop":
-        return row[:count]
-    if len(row) > count and options.extra == "join":
-        return [*row[: count - 1], separator.join(row[count - 1 :])]
-    if len(row) != count:
-        hint = "; data.csv.extra can 'drop' or 'join' additional fields" if len(row) > count else ""
-        raise UserError(f"{where}: expected {count} fields, found {len(row)}{hint}")
-    return row
+def _split_column(columns: dict[str, list[str]]) -> str:
+    """The column ``split``, or one in another case that has nothing but names of splits; or ""."""
+    if "split" in columns:
+        return "split"
+    for name, texts in columns.items():
+        if name.strip().casefold() == "split" and {t.strip().lower() for t in texts} <= {*_SPLITS}:
+            return name
+    return ""
 
 
 def _parts(
@@ -225,20 +230,22 @@ def _parts(
     columns: dict[str, list[str]],
     labels: list[Any] | None,
     options: Options,
-    where: str,
+    place: Place,
 ) -> dict[str, list[int]]:
     """Row numbers by split, each split in a fixed random order."""
-    if splits[0] == "" and "split" in columns:
-        splits = columns["split"]
-        unknown = sorted({s for s in splits if s.strip().lower() not in _SPLITS})
-        if unknown:
-            raise UserError(
-                f"{where}: unknown split {unknown[0]!r} in the column 'split'."
-                f"{nearest(unknown[0], _SPLITS)}"
-            )
+    if splits[0] == "" and (column := _split_column(columns)):
+        splits = columns[column]
+        for row, split in enumerate(splits):
+            if split.strip().lower() not in _SPLITS:
+                raise UserError(
+                    f"{place(row)}: unknown split {split!r} in the column {column!r}."
+                    f"{nearest(split, _SPLITS)}"
+                )
         splits = [_SPLITS[s.strip().lower()] for s in splits]
     if splits[0] == "":
-        strata = labels if labels and options.label_kind != "text" else [0] * len(splits)
+        strata = (
+            label_strata(labels) if labels and options.label_kind != "text" else [0] * len(splits)
+        )
         chosen = hold_out(strata, options.split_seed)
         return {split: indices.tolist() for split, indices in chosen.items()}
     parts: dict[str, list[int]] = {}

@@ -9,7 +9,7 @@ by ``data.split_seed``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from finetune_jax.data.examples import Examples, labels_of
 from finetune_jax.data.images import decode, stored_values
-from finetune_jax.data.labels import encode_labels, present
+from finetune_jax.data.label_columns import encode_columns, find_columns, strata, unknown_of
+from finetune_jax.data.labels import Place, encode_labels, present
 from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Options, Source
@@ -93,7 +94,11 @@ def open_(name: str, rest: str, options: Options) -> Source:
         columns[column] = key
     images = frozenset(c for c in columns if isinstance(first.features[c], datasets.Image))
     label = next((name for name, column in columns.items() if column == "label"), "")
-    names, labels = _labels(datasets, loaded, label, name, options)
+    if options.label_columns:
+        columns = {column: key for column, key in columns.items() if key != "label"}
+        names, labels = _columns(loaded, name, options)
+    else:
+        names, labels = _labels(datasets, loaded, label, name, options)
     rows: dict[str, Examples] = {}
     for split, dataset in loaded.items():
         for column in images:
@@ -101,8 +106,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
         rows[split] = _Rows(dataset, split, columns, images, labels.get(split), options.max_pixels)
     if rows.keys() == {"train"}:
         train = rows["train"]
-        strata = labels.get("train") or (loaded["train"][label] if label else [0] * len(train))
-        parts = hold_out(list(strata), options.split_seed)
+        own = labels.get("train") or (loaded["train"][label] if label else [0] * len(train))
+        parts = hold_out(strata(list(own)), options.split_seed)
         rows = {split: Subset(train, indices) for split, indices in parts.items()}
     sizes = {split: len(part) for split, part in rows.items()}
 
@@ -130,12 +135,13 @@ def open_(name: str, rest: str, options: Options) -> Source:
         sizes,
         read,
         listed.origin(options),
-        tuple(columns.values()),
+        tuple(dict.fromkeys((*columns.values(), *(["label"] if labels else [])))),
         options.on_bad_image,
         "image2" in targets.values(),
         contents,
         {split: present(labels_of(part)) for split, part in rows.items() if labels and names},
         loaded.keys() == {"train"},
+        sum(unknown_of(part) for part in labels.values()),
     )
 
 
@@ -186,16 +192,53 @@ def _labels(
     if not label:
         return (), {}
     kind = next(iter(loaded.values())).features[label]
+    several = hasattr(kind, "feature")
     kind = getattr(kind, "feature", kind)
     if isinstance(kind, datasets.ClassLabel):
+        _require_classes(loaded, label, several)
         return tuple(kind.names), {}
     if not isinstance(kind, datasets.Value):
         return (), {}
-    values = {split: list(dataset[label]) for split, dataset in loaded.items()}
-    flat = [v for part in values.values() for v in part]
-    names, encoded = encode_labels(flat, options, f"{name}, column {label!r}")
-    found, start = {}, 0
-    for split, part in values.items():
-        found[split] = encoded[start : start + len(part)]
-        start += len(part)
-    return names, found
+    flat, place, split_up = _flat(loaded, label)
+    names, encoded = encode_labels(flat, options, f"{name}, column {label!r}", place)
+    return names, split_up(encoded)
+
+
+def _columns(
+    loaded: Any, name: str, options: Options
+) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+    """Class names and labels by split, from ``data.label_columns``."""
+    names = find_columns(options, next(iter(loaded.values())).column_names, repr(name))
+    _, place, split_up = _flat(loaded, names[0])
+    return names, split_up(
+        encode_columns([_flat(loaded, column)[0] for column in names], options, place)
+    )
+
+
+def _flat(loaded: Any, column: str) -> tuple[list[Any], Place, Callable[[list[Any]], Any]]:
+    """Values of all splits, the place of each, and the function to lists of them by split."""
+    values = {split: list(dataset[column]) for split, dataset in loaded.items()}
+    places = [(split, row) for split, part in values.items() for row in range(len(part))]
+
+    def split_up(flat: list[Any]) -> dict[str, list[Any]]:
+        found, start = {}, 0
+        for split, part in values.items():
+            found[split] = flat[start : start + len(part)]
+            start += len(part)
+        return found
+
+    def place(row: int) -> str:
+        return f"split {places[row][0]!r}, row {places[row][1]}, column {column!r}"
+
+    return [v for part in values.values() for v in part], place, split_up
+
+
+def _require_classes(loaded: Any, label: str, several: bool) -> None:
+    """Raises UserError for an example of a labelled split whose class is missing."""
+    for split, dataset in loaded.items():
+        for row, value in enumerate([] if several else dataset[label]):
+            if value is None:
+                raise UserError(
+                    f"split {split!r}, row {row}, column {label!r}: the label is missing; remove "
+                    f"the row"
+                )

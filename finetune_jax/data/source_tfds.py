@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.data.images import require_size
+from finetune_jax.data.label_columns import encode_columns, find_columns
 from finetune_jax.data.listing import renamed
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.errors import UserError, nearest
@@ -28,20 +29,31 @@ class _TfdsExamples:
     Attributes:
       source: TFDS's random access to the split.
       features: by feature, its name in an example and the conversion of its value.
+      options: ``label_columns`` are the features that are the label, if there are any.
     """
 
     source: Sequence[dict[str, Any]]
     features: dict[str, tuple[str, Callable[[Any], Any]]]
+    options: Options = Options()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.source[int(index)]
-        return {column: convert(example[name]) for name, (column, convert) in self.features.items()}
+        stored = self.source[int(index)]
+        example = {column: change(stored[name]) for name, (column, change) in self.features.items()}
+        if self.options.label_columns:
+            example["label"] = self._label(stored, index)
+        return example
+
+    def _label(self, stored: dict[str, Any], index: int) -> Any:
+        columns = [[stored[name]] for name in self.options.label_columns]
+        return encode_columns(columns, self.options, lambda _: f"example {index}")[0]
 
     def labels(self) -> Sequence[Any]:
         """See `finetune_jax.data.examples.Labelled`."""
+        if self.options.label_columns:
+            return [self._label(self.source[i], i) for i in range(len(self))]
         name, convert = next((n, c) for n, (col, c) in self.features.items() if col == "label")
         return [convert(self.source[i][name]) for i in range(len(self))]
 
@@ -119,15 +131,24 @@ def open_(name: str, dataset: str, options: Options) -> Source:
     # A feature with several labels per example is a list of a class feature.
     labels = getattr(features.get(label), "feature", features.get(label))
     names = tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
+    if options.label_columns:
+        names = find_columns(options, features, repr(name))
+        # One example does not tell whether the others have one label each.
+        kind = options.label_kind or options.task_labels or "classes"
+        options = dataclasses.replace(options, label_columns=names, label_kind=kind)
+        columns = {f: target for f, target in columns.items() if target[0] != "label"}
     return Source(
         name,
         names,
         {split: s.num_examples for split, s in info.splits.items()},
         lambda split: _TfdsExamples(
-            builder.as_data_source(split=split, decoders=undecoded), columns
+            builder.as_data_source(split=split, decoders=undecoded), columns, options
         ),
         _origin(builder, options),
-        tuple(column for column, _ in columns.values()),
+        (
+            *(column for column, _ in columns.values()),
+            *(["label"] if options.label_columns else []),
+        ),
         pairs="image2" in targets.values(),
         contents=lambda: {"version": str(builder.version), "description": _description(builder)},
     )
@@ -185,6 +206,7 @@ def _prepare(name: str, builder: Any) -> None:
 def _origin(builder: Any, options: Options) -> str:
     """The dataset's folder, which ends in its version, and a hash of ``dataset_info.json``."""
     read = f"{options.image_column} {options.label_column} {options.mask_column}"
+    read += f" {options.label_columns} {options.label_kind}" if options.label_columns else ""
     return f"{builder.data_path} {_description(builder)} {read}"
 
 

@@ -42,17 +42,22 @@ SOURCES = {
 class Options:
     """Options of reading a source: keys of ``config.data``, explained in `finetune_jax.config`.
 
-    A source ignores options that do not apply to it.
+    A source ignores options that do not apply to it. ``task_labels`` is no key, but
+    `finetune_jax.tasks.Task.labels` of the task.
     """
 
     data_dir: str = ""
     prepare: bool = False
     image_column: str = "image"
     label_column: str = "label"
+    label_columns: tuple[str, ...] = ()
     mask_column: str = "mask"
     label_kind: str = ""
     label_sep: str = "|"
     label_until: str = ""
+    class_order: tuple[str, ...] = ()
+    classes: str = ""
+    task_labels: str = ""
     split_seed: int = 0
     on_bad_image: str = "error"
     max_pixels: int = MAX_PIXELS
@@ -85,6 +90,9 @@ class Source:
       present: numbers of the classes that have examples, by split; empty where the source does not
         know them before it reads.
       drawn: whether the splits are random parts of one table.
+      unknown: number of labels that are unknown (nan), of examples that have several.
+      cure: function of the name of a column that the source does not have to a sentence about what
+        may be wrong; None where the source knows nothing about it.
     """
 
     name: str
@@ -98,6 +106,8 @@ class Source:
     contents: Callable[[], dict[str, Any]] | None = None
     present: Mapping[str, frozenset[int]] = dataclasses.field(default_factory=dict)
     drawn: bool = False
+    unknown: int = 0
+    cure: Callable[[str], str] | None = None
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -130,6 +140,23 @@ class Source:
         if self.on_bad_image == "skip" and "image" in self.columns:
             examples = without_bad(examples, f"{self.name}, {split}")
         return examples
+
+
+def require_column(source: Source, column: str, key: str) -> None:
+    """Raises UserError if a source knows its columns and lacks one that the config's model reads.
+
+    Args:
+      source: the source.
+      column: name of a column of an example.
+      key: the key of the config that names the column, for the message.
+    """
+    if not source.columns or column in source.columns:
+        return
+    cure = source.cure(column) if source.cure else ""
+    raise UserError(
+        f"{key}: the model reads {column!r}, and examples of {source.name!r} have no such column."
+        f"{nearest(column, source.columns)}{cure}"
+    )
 
 
 OpenSource = Callable[[str, str, Options], Source]
@@ -180,8 +207,10 @@ def _open_door(name: str, door: str, argument: str, options: Options) -> Source:
     return dataclasses.replace(source, name=name)
 
 
-def options_of(data: ConfigDict) -> Options:
-    """The options in ``config.data``."""
-    given = {**data, **data.csv}
+def options_of(data: ConfigDict, task_labels: str = "") -> Options:
+    """The options in ``config.data``, for a task with `finetune_jax.tasks.Task.labels`."""
+    given = {**data, **data.csv, "task_labels": task_labels}
     names = [field.name for field in dataclasses.fields(Options)]
-    return Options(**{name: given[name] for name in names} | {"header": tuple(data.csv.header)})
+    values: dict[str, Any] = {name: given[name] for name in names}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Options(**values)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from finetune_jax import config as config_lib
+from finetune_jax import tasks
 from finetune_jax.artifact import Artifact, save_artifact
 from finetune_jax.artifact.averaging import average, comparable, differing, greedy, uniform
 from finetune_jax.artifact.providers import config_doors
@@ -223,7 +224,7 @@ def _open(
     first, config = artifacts[0], config_lib.from_json(configs[0])
     if not config.data.validation:
         raise UserError("the members have no validation split to choose on")
-    source = open_configured(config.data)
+    source = open_configured(config.data, tasks.kind_of(config.task.name).labels)
     splits = {
         name: cached(source.read(config.data[name]), first.encode, config.data.cache_bytes)
         for name in ("train", "validation", "test")

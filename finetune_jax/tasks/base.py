@@ -35,6 +35,8 @@ class Task:
         every evaluation, and no activation of the task is cached.
       needs_augment: whether the task needs ``data.augment``.
       numeric: whether the target is a number, which the name of a class may be.
+      labels: what the column ``label`` of an example is: ``class``, ``classes`` (any number of
+        them), ``number``, or empty for a task that reads no label or any kind.
     """
 
     name: ClassVar[str]
@@ -44,6 +46,7 @@ class Task:
     random_inputs: ClassVar[bool] = False
     needs_augment: ClassVar[bool] = False
     numeric: ClassVar[bool] = False
+    labels: ClassVar[str] = ""
 
     class_names: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False)
 

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from finetune_jax.data.classes import number_of
 from finetune_jax.data.preprocess import Preprocess
-from finetune_jax.data.sources import Source
+from finetune_jax.data.sources import Source, require_column
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.metrics import calibration
 from finetune_jax.metrics import classification as metrics
@@ -32,6 +33,7 @@ def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
     """
     names = source.class_names
     if not names:
+        require_column(source, "label", "data.label_column")
         # The numbers of a table may be values or names of classes.
         table = source.name.startswith(("csv:", "hf:")) and "label" in source.columns
         hint = (
@@ -54,12 +56,13 @@ def class_number(label: Any, names: tuple[str, ...]) -> int:
         if label not in names:
             raise UserError(f"unknown label {label!r}.{nearest(label, names)}")
         return names.index(label)
-    if np.ndim(label) or label != int(label) or not 0 <= label < len(names):
+    number = number_of(label) if np.ndim(label) == 0 else None
+    if number is None or number != int(number) or not 0 <= number < len(names):
         raise UserError(
             f"label {label!r}: expected a class number from 0 to {len(names) - 1}; an unlabelled "
             f"split cannot be trained on or scored"
         )
-    return int(label)
+    return int(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Classification(ClassTask):
             )
 
     name = "classification"
+    labels = "class"
     metric = "accuracy"
 
     @classmethod

@@ -213,6 +213,7 @@ class SupCon(SimCLR):
     """
 
     name = "supcon"
+    labels = "class"
 
     @classmethod
     def _classes(cls, source: Source, settings: ConfigDict) -> tuple[str, ...]:

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
+from finetune_jax.errors import UserError
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.metrics.intervals import bootstrap
 from finetune_jax.tasks.base import Batch, ClassTask
 from finetune_jax.tasks.classification import class_number, mean_over_classes, require_classes
-from finetune_jax.tasks.loss import parse_loss
+from finetune_jax.tasks.loss import door_of, parse_loss
 from finetune_jax.tasks.objectives import MULTI
 
 
@@ -26,7 +27,8 @@ class MultiLabel(ClassTask):
     """Any number of labels per example.
 
     In an example, ``label`` is the number or the name of a label, or a list of numbers or names, or
-    an array with a 0 or 1 for each label.
+    an array with a 0 or 1 for each label, in which nan is an unknown label. In a batch an unknown
+    label is -1. The loss and the scores leave unknown labels out.
 
     Attributes:
       class_names: names of the labels, in order.
@@ -37,15 +39,23 @@ class MultiLabel(ClassTask):
     loss: str = ""
 
     name = "multilabel"
+    labels = "classes"
     metric = "average_precision"
 
     @classmethod
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> MultiLabel:
         parse_loss(settings.loss, MULTI)
+        if source.unknown and door_of(settings.loss):
+            raise UserError(
+                f"task.loss: {source.unknown} labels of {source.name!r} are unknown, which only "
+                f"our own losses leave out; expected one of "
+                f"{', '.join(loss.__name__ for loss in MULTI)}, found {settings.loss!r}"
+            )
         return cls(require_classes(source, settings), settings.loss)
 
     def degenerate(self, targets: dict[str, np.ndarray]) -> str:
-        share = float(targets["label"].mean())
+        known = targets["label"][targets["label"] >= 0]
+        share = float(known.mean()) if len(known) else 0.0
         if 0 < share < 1:
             return ""
         return "every example has every label" if share else "no example has a label"
@@ -53,8 +63,9 @@ class MultiLabel(ClassTask):
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         label, hot = example["label"], np.zeros(self.head_size, np.float32)
         vector = isinstance(label, np.ndarray) and label.shape == hot.shape
-        if vector and np.isin(label, (0, 1)).all():
-            return {"label": label.astype(np.float32)}
+        if vector and (np.isin(label, (0, 1)) | (label != label)).all():
+            known = label.astype(np.float32)
+            return {"label": np.where(np.isnan(known), np.float32(-1), known)}
         several = isinstance(label, (list, tuple)) or np.ndim(label)
         for item in label if several else [label]:
             hot[class_number(item, self.class_names)] = 1
@@ -68,15 +79,16 @@ class MultiLabel(ClassTask):
     ) -> dict[str, jax.Array]:
         """``loss`` f32[batch], mean over labels; ``exact`` f32[batch], 1 if all labels are right.
 
-        A label is predicted if its probability is above 1/2.
+        A label is predicted if its probability is above 1/2. Only known labels count.
 
         Args:
           outputs: logits f32[batch, labels].
-          batch: ``label`` f32[batch, labels], 0 or 1.
+          batch: ``label`` f32[batch, labels], 0, 1, or -1 for an unknown label.
           hyper: None in evaluation, where the loss is the sigmoid cross-entropy.
         """
         loss = parse_loss(self.loss if hyper is not None else "", MULTI)
-        exact = jnp.all((outputs > 0) == (batch["label"] > 0.5), axis=-1)
+        right = (outputs > 0) == (batch["label"] > 0.5)
+        exact = jnp.all(right | (batch["label"] < 0), axis=-1)
         return {
             "loss": loss(outputs, batch["label"]),
             "exact": exact.astype(jnp.float32),
@@ -102,7 +114,8 @@ class MultiLabel(ClassTask):
             return _macro(metrics.average_precision, part)
 
         low, high = bootstrap(resampled, n, resamples=200)
-        predicted, true = observed["logits"] > 0, observed["label"] > 0.5
+        predicted = (observed["logits"] > 0) & (observed["label"] >= 0)
+        true = observed["label"] > 0.5
         hits = int((predicted & true).sum())
         return {
             **self.scores(observed),
@@ -146,4 +159,10 @@ class MultiLabel(ClassTask):
 def _macro(
     score: Callable[[np.ndarray, np.ndarray], float], observed: dict[str, np.ndarray]
 ) -> float:
-    return mean_over_classes(score, observed["logits"], observed["label"] > 0.5)
+    """Mean of a score over the labels; the score of a label is over the examples that know it."""
+
+    def of_known(logits: np.ndarray, labels: np.ndarray) -> float:
+        known = labels >= 0
+        return score(logits[known], labels[known] > 0.5)
+
+    return mean_over_classes(of_known, observed["logits"], observed["label"])

@@ -101,20 +101,34 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def binary(logits: jax.Array, targets: jax.Array, given: Given) -> jax.Array:
-    """Sigmoid cross-entropy, mean over the labels: f32[b] from f32[b, labels]."""
+    """Sigmoid cross-entropy, mean over the labels: f32[b] from f32[b, labels].
+
+    A target is 0, 1 or, for an unknown label, negative. The mean is over the known labels.
+    """
     del given
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    return _mean_of_known(optax.sigmoid_binary_cross_entropy(logits, targets), targets)
 
 
 def binary_focal(
     logits: jax.Array, targets: jax.Array, given: Given, *, gamma: float = 2.0
 ) -> jax.Array:
-    """The focal loss of each label separately (Lin et al. 2017), mean over the labels: f32[b]."""
+    """The focal loss of each label separately (Lin et al. 2017), mean over the labels: f32[b].
+
+    Targets are those of `binary`.
+    """
     del given
     losses = optax.sigmoid_binary_cross_entropy(logits, targets)
     p = jax.nn.sigmoid(logits)
     rest = jnp.maximum(jnp.abs(targets - p), _TINY)
-    return (losses * rest**gamma).mean(-1)
+    return _mean_of_known(losses * rest**gamma, targets)
+
+
+def _mean_of_known(losses: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean f32[b] of the losses f32[b, labels] whose target is known; 0 where none is."""
+    known = targets >= 0
+    share = jnp.maximum(known.sum(-1), 1) / losses.shape[-1]
+    # Where all labels are known, the share is 1 and changes no bit.
+    return jnp.where(known, losses, 0).mean(-1) / share
 
 
 def squared(outputs: jax.Array, targets: jax.Array, given: Given) -> jax.Array:

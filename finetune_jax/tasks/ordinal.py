@@ -35,6 +35,7 @@ class Ordinal(ClassTask):
     """
 
     name = "ordinal"
+    labels = "class"
     metric = "kappa"
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from finetune_jax import schema
+from finetune_jax.data.classes import number_of
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
 from finetune_jax.errors import UserError
@@ -24,11 +25,10 @@ from finetune_jax.tasks.objectives import REAL
 
 def real_value(label: Any) -> np.ndarray:
     """A target as f32[]; raises UserError for a label that is not a finite number."""
-    try:
-        value = np.asarray(np.float32(label))
-    except (TypeError, ValueError):
-        value = np.asarray(np.nan, np.float32)
-    if value.ndim or not np.isfinite(value):
+    number = number_of(label) if np.ndim(label) == 0 else None
+    with np.errstate(over="ignore"):
+        value = np.asarray(np.float32(np.nan if number is None else number))
+    if not np.isfinite(value):
         raise UserError(f"label {label!r}: expected a finite number")
     return value
 
@@ -69,6 +69,7 @@ class Regression(Task):
     std: float = 1.0
 
     name = "regression"
+    labels = "number"
     numeric = True
     metric = "rmse"
     better = "min"

@@ -27,7 +27,7 @@ class Relabelled:
 
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """The targets of an example, see `Task.host`."""
-        return self.task.host(renumbered(example, self.numbers))
+        return self.task.host(renumbered(example, self.numbers, len(self.task.class_names)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,4 +76,7 @@ def host_part(task: Task, source_names: Sequence[str], what: str) -> Task | Rela
     if not task.class_names:
         return task
     numbers = class_numbers(source_names, task.class_names, what)
-    return task if numbers == tuple(range(len(numbers))) else Relabelled(task, numbers)
+    # An array with a value for each class of the source is longer for a task with more classes.
+    fewer = task.labels == "classes" and len(numbers) < len(task.class_names)
+    same = numbers == tuple(range(len(numbers))) and not fewer
+    return task if same else Relabelled(task, numbers)

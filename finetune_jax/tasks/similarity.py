@@ -93,6 +93,7 @@ class Similarity(Task):
     high: float = 1.0
 
     name = "similarity"
+    labels = "number"
     metric = "spearman"
     views = 2
 

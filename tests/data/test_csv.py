@@ -83,9 +83,9 @@ def test_labels_are_inferred_or_as_said(tmp_path, values, options, names, labels
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("a,label\n1,2\n3,x\n", {}, "labels are numbers, such as '2', and names, such as 'x'"),
-        ("a,label\n1,2\n3,x\n", {"label_kind": "number"}, "a number .* example 1, found 'x'"),
-        ("a,label\n1,x\n3,\n", {}, "the label of example 1 is empty"),
+        ("a,label\n1,2\n3,x\n", {}, "t.csv, line 3: .* numbers, such as '2', and names, .* 'x'"),
+        ("a,label\n1,2\n3,x\n", {"label_kind": "number"}, "line 3: expected a number .* 'x'"),
+        ("a,label\n1,x\n3,\n", {}, "t.csv, line 3: the label is empty"),
         ("a,label\n1,2,3\n", {}, "line 2: expected 2 fields, found 3"),
         ("a,label\n1\n", {"extra": "drop"}, "line 2: expected 2 fields, found 1"),
         ("a,label\n1,x\n", {"label_column": "labl"}, "Did you mean 'label'"),

@@ -54,6 +54,57 @@ def test_texts_with_names_as_labels_and_one_split(datasets, tmp_path):
     assert all(row["label"] == int(row["text"][1:]) % 2 for row in seen)
 
 
+def test_labels_are_what_they_look_like(datasets, tmp_path):
+    def opened(labels, options=None, **features):
+        rows = {"text": [f"t{i}" for i in range(len(labels))], "label": labels}
+        kind = datasets.Features({"text": datasets.Value("string"), **features})
+        made = datasets.Dataset.from_dict(rows, features=kind if features else None)
+        datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "d", max_shard_size="1GB")
+        source = open_source(f"hf:{tmp_path / 'd'}", options or Options())
+        seen = [source.read(s)[i] for s in source.splits for i in range(source.splits[s])]
+        labels = {row["text"]: row["label"] for row in seen}
+        return source.class_names, [labels[f"t{i}"] for i in range(len(labels))]
+
+    assert opened([["b", "a"], [], ["b"]]) == (("a", "b"), [[1, 0], [], [1]])
+    assert opened([1.5, 2.0, 3.0]) == ((), [1.5, 2.0, 3.0])
+    with pytest.raises(UserError, match="split 'train', row 1, column 'label': the label 'None'"):
+        opened(["a", None, "b"])
+    with pytest.raises(UserError, match="row 2, column 'label': the label 'nan' stands for a miss"):
+        opened([1.0, 2.0, float("nan")])
+    with pytest.raises(
+        UserError, match="row 0, column 'label': the label is a list.*label_columns"
+    ):
+        opened([[0.0, 1.0], [1.0, 0.0]])
+    with pytest.raises(UserError, match="row 0, column 'label': expected a number.*found '2,5'"):
+        opened(["2,5", "3,5"], Options(task_labels="number"))
+    with pytest.raises(UserError, match="row 1, column 'label': the label is missing"):
+        opened([0, None], label=datasets.ClassLabel(names=["a", "b"]))
+
+
+def test_labels_in_columns(datasets, tmp_path):
+    rows = {
+        "text": [f"t{i}" for i in range(20)],
+        "label": ["x"] * 20,
+        "dog": [float(i % 2) for i in range(20)],
+        "cat": [bool((i + 1) % 2) for i in range(20)],
+    }
+    path = tmp_path / "d"
+    datasets.Dataset.from_dict(rows).save_to_disk(path)
+    wanted = Options(label_columns=("dog", "cat"), task_labels="class")
+    source = open_source(f"hf:{path}", wanted)
+    assert source.class_names == ("dog", "cat") and "label" in source.columns
+    assert source.splits == {"train": 16, "validation": 2, "test": 2}
+    seen = [source.read(s)[i] for s in source.splits for i in range(source.splits[s])]
+    assert all(row["label"] == (int(row["text"][1:]) + 1) % 2 for row in seen)
+    datasets.Dataset.from_dict(rows | {"dog": [None] + [1] * 19}).save_to_disk(tmp_path / "e")
+    source = open_source(f"hf:{tmp_path / 'e'}", Options(label_columns=("dog", "cat")))
+    assert source.unknown == 1
+    seen = [source.read(s)[i] for s in source.splits for i in range(source.splits[s])]
+    labels = {row["text"]: row["label"] for row in seen}
+    np.testing.assert_array_equal(labels["t0"], [np.nan, 1])
+    np.testing.assert_array_equal(labels["t3"], [1, 0])
+
+
 def test_pairs_of_images(datasets, tmp_path):
     features = datasets.Features(
         {"l": datasets.Image(), "r, mirrored": datasets.Image(), "label": datasets.Value("float")}

@@ -147,3 +147,50 @@ def test_texts_read_by_feature_and_classes_by_the_column_named(texts):
     assert source.identity["version"] == "1.0.0" and len(source.identity["description"]) == 64
     with pytest.raises(UserError, match="Did you mean 'label-coarse'"):
         open_source("tfds:tiny_texts", Options(data_dir=texts, label_column="label_coarse"))
+
+
+@pytest.fixture(scope="module")
+def columns(tmp_path_factory):
+    class TinyColumns(tfds.core.GeneratorBasedBuilder):
+        """Labels in two features of 0 and 1, of which some are nan."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {"text": tfds.features.Text(), "dog": np.float32, "cat": np.bool_}
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(4):
+                yield (
+                    str(i),
+                    {"text": str(i), "dog": np.nan if i == 3 else i % 2, "cat": i % 2 == 0},
+                )
+
+    return str(tmp_path_factory.mktemp("columns"))
+
+
+def test_labels_in_features(columns):
+    def opened(**options):
+        wanted = Options(data_dir=columns, prepare=True, label_columns=("cat", "dog"), **options)
+        source = open_source("tfds:tiny_columns", wanted)
+        assert source.class_names == ("cat", "dog") and "label" in source.columns
+        return source.read("train")
+
+    several = opened(task_labels="classes")
+    labels = {several[i]["text"]: several[i]["label"] for i in range(4)}
+    np.testing.assert_array_equal(labels["0"], [1, 0])
+    np.testing.assert_array_equal(labels["3"], [0, np.nan])
+    np.testing.assert_array_equal(several.labels(), [*labels.values()])
+    examples = opened(task_labels="class")
+    for number, text in enumerate(labels):  # in the order of the split
+        if text == "3":
+            with pytest.raises(UserError, match="example .: expected a 1 in exactly one"):
+                examples[number]
+        else:
+            assert examples[number]["label"] == int(text) % 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from finetune_jax.errors import UserError
@@ -76,6 +77,54 @@ def test_binary_losses():
     wrong = np.where(hot > 0, 1 - p, p)
     near(parse_loss("binary_focal", MULTI)(LOGITS, hot), (wrong**2 * both).mean(-1))
     near(parse_loss("binary_focal(gamma=0)", MULTI)(LOGITS, hot), both.mean(-1))
+
+
+@pytest.mark.parametrize("loss", ["", "binary_focal(gamma=1.5)"])
+def test_unknown_labels_are_in_no_loss_and_no_gradient(rng, loss):
+    logits = rng.normal(size=(5, 4)).astype(np.float32)
+    labels = rng.integers(0, 2, (5, 4)).astype(np.float32)
+    unknown = np.zeros((5, 4), bool)
+    unknown[0, 1] = unknown[1, [0, 2, 3]] = unknown[4] = True
+    task = MultiLabel(tuple("abcd"), loss)
+    asked = np.where(unknown, np.float32(-1), labels)
+
+    def mean(x):
+        found = task.per_example(x, {"label": asked}, {"label_smoothing": 0.0})
+        return found["loss"].mean(), found
+
+    (_, found), slope = jax.jit(jax.value_and_grad(mean, has_aux=True))(logits)
+    losses = np.logaddexp(0, logits) - logits * labels
+    if loss:
+        losses *= np.abs(labels - 1 / (1 + np.exp(-logits))) ** 1.5
+    of_known = [row[known].mean() for row, known in zip(losses[:4], ~unknown[:4], strict=True)]
+    np.testing.assert_allclose(found["loss"], [*of_known, 0], rtol=1e-5)
+    right = ((logits > 0) == (labels > 0.5)) | unknown
+    assert found["exact"].tolist() == right.all(1).tolist()
+    slope = np.asarray(slope)
+    assert (slope[unknown] == 0).all() and (slope[~unknown] != 0).all()
+
+
+@pytest.mark.parametrize("loss", ["", "binary_focal(gamma=2)"])
+def test_a_mean_over_known_labels_changes_no_bit_where_all_are_known(rng, loss):
+    logits = rng.normal(size=(64, 7)).astype(np.float32)
+    labels = rng.integers(0, 2, (64, 7)).astype(np.float32)
+
+    def plain(x):
+        losses = optax.sigmoid_binary_cross_entropy(x, labels)
+        if loss:
+            rest = jnp.maximum(jnp.abs(labels - jax.nn.sigmoid(x)), 1e-7)
+            losses = losses * rest**2
+        return losses.mean(-1)
+
+    def ours(x):
+        task = MultiLabel(tuple("abcdefg"), loss)
+        return task.per_example(x, {"label": labels}, {"label_smoothing": 0.0})["loss"]
+
+    def both(function):
+        return jax.jit(lambda x: (function(x), jax.grad(lambda y: function(y).mean())(x)))
+
+    for a, b in zip(both(ours)(logits), both(plain)(logits), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_losses_of_real_values():

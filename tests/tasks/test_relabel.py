@@ -63,6 +63,26 @@ def test_labels_of_several_classes():
         assert part.host({"label": label})["label"].tolist() == [1, 0, 0, 1]
 
 
+def test_labels_in_an_array_move_with_their_classes_and_others_are_unknown():
+    hot = np.array([1, 0], np.float32)
+    part = host_part(MultiLabel(NAMES), ("dog", "ant"), "x")
+    assert part.host({"label": hot})["label"].tolist() == [0, -1, -1, 1]
+    part = host_part(MultiLabel(NAMES), ("ant", "bee"), "x")
+    assert part.host({"label": hot})["label"].tolist() == [1, 0, -1, -1]
+    assert part.host({"label": [0, 1]})["label"].tolist() == [1, 1, 0, 0]
+    part = host_part(MultiLabel(NAMES[:2]), ("bee", "ant"), "x")
+    assert part.host({"label": np.array([np.nan, 0])})["label"].tolist() == [0, -1]
+
+
+def test_labels_in_an_array_that_become_one_are_known_by_what_is_known():
+    def merged(*values):
+        return renumbered({"label": np.array(values)}, (0, 0, 1), 2)["label"].tolist()
+
+    assert merged(1.0, 0, 1) == [1, 1] and merged(0.0, 0, 1) == [0, 1]
+    assert merged(1.0, np.nan, 0) == [1, 0]
+    assert np.isnan(merged(0.0, np.nan, 0)[0])
+
+
 def test_masks_keep_the_pixels_without_a_class():
     mask = np.array([[0, 1], [255, 1]], np.uint8)
     found = renumbered({"mask": mask}, (3, 0))["mask"]

@@ -18,6 +18,7 @@ from finetune_jax.tasks import (
     Segmentation,
     SimCLR,
     Similarity,
+    multilabel,
 )
 from finetune_jax.tasks.contrastive import nearest_agree
 
@@ -68,6 +69,30 @@ def test_multilabel():
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
     assert found["average_precision_low"] < found["average_precision_high"]
+
+
+def test_unknown_labels_are_in_no_score(monkeypatch, rng):
+    # All examples once, in place of the many samples of an interval.
+    monkeypatch.setattr(multilabel, "bootstrap", lambda f, n, **_: (f(np.arange(n)), 2.0))
+    task = MultiLabel(tuple("abcd"))
+    logits = rng.normal(size=(N, 4)).astype(np.float32)
+    hot = (rng.random((N, 4)) < 0.4).astype(np.float32)
+    unknown = rng.random((N, 4)) < 0.3
+    unknown[:, 3] = True  # a label that nobody knows
+    unknown[unknown.all(1), 0] = False
+    found = task.report(observed(task, logits, {"label": np.where(unknown, -1, hot)}))
+    of = [(hot[~x, i], logits[~x, i]) for i, x in enumerate(unknown.T[:3])]
+    known = ~unknown
+    right = ((logits > 0) == (hot > 0.5)) | unknown
+    expected = {
+        "average_precision": np.mean([sk.average_precision_score(*pair) for pair in of]),
+        "auroc": np.mean([sk.roc_auc_score(*pair) for pair in of]),
+        "micro_f1": sk.f1_score(hot[known], logits[known] > 0),
+        "exact": right.all(1).mean(),
+    }
+    expected["average_precision_low"] = expected["average_precision"]
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
 
 
 def test_ordinal():

@@ -41,6 +41,14 @@ def test_json_and_back(name, tokenizer):
         tasks.from_json({**task.to_json(), "colour": 3})
 
 
+def test_a_loss_of_another_package_knows_no_unknown_labels():
+    source = Source("things", ("ant", "bee"), {"train": 1}, lambda split: [], unknown=3)
+    for loss in ("", "binary_focal(gamma=1)"):
+        tasks.MultiLabel.create(settings(loss), source, IMAGES)
+    with pytest.raises(UserError, match="3 labels of 'things' are unknown.* expected one of bin"):
+        tasks.MultiLabel.create(settings("finetune_jax.tasks.objectives:binary"), source, IMAGES)
+
+
 def test_names_that_do_not_exist():
     with pytest.raises(UserError, match="unknown task 'clasification'. Did you mean 'classificat"):
         tasks.kind_of("clasification")
@@ -63,7 +71,7 @@ def test_labels_by_number_or_name(kind):
     for label in (1, np.int64(1), 1.0, "bee", b"bee"):
         made = task.host({"label": label})["label"]
         assert made == 1 and made.dtype == np.int32
-    for label in (-1, 3, 0.5, np.array([1])):
+    for label in (-1, 3, 0.5, np.array([1]), None, float("nan"), float("inf")):
         with pytest.raises(UserError, match="expected a class number from 0 to 2"):
             task.host({"label": label})
     with pytest.raises(UserError, match="unknown label 'bea'. Did you mean 'bee'"):
@@ -77,6 +85,7 @@ def test_labels_of_which_several_are_true():
         ([0, 1], [1, 1, 0]), (np.array([0, 2]), [1, 0, 1]), (np.array([1, 0, 1]), [1, 0, 1]),
         (np.array([True, True, False]), [1, 1, 0]), (np.array([], np.int64), [0, 0, 0]),
         (np.array([2, 0, 1]), [1, 1, 1]), (np.array(["bee", "ant"]), [1, 1, 0]),
+        (np.array([1, np.nan, 0]), [1, -1, 0]), (np.array([np.nan] * 3), [-1, -1, -1]),
     ):  # fmt: skip
         made = task.host({"label": label})["label"]
         assert made.tolist() == expected and made.dtype == np.float32, label
@@ -91,7 +100,7 @@ def test_labels_of_which_several_are_true():
 def test_targets_are_finite_numbers(kind):
     made = kind().host({"label": "2.5"})["label"]
     assert made == 2.5 and made.dtype == np.float32
-    for label in ("high", float("nan"), None, [1.0, 2.0]):
+    for label in ("high", float("nan"), None, [1.0, 2.0], "2,5", "1_000", "1e99", b"x"):
         with pytest.raises(UserError, match="expected a finite number"):
             kind().host({"label": label})
 
@@ -247,6 +256,8 @@ def labels(*values, dtype=np.int32):
         (tasks.Similarity(4), labels(0.5, 1), labels(1, 1), "all targets are 1"),
         (tasks.MultiLabel(("a", "b")), labels([0, 1]), labels([0, 0]), "no example has a label"),
         (tasks.MultiLabel(("a", "b")), labels([0, 1]), labels([1, 1]), "has every label"),
+        (tasks.MultiLabel(("a", "b")), labels([0, 1, -1]), labels([1, -1]), "has every label"),
+        (tasks.MultiLabel(("a", "b")), labels([0, 1]), labels([-1, -1, 0]), "no example has a lab"),
         (
             tasks.Segmentation(("a", "b"), 2),
             {"class_map": np.uint8([[0, 255], [1, 0]])},

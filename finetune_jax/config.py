@@ -46,6 +46,14 @@ def default() -> ml_collections.ConfigDict:
     # Names of the file's tensors: an origin such as "timm", or "package.module:NAME" of a NameMap;
     # empty takes the origin that knows most of them.
     c.pretrained.name_map = ""
+    # Of a file with several sets of weights, the set to load: raw | ema | teacher | student; empty
+    # takes raw before ema and DINO's teacher before its student, and says so.
+    c.pretrained.weights = ""
+    # Text before the names of the model's tensors, such as "module.encoder_q."; tensors without it
+    # are matched without it or dropped. Empty takes off what all known names begin with.
+    c.pretrained.prefix = ""
+    # Regex of whole names of tensors to drop, such as "aux.*|head_dist.*"; none may be needed.
+    c.pretrained.ignore = ""
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
     # Start values of a new head: "" (the initialiser of the model), zero, lecun, or copy. With
     # copy, a class whose name is in the file `class_names` takes the row of the weight file; the
@@ -226,6 +234,7 @@ _CHOICES = {
     "model.frozen_dtype": ("float32", "bfloat16"),
     "artifact.contents": ("all", "delta"),
     "artifact.select": ("last", "best"),
+    "pretrained.weights": ("", "raw", "ema", "teacher", "student"),
     "pretrained.head_init": ("", "zero", "lecun", "copy"),
     "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
     "data.on_bad_image": ("error", "skip"),
@@ -332,6 +341,12 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
             f"other; found {config.pretrained.class_names!r} with head_init="
             f"{config.pretrained.head_init!r}"
         )
+    for key in ("weights", "prefix", "ignore"):
+        if config.pretrained[key] and not config.pretrained.path:
+            raise UserError(
+                f"pretrained.{key}: {config.pretrained[key]!r} chooses tensors of a weight file, "
+                "and pretrained.path is empty"
+            )
     if config.artifact.contents == "delta" and not config.pretrained.path:
         raise UserError(
             "artifact.contents: 'delta' stores the difference from a weight file, and "

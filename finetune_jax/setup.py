@@ -33,7 +33,7 @@ from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
-from finetune_jax.pretrained import load
+from finetune_jax.pretrained import Selection, load
 from finetune_jax.pretrained.class_names import (
     artifact_class_names,
     read_class_names,
@@ -335,6 +335,7 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         resize=settings.resize,
         copy_rows=rows,
         place=_placer(setup.mesh),
+        selection=Selection(settings.weights, settings.prefix, settings.ignore),
     )
     fresh = [
         row.leaf.removeprefix("params/")

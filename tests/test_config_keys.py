@@ -68,3 +68,13 @@ def test_a_cut_warm_up_and_small_statistics_are_said():
     (line,) = remarks(**{"train.accumulate": 4})
     assert "statistics of 8 images, not of 32" in line
     assert remarks(**{"train.accumulate": 4, "scheme": "head"}) == []
+
+
+@pytest.mark.parametrize("key", ["weights", "prefix", "ignore"])
+def test_a_choice_of_tensors_needs_a_weight_file(key):
+    config = default()
+    config.pretrained[key] = "ema"
+    with pytest.raises(UserError, match=f"pretrained.{key}: 'ema' chooses tensors of a weight"):
+        config_lib.validate(config)
+    config.pretrained.path = "x.safetensors"
+    config_lib.validate(config)

@@ -14,6 +14,7 @@ from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.errors import UserError
 from finetune_jax.files import SEAL, read_json, require_seal
 from finetune_jax.models import DTYPES, entry_of
+from finetune_jax.pretrained.formats.roles import ROLES
 from finetune_jax.progress import say
 from finetune_jax.schema import (
     LARGEST_SIDE,
@@ -41,6 +42,12 @@ def _sha256(value: Any, key: str) -> str:
 
 _FEW = text(1000)
 
+_SELECTION = {
+    "weights": text(choices=ROLES),
+    "prefix": _FEW,
+    "ignored": list_of(text(), most=100_000),
+}
+
 CARD = {
     "version": whole(1, VERSION),
     "model": record(
@@ -58,7 +65,9 @@ CARD = {
     "preprocess": record({"kind": _FEW, "size": whole(1, LARGEST_SIDE)}, rest=True),
     "contents": text(choices=("all", "delta")),
     "base": record(
-        {"file": maybe(text())}, {"sha256": maybe(_sha256), "name_map": _FEW}, rest=True
+        {"file": maybe(text())},
+        {"sha256": maybe(_sha256), "name_map": _FEW, **_SELECTION},
+        rest=True,
     ),
     "fingerprint": _sha256,
 }

@@ -12,7 +12,7 @@ from finetune_jax import tree
 from finetune_jax.deltas import Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import DTYPES, StagedModel, initial_variables
-from finetune_jax.pretrained import load, open_weights
+from finetune_jax.pretrained import Selection, load, open_weights
 from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.pretrained.values import require_good_values
 
@@ -80,6 +80,11 @@ def _base_leaves(
         # All kinds of surgery are allowed here: the fingerprint shows whether the result is the
         # same as in the run.
         resize=KINDS,
+        selection=Selection(
+            card["base"].get("weights", ""),
+            card["base"].get("prefix", ""),
+            names=tuple(card["base"].get("ignored", ())),
+        ),
     )
     if manifest.sha256 != card["base"]["sha256"]:
         raise UserError(f"{base} is not the file this artifact started from")

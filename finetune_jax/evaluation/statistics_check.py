@@ -22,7 +22,7 @@ from finetune_jax import tree
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.errors import UserError
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
-from finetune_jax.pretrained import load
+from finetune_jax.pretrained import Selection, load
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.progress import each
 from finetune_jax.tables import table
@@ -123,13 +123,19 @@ def check_statistics(
     ]
 
 
-def check_file(source: str, name: str, images: Sequence[Path]) -> list[StageFit]:
+def check_file(
+    source: str,
+    name: str,
+    images: Sequence[Path],
+    selection: Selection = Selection(),  # noqa: B008  # immutable
+) -> list[StageFit]:
     """`check_statistics` of a weight file for a registered model.
 
     Args:
       source: weight file, as ``pretrained.path``.
       name: name of a registered model that fits the file.
       images: image files, which are prepared as the registry says for this model.
+      selection: as in `pretrained.load`.
 
     Raises:
       UserError: the model has no BatchNorm, the file does not fit, or an image cannot be read.
@@ -138,7 +144,8 @@ def check_file(source: str, name: str, images: Sequence[Path]) -> list[StageFit]
     inputs = entry.inputs
     model = build(name, max(entry.classes, 1), image_size=inputs.size)
     initial = initial_variables(model, inputs.size, stages=("head",))
-    variables, _ = load(resolve(source), entry.family, initial, reinitialise_head=True)
+    path = resolve(source)
+    variables, _ = load(path, entry.family, initial, reinitialise_head=True, selection=selection)
     preprocess = ImagePreprocess(**vars(inputs))
     read = [preprocess.host(preprocess.read(path)) for path in each(images, "images")]
     batches = [

@@ -4,14 +4,16 @@ from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.load import load
 from finetune_jax.pretrained.manifest import Manifest, ManifestRow
-from finetune_jax.pretrained.maps import find_map, map_of
+from finetune_jax.pretrained.maps import map_of
 from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.save import save_as, save_native
+from finetune_jax.pretrained.selection import Selection, find_map
 
 __all__ = [
     "Manifest",
-    "NameMap",
     "ManifestRow",
+    "NameMap",
+    "Selection",
     "Weights",
     "find_map",
     "load",

@@ -1,6 +1,6 @@
 """Inspects weight files, and exports fine-tuned models under other projects' names.
 
-  python -m finetune_jax.pretrained inspect SOURCE [--tensors=40]
+  python -m finetune_jax.pretrained inspect SOURCE [--tensors=40] [--weights=ema] [--prefix=net.]
   python -m finetune_jax.pretrained inspect SOURCE --check_statistics=FOLDER [--model=NAME]
   python -m finetune_jax.pretrained export --workdir=RUN --origin=timm --output=model.safetensors
 
@@ -24,7 +24,7 @@ from finetune_jax import cli
 from finetune_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from finetune_jax.pretrained.formats.weights import Weights
+    from finetune_jax.pretrained import Selection, Weights
 
 _TENSORS = flags.DEFINE_integer("tensors", 40, "Tensors to list; 0 lists all.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", "", "A run's folder, or its artifact.")
@@ -35,6 +35,8 @@ _CHECK = flags.DEFINE_string(
     "check_statistics", "", "A folder of images of the kind that the model was trained on."
 )
 _MODEL = flags.DEFINE_string("model", "", "The model to check; needed if several models fit.")
+_WEIGHTS = flags.DEFINE_string("weights", "", "Of several sets of weights: see pretrained.weights.")
+_PREFIX = flags.DEFINE_string("prefix", "", "Text before the names: see pretrained.prefix.")
 _IMAGES = flags.DEFINE_integer("images", 64, "Most images to read for the check.", lower_bound=1)
 _ALLOW_IMPORTS = cli.define_allow_imports()
 
@@ -43,22 +45,23 @@ _COMMANDS = ("inspect", "export")
 
 def inspect(sources: Sequence[str]) -> None:
     """Prints the tensors of weight files, and the models that fit."""
-    from finetune_jax.pretrained import open_weights
+    from finetune_jax.pretrained import Selection, open_weights
     from finetune_jax.pretrained.inspection import report
 
     if not sources:
         raise UserError("give at least one weight file to inspect")
+    selection = Selection(_WEIGHTS.value, _PREFIX.value)
     images = _images(Path(_CHECK.value)) if _CHECK.value else []
     for source in sources:
-        with open_weights(source) as weights:
+        with open_weights(source, selection.weights) as weights:
             print(f"{source}\n")
-            print(report(weights, limit=_TENSORS.value))
-            model = _MODEL.value or (_only_model(weights, source) if images else "")
+            print(report(weights, limit=_TENSORS.value, selection=selection))
+            model = _MODEL.value or (_only_model(weights, selection) if images else "")
         if images:
             from finetune_jax.evaluation.statistics_check import check_file, verdict
 
             print(f"\n{model}, {len(images)} images of {_CHECK.value}\n")
-            print(verdict(check_file(source, model, images)))
+            print(verdict(check_file(source, model, images, selection)))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -71,14 +74,15 @@ def _images(folder: Path) -> list[Path]:
     return found[:: max(1, -(-len(found) // _IMAGES.value))]
 
 
-def _only_model(weights: Weights, source: str) -> str:
+def _only_model(weights: Weights, selection: Selection) -> str:
     """The only registered model that fits a file."""
-    from finetune_jax.pretrained.inspection import fits
+    from finetune_jax.pretrained.inspection import inspect as look
 
-    models = sorted({model for fit in fits(weights) for model in fit.models})
+    models = sorted({model for fit in look(weights, selection).fits for model in fit.models})
     if len(models) != 1:
         raise UserError(
-            f"{source}: {len(models)} models fit ({', '.join(models[:20])}); name one with --model"
+            f"{weights.path}: {len(models)} models fit ({', '.join(models[:20])}); name one with "
+            "--model"
         )
     return models[0]
 

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +20,20 @@ from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
 from finetune_jax.pretrained.maps import closest_map, map_of, maps_of
-from finetune_jax.pretrained.names import WRAPPERS, NameMap, Target
+from finetune_jax.pretrained.names import NameMap, Target
 from finetune_jax.pretrained.save import COLLECTIONS
+from finetune_jax.pretrained.selection import (
+    Belongs,
+    Chosen,
+    Selection,
+    choose_tensors,
+    close_name,
+    ignoring,
+)
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, fit, misfit
 from finetune_jax.pretrained.values import bad_values
+from finetune_jax.progress import say
 
 
 def load(
@@ -39,6 +48,7 @@ def load(
     resize: Sequence[str] = ("position",),
     copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
+    selection: Selection = Selection(),  # noqa: B008  # immutable
 ) -> tuple[dict[str, Any], Manifest]:
     """Replaces the initial values of a model by the tensors of a weight file.
 
@@ -66,6 +76,8 @@ def load(
         head copies from the file.
       place: function called with each leaf (``params/…``) and its values as soon as the values are
         read. The result takes the place of the values, for example an array on a device.
+      selection: which tensors of the file are the model's. A prefix of all names that the name map
+        knows is taken off, and said; so is the choice between several sets of weights.
 
     Returns:
       (variables with the structure, shapes and dtypes of `init`, as NumPy arrays or as the results
@@ -84,22 +96,34 @@ def load(
         name_maps: tuple[NameMap, ...] = (map_of(family, name_map, key="pretrained.name_map"),)
     else:
         name_maps = maps_of(family)
-    with unstack(open_weights(path), name_maps) as weights:
+    leaves = tree.flatten(init)
+    absent = model.absent_stages if model else {}
+
+    def belongs(name_map: NameMap, name: str) -> bool:
+        targets = name_map.targets(name) or name_map.targets(f"{name}[0]")
+        return any(t.leaf in leaves or t.leaf.split("/")[1] in absent for t in targets)
+
+    with open_weights(path, selection.weights) as weights:
+        chosen = choose_tensors(weights, name_maps, belongs, selection)
+        for line in chosen.naming.said:
+            say(f"{weights.path.name}: {line}")
         return _Load(
-            weights=weights,
+            weights=unstack(weights, name_maps, chosen.naming.short, chosen.ignored),
             family=family,
             name_maps=name_maps,
             collections=tuple(init),
-            leaves=tree.flatten(init),
+            leaves=leaves,
             stages=frozenset(reinitialise),
             always=reinitialise_head,
             resizable={f"params/{p}": r for p, r in model.resizable.items()} if model else {},
             resize=dict.fromkeys(resize, True),
             sizes=model.sizes if model else {},
             fresh=model.fresh_stages if model else {},
-            absent=model.absent_stages if model else {},
+            absent=absent,
             copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
+            chosen=chosen,
+            belongs=belongs,
         ).run()
 
 
@@ -131,8 +155,12 @@ class _Load:
       resize: the allowed kinds of surgery.
       sizes, fresh, absent: `sizes`, `fresh_stages` and `absent_stages` of the model.
       copy_rows, place: see `load`.
+      chosen: which tensors of the file are the model's, and their prefix.
+      belongs: whether a name map knows a name as that of a leaf of the model.
       problems: messages of the problems found so far.
       unused: names of tensors that belong to no leaf.
+      unknown: those of them that the name map does not know at all.
+      missing: names of the tensors that leaves lack, by leaf.
       rows: rows of the manifest.
       arrays: the result, by ``collection/leaf path``.
     """
@@ -151,13 +179,18 @@ class _Load:
     absent: Mapping[str, str]
     copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
+    chosen: Chosen
+    belongs: Belongs
     problems: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
     rows: list[ManifestRow] = dataclasses.field(default_factory=list)
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self) -> tuple[dict[str, Any], Manifest]:
-        names = self.weights.names()
+        slots = frozenset(self.chosen.slots)
+        names = tuple(name for name in self.weights.names() if name not in slots)
         if not names:
             raise UserError(f"{self.weights.path}: holds no tensors")
         present = {leaf.split("/")[1] for leaf in self.leaves}
@@ -172,30 +205,46 @@ class _Load:
             self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
         # 2. Decide by shape which stages keep their initial values, before any value is read.
         fresh = self._fresh_stages(targets)
+        targets = {name: self._needed(name, found, fresh) for name, found in targets.items()}
+        named = {target.leaf for found in targets.values() for target in found}
+        self.missing = {
+            leaf: self._source(leaf)
+            for leaf in self.leaves
+            if leaf not in named
+            and leaf.split("/")[1] not in fresh
+            and self.map.constant(leaf) is None
+        }
         # 3. Load the tensors in the file's order, then fill the leaves that the file lacks.
         for name in names:
             self._place(name, targets[name], fresh)
-        named = {target.leaf for found in targets.values() for target in found}
         for leaf in self.leaves:
             if leaf not in named:
                 self._lack(leaf, fresh)
         # 4. Raise all problems at once, so that a user can solve them in one attempt.
         if self.problems:
-            count = len(self.problems)
-            raise UserError(
-                f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
-                f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
-            )
+            self._raise()
         manifest = Manifest(
             self.weights.path.name,
             self._digest(stamp),
             self.map.family,
             self.map.origin,
-            self.weights.other_entries,
+            (*self.weights.other_entries, *self.chosen.slots),
             tuple(self.rows),
+            self.chosen.naming.weights,
+            self.chosen.naming.prefix,
         )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
+
+    def _raise(self) -> NoReturn:
+        count = len(self.problems)
+        text = (
+            f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
+            f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
+        )
+        if self.unknown and not self.missing:
+            text += f"\n{ignoring(self.unknown, self.chosen.naming.prefix)}"
+        raise UserError(text)
 
     def _digest(self, stamp: Stamp) -> Callable[[], str]:
         """Starts to compute the file's digest; returns a function that waits for the result.
@@ -216,8 +265,12 @@ class _Load:
         return waiting.result
 
     def _choose_map(self, names: tuple[str, ...]) -> NameMap:
-        best, unmatched = closest_map(self.name_maps, names, self.leaves)
-        if len(unmatched) == len(names):
+        left_out = self.chosen.left_out
+        short = [self.chosen.naming.short(n) for n in names if n not in left_out]
+        best, unmatched = closest_map(self.name_maps, short, self.leaves)
+        fitting = sum(self.belongs(best, name) for name in short)
+        # A few names that are known by chance would give a list of hundreds of problems.
+        if len(unmatched) == len(short) or fitting * 10 < len(short):
             origins = ", ".join(m.origin for m in self.name_maps)
             foreign = (
                 ""
@@ -225,24 +278,59 @@ class _Load:
                 else f" The family is none of this package.{nearest(self.family, MODULE_OF_FAMILY)}"
             )
             shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
+            few = f"only {fitting} of {len(short)} tensors have" if fitting else "no tensor has"
             raise UserError(
-                f"{self.weights.path}: no tensor has a name of the family {self.family!r} (known "
-                f"origins: {origins}): {shown}.{foreign}"
+                f"{self.weights.path}: {few} a name of the family {self.family!r} (known "
+                f"origins: {origins}): {shown}.{foreign} To see which models fit: "
+                f"python -m finetune_jax.pretrained inspect {self.weights.path}"
             )
         return best
 
     def _match(self, names: tuple[str, ...]) -> dict[str, tuple[Target, ...]]:
+        naming = self.chosen.naming
         matches: dict[str, tuple[Target, ...]] = {}
         taken: dict[str, str] = {}
-        for name in names:
-            matches[name] = () if self.map.ignored(name) is not None else self.map.targets(name)
-            for target in matches[name]:
+        # With a prefix of the user, a tensor with the prefix precedes one without the prefix.
+        behind = [n for n in names if naming.given and not n.startswith(naming.prefix)]
+        for name in [n for n in names if n not in set(behind)] + behind:
+            short = naming.short(name)
+            found = () if self.map.ignored(short) is not None else self.map.targets(short)
+            if name in behind and name not in self.chosen.left_out:
+                fills = any(t.leaf in self.leaves and t.leaf not in taken for t in found)
+                if not fills and self.map.ignored(short) is None:
+                    reason = f"does not begin with pretrained.prefix={naming.prefix!r}"
+                    self.chosen.left_out[name] = reason
+            for target in found if name not in self.chosen.left_out else ():
                 if target.leaf in taken:
                     self.problems.append(
                         f"tensors {taken[target.leaf]!r} and {name!r} both belong to {target.leaf}"
                     )
                 taken.setdefault(target.leaf, name)
+            matches[name] = found
         return matches
+
+    def _needed(
+        self, name: str, targets: tuple[Target, ...], fresh: Mapping[str, str]
+    ) -> tuple[Target, ...]:
+        """The leaves that a tensor fills; none for a tensor that is left out.
+
+        A tensor that the user drops and the model needs is a problem.
+        """
+        if name not in self.chosen.left_out:
+            return targets
+        needed = [
+            target
+            for target in targets
+            if target.leaf in self.leaves and target.leaf.split("/")[1] not in fresh
+        ]
+        if name not in self.chosen.ignored or not needed:
+            return ()
+        stage = needed[0].leaf.split("/")[1]
+        remedy = "; pretrained.new_head=True draws a new head" if stage in self.stages else ""
+        self.problems.append(
+            f"pretrained.ignore matches tensor {name!r}, which fills {needed[0].leaf}{remedy}"
+        )
+        return tuple(needed)
 
     def _fresh_stages(self, matches: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
         """``{stage: reason}`` of the stages that keep their initial values."""
@@ -280,17 +368,22 @@ class _Load:
         """Adds the rows of one tensor to the manifest, or a problem."""
         shape, dtype = self.weights.spec(name)
         source = (name, shape, str(dtype))
+        if name in self.chosen.left_out:
+            reason = self.chosen.left_out[name]
+            self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
+            return
         if not targets:
-            reason = self.map.ignored(name)
-            if reason is None:
-                known = [self._source(leaf) for leaf in self.leaves]
+            ignored = self.map.ignored(self.chosen.naming.short(name))
+            if ignored is None:
                 self.unused.append(name)
+                self.unknown.append(name)
+                # Only the tensor of a leaf that lacks one can be this tensor under another name.
+                near = close_name(name, self.missing.values())
                 self.problems.append(
-                    f"tensor {name!r} {dtype}{list(shape)} has an unknown name."
-                    f"{nearest(name, known)}"
+                    f"tensor {name!r} {dtype}{list(shape)} has an unknown name.{near}"
                 )
             else:
-                self.rows.append(ManifestRow(*source, None, None, None, "dropped", reason))
+                self.rows.append(ManifestRow(*source, None, None, None, "dropped", ignored))
             return
         values = None
         for target in targets:
@@ -365,13 +458,13 @@ class _Load:
             filled = np.full(wanted.shape, value, _dtype(wanted))
             self._add("constant", leaf, (None, None, None), f"{value:g}: {reason}", filled)
             return
-        remedy = " (reinitialise_head=True draws new values)" if stage in self.stages else ""
-        expected = self._source(leaf)
+        remedy = " (pretrained.new_head=True draws new values)" if stage in self.stages else ""
+        expected = self.missing[leaf]
         # Only a tensor that belongs to no leaf can be the missing tensor under another name.
-        near = nearest(expected, self.unused)
+        near = close_name(expected, self.unused)
         self.problems.append(
             f"leaf {leaf} {_dtype(wanted)}{list(wanted.shape)} gets no tensor; expected "
-            f"{expected!r}{remedy}.{near if near.startswith(' Did you') else ''}"
+            f"{expected!r}{remedy}.{near}"
         )
 
     def _copy(self, name: str, target: Target, source: _Source) -> None:
@@ -395,9 +488,13 @@ class _Load:
 
     def _source(self, leaf: str) -> str:
         """Tensor name of a leaf in the file's origin, with the prefix that the file uses."""
-        names = self.weights.names()
-        used = (w for w in WRAPPERS if any(name.startswith(w) for name in names))
-        return next(used, "") + (self.map.source(leaf) or leaf)
+        source = self.map.source(leaf) or leaf
+        own = self.map.prefix
+        if own and not any(
+            self.chosen.naming.short(n).startswith(own) for n in self.weights.names()
+        ):
+            source = source.removeprefix(own)
+        return self.chosen.naming.prefix + source
 
     def _keep(self, leaf: str, source: _Source, reason: str) -> None:
         self._add("reinitialised", leaf, source, reason, np.array(self.leaves[leaf]))

@@ -5,8 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
+
+from finetune_jax.pretrained.formats.limits import is_optimizer
+
+_SHOWN = 3  # names of dropped tensors that a summary shows for each reason
+_MANY = 12  # other entries that are listed one by one
 
 Decision = Literal["loaded", "transformed", "cast", "constant", "reinitialised", "dropped"]
 
@@ -48,6 +54,8 @@ class Manifest:
       other_entries: names of entries that are no weights (an epoch, an optimizer) and were not
         read.
       rows: rows in the order of the file, then leaves that the file lacks, in the model's order.
+      weights: role of the tensors in a file with several sets of weights, one of `roles.ROLES`.
+      prefix: text before the names of the model's tensors, which was taken off.
     """
 
     file: str
@@ -56,6 +64,8 @@ class Manifest:
     origin: str
     other_entries: tuple[str, ...]
     rows: tuple[ManifestRow, ...]
+    weights: str = ""
+    prefix: str = ""
 
     @property
     def sha256(self) -> str:
@@ -82,9 +92,42 @@ class Manifest:
             f"{self.file} (sha256 {self.sha256[:12]}…) as {self.family}, names of {self.origin}",
             f"  {counts}",
         ]
+        if self.weights:
+            lines.append(f"  the {self.weights} weights of the file")
+        if self.prefix:
+            lines.append(f"  the prefix {self.prefix!r} of the names was taken off")
+        dropped: dict[str, list[str]] = {}
         for row in self.rows:
-            if row.decision in ("constant", "reinitialised", "dropped"):
-                lines.append(f"  {row.decision}: {row.leaf or row.source_name}: {row.reason}")
+            if row.decision in ("constant", "reinitialised"):
+                lines.append(f"  {row.decision}: {row.leaf}: {row.reason}")
+            elif row.decision == "dropped":
+                dropped.setdefault(row.reason, []).append(str(row.source_name))
+        for reason, names in dropped.items():
+            shown = ", ".join(names[:_SHOWN])
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"  dropped: {shown}{more}: {reason}")
         if self.other_entries:
-            lines.append(f"  other entries, not read: {', '.join(self.other_entries)}")
+            lines.append(f"  other entries, not read: {shorten(self.other_entries)}")
         return "\n".join(lines)
+
+
+def shorten(entries: Sequence[str]) -> str:
+    """A list of entries for a message; the optimizer's and many below one key are counted."""
+    slots = [entry for entry in entries if is_optimizer(entry)]
+    if len(slots) > 1:
+        rest = [entry for entry in entries if not is_optimizer(entry)]
+        state = f"state of an optimizer ({len(slots)} entries)"
+        return f"{shorten(rest)}, {state}" if rest else state
+    groups: dict[str, list[str]] = {}
+    for entry in entries:
+        groups.setdefault(re.split(r"[./\[]", entry)[0] if len(entries) > _MANY else entry, [])
+    for entry in entries:
+        key = re.split(r"[./\[]", entry)[0]
+        groups[key if len(entries) > _MANY else entry].append(entry)
+    texts = [
+        f"{key} ({len(found)} entries)" if len(found) > 1 else found[0]
+        for key, found in groups.items()
+    ]
+    return ", ".join(texts[:_MANY]) + (
+        f" and {len(texts) - _MANY} more" if len(texts) > _MANY else ""
+    )

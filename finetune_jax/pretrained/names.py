@@ -22,10 +22,6 @@ import numpy as np
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained.layout import Layout, layout
 
-# Prefixes that training wrappers add to every name: torch's DataParallel and compile, and the
-# optimizers of old Flax, which held the model's parameters.
-WRAPPERS = ("module.", "_orig_mod.", "opt/target/")
-
 
 class Target(NamedTuple):
     """The leaf that a source tensor, or one part of it, fills.
@@ -114,6 +110,8 @@ class NameMap:
     def targets(self, name: str) -> tuple[Target, ...]:
         """The leaves that a source tensor fills; empty if no rule matches its name."""
         for candidate in self._spellings(name):
+            if not self._any_source.fullmatch(candidate):
+                continue
             for rule in self.rules:
                 fields = _read(rule.source, candidate)
                 if fields is not None:
@@ -192,9 +190,19 @@ class NameMap:
         return None
 
     def _spellings(self, name: str) -> list[str]:
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
         return [name] if not self.prefix else [name, self.prefix + name]
+
+    @functools.cached_property
+    def _any_source(self) -> re.Pattern[str]:
+        """Matches every name that a rule matches; much faster than one rule after the other."""
+
+        def pattern(template: str) -> str:
+            parts = re.split(_FIELD, template)
+            fields = [".+" if field == "path" else "[0-9]+" for field in parts[1::4]]
+            text = [re.escape(part) for part in parts[::4]]
+            return text[0] + "".join(f + t for f, t in zip(fields, text[1:], strict=True))
+
+        return re.compile("|".join(map(pattern, dict.fromkeys(r.source for r in self.rules))))
 
 
 _FIELD = r"\{(\w+)([+-]\d+)?(?::0(\d+))?\}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -11,13 +11,20 @@ from finetune_jax.pretrained.formats.weights import Spec, Weights
 from finetune_jax.pretrained.names import NameMap
 
 
-def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
+def unstack(
+    weights: Weights,
+    name_maps: Iterable[NameMap],
+    short: Callable[[str], str] = lambda name: name,
+    skip: Collection[str] = (),
+) -> Weights:
     """The same file, in which each row of a stacked tensor is a tensor.
 
     Args:
       weights: an open file; closing the result closes this file.
       name_maps: a tensor ``a/b`` is split if one of these name maps does not know ``a/b``, but has
         a rule for its first row, ``a/b[0]``.
+      short: function that takes the prefix of the file off a name, for the name maps.
+      skip: names of tensors that stay as they are.
 
     Returns:
       The file with ``a/b[0]``, ``a/b[1]``, … in the place of ``a/b``; `weights` itself if the file
@@ -26,8 +33,9 @@ def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
     sliced = [m for m in name_maps if any(rule.source.endswith("]") for rule in m.rules)]
 
     def is_stack(name: str) -> bool:
-        if not weights.spec(name)[0]:
+        if name in skip or not weights.spec(name)[0]:
             return False
+        name = short(name)
         return any(
             not m.targets(name) and m.ignored(name) is None and m.targets(f"{name}[0]")
             for m in sliced
@@ -54,12 +62,4 @@ def unstack(weights: Weights, name_maps: Iterable[NameMap]) -> Weights:
         stack, i = rows[name]
         return read_stack(stack)[i]
 
-    return Weights(
-        weights.path,
-        specs,
-        read,
-        weights.close,
-        weights.other_entries,
-        weights.metadata,
-        weights.files,
-    )
+    return weights.view(specs, read)

@@ -15,6 +15,7 @@ from finetune_jax.deltas import Adapted, merge
 from finetune_jax.files import seal, write_json
 from finetune_jax.hosts import is_primary
 from finetune_jax.models import entry_of
+from finetune_jax.pretrained.selection import IGNORED
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
@@ -156,8 +157,11 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
 def _base(run: Run) -> dict[str, Any]:
     """What the artifact says about the weight file that the run started from."""
     base = {"file": run.manifest["file"], "sha256": run.manifest.get("sha256")}
-    name_map = run.setup.config.pretrained.name_map
-    return {**base, "name_map": name_map} if name_map else base
+    settings = run.setup.config.pretrained
+    how = {key: settings[key] for key in ("name_map", "weights", "prefix") if settings[key]}
+    # The names and not the expression: those who read the artifact run no expression of a stranger.
+    ignored = [row["source_name"] for row in run.manifest["rows"] if row["reason"] == IGNORED]
+    return {**base, **how, **({"ignored": ignored} if ignored else {})}
 
 
 def _param_counts(setup: Setup) -> dict[str, int]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 
-def resnet20(classes: int = 10, seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
-    """``{'params': nested, 'batch_stats': nested}`` of random arrays."""
+def resnet20(
+    classes: int = 10, seed: int = 0, dtype: Any = np.float32, blocks: int = 3
+) -> dict[str, Any]:
+    """``{'params': nested, 'batch_stats': nested}`` of random arrays; 1 block is ResNet-8."""
     random = np.random.default_rng(seed)
 
     def array(*shape: int) -> np.ndarray:
@@ -21,7 +23,7 @@ def resnet20(classes: int = 10, seed: int = 0, dtype: Any = np.float32) -> dict[
     stats = {"stem": {"norm": norm(16, "mean", "var")}}
     before = 16
     for layer, width in ((1, 16), (2, 32), (3, 64)):
-        for block in range(3):
+        for block in range(blocks):
             stage = f"layer{layer}_block{block}"
             params[stage], stats[stage] = {}, {}
             for k in (1, 2):
@@ -53,7 +55,7 @@ def akamaster(variables: dict[str, Any], prefix: str = "module.") -> dict[str, n
     out[f"{prefix}conv1.weight"] = oihw(params["stem"]["conv"]["kernel"])
     add_norm("stem", "norm", "bn1")
     for layer in (1, 2, 3):
-        for block in range(3):
+        for block in range((len(params) - 2) // 3):
             stage = f"layer{layer}_block{block}"
             for k in (1, 2):
                 theirs = f"layer{layer}.{block}."

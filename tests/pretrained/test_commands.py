@@ -14,7 +14,7 @@ from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.models.__main__ import describe
-from finetune_jax.pretrained import load, open_weights, save_as
+from finetune_jax.pretrained import Selection, load, open_weights, save_as
 from finetune_jax.pretrained.inspection import fits, report
 
 
@@ -40,6 +40,63 @@ def test_inspect_says_what_a_file_lacks_to_fit(tmp_path):
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "other.safetensors")
     with open_weights(tmp_path / "other.safetensors") as weights:
         assert "no model family knows" in report(weights)
+
+
+def test_inspect_says_a_common_prefix_and_the_model_without_it(tmp_path):
+    save_file(akamaster(resnet20(blocks=1), "model."), tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        text = report(weights)
+    assert "all 44 names begin with 'model.'; without it: resnet8_cifar\n" in text
+    assert "fits: resnet_cifar, names of akamaster: model.name=resnet8_cifar" in text
+
+
+def test_inspect_ranks_by_names_that_fill_a_leaf(tmp_path):
+    # Each of MobileNetV2's name maps ignores the counters, and ResNet-8's knows a `dense` layer.
+    torch = {f"blk.{i}.norm.{n}": np.ones(4, np.float32) for i in range(9) for n in "ab"}
+    torch |= {f"blk.{i}.norm.num_batches_tracked": np.array([1]) for i in range(9)}
+    save_file(torch, tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        assert fits(weights) == [] and "no model family knows" in report(weights)
+    tensors = akamaster(resnet20(blocks=1), "net.")
+    tensors |= {f"head2.{n}": np.ones(3, np.float32) for n in ("weight", "bias")}
+    tensors |= {f"ssl.{i}.num_batches_tracked": np.array([1]) for i in range(200)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        best = fits(weights)[0]
+        text = report(weights)
+    assert (best.name_map.origin, best.models) == ("akamaster", ("resnet8_cifar",))
+    assert best.unknown == ("head2.bias", "head2.weight") and len(best.known) == 37
+    assert "37 names are those of model.name=resnet8_cifar (pretrained.ignore drops" in text
+    assert "mobilenet" not in text
+
+
+def test_inspect_shows_one_of_several_sets_and_one_line_for_an_optimizer(tmp_path):
+    trained = akamaster(resnet20(blocks=1), "")
+    tensors = {
+        f"{role}.{n}": a.copy() for role in ("student", "teacher") for n, a in trained.items()
+    }
+    tensors |= {f"{n}.exp_avg": np.copy(a)[None] for n, a in trained.items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        text = report(weights)
+        student = report(weights, selection=Selection(weights="student"))
+        with pytest.raises(UserError, match="has no such weights; it has .*student.*teacher"):
+            report(weights, selection=Selection(weights="ema"))
+    assert "takes the teacher weights (names 'teacher.'…); the file also has student" in text
+    assert "all 44 names begin with 'teacher.'; without it: resnet8_cifar" in text
+    assert "all 44 names begin with 'student.'; without it: resnet8_cifar" in student
+    assert "other entries, not read: state of an optimizer (44 entries)\n" in text
+    assert "exp_avg" not in text
+
+
+def test_inspect_shows_what_a_load_would_refuse(tmp_path):
+    tensors = akamaster(resnet20(blocks=1), "a.") | akamaster(resnet20(seed=1, blocks=1), "b.")
+    save_file(tensors, tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        text = report(weights)
+        chosen = report(weights, selection=Selection(prefix="b."))
+    assert "2 sets of tensors fit the model, behind 'a.' (37), 'b.' (37)" in text
+    assert "44 of 88 names begin with 'b.'; without it: resnet8_cifar\nfits: " in chosen
 
 
 def test_a_model_goes_out_under_other_names_and_comes_back(tmp_path):

@@ -29,6 +29,10 @@ _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
     ".pt": ("torch", open_torch),
     ".pth": ("torch", open_torch),
     ".bin": ("torch", open_torch),
+    ".ckpt": ("torch", open_torch),  # Lightning
+    ".pth.tar": ("torch", open_torch),
+    ".tar": ("torch", open_torch),
+    ".pyth": ("torch", open_torch),
     ".npz": ("numpy", open_npz),
     ".zip": ("numpy", open_npz),
     ".msgpack": ("msgpack", open_msgpack),
@@ -43,7 +47,7 @@ _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
 }
 
 
-def open_weights(path: str | os.PathLike[str]) -> Weights:
+def open_weights(path: str | os.PathLike[str], role: str = "") -> Weights:
     """Opens weights without reading their values and without running any code in the file.
 
     Args:
@@ -53,6 +57,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         ``.hdf5``, ``.weights.h5``, ``.keras``); or the ``.index.json`` of sharded weights.
         Folders: an artifact, an Orbax checkpoint, the files of a Hugging Face repository, ``.npy``
         files, or a single weight file.
+      role: role of the state dict to open in a PyTorch file with several, one of `roles.ROLES`;
+        without it, or in other files, the choice is in `Weights.chosen`.
 
     Raises:
       UserError: the file is missing, empty or damaged, or its content and suffix disagree.
@@ -60,8 +66,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     path = resolve(path) if isinstance(path, str) else Path(path)
     try:
         if path.is_dir():
-            return _open_folder(path)
-        return _open_file(path)
+            return _open_folder(path, role)
+        return _open_file(path, role)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -75,7 +81,7 @@ def _suffix(path: Path) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _open_file(path: Path) -> Weights:
+def _open_file(path: Path, role: str) -> Weights:
     suffix = _suffix(path)
     if suffix is None:
         found = detect(path) if path.is_file() else None
@@ -101,10 +107,10 @@ def _open_file(path: Path) -> Weights:
         raise UserError(
             f"{path}: not a {suffix} file, in spite of its suffix; its content is {found[1]}"
         )
-    return opener(path)
+    return open_torch(path, role) if opener is open_torch else opener(path)
 
 
-def _open_folder(folder: Path) -> Weights:
+def _open_folder(folder: Path, role: str) -> Weights:
     for place in (folder, folder / "artifact"):
         if (place / CARD).is_file():
             return open_artifact(place)
@@ -112,16 +118,16 @@ def _open_folder(folder: Path) -> Weights:
         return open_orbax(folder)
     for name in REPOSITORY_FILES:
         if (folder / name).is_file():
-            return _open_file(folder / name)
+            return _open_file(folder / name, role)
     indices = sorted(p for p in folder.iterdir() if p.name.endswith(".index.json"))
     if len(indices) == 1:
-        return _open_file(indices[0])
+        return _open_file(indices[0], role)
     if any(p.suffix == ".npy" for p in folder.iterdir()):
         with file_errors(folder, "folder of NumPy arrays"):
             return open_npy_folder(folder)
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
     if len(files) == 1:
-        return _open_file(folder / files[0])
+        return _open_file(folder / files[0], role)
     found = (
         f"name one of its weight files: {', '.join(files[:20])}"
         if files

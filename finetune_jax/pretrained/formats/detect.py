@@ -27,7 +27,7 @@ def detect(path: Path) -> tuple[str, str] | None:
       OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(512)
         size = file.seek(0, 2)
     for begin, words in _NO_WEIGHTS:
         if head.lower().startswith(begin):
@@ -42,6 +42,8 @@ def detect(path: Path) -> tuple[str, str] | None:
         return "safetensors", "a safetensors file (.safetensors)"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "torch", "a pickle (PyTorch: .pth)"
+    if head[257:262] == b"ustar":
+        return "", "a tar archive: unpack it first"
     if head.startswith(b"\x93NUMPY"):
         return "", "a single .npy array without a name: put it into a .npz"
     return None

@@ -44,11 +44,15 @@ DTYPES: dict[str, np.dtype] = {
 _OPTIMIZER = re.compile(
     r"(opt|optimizer|optimizer_state|optimizer_weights|states)/(?!target/).*"
     r"|([^/]+/)?opt_state(/.*)?"
+    # torch's optimizers, whose slots have the names of parameters or numbers; TensorFlow's slots.
+    r"|(.*\.)?(optimizer|optimizers|optim|optimizer_states?|optimizer_state_dict)\..*"
+    r"|.*[./](exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg)"
+    r"|.*/(adam_[mv]|Adam(_1)?|AdamWeightDecayOptimizer(_1)?|Momentum|RMSProp(_1)?)"
 )
 
 
 def is_optimizer(name: str) -> bool:
-    """Whether a '/'-joined name belongs to an optimizer and not to a model.
+    """Whether a name, joined by '/' or '.', belongs to an optimizer and not to a model.
 
     ``opt/target/…`` and ``optimizer/target/…`` do not, because the optimizers of old Flax stored
     the model's parameters there.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError
 from finetune_jax.pretrained.formats.limits import (
     MAX_HEADER_BYTES,
     MAX_SHARDS,
@@ -36,6 +36,7 @@ def open_sharded(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
                 raise UserError(f"it is larger than {MAX_HEADER_BYTES} bytes")
             weight_map = shard_names(path.read_bytes())
             files = sorted({path.parent / name for name in weight_map.values()})
+            require_all(files)
             for file in files:
                 check_inside(file, path.parent)
         shards: dict[str, Weights] = {}
@@ -75,15 +76,25 @@ def shard_names(index: bytes) -> Mapping[str, str]:
     return weight_map
 
 
+def require_all(files: Sequence[Path]) -> None:
+    """Raises UserError with the names of all shards that are missing."""
+    # Shards differ in their numbers alone, so the nearest name would be that of another shard.
+    missing = [repr(file.name) for file in files if not file.exists()]
+    if missing:
+        shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
+        which = f"its files {shown} are" if len(missing) > 1 else f"its file {shown} is"
+        raise UserError(
+            f"{which} missing ({len(missing)} of {len(files)}). Put all files of the index into "
+            "one folder with it; a link must lead to a file that exists"
+        )
+
+
 def check_inside(file: Path, folder: Path) -> None:
     """Raises UserError unless `file`, after following links, is a file of `folder`.
 
     Links into the ``blobs`` of the same repository in the cache of huggingface_hub are allowed.
     """
     folder = folder.resolve()
-    if not file.exists():
-        present = sorted(p.name for p in folder.iterdir() if p.suffix == file.suffix)
-        raise UserError(f"its file {file.name!r} is missing.{nearest(file.name, present)}")
     inside = {folder}
     if folder.parent.name == "snapshots":
         inside.add(folder.parent.parent / "blobs")

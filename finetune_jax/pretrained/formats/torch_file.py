@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 
 from finetune_jax.errors import UserError
-from finetune_jax.pretrained.formats.limits import MAX_DIMENSIONS, MAX_NAME_LENGTH, file_errors
+from finetune_jax.pretrained.formats.limits import MAX_DIMENSIONS, file_errors
 from finetune_jax.pretrained.formats.torch_pickle import Storage, TensorRecord, load_pickle, shown
+from finetune_jax.pretrained.formats.torch_state import choose_state_dict
 from finetune_jax.pretrained.formats.weights import Spec, Weights
 from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-# Keys under which training scripts store the state dict. The second tuple (a teacher of DINO,
-# weights averaged over training) is tried only if no key of the first leads to tensors.
-_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
-_OTHER_KEYS = ("teacher", "student", "state_dict_ema", "model_ema", "ema")
-_MAX_NESTING = 3
 _KIND = "PyTorch file"
 
 
-def open_torch(path: Path) -> Weights:
-    """Opens a PyTorch file with a state dict, at the top level or under one of the usual keys.
+def open_torch(path: Path, role: str = "") -> Weights:
+    """Opens a PyTorch file with a state dict, at the top level or under a key.
+
+    Args:
+      path: the file.
+      role: which of several state dicts; see `torch_state.choose_state_dict`.
 
     Raises UserError if the file is damaged, has no state dict, or needs pickled code.
     """
@@ -50,7 +50,8 @@ def open_torch(path: Path) -> Weights:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             stack.callback(mapped.close)
             content, read_storage = _read_old(mapped)
-        records, other_entries = _state_dict(content)
+        found = choose_state_dict(content, role)
+        records = found.records
         specs = {name: _check(name, record) for name, record in records.items()}
         close = stack.pop_all().close
 
@@ -70,72 +71,9 @@ def open_torch(path: Path) -> Weights:
             )
             return np.array(tensor, order="C")
 
-    return Weights(path, specs, read, close, other_entries)
-
-
-def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
-    """The tensors by name, and the names of the other entries."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
-    place, other_entries, chosen = "", [], content
-    for _ in range(_MAX_NESTING):
-        # At the top level, a tensor beside the key `state_dict` is no part of the state dict.
-        if place and _holds_tensors(chosen):
-            break
-        keys = _nested(chosen)
-        if len(keys) > 1:
-            raise UserError(
-                f"more than one state dict: under {' and '.join(map(repr, keys))}; save "
-                "only one of them"
-            )
-        if not keys:
-            break
-        other_entries += [_entry(place, key) for key in chosen if key != keys[0]]
-        place, chosen = _entry(place, keys[0], bare=True), chosen[keys[0]]
-    if not _holds_tensors(chosen):
-        raise UserError(
-            f"no tensors at the top level nor under one of "
-            f"{', '.join(_STATE_DICT_KEYS + _OTHER_KEYS)}; "
-            f"found {', '.join(shown(key) for key in list(content)[:20]) or 'nothing'}."
-        )
-    records = {}
-    for key, value in chosen.items():
-        if not isinstance(value, TensorRecord):
-            other_entries.append(_entry(place, key))
-        elif isinstance(key, str) and len(key) <= MAX_NAME_LENGTH:
-            records[key] = value
-        else:
-            raise UserError(
-                f"expected a tensor's name of at most {MAX_NAME_LENGTH} characters, found "
-                f"{shown(key)}"
-            )
-    return records, tuple(other_entries)
-
-
-def _entry(place: str, key: Any, bare: bool = False) -> str:
-    """Text of a key in messages: ``'epoch'``, ``model['version']``."""
-    if not place:
-        return str(key) if bare else shown(key)
-    return f"{place}[{shown(key)}]"
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, TensorRecord) for v in value.values())
-
-
-def _nested(content: Mapping[Any, Any], depth: int = 0) -> list[str]:
-    """The usual keys that lead to tensors, at any depth below them."""
-
-    def leads(value: Any) -> bool:
-        if _holds_tensors(value):
-            return True
-        inner = isinstance(value, Mapping) and depth < _MAX_NESTING
-        return bool(inner and _nested(value, depth + 1))
-
-    for keys in (_STATE_DICT_KEYS, _OTHER_KEYS):
-        if found := [key for key in keys if leads(content.get(key))]:
-            return found
-    return []
+    return Weights(
+        path, specs, read, close, found.other_entries, sets=found.sets, chosen=found.chosen
+    )
 
 
 def _check(name: str, record: TensorRecord) -> Spec:

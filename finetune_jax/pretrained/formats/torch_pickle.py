@@ -2,8 +2,9 @@
 
 A pickle is a program. Two checks make the program harmless. Before it runs, its opcodes are
 compared with a list of opcodes that describe plain data. While it runs, it can only use a few
-names (torch's tensors, parameters and storages), which are replaced by functions that record their
-arguments. torch reads files in the same way with ``weights_only=True``.
+names: torch's tensors, parameters and storages, which are replaced by functions that record their
+arguments, and the plain data of `plain_data`, whose stand-ins keep their content. torch reads files
+in the same way with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from finetune_jax.errors import UserError
+from finetune_jax.pretrained.formats.plain_data import PlainData, stand_in
 
 
 class StorageType(NamedTuple):
@@ -58,6 +60,15 @@ class _RebuildParameter:
 
     def __call__(self, tensor: Any, *_: Any) -> Any:
         return tensor
+
+
+class _RebuildSubclass:
+    __slots__ = ()
+
+    def __call__(self, rebuild: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+        if not isinstance(rebuild, _RebuildTensor | _RebuildParameter):
+            raise UserError(f"its tensor of a class of its own is rebuilt by {shown(rebuild)}")
+        return rebuild(*arguments)
 
 
 class _Size:
@@ -114,6 +125,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
     ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
+    ("torch._tensor", "_rebuild_from_type_v2"): _RebuildSubclass(),
+    ("torch", "Tensor"): PlainData,
+    ("torch.nn.parameter", "Parameter"): PlainData,
     **{("torch", name): StorageType(np.dtype(t)) for name, t in _STORAGE_DTYPES.items()},
 }
 
@@ -125,7 +139,7 @@ _OPCODE_NAMES = (
     "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
     "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
     "BINBYTES SHORT_BINBYTES BINBYTES8 LIST EMPTY_LIST APPEND APPENDS TUPLE EMPTY_TUPLE TUPLE1 "
-    "TUPLE2 TUPLE3 DICT EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS PERSID BINPERSID "
+    "TUPLE2 TUPLE3 DICT EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET PERSID BINPERSID "
     "GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD"
 )
 _OPCODES = frozenset(_OPCODE_NAMES.split())
@@ -140,15 +154,26 @@ def shown(value: Any) -> str:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves the names in `_GLOBALS` only; storages become `Storage` records."""
+    """Resolves `_GLOBALS` and plain data only; storages become `Storage` records."""
+
+    def __init__(self, program: io.BytesIO) -> None:
+        super().__init__(program, encoding="utf-8")
+        self._plain: dict[tuple[str, str], type[PlainData]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _GLOBALS:
-            raise UserError(
-                f"its pickle asks for {module}.{name}, which is not part of a state dict, and "
-                "pickled code is never run. Save only the state dict, or save it as .safetensors."
-            )
-        return _GLOBALS[module, name]
+        key = module, name
+        if key in _GLOBALS:
+            return _GLOBALS[key]
+        if key not in self._plain:
+            found = stand_in(module, name)
+            if found is None:
+                raise UserError(
+                    f"its pickle asks for {module}.{name}, which is not part of a state dict, and "
+                    "pickled code is never run. Save only the state dict, or save it as "
+                    ".safetensors."
+                )
+            self._plain[key] = found
+        return self._plain[key]
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage_type, key, _, length, *view = pid
@@ -197,7 +222,7 @@ def load_pickle(stream: io.BytesIO | mmap.mmap) -> Any:
         end = stream.tell()
         stream.seek(begin)
         program = stream.read(end - begin)
-        return _Unpickler(io.BytesIO(program), encoding="utf-8").load()
+        return _Unpickler(io.BytesIO(program)).load()
     except UserError:
         raise
     except Exception as error:  # the standard library: a damaged pickle may raise anything

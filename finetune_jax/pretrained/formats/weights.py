@@ -34,6 +34,7 @@ class Weights:
       other_entries: see below.
       metadata: see below.
       files: all files with values, if there are several.
+      sets, chosen: see below.
 
     Raises:
       UserError: the file has too many names, a too long name, or an impossible shape.
@@ -43,6 +44,9 @@ class Weights:
       other_entries: names of entries that are no tensors (an epoch, an optimizer) and are not read.
       metadata: texts in the file's header (safetensors' ``__metadata__``).
       files: all files with values.
+      sets: place of each set of weights by role (`roles.ROLES`), in a file that has several sets,
+        such as a teacher and a student.
+      chosen: role of the set whose tensors these are; empty in a file without roles.
     """
 
     def __init__(
@@ -54,11 +58,16 @@ class Weights:
         other_entries: tuple[str, ...] = (),
         metadata: Mapping[str, str] | None = None,
         files: tuple[Path, ...] = (),
+        *,
+        sets: Mapping[str, str] | None = None,
+        chosen: str = "",
     ) -> None:
         self.path = path
         self.other_entries = other_entries
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.files = files or (path,)
+        self.sets: Mapping[str, str] = dict(sets or {})
+        self.chosen = chosen
         self._specs = dict(specs)
         self._read = read
         self._close = close
@@ -67,6 +76,20 @@ class Weights:
         except UserError as error:
             close()
             raise UserError(f"{path}: {error}") from None
+
+    def view(self, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray]) -> Weights:
+        """The same file with other tensors; closing the view closes this file."""
+        return Weights(
+            self.path,
+            specs,
+            read,
+            self._close,
+            self.other_entries,
+            self.metadata,
+            self.files,
+            sets=self.sets,
+            chosen=self.chosen,
+        )
 
     def names(self) -> tuple[str, ...]:
         """The tensors' names, in the file's order."""

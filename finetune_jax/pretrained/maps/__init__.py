@@ -90,19 +90,3 @@ def closest_map(
     if best is None:
         raise ValueError("expected at least one name map")
     return best
-
-
-def find_map(family: str, names: Iterable[str]) -> NameMap:
-    """The name map of the family that knows every one of the names.
-
-    Raises UserError with the names that the closest name map does not know.
-    """
-    best, unmatched = closest_map(maps_of(family), names)
-    if unmatched:
-        origins = ", ".join(m.origin for m in maps_of(family))
-        shown = ", ".join(map(repr, unmatched[:20])) + (", …" if len(unmatched) > 20 else "")
-        raise UserError(
-            f"{len(unmatched)} tensor names fit no origin of the family {family!r} "
-            f"(known: {origins}; closest: {best.origin}): {shown}"
-        )
-    return best

@@ -19,6 +19,7 @@ import numpy as np
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
 from experiments.faults.training import best_config, make_train
 from finetune_jax.files import read_json
+from finetune_jax.training.metrics_writer import rows_without_times
 
 _INTERRUPTED = 6
 
@@ -67,7 +68,7 @@ def _end(workdir: Path) -> tuple[str, str, int]:
     """Fingerprint of the artifact, lines of the metrics, and the step that was selected."""
     return (
         read_json(workdir / "artifact" / "artifact.json")["fingerprint"],
-        (workdir / "metrics.jsonl").read_text(),
+        repr(rows_without_times(workdir / "metrics.jsonl")),
         read_json(workdir / "result.json")["selected_step"],
     )
 

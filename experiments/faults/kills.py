@@ -40,6 +40,7 @@ from finetune_jax.models.vit import ViT
 from finetune_jax.setup import open_setup
 from finetune_jax.training import arm_group
 from finetune_jax.training.loop import train
+from finetune_jax.training.metrics_writer import rows_without_times
 
 KINDS = ("batch_norm", "two_phases", "solved_head", "workers", "ablation")
 TINY_VIT = Entry(
@@ -225,7 +226,7 @@ def _end(kind: str, workdir: Path) -> Any:
 
 def _end_of_run(workdir: Path) -> tuple[str, str]:
     card = read_json(workdir / "artifact" / "artifact.json")
-    return card["fingerprint"], (workdir / "metrics.jsonl").read_text()
+    return card["fingerprint"], repr(rows_without_times(workdir / "metrics.jsonl"))
 
 
 def _make_trial(kind: str) -> Trial:

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.faults.campaign import Trial, damage_one, main, outcome_of
 from experiments.faults.training import best_config, make_train
 from finetune_jax.files import read_json
+from finetune_jax.training.metrics_writer import rows_without_times
 
 
 def make_trial(folder: Path) -> Trial:
@@ -57,7 +58,7 @@ def make_trial(folder: Path) -> Trial:
 def _end(workdir: Path) -> tuple[str, str]:
     """Fingerprint of the artifact, and lines of the metrics."""
     card = read_json(workdir / "artifact" / "artifact.json")
-    return card["fingerprint"], (workdir / "metrics.jsonl").read_text()
+    return card["fingerprint"], repr(rows_without_times(workdir / "metrics.jsonl"))
 
 
 def _make_trial() -> Trial:

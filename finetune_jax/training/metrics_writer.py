@@ -16,6 +16,15 @@ from finetune_jax.files import plain
 OnMetrics = Callable[[int, str, dict[str, Any]], None]
 """A function of (step, split, metrics), called for every line of ``metrics.jsonl``."""
 
+TIMES = ("seconds", "examples_per_second")
+"""Metrics that differ between two equal runs."""
+
+
+def rows_without_times(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl`` without `TIMES`, which no interruption changes."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
 
 class MetricsWriter:
     """Appends to ``metrics.jsonl`` and to TensorBoard events in a run folder.

@@ -24,6 +24,7 @@ from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.bad_step import Taken, answer_evaluation, check_step
 from finetune_jax.training.cost import measure
+from finetune_jax.training.interval import GroupRates, Interval
 from finetune_jax.training.optimizer import reached
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import is_read_often
@@ -78,6 +79,7 @@ class _Training:
         collection in front. Every checkpoint holds these leaves.
       fingerprint: fingerprint of the other frozen leaves.
       checksums: checksums of all leaves before the phase, by path with the collection in front.
+      interval: the steps since the last log.
     """
 
     phase: PhaseRun
@@ -88,6 +90,7 @@ class _Training:
     modified: dict[str, Any]
     fingerprint: str
     checksums: dict[str, str]
+    interval: Interval = dataclasses.field(default_factory=Interval)
 
     def variables(self) -> dict[str, Any]:
         """The variables of both halves, not averaged."""
@@ -126,6 +129,7 @@ def _start(run: Run, phase: PhaseRun, meta: dict[str, Any] | None) -> _Training:
         training.frozen = frozen.with_leaves(training.modified)
         training.start = meta["next_step"]
         training.checksums |= meta["snapshot"]
+        training.interval = Interval.from_json(meta.get("interval", {}))
         say(f"resuming from step {training.start}")
     training.frozen = run.caches.deduplicate(training.frozen, training.checksums)
     return training
@@ -176,6 +180,8 @@ def _train(
     measure_every = max(1, round(steps_per_epoch))
     start, stop = training.start, phase.start + phase.steps
     progress = Progress(run.total, start, config.train.batch_size)
+    rates, interval = GroupRates(phase), training.interval
+    interval.start()
     for number, batch in enumerate(batches.iterate(start + shift, stop + shift), start + 1):
         if phase.plan.measured and (number - 1 - phase.start) % measure_every == 0:
             training.state = _with_measured_rates(run, training, batches, number - 1 + shift)
@@ -186,6 +192,7 @@ def _train(
             phase, cached, step, training.state, training.frozen, batch, number, number + shift
         )
         run.watch.note(number, metrics)
+        interval.note(metrics)
         logs = number % config.log.every_steps == 0 or number == stop
         evaluates = validation is not None and (number % eval_every == 0 or number == stop)
         # The end of a phase is the start of the next, whose first checkpoint comes later.
@@ -195,7 +202,9 @@ def _train(
         )
         if logs or saves or searching:
             check_step(run, taken, state=saves or searching)
-        progress.update(number, _log(run, number, metrics) if logs else None)
+        progress.update(number, _log(run, training, number, rates) if logs else None)
+        if saves:
+            interval.pause()
         scores = None
         if validation is not None and evaluates:
             try:
@@ -204,14 +213,24 @@ def _train(
                 answer_evaluation(run, number, error)
         if saves:
             _save(run, training, number, scores)
+            interval.start()
         _stop_if_asked(run, training, taken, saved=saves)
     progress.close()
 
 
-def _log(run: Run, number: int, metrics: Metrics) -> dict[str, float]:
-    """Writes the metrics of a step and returns them as numbers; none of a skipped step."""
-    values = {k: float(v) for k, v in metrics.items()}
-    run.writer.write(number, "train", values)
+def _log(run: Run, training: _Training, number: int, rates: GroupRates) -> dict[str, float]:
+    """Writes the means of the steps since the last log, and returns them; none if all were skipped.
+
+    The row also has the learning rates of step `number`, and the time of the steps.
+    """
+    interval = training.interval
+    interval.pause()
+    values, seconds = interval.means(), interval.seconds
+    examples = interval.steps * run.setup.config.train.batch_size
+    times = {"seconds": seconds, "examples_per_second": examples / max(seconds, 1e-9)}
+    run.writer.write(number, "train", {**values, **rates.at(number - 1, training.state), **times})
+    interval.clear()
+    interval.start()
     return values if math.isfinite(values["loss"]) else {}
 
 
@@ -250,6 +269,7 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         "made_of": run.made_of,
         "accepted": run.accepted,
         "nonfinite": run.watch.to_json(),
+        "interval": training.interval.to_json(),
     }
     metric = run.setup.config.checkpoint.metric or run.setup.task.metric
     # Only weights of the last phase can be kept as the best, so other checkpoints get no score.

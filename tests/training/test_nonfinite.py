@@ -86,7 +86,7 @@ def test_skip_drops_the_update_of_a_bad_step_and_counts_it(weights, tmp_path, po
     kept = read_step(tmp_path / "run")
     assert kept.about["step"] == 3 and not kept.state
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [x["skipped"] for x in lines if x["split"] == "train"] == [0]
+    assert [x["skipped"] for x in lines if x["split"] == "train"] == [1]
 
 
 def test_a_finite_run_is_the_same_under_skip(weights, tmp_path):

@@ -252,6 +252,9 @@ def _given(
     selection: Selection,
 ) -> Naming:
     prefix = selection.prefix
+    if prefix[-1] not in "./":  # `backbone` is meant as `backbone.`
+        ends = (end for end in "./" if any(name.startswith(prefix + end) for name in names))
+        prefix += next(ends, "")
     if not any(name.startswith(prefix) for name in names):
         found = [
             c.prefix for c in _candidates(names, name_maps, belongs, weights.chosen) if c.prefix

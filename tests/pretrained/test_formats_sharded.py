@@ -81,8 +81,20 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     index = write_sharded(tmp_path / "a")
     sorted(index.parent.glob("*.safetensors"))[1].unlink()
-    with pytest.raises(UserError, match="'model-00002-of-00002.safetensors' is missing"):
+    with pytest.raises(UserError, match="'model-00002-of-00002.safetensors' is missing") as error:
         open_weights(index)
+    # Another shard is not the missing one under another name.
+    assert "Did you mean" not in str(error.value) and "(1 of 2)" in str(error.value)
+    with pytest.raises(UserError, match="The folder has model-00001-of-00002") as error:
+        open_weights(index.with_name("model-00002-of-00002.safetensors"))
+    assert "Did you mean" not in str(error.value)
+    index.unlink()
+    (tmp_path / "b").mkdir()
+    for i in (1, 2):
+        name = f"model-0000{i}-of-00002.safetensors"
+        write_safetensors(tmp_path / "b" / name, {"w": np.ones(2, np.float32)})
+    with pytest.raises(UserError, match=r"are shards .*index.json\) is missing"):
+        open_weights(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,10 @@ def choose(arrays, family, **selection):
         (lambda a, b: {"params": a, "params_ema": b}, "raw", {"ema": "b"}),
         (lambda a, b: {"model": a, "ema_state_dict": b, "epoch": 1}, "raw", {"ema": "b"}),
         (lambda a, b: {"ema": {"shadow": b}, "net": a}, "raw", {"ema": "b"}),
-        (lambda a, b: {"student": a, "teacher": b, "dino_loss": {"center": next(iter(a.values()))}},
+        (lambda a, b: {**a, "model_ema": b}, "raw", {"ema": "b"}),
+        (lambda a, b: {"my_cnn": a, "ema_model": b}, "raw", {"ema": "b"}),
+        (lambda a, b: {"student": a, "teacher": b, "center": {"c": next(iter(a.values()))},
+                       "dino_loss": {"center": next(iter(a.values()))}},
          "teacher", {"student": "a", "teacher": "b"}),
         (lambda a, b: {"model": {"student": a, "teacher": b}}, "teacher",
          {"student": "a", "teacher": "b"}),
@@ -234,6 +237,23 @@ def test_a_prefix_that_no_name_has(tmp_path, trained):
     save_file(akamaster(trained, "model.encoder."), tmp_path / "w.safetensors")
     message = refusal(tmp_path / "w.safetensors", prefix="model.encodr.")
     assert "no name begins with 'model.encodr.'. Did you mean 'model.encoder.'?" in message
+    variables, _ = loaded(tmp_path / "w.safetensors", prefix="model.encoder")
+    assert tree.fingerprint(variables) == tree.fingerprint(trained)
+
+
+def test_parts_under_keys_of_their_own_are_one_model(tmp_path, trained):
+    whole = tensors_of(akamaster(trained, ""))
+    parts = {
+        "backbone": {n: t for n, t in whole.items() if "linear" not in n},
+        "head": {n: t for n, t in whole.items() if "linear" in n},
+    }
+    write_zip(tmp_path / "w.pt", parts)
+    message = refusal(tmp_path / "w.pt")
+    assert "4 problems" in message and "Did you mean 'head.linear.bias'?" in message
+    variables, manifest = loaded(tmp_path / "w.pt", prefix="backbone.", reinitialise_head=True)
+    assert tree.fingerprint(variables["batch_stats"]) == tree.fingerprint(trained["batch_stats"])
+    dropped = {r.source_name for r in manifest.rows if r.decision == "dropped"}
+    assert {"head.linear.weight", "head.linear.bias"} <= dropped
 
 
 def test_auxiliary_tensors_are_dropped_as_the_message_says(tmp_path, trained):
@@ -341,3 +361,34 @@ def test_moments_of_an_optimizer_are_no_weights(tmp_path, trained):
     assert set(moments) <= set(manifest.other_entries)
     with open_weights(tmp_path / "w.safetensors") as weights:
         assert len(weights.names()) == 3 * len(file)
+
+
+@pytest.mark.slow
+def test_a_delta_of_a_wrapped_base_is_completed_by_it(small_config, weights, tmp_path):
+    """The artifact knows the prefix, the set of weights and the names that its run dropped."""
+    from finetune_jax import cli
+    from finetune_jax.artifact import Artifact
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.loop import train
+
+    base = tmp_path / "base.safetensors"
+    with open_weights(weights) as file:
+        arrays = {name: file.read(name) for name in file.names()}
+    save_file(
+        {
+            **{f"student/net/{n}": -a if a.ndim == 4 else a for n, a in arrays.items()},
+            **{f"teacher/net/{n}": a for n, a in arrays.items()},
+            "student/net/aux": np.ones(3, np.float32),
+        },
+        base,
+    )
+    found = {}
+    for contents in ("all", "delta"):
+        config = cli.load_config(str(small_config))
+        config.pretrained.path, config.artifact.contents = str(base), contents
+        config.pretrained.weights, config.pretrained.ignore = "student", ".*aux"
+        train(open_setup(config), tmp_path / contents)
+        found[contents] = Artifact.load(tmp_path / contents, str(base)).variables
+    assert tree.fingerprint(found["all"]) == tree.fingerprint(found["delta"])
+    kernel = tree.flatten(found["delta"])["params/stem/conv/kernel"]
+    np.testing.assert_array_equal(kernel, -arrays["params/stem/conv/kernel"])

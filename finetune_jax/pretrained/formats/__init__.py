@@ -16,7 +16,7 @@ from finetune_jax.pretrained.formats.msgpack_file import open_msgpack
 from finetune_jax.pretrained.formats.npz_file import open_npy_folder, open_npz
 from finetune_jax.pretrained.formats.orbax_folder import is_orbax, open_orbax
 from finetune_jax.pretrained.formats.safetensors_file import open_safetensors
-from finetune_jax.pretrained.formats.sharded import open_sharded
+from finetune_jax.pretrained.formats.sharded import is_shard, open_sharded
 from finetune_jax.pretrained.formats.torch_file import open_torch
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.sources import resolve
@@ -96,6 +96,8 @@ def _open_file(path: Path, role: str) -> Weights:
         present = sorted(p.name for p in files if _suffix(p))
         lacks = "has no weight file" if folder.is_dir() else "does not exist"
         where = nearest(path.name, present) if present else f" The folder {folder} {lacks}."
+        if present and is_shard(path.name):  # the nearest name is that of another shard
+            where = f" The folder has {', '.join(present[:20])}."
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
         raise UserError(f"{path}: expected a weight file, found a device")
@@ -128,6 +130,11 @@ def _open_folder(folder: Path, role: str) -> Weights:
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
     if len(files) == 1:
         return _open_file(folder / files[0], role)
+    if files and all(map(is_shard, files)):
+        raise UserError(
+            f"{folder}: its weight files are shards ({', '.join(files[:20])}), and the index that "
+            "names the shard of each tensor (….index.json) is missing; put it beside them"
+        )
     found = (
         f"name one of its weight files: {', '.join(files[:20])}"
         if files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -74,6 +75,11 @@ def shard_names(index: bytes) -> Mapping[str, str]:
     if len(set(weight_map.values())) > MAX_SHARDS:
         raise UserError(f"it names more than {MAX_SHARDS} shards")
     return weight_map
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is one of several shards, such as ``model-00001-of-00003.safetensors``."""
+    return re.search(r"-\d+-of-\d+\.\w+$", name) is not None
 
 
 def require_all(files: Sequence[Path]) -> None:

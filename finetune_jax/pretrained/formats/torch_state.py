@@ -54,19 +54,24 @@ def choose_state_dict(content: Any, role: str = "") -> StateDict:
     """
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
-    places = list(_places(content, ()))
+    places = _places(content)
     if not places and not _holds_tensors(content):
         raise UserError(
             f"no tensors at the top level nor in a dict under a key such as "
             f"{', '.join(_USUAL[:4])}; "
             f"found {', '.join(shown(key) for key in list(content)[:20]) or 'nothing'}."
         )
+    # Weights at the top level beside their average. Names of weights have dots; other tensors, such
+    # as the state of a random generator, have none.
+    dotted = any(isinstance(v, TensorRecord) and "." in str(k) for k, v in content.items())
+    if dotted and places and all(role_of(place)[0] != RAW for place in places):
+        places.append(())
     by_role: dict[str, list[tuple[str, ...]]] = {}
     ranks: dict[str, int] = {}
     for place in places or [()]:
-        found, rank = role_of(place)
-        by_role.setdefault(found, []).append(place)
-        ranks[found] = min(rank, ranks.get(found, rank))
+        its, rank = role_of(place)
+        by_role.setdefault(its, []).append(place)
+        ranks[its] = min(rank, ranks.get(its, rank))
     chosen = role if role in by_role else min(by_role, key=ranks.__getitem__)
     several = by_role[chosen]
     usual = all(key in _USUAL for place in several for key in place)
@@ -88,13 +93,31 @@ def choose_state_dict(content: Any, role: str = "") -> StateDict:
                     f"expected a tensor's name of at most {MAX_NAME_LENGTH} characters, found "
                     f"{shown(key)}"
                 )
-    sets = {r: " and ".join(map(_text, where)) for r, where in by_role.items() if any(where)}
+    sets = {r: " and ".join(_text(w) or "no key" for w in found) for r, found in by_role.items()}
+    sets = sets if places else {}
     return StateDict(records, tuple(skipped), sets, chosen if sets else "")
 
 
-def _places(content: Mapping[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The keys of every dict of tensors below `content`: those under usual keys, else all."""
-    found: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
+def _places(content: Mapping[Any, Any]) -> list[tuple[str, ...]]:
+    """The keys of the dicts of tensors below `content` that are sets of weights."""
+    found = list(_all_places(content, ()))
+
+    def strangeness(place: tuple[str, ...]) -> int:
+        usual = [key in _USUAL or role_of([key])[0] != RAW for key in place]
+        return 0 if all(usual) else 1 if any(usual) else 2
+
+    raw = [place for place in found if role_of(place)[0] == RAW]
+    others = [place for place in found if role_of(place)[0] != RAW]
+    usual = [place for place in raw if strangeness(place) == 0]
+    averages = {role_of(place)[0] for place in others} == {"ema"}
+    # A teacher and a student are complete; beside an average there are the averaged weights.
+    if not usual and others and not averages:
+        return others
+    least = min(map(strangeness, raw), default=0)
+    return [place for place in raw if strangeness(place) == least] + others
+
+
+def _all_places(content: Mapping[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Mapping):
             continue
@@ -102,10 +125,9 @@ def _places(content: Mapping[Any, Any], place: tuple[str, ...]) -> Iterator[tupl
         if not usual and (_TRAINING.fullmatch(key.lower()) or _holds_tensors(content)):
             continue
         if _holds_tensors(value):
-            found[usual].append((*place, key))
+            yield (*place, key)
         elif len(place) < _MAX_NESTING:
-            found[usual] += _places(value, (*place, key))
-    yield from found[True] or found[False]
+            yield from _all_places(value, (*place, key))
 
 
 def _at(content: Mapping[Any, Any], place: tuple[str, ...]) -> Mapping[Any, Any]:

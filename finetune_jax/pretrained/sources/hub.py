@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_jax.errors import UserError, lacks, nearest
 from finetune_jax.pretrained.formats.limits import file_errors
-from finetune_jax.pretrained.formats.sharded import shard_names
+from finetune_jax.pretrained.formats.sharded import is_shard, shard_names
 
 # Weight files of a repository; the first of them that exists is opened.
 REPOSITORY_FILES = (
@@ -126,7 +126,8 @@ class _Repository:
         except Exception as error:  # errors of several libraries, down to sockets
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             revision = f" --revision {self._revision}" if self._revision else ""
-            near = nearest(name, self._cached_names()) if name else ""
+            # The file next to a missing shard by name is another shard.
+            near = nearest(name, self._cached_names()) if name and not is_shard(name) else ""
             raise UserError(
                 f"hf:{self._source}: {name or 'the list of files'} is not in the cache "
                 f"{self._cache} and the hub does not answer ({type(error).__name__}: {first:.200})."

@@ -6,8 +6,9 @@ from finetune_jax.pretrained.load import load
 from finetune_jax.pretrained.manifest import Manifest, ManifestRow
 from finetune_jax.pretrained.maps import map_of
 from finetune_jax.pretrained.names import NameMap
+from finetune_jax.pretrained.prefixes import find_map
 from finetune_jax.pretrained.save import save_as, save_native
-from finetune_jax.pretrained.selection import Selection, find_map
+from finetune_jax.pretrained.selection import Selection
 
 __all__ = [
     "Manifest",

@@ -18,14 +18,9 @@ from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import shorten
 from finetune_jax.pretrained.maps import all_maps
 from finetune_jax.pretrained.names import NameMap
-from finetune_jax.pretrained.selection import (
-    Chosen,
-    Naming,
-    Selection,
-    best_prefix,
-    choose_tensors,
-    model_names,
-)
+from finetune_jax.pretrained.naming import Naming
+from finetune_jax.pretrained.prefixes import best_prefix
+from finetune_jax.pretrained.selection import Chosen, Selection, choose_tensors, model_names
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
 from finetune_jax.tables import count, size, table

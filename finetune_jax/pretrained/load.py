@@ -21,9 +21,9 @@ from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
 from finetune_jax.pretrained.maps import closest_map, map_of, maps_of
 from finetune_jax.pretrained.names import NameMap, Target
+from finetune_jax.pretrained.prefixes import Belongs
 from finetune_jax.pretrained.save import COLLECTIONS
 from finetune_jax.pretrained.selection import (
-    Belongs,
     Chosen,
     Selection,
     choose_tensors,
@@ -242,8 +242,10 @@ class _Load:
             f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
             f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
         )
-        if self.unknown and not self.missing:
-            text += f"\n{ignoring(self.unknown, self.chosen.naming.prefix)}"
+        lacking = {leaf.split("/")[1] for leaf in self.missing}
+        if self.unknown and lacking <= self.stages:
+            others = set(self.weights.names()) - set(self.unknown)
+            text += f"\n{ignoring(self.unknown, others, lacking)}"
         raise UserError(text)
 
     def _digest(self, stamp: Stamp) -> Callable[[], str]:
@@ -291,8 +293,8 @@ class _Load:
         matches: dict[str, tuple[Target, ...]] = {}
         taken: dict[str, str] = {}
         # With a prefix of the user, a tensor with the prefix precedes one without the prefix.
-        behind = [n for n in names if naming.given and not n.startswith(naming.prefix)]
-        for name in [n for n in names if n not in set(behind)] + behind:
+        behind = {n for n in names if naming.given and not n.startswith(naming.prefix)}
+        for name in sorted(names, key=lambda n: n in behind):
             short = naming.short(name)
             found = () if self.map.ignored(short) is not None else self.map.targets(short)
             if name in behind and name not in self.chosen.left_out:

@@ -94,8 +94,9 @@ def choose_state_dict(content: Any, role: str = "") -> StateDict:
                     f"{shown(key)}"
                 )
     sets = {r: " and ".join(_text(w) or "no key" for w in found) for r, found in by_role.items()}
-    sets = sets if places else {}
-    return StateDict(records, tuple(skipped), sets, chosen if sets else "")
+    if set(sets) == {RAW}:
+        return StateDict(records, tuple(skipped), {}, "")
+    return StateDict(records, tuple(skipped), sets, chosen)
 
 
 def _places(content: Mapping[Any, Any]) -> list[tuple[str, ...]]:

@@ -69,13 +69,18 @@ def _timm(
 _TIMM_HEAD = layer("head", "head", DENSE)
 _TWO_HEADS = "one of two heads, whose mean is the original's output"
 
+
+def _two_heads(*heads: str) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{head}.{kind}", _TWO_HEADS) for head in heads for kind in ("weight", "bias"))
+
+
 _TIMM_MAPS = (
     NameMap("vit", "timm", (*_timm("reg_token"), *_TIMM_HEAD)),
     # Models that pool before the final norm.
     NameMap("vit", "timm_fc_norm", (*_timm("reg_token", "fc_norm"), *_TIMM_HEAD)),
     NameMap(
         "vit", "timm_distilled", _timm("dist_token"),
-        ignore=(("head.{path}", _TWO_HEADS), ("head_dist.{path}", _TWO_HEADS)),
+        ignore=_two_heads("head", "head_dist"),
     ),
     *(
         NameMap(
@@ -189,8 +194,8 @@ _TRANSFORMERS_MAPS = (
     NameMap(
         "vit", "transformers_deit", (*_transformers("deit."), *_CLASSIFIER),
         ignore=(
-            ("deit.pooler.{path}", _POOLER), ("cls_classifier.{path}", _TWO_HEADS),
-            ("distillation_classifier.{path}", _TWO_HEADS),
+            ("deit.pooler.{path}", _POOLER),
+            *_two_heads("cls_classifier", "distillation_classifier"),
         ),
         prefix="deit.", position="bicubic_torch",
     ),

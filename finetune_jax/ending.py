@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from finetune_jax.disk import disk_trouble
-from finetune_jax.errors import UserError
+from finetune_jax.errors import CheckFailed, UserError
 from finetune_jax.interruption import Interrupted, install
 from finetune_jax.tables import shown
 
@@ -26,7 +26,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
       None if the error is a bug, whose traceback is needed. The message is empty if there is nobody
       to read it.
     """
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | CheckFailed):
         return f"error: {error}", 2
     if isinstance(error, Interrupted):
         return str(error), error.status

@@ -21,6 +21,13 @@ class Blocked(UserError):
     """
 
 
+class CheckFailed(RuntimeError):
+    """A check of a run's own result failed, such as the audit of frozen leaves.
+
+    A command prints the text without a traceback and ends with exit status 2.
+    """
+
+
 def lacks(what: str, library: str, extra: str) -> UserError:
     """Returns the error about an optional library that is not installed.
 

@@ -178,10 +178,10 @@ def _model(
 ) -> tuple[Task, StagedModel]:
     """Returns the task and the model with a head of the size that the task needs."""
     options = _model_options(config, preprocess)
+    require_vocabulary(preprocess, build(config.model.name, 1, **options))
     if not task.head_size:
         task = task.for_features(_features(build(config.model.name, 1, **options), preprocess))
     model = build(config.model.name, task.head_size, **options)
-    require_vocabulary(preprocess, model)
     return task, task.adapt(model)
 
 

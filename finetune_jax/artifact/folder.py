@@ -24,9 +24,11 @@ from finetune_jax.artifact import schema, weights
 from finetune_jax.artifact.providers import check_providers, providers_of
 from finetune_jax.data import preprocess as preprocesses
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.cut_texts import cut_line
 from finetune_jax.data.images import BadImage
 from finetune_jax.data.preprocess import Preprocess, require_vocabulary
 from finetune_jax.data.skip import listed
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import Adapted, Delta, from_json
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain, seal, write_json
@@ -158,11 +160,14 @@ class Artifact:
         size = min(batch_size, 1 << (len(items) - 1).bit_length()) if items else batch_size
         bad: list[str] = []
         infinite: list[str] = []
+        cut = 0
         for numbers, found in self._batches(items, size):
             bad += [str(x) for x in found if isinstance(x, BadImage)]
             good = [(i, x) for i, x in zip(numbers, found, strict=True) if isinstance(x, dict)]
             if not good or (bad and on_bad_image == "error"):
                 continue  # the other items are read for the message only
+            if isinstance(self.preprocess, TextPreprocess):
+                cut += sum(self.preprocess.cuts(self._example(items[i]), x) for i, x in good)
             inputs = [x for _, x in good]
             inputs += [inputs[0]] * (size - len(inputs))
             batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
@@ -173,6 +178,8 @@ class Artifact:
                 readings = self.task.read(outputs)
                 yield from ((i, r) for (i, _), r in zip(good, readings, strict=False))
         _require_good(len(items), bad, infinite, on_bad_image)
+        if line := cut_line(cut, len(items), self.preprocess.size):
+            say(line)
 
     def _batches(
         self, items: Sequence[Item], size: int

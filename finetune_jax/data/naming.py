@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_jax.data.classes import RenumberedExamples
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.listing import TableExamples
 from finetune_jax.data.skip import Subset
@@ -18,8 +19,9 @@ def example_name(examples: Examples, index: int) -> str:
     """
     inner: Any = examples
     number = index
-    while isinstance(inner, Subset):
-        inner, number = inner.examples, int(inner.indices[number])
+    while isinstance(inner, Subset | RenumberedExamples):
+        number = int(inner.indices[number]) if isinstance(inner, Subset) else number
+        inner = inner.examples
     if isinstance(inner, TableExamples) and inner.images:
         return ", ".join(files[number] for files in inner.images.values())
     return f"example {index}"

@@ -164,8 +164,14 @@ class ImagePairPreprocess(ImagePreprocess):
 
 
 def require_vocabulary(preprocess: Preprocess, model: StagedModel) -> None:
-    """Raises UserError if a tokenizer gives numbers that the embeddings of a model do not have."""
+    """Raises UserError if the embeddings of a model lack a number or a place of a tokenizer."""
     vocabulary, types = getattr(model, "vocabulary", 0), getattr(model, "types", 0)
+    most = getattr(model, "most_tokens", preprocess.size)
+    if isinstance(preprocess, TextPreprocess) and preprocess.size > most:
+        raise UserError(
+            f"data.max_tokens: {preprocess.size} tokens, and the model has positions for {most}; "
+            f"expected at most {most}"
+        )
     if isinstance(preprocess, TextPreprocess) and vocabulary and types:
         preprocess.require_rows(vocabulary, types)
 

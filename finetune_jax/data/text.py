@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from finetune_jax.data.tokenizer_file import (
     open_tokenizer,
     read_tokenizer,
     refused,
+    with_side,
 )
 from finetune_jax.errors import UserError, nearest
 
@@ -30,7 +32,10 @@ PAIRS = ("joined", "apart")
 class TextPreprocess:
     """Tokenizes one or two texts per example to a fixed number of tokens; cuts longer texts.
 
-    Only the first `LONGEST_TEXT` characters of a text are tokenized.
+    A text is cut as the tokenizer's own file says: at its end or at its start (direction), and of
+    two joined texts the longer one, only the first or only the second (strategy); without such
+    settings, the longer text at its end. Only the first `LONGEST_TEXT` characters of a text are
+    tokenized, or only the last ones if texts are cut at their start.
 
     Attributes:
       tokenizer: content of a ``tokenizer.json`` of the tokenizers library.
@@ -59,10 +64,14 @@ class TextPreprocess:
 
     @classmethod
     def open(cls, path: Path, size: int, columns: tuple[str, ...], pairs: str) -> TextPreprocess:
-        """Reads a tokenizer file; UserError for a missing or damaged file, or a wrong value."""
+        """Reads a tokenizer file; UserError for a missing or damaged file, or a wrong value.
+
+        A ``tokenizer_config.json`` beside the file may say that texts are cut at their start.
+        """
         if not path.is_file():
             raise UserError(f"data.tokenizer: no file {path}; expected the model's {_FILE}")
-        preprocess = cls(read_tokenizer(path), size, columns, pairs)
+        content = with_side(read_tokenizer(path), path.with_name("tokenizer_config.json"))
+        preprocess = cls(content, size, columns, pairs)
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
         return preprocess
 
@@ -77,7 +86,13 @@ class TextPreprocess:
                 f"data.max_tokens: {self.size} tokens have no room for a text beside the "
                 f"tokenizer's own {least}"
             )
-        tokenizer.enable_truncation(self.size)
+        own = tokenizer.truncation or {}
+        tokenizer.enable_truncation(
+            self.size,
+            # The other strategies are about the two texts of one input.
+            strategy=own.get("strategy", "longest_first") if self._joined else "longest_first",
+            direction=own.get("direction", "right"),
+        )
         tokenizer.enable_padding(
             length=self.size, **{name: padding[name] for name in kept if name in padding}
         )
@@ -112,11 +127,33 @@ class TextPreprocess:
                 return self._tokenizer.encode_batch(texts)
             return [self._tokenizer.encode(*texts)]
         except BaseException as error:
+            if "too short to respect" in str(error):
+                strategy = self._tokenizer.truncation["strategy"]
+                raise UserError(
+                    f"data.max_tokens: two texts are longer than {self.size} tokens, and the "
+                    f"truncation strategy of the tokenizer, {strategy!r}, cuts a text that is too "
+                    f"short for it; expected shorter texts, more tokens, or 'LongestFirst' in the "
+                    f"tokenizer's file"
+                ) from None
             raise refused(error) from None
 
+    def cuts(self, example: dict[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bool:
+        """Whether a text of an example does not fit and is cut.
+
+        Args:
+          example: the example.
+          arrays: its arrays by `host`, if they are known: an input that is not full is not cut.
+        """
+        if arrays is not None and not arrays["attention_mask"].all(-1).any():
+            return False
+        texts = [_decoded(example[column]) for column in self.columns]
+        if any(len(text) > LONGEST_TEXT for text in texts):
+            return True
+        return any(encoding.overflowing for encoding in self._encode(texts))
+
     def _text(self, value: Any, column: str) -> str:
-        """A text of an example, without the characters after `LONGEST_TEXT` that are cut anyway."""
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        """A text of an example, without characters beyond `LONGEST_TEXT` that are cut anyway."""
+        text = _decoded(value)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -125,13 +162,24 @@ class TextPreprocess:
             ) from None
         if len(text) <= LONGEST_TEXT:
             return text
-        start = text[:LONGEST_TEXT]
-        if not all(self._tokenizer.encode(start).attention_mask):
+        at_start = self._tokenizer.truncation["direction"] == "left"
+        part = text[-LONGEST_TEXT:] if at_start else text[:LONGEST_TEXT]
+        if not self._fills(part):
             raise UserError(
-                f"{column}: a text of {len(text)} characters; of the first {LONGEST_TEXT}, which "
-                f"alone are tokenized, there are fewer tokens than the model's {self.size}"
+                f"{column}: a text of {len(text)} characters; of the "
+                f"{'last' if at_start else 'first'} {LONGEST_TEXT}, which alone are tokenized, "
+                f"there are fewer tokens than the model's {self.size}"
             )
-        return start
+        return part
+
+    def _fills(self, text: str) -> bool:
+        """Whether a text alone has enough tokens for an input."""
+        try:
+            return all(self._tokenizer.encode(text).attention_mask)
+        except BaseException as error:
+            if "Second sequence not provided" in str(error):  # only the second may be cut
+                return True
+            raise refused(error) from None
 
     def require_rows(self, vocabulary: int, types: int) -> None:
         """Checks that the tokenizer gives numbers for which a model has embeddings.
@@ -181,8 +229,11 @@ class TextPreprocess:
         return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
     def read(self, text: str) -> dict[str, Any]:
-        """One text, or two separated by a tab, by column; UserError for another number of texts."""
-        parts = text.split("\t")
+        """One text, or two separated by a tab, by column; UserError for another number of texts.
+
+        A single text may have tabs in it, as in training.
+        """
+        parts = text.split("\t") if len(self.columns) > 1 else [text]
         if len(parts) != len(self.columns):
             raise UserError(
                 f"expected {len(self.columns)} texts separated by tabs, found {len(parts)}: "
@@ -219,6 +270,10 @@ class TextPreprocess:
         preprocess = cls(**schema.options_of(cls, options, "preprocess"))
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
         return preprocess
+
+
+def _decoded(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _sha256(text: str) -> str:

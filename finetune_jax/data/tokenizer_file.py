@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -18,8 +19,9 @@ from typing import Any
 
 from finetune_jax.data import tokenizer_probe
 from finetune_jax.errors import UserError
-from finetune_jax.files import parse_json
+from finetune_jax.files import parse_json, read_json
 from finetune_jax.known import TOKENIZERS, is_known, remember
+from finetune_jax.progress import say
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of the largest tokenizer file that is read."""
@@ -48,6 +50,34 @@ def read_tokenizer(path: Path) -> str:
         raise UserError(f"{path}: missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as a tokenizer's JSON: {error}") from None
+
+
+def with_side(content: str, config: Path) -> str:
+    """Returns the content of a tokenizer file with the side at which its config cuts texts.
+
+    Args:
+      content: content of a ``tokenizer.json``.
+      config: the ``tokenizer_config.json`` beside it, which need not exist. Its
+        ``truncation_side`` goes before the direction in the tokenizer file, as in transformers.
+    """
+    if not config.is_file():
+        return content
+    try:
+        side = read_json(config).get("truncation_side")
+        rules = parse_json(content)
+    except UserError as error:
+        say(f"{config}: not used: {error}")
+        return content
+    if side not in ("left", "right"):
+        return content
+    own = rules.get("truncation") if isinstance(rules, dict) else None
+    known = own if isinstance(own, dict) else {}
+    if known.get("direction", "Right").lower() == side:
+        return content
+    # The length is replaced when the tokenizer is opened.
+    usual = {"max_length": 512, "strategy": "LongestFirst", "stride": 0}
+    rules["truncation"] = usual | known | {"direction": side.title()}
+    return json.dumps(rules, ensure_ascii=False)
 
 
 def open_tokenizer(content: str) -> Any:

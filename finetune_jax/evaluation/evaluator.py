@@ -18,9 +18,11 @@ from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import config_doors
 from finetune_jax.data.augment import canonical, make_input_pipeline
 from finetune_jax.data.batches import Encoder
+from finetune_jax.data.cut_texts import cut_texts
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.data.sources import Source
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import Adapted
 from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError, nearest
@@ -82,7 +84,12 @@ class Evaluator:
           UserError: unknown split, or a split that the config leaves empty.
         """
         require_split(self.config, split)
-        return self.source.read(self.config.data[split])
+        examples = self.source.read(self.config.data[split])
+        given = self.preprocess
+        line = cut_texts(given, examples, examples) if isinstance(given, TextPreprocess) else ""
+        if line:
+            say(f"{split}: {line}")
+        return examples
 
     @property
     def encode(self) -> Encoder:

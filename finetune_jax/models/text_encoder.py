@@ -182,6 +182,11 @@ class TextEncoder(StagedModel):
         pooler = ("pooler",) if self.pooling == "pooler" else ()
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler, "head")
 
+    @property
+    def most_tokens(self) -> int:
+        """Number of tokens of the longest text, special tokens included."""
+        return self.positions - (self.padding + 1 if self.from_padding else 0)
+
     def example(self, size: int) -> dict[str, jax.Array]:
         return {"input_ids": jnp.full((1, size), self.padding + 1, jnp.int32)}
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from finetune_jax import tree
+from finetune_jax.errors import CheckFailed
 from finetune_jax.progress import say
 from finetune_jax.schemes import Plan
 
 
-class AuditError(RuntimeError):
+class AuditError(CheckFailed):
     """A leaf that the plan freezes changed, or a leaf that the plan trains did not change."""
 
 
@@ -71,13 +72,16 @@ def audit(
         still = [path for path in still if path not in excused]
         if names:
             say(f"audit: {len(names)} trainable leaves did not change: {_some(names)}")
-    problems = []
+    problems, cures = [], ["No artifact was written."]
     if broken:
         problems.append(f"{len(broken)} frozen leaves changed: {_some(broken)}")
+        cures.append("A frozen leaf that changes is a bug: report it with config.json of the run.")
     if still:
         problems.append(f"{len(still)} trainable leaves did not move: {_some(still)}")
+        cures.append("Leave out of the scheme what no gradient reaches.")
     if problems:
-        raise AuditError("frozen audit failed: " + "; ".join(problems))
+        text = "; ".join(problems).removesuffix(", …")
+        raise AuditError(f"frozen audit failed: {text}. {' '.join(cures)}")
     frozen = before.keys() - trainable - tracked
     return {
         "frozen_leaves": sum(p.startswith("params/") for p in frozen),

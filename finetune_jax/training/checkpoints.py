@@ -261,8 +261,13 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         # After an error, a process of several must not wait for the others, which wait for it.
-        if kind is None or jax.process_count() == 1:
+        if error is None:
             self.close()
+        elif jax.process_count() == 1:
+            try:
+                self.close()
+            except Exception as another:  # the first error says why the run ends
+                error.add_note(f"closing the checkpoints: {one_line(another)}")
 
     def close(self) -> None:
         """Waits for pending writes and releases the folder."""

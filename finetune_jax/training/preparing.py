@@ -25,6 +25,7 @@ from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
 from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.data_remarks import data_remarks
 from finetune_jax.training.extending import changed_length, remarks, set_aside
 from finetune_jax.training.folder import claim_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
@@ -190,7 +191,9 @@ def _read_splits(
     opened = {name: _open_split(setup, name, caches) for name in names}
     bad = {name: list(bad_images(examples)) for name, examples in opened.items()}
     left_out = {name: images for name, images in bad.items() if images}
-    return {n: _decode_split(setup, n, x, caches) for n, x in opened.items()}, left_out
+    decoded = {n: _decode_split(setup, n, x, caches) for n, x in opened.items()}
+    caches.said.get("data", lambda: [*map(say, data_remarks(setup, opened, decoded))])
+    return decoded, left_out
 
 
 def _open_split(setup: Setup, name: str, caches: SharedCaches) -> Examples:

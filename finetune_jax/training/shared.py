@@ -41,6 +41,7 @@ class SharedCaches:
       arms: number of runs that share the caches.
       opened_splits: examples by split name (``train``, …), as the source reads them.
       decoded_splits: examples by split name, decoded into memory if they fit.
+      said: remarks that one run has made for all, by what the remarks are about.
       teachers: loaded teacher by the path of its artifact.
       create_states: jitted `state.create` by number of the phase.
       train_steps: compiled train step by (number of the phase, whether its batches hold
@@ -57,6 +58,7 @@ class SharedCaches:
     arms: int = 1
     opened_splits: Cache[str, Examples] = dataclasses.field(default_factory=Cache)
     decoded_splits: Cache[str, Examples] = dataclasses.field(default_factory=Cache)
+    said: Cache[str, list[None]] = dataclasses.field(default_factory=Cache)
     teachers: Cache[str, Teacher] = dataclasses.field(default_factory=Cache)
     create_states: Cache[int, CreateState] = dataclasses.field(default_factory=Cache)
     train_steps: Cache[tuple[int, bool], jax.stages.Compiled] = dataclasses.field(

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from finetune_jax.data import tokenizer_file
+from finetune_jax.data.batches import cached
+from finetune_jax.data.cut_texts import cut_texts
+from finetune_jax.data.listing import TableExamples
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.data.tokenizer_file import LONGEST_TEXT, open_tokenizer
 from finetune_jax.errors import UserError
@@ -152,3 +155,111 @@ def test_the_tokenizer_of_an_artifact_belongs_to_it(tmp_path):
     (tmp_path / "tokenizer.json").write_text(made(version="1.1"))
     with pytest.raises(UserError, match="not the tokenizer of the artifact; it was changed"):
         TextPreprocess.from_json({k: v for k, v in values.items() if k != "kind"}, tmp_path)
+
+
+BERT = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "[UNK]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": x, "type_id": 0}} for x in "AB"],
+    "special_tokens": {"[UNK]": {"id": "[UNK]", "ids": [0], "tokens": ["[UNK]"]}},
+}  # fmt: skip
+WORDS = {"[UNK]": 0, "[PAD]": 1, **{letter: i for i, letter in enumerate("abcdef", 2)}}
+
+
+def cutting(columns=("text",), pairs="joined", size=3, **truncation):
+    model = {"type": "WordLevel", "vocab": WORDS, "unk_token": "[UNK]"}
+    cut = {"max_length": 99, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    content = made(
+        model=model, post_processor=BERT, truncation=(cut | truncation) if truncation else None
+    )
+    return TextPreprocess(content, size, columns, pairs)
+
+
+def words(preprocess, **texts):
+    names = {number: name for name, number in WORDS.items()}
+    ids = preprocess.host(texts)["input_ids"]
+    return "/".join("".join(names[i] for i in row if i > 1) for row in np.atleast_2d(ids))
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    """Uses tokenizers without a trial in a process of their own; texts end at 100 characters."""
+    monkeypatch.setattr(tokenizer_file, "_try_elsewhere", lambda content: None)
+    monkeypatch.setattr("finetune_jax.data.text.LONGEST_TEXT", 100)
+
+
+@pytest.mark.usefixtures("untried")
+def test_texts_are_cut_at_the_side_that_the_file_names():
+    assert words(cutting(), text="a b c d") == "ab"
+    assert words(cutting(direction="Right"), text="a b c d") == "ab"
+    assert words(cutting(direction="Left"), text="a b c d") == "cd"
+    apart = cutting(("x", "y"), "apart", direction="Left", strategy="OnlySecond")
+    assert words(apart, x="a b c d", y="e f") == "cd/ef"
+    long = "a b " * 100 + "c d"
+    assert words(cutting(direction="Left"), text=long) == "cd"
+    assert words(cutting(), text=long) == "ab"
+
+
+@pytest.mark.usefixtures("untried")
+def test_of_two_texts_the_one_is_cut_that_the_strategy_names():
+    def joined(x, y, size=4, **truncation):
+        return words(cutting(("x", "y"), size=size, **truncation), x=x, y=y)
+
+    assert joined("a b c", "d e f") == joined("a b c", "d e f", strategy="LongestFirst") == "abde"
+    assert joined("a b c", "d e f", strategy="OnlyFirst") == "adef"
+    assert joined("a b c", "d e f", strategy="OnlySecond") == "abcd"
+    assert joined("a b c", "d e f", strategy="OnlySecond", direction="Left") == "abcf"
+    with pytest.raises(UserError, match="longer than 4 tokens, and .* 'only_second', cuts a text"):
+        joined("a b c d e", "f", strategy="OnlySecond")
+    assert words(cutting(strategy="OnlySecond"), text="a b c d") == "ab"
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_config_beside_the_file_may_name_the_side(tmp_path, capsys):
+    path, config = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    path.write_text(cutting().tokenizer)
+
+    def read():
+        return TextPreprocess.open(path, 3, ("text",), "joined")
+
+    plain = read()
+    config.write_text('{"truncation_side": "right"}')
+    assert read() == plain and plain.tokenizer == path.read_text()
+    config.write_text('{"truncation_side": "left", "model_max_length": 1e30}')
+    assert words(read(), text="a b c d") == "cd"
+    stored = {key: value for key, value in read().to_json().items() if key != "kind"}
+    again = TextPreprocess.from_json(stored)
+    assert words(again, text="a b c d") == "cd"
+    config.write_text("{")
+    assert read() == plain
+    assert "tokenizer_config.json: not used" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("untried")
+def test_texts_that_are_cut_are_counted():
+    texts = ["a", "a b", "a b c", "a b c d e f", "", "a b " * 100]
+    examples = TableExamples({"text": texts}, {})
+    for direction in ("Right", "Left"):
+        preprocess = cutting(direction=direction)
+        assert [preprocess.cuts({"text": t}) for t in texts] == [0, 0, 1, 1, 0, 1]
+        for limit in (0, 2**20):
+            line = cut_texts(preprocess, examples, cached(examples, preprocess.host, limit))
+            assert line == "the texts of 3 of 6 examples are cut to 3 tokens (data.max_tokens)"
+    assert cut_texts(preprocess, TableExamples({"text": ["a"]}, {}), examples) == ""
+    many = TableExamples({"text": ["a", "a b c"] * 1000}, {})
+    line = cut_texts(preprocess, many, many)
+    assert "of a sample of 1000 examples" in line
+    pair = cutting(("x", "y"), size=4)
+    assert pair.cuts({"x": "a b c", "y": "d e"}) and not pair.cuts({"x": "a b", "y": "d e"})
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_single_text_may_have_tabs_in_it():
+    assert cutting().read("a\tb") == {"text": "a\tb"}
+    assert words(cutting(), **cutting().read("a\tb")) == "ab"
+    pair = cutting(("x", "y"))
+    assert pair.read("a\tb") == {"x": "a", "y": "b"}
+    with pytest.raises(UserError, match="expected 2 texts separated by tabs, found 3"):
+        pair.read("a\tb\tc")

@@ -108,6 +108,13 @@ def test_pairs_are_refused_by_tasks_of_one_image(tiny):
         open_setup(tiny("regression", data__source="digits:pairs"))
 
 
+@pytest.mark.parametrize("task", ["regression", "similarity"])
+def test_more_tokens_than_the_model_has_positions_are_refused(tiny, task):
+    assert task == "similarity" or open_setup(tiny(task, texts=True, data__max_tokens=16))
+    with pytest.raises(UserError, match="data.max_tokens: 17 tokens, .* expected at most 16"):
+        open_setup(tiny(task, texts=True, data__max_tokens=17))
+
+
 @pytest.mark.parametrize("keys", [{"texts": True}, {"data__source": "digits:pairs"}])
 def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(keys, tiny, tmp_path):
     """The head starts as the identity, so the first score is that of the bare features."""

@@ -4,9 +4,11 @@ import optax
 import pytest
 
 from finetune_jax import tree
+from finetune_jax.ending import report
 from finetune_jax.models import build, initialise
 from finetune_jax.schemes import resolve
 from finetune_jax.training.audit import AuditError, audit, snapshot
+from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.optimizer import reached
 
 
@@ -39,6 +41,31 @@ def test_a_frozen_leaf_that_moved_by_one_bit_is_named(trained):
     broken = change(after, "params/stem/conv/kernel", lambda x: np.nextafter(x, np.float32(9)))
     with pytest.raises(AuditError, match="frozen leaves changed: params/stem/conv/kernel"):
         audit(plan, before, broken)
+
+
+def test_a_failed_audit_ends_a_command_with_its_own_sentence(trained, capsys):
+    plan, before, after = trained
+    broken = change(after, "params/stem/conv/kernel", lambda x: x + 1)
+    with pytest.raises(AuditError) as found:
+        audit(plan, before, broken)
+    assert report(found.value) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: frozen audit failed: 1 frozen leaves changed: params/stem/conv")
+    assert line.endswith("report it with config.json of the run.")
+
+
+def test_checkpoints_that_cannot_be_closed_do_not_hide_why_a_run_ends(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ())
+
+    def fails():
+        raise ValueError("a write was given up")
+
+    monkeypatch.setattr(checkpoints, "close", fails)
+    with pytest.raises(AuditError) as found, checkpoints:
+        raise AuditError("frozen audit failed")
+    assert found.value.__notes__ == ["closing the checkpoints: ValueError: a write was given up"]
+    with pytest.raises(ValueError, match="given up"), checkpoints:
+        pass
 
 
 def test_a_frozen_statistic_that_leaked_is_named(trained):

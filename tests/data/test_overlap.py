@@ -1,0 +1,82 @@
+"""What stands in two splits is counted and said."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_jax.config import default
+from finetune_jax.data.batches import cached
+from finetune_jax.data.class_map import open_configured
+from finetune_jax.data.overlap import shared_examples, shared_parts
+from finetune_jax.setup import open_setup
+from finetune_jax.training.data_remarks import data_remarks
+
+
+@pytest.mark.parametrize(
+    ("expressions", "found"),
+    [
+        ({"train": "train[:80%]", "validation": "train[70%:]"}, [("train", "validation", 10)]),
+        ({"train": "train[:80%]", "validation": "train[80%:]", "test": "test"}, []),
+        ({"train": "train", "validation": "", "test": "train[:5]"}, [("train", "test", 5)]),
+        ({"train": "train+test", "test": "test"}, [("train", "test", 20)]),
+        ({"train": "train[:50]+train[30:60]+train[55:]"}, [("train", "train", 25)]),
+        ({"train": "train[:10]", "validation": "train[-95:]", "test": "train[8:12]+test"},
+         [("train", "validation", 5), ("train", "test", 2), ("validation", "test", 4)]),
+    ],
+)  # fmt: skip
+def test_parts_that_two_expressions_share(expressions, found):
+    assert list(shared_parts(expressions, {"train": 100, "test": 20})) == found
+
+
+def config_of(tmp_path, cells, column="text"):
+    for split, texts in cells.items():
+        rows = "".join(f"{text},{'ab'[i % 2]}\n" for i, text in enumerate(texts))
+        (tmp_path / f"{split}.csv").write_text(f"{column},label\n{rows}")
+    config = default()
+    config.data.source = "csv:" + ",".join(f"{s}={tmp_path}/{s}.csv" for s in cells)
+    config.data.image_column = column if column == "file" else "image"
+    return config
+
+
+def test_texts_of_two_splits(tmp_path):
+    cells = {"train": ["w", "x", "y"], "validation": ["v", "u"], "test": ["y", "z", "w", "u"]}
+    source = open_configured(config_of(tmp_path, cells).data)
+    opened = {split: source.read(split) for split in cells}
+    found = [(a, b, n) for a, b, n, _ in shared_examples(opened, opened, (), ("text",))]
+    assert found == [("train", "test", 2), ("validation", "test", 1)]
+    assert list(shared_examples(opened, opened, (), ("other",))) == []
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_of_two_splits_by_path_or_by_content(tmp_path, in_memory):
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    Image.fromarray(np.full((8, 8, 3), 40, np.uint8)).save(tmp_path / "copy_of_1.png")
+    cells = {"train": ["0.png", "1.png", "2.png"], "test": ["3.png", "2.png", "copy_of_1.png"]}
+    config = config_of(tmp_path, cells, "file")
+    config.data.validation, config.data.image_size = "", 8
+    config.data.class_order = ("b", "a")
+    setup = open_setup(config)
+    opened = {split: setup.source.read(split) for split in cells}
+    encoded = {s: cached(x, setup.encode, 2**30 * in_memory) for s, x in opened.items()}
+    (line,) = data_remarks(setup, opened, encoded)
+    if in_memory:
+        assert line.startswith("data: 2 of 3 examples of test are also in train, with equal inputs")
+    else:
+        assert line.startswith("data: 1 of 3 examples of test are also in train, with equal inputs")
+        assert line.endswith("/2.png")
+
+
+def test_overlapping_expressions_are_said_once():
+    config = default()
+    config.model.name, config.data.image_size = "resnet8_cifar", 8
+    config.data.train, config.data.validation, config.data.test = (
+        "train[:8]", "train[6:9]", "test[:2]",
+    )  # fmt: skip
+    setup = open_setup(config)
+    opened = {s: setup.source.read(config.data[s]) for s in ("train", "validation", "test")}
+    encoded = {s: cached(x, setup.encode, 2**30) for s, x in opened.items()}
+    (line,) = data_remarks(setup, opened, encoded)
+    assert line == (
+        "data.train='train[:8]' and data.validation='train[6:9]' have 2 examples in common"
+    )

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.reporting.fonts import FAMILY, drawable, drawn
 from finetune_jax.tables import shorten
 
 INK, SOFT, MAIN, SECOND, WARN = "#1f2933", "#9aa5b1", "#1f6fb2", "#d9822b", "#b3362b"
 
 STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
     "font.size": 9.5,
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
@@ -37,7 +38,19 @@ STYLE = {
 
 def label(name: Any) -> str:
     """A name of any origin as a figure shows it: short, in one line, and never a formula."""
-    return shorten(name, 32).replace("$", r"\$")
+    return drawn(shorten(name, 32)).replace("$", r"\$")
+
+
+def class_label(name: str, number: int) -> str:
+    """The name of a class as `label`, or ``#`` and its number where a figure cannot draw it."""
+    return label(name) if drawable(shorten(name, 32)) else f"#{number}"
+
+
+def numbered(names: Sequence[str]) -> str:
+    """The sentence about classes that a figure shows by their numbers; empty without such names."""
+    if all(drawable(shorten(name, 32)) for name in names):
+        return ""
+    return " Names that the figure cannot draw stand there by their number in the table."
 
 
 class _Drawing:
@@ -109,7 +122,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
 
     Args:
       table: counts i64[classes, classes], labels in rows and predictions in columns.
-      names: class names.
+      names: class names; see `class_label`.
     """
     classes = len(names)
     side = min(7.5, 1.7 + 0.29 * classes)
@@ -119,7 +132,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         if classes <= 30:
-            names = [label(name) for name in names]
+            names = [class_label(name, i) for i, name in enumerate(names)]
             long = max(map(len, names)) > 3
             axes.set_xticks(range(classes), names, rotation=60 if long else 0,
                             ha="right" if long else "center", rotation_mode="anchor")  # fmt: skip

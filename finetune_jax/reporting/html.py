@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.reporting.fonts import reads_from_the_right
 from finetune_jax.tables import shown
 
 _STYLE = """
@@ -98,6 +99,15 @@ def text(value: Any) -> str:
     return html.escape(shown(value, lines=True), quote=True)
 
 
+def name(value: Any) -> str:
+    """Returns escaped `text` that keeps its direction of writing to itself, such as an Arabic name.
+
+    For the text of an element, not for an attribute.
+    """
+    escaped = text(value)
+    return f"<bdi>{escaped}</bdi>" if reads_from_the_right(escaped) else escaped
+
+
 def number(value: Any, digits: int = 4) -> str:
     """Formats a number: integers in full, floats rounded, undefined values as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -122,7 +132,7 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str]], footer: s
     """
     anchors = [f'<a href="#s{i}">{text(heading)}</a>' for i, (heading, _) in enumerate(sections, 1)]
     parts = [
-        f'<section id="s{i}"><h2>{text(heading)}</h2>{body}</section>'
+        f'<section id="s{i}"><h2>{name(heading)}</h2>{body}</section>'
         for i, (heading, body) in enumerate(sections, 1)
     ]
     return (
@@ -130,7 +140,7 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str]], footer: s
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n<body>"
-        f"<header><h1>{text(title)}</h1>{header}<nav>{''.join(anchors)}</nav></header>\n<main>"
+        f"<header><h1>{name(title)}</h1>{header}<nav>{''.join(anchors)}</nav></header>\n<main>"
         + "\n".join(parts)
         + f"</main>\n<footer>{footer}</footer><script>{_SCRIPT}</script></body></html>\n"
     )
@@ -158,7 +168,7 @@ def table(
         kinds = ["n"] * (column in numeric) + ["path"] * (column in paths)
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         if column not in numeric or isinstance(value, str):
-            return f"<td{kind}>{text(number(value) if isinstance(value, bool) else value)}</td>"
+            return f"<td{kind}>{name(number(value) if isinstance(value, bool) else value)}</td>"
         exact = "" if value is None else f' data-value="{float(value)!r}"'
         return f"<td{kind}{exact}>{number(value)}</td>"
 

@@ -37,9 +37,9 @@ def mistakes(evaluator: Evaluator, predictions: Predictions) -> list[tuple[str, 
         words = f"{len(wrong):,} of {len(labels):,} examples are wrong."
         chosen = wrong[np.argsort(-chances[wrong].max(-1), kind="stable")][:SHOWN]
         captions = [
-            f'<span class="wrong">{html.text(task.class_names[predicted[i]])} '
+            f'<span class="wrong">{html.name(task.class_names[predicted[i]])} '
             f'{chances[i].max():.1%}</span><br><span class="right">'
-            f"{html.text(task.class_names[labels[i]])} {chances[i, labels[i]]:.1%}</span>, "
+            f"{html.name(task.class_names[labels[i]])} {chances[i, labels[i]]:.1%}</span>, "
             f"example {i}"
             for i in chosen
         ]
@@ -62,7 +62,7 @@ def _shown(evaluator: Evaluator, example: dict[str, Any], index: int) -> str:
     for column in columns:
         value = example[column]
         words = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        quotes.append(f"<blockquote>{html.text(words)}</blockquote>")
+        quotes.append(f'<blockquote dir="auto">{html.text(words)}</blockquote>')
     return "".join(quotes)
 
 

@@ -110,7 +110,8 @@ def _curves(workdir: Path, evaluator: Evaluator) -> Section:
     rows = [json.loads(line) for line in lines if line]
     svg = charts.curves(rows, evaluator.task.metric)
     return "Learning curves", (
-        "<p>Training values are of single batches, validation values of the whole split.</p>"
+        "<p>Training values are means over the steps since the point before; validation values are "
+        "of the whole split.</p>"
         + html.figure(svg, f"loss and {evaluator.task.metric} against the training step")
     )
 
@@ -134,9 +135,11 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
         [name, int(each["n"][i]), *(float(each[k][i]) for k in ("recall", "precision", "f1"))]
         for i, name in enumerate(names)
     ]
-    per_class = html.table(
-        ["class", "examples", "recall", "precision", "F1"], rows, numeric=(1, 2, 3, 4)
-    )
+    header = ["class", "examples", "recall", "precision", "F1"]
+    numbered = charts.numbered(names)
+    if numbered:
+        header, rows = ["no.", *header], [[f"#{i}", *row] for i, row in enumerate(rows)]
+    per_class = html.table(header, rows, numeric=range(len(header) - 4, len(header)))
     figure = html.figure(charts.confusion(table, names), "confusion matrix")
     off = table - np.diag(np.diag(table))
     order = np.argsort(-off, axis=None, kind="stable")[:20]
@@ -147,7 +150,7 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
         numeric=(2,),
     )
     body = (
-        "<p>Rows are labels; shades are shares of a row.</p>"
+        f"<p>Rows are labels; shades are shares of a row.{numbered}</p>"
         f'<div class="pair"><div>{figure}</div><div>{per_class}</div></div>'
     )
     if pairs:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune_jax.ablation.report.layout import one_line
 from finetune_jax.reporting import charts
+from finetune_jax.reporting.fonts import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,8 +94,11 @@ def width_for(labels: Sequence[str]) -> float:
 
 
 def shorten(label: str, length: int = 56) -> str:
-    """A label in one line; the middle of a label longer than `length` becomes an ellipsis."""
-    label = one_line(label)
+    """A label in one line; the middle of a label longer than `length` becomes an ellipsis.
+
+    Escapes stand for letters that no figure can draw.
+    """
+    label = drawn(one_line(label))
     if len(label) <= length:
         return label
     return f"{label[: length // 2]}…{label[-(length // 2 - 1) :]}"

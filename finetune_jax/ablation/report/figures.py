@@ -18,6 +18,7 @@ from finetune_jax.ablation.report.drawing import (
 from finetune_jax.ablation.report.layout import one_line
 from finetune_jax.ablation.report.sensitivity import sensitivity
 from finetune_jax.reporting import charts
+from finetune_jax.reporting.fonts import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ def shifted_against_test(
         axes.axline((0, 0), slope=1, ls="--", color=charts.SOFT, lw=1, zorder=0, label="equal")
         axes.set(xlim=limits[0], ylim=limits[1])
         axes.set_xlabel(_score_axis_label(outcome))
-        axes.set_ylabel(f"{one_line(column.name)} (95 % interval)", parse_math=False)
+        axes.set_ylabel(f"{drawn(one_line(column.name))} (95 % interval)", parse_math=False)
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
         label_beside(axes, [(test.value, shifted.value, label) for label, test, shifted in rows])
     return drawing

@@ -13,13 +13,13 @@ import numpy as np
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.models import MODULE_OF_FAMILY
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
-from finetune_jax.pretrained.maps import closest_map, map_of, maps_of
+from finetune_jax.pretrained.maps import map_of, maps_of
+from finetune_jax.pretrained.matching import choose_map, match
 from finetune_jax.pretrained.names import NameMap, Target
 from finetune_jax.pretrained.prefixes import Belongs
 from finetune_jax.pretrained.save import COLLECTIONS
@@ -136,6 +136,8 @@ def _is_float(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
+_MOST_PROBLEMS = 60  # lines of one error
+
 _Source = tuple[str | None, tuple[int, ...] | None, str | None]
 
 
@@ -197,9 +199,11 @@ class _Load:
         for stage in sorted(self.stages - present):
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
         stamp = self.weights.stamp()
-        self.map = self._choose_map(names)
+        self.map = choose_map(
+            self.weights, names, self.family, self.name_maps, self.chosen, self.leaves, self.belongs
+        )
         # 1. Match tensors and leaves by name.
-        targets = self._match(names)
+        targets, self.problems = match(names, self.map, self.chosen, self.leaves)
         if self.map.origin == "native":  # our own files hold trained values of such stages
             saved = {t.leaf.split("/")[1] for found in targets.values() for t in found}
             self.fresh = {s: why for s, why in self.fresh.items() if s not in saved}
@@ -238,9 +242,12 @@ class _Load:
 
     def _raise(self) -> NoReturn:
         count = len(self.problems)
+        lines = self.problems[:_MOST_PROBLEMS]
+        if count > _MOST_PROBLEMS:
+            lines.append(f"… and {count - _MOST_PROBLEMS} more")
         text = (
             f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
-            f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(self.problems)
+            f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(lines)
         )
         lacking = {leaf.split("/")[1] for leaf in self.missing}
         if self.unknown and lacking <= self.stages:
@@ -265,51 +272,6 @@ class _Load:
         waiting = pool.submit(unchanged)
         pool.shutdown(wait=False)
         return waiting.result
-
-    def _choose_map(self, names: tuple[str, ...]) -> NameMap:
-        left_out = self.chosen.left_out
-        short = [self.chosen.naming.short(n) for n in names if n not in left_out]
-        best, unmatched = closest_map(self.name_maps, short, self.leaves)
-        fitting = sum(self.belongs(best, name) for name in short)
-        # A few names that are known by chance would give a list of hundreds of problems.
-        if len(unmatched) == len(short) or fitting * 10 < len(short):
-            origins = ", ".join(m.origin for m in self.name_maps)
-            foreign = (
-                ""
-                if self.family in MODULE_OF_FAMILY
-                else f" The family is none of this package.{nearest(self.family, MODULE_OF_FAMILY)}"
-            )
-            shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
-            few = f"only {fitting} of {len(short)} tensors have" if fitting else "no tensor has"
-            raise UserError(
-                f"{self.weights.path}: {few} a name of the family {self.family!r} (known "
-                f"origins: {origins}): {shown}.{foreign} To see which models fit: "
-                f"python -m finetune_jax.pretrained inspect {self.weights.path}"
-            )
-        return best
-
-    def _match(self, names: tuple[str, ...]) -> dict[str, tuple[Target, ...]]:
-        naming = self.chosen.naming
-        matches: dict[str, tuple[Target, ...]] = {}
-        taken: dict[str, str] = {}
-        # With a prefix of the user, a tensor with the prefix precedes one without the prefix.
-        behind = {n for n in names if naming.given and not n.startswith(naming.prefix)}
-        for name in sorted(names, key=lambda n: n in behind):
-            short = naming.short(name)
-            found = () if self.map.ignored(short) is not None else self.map.targets(short)
-            if name in behind and name not in self.chosen.left_out:
-                fills = any(t.leaf in self.leaves and t.leaf not in taken for t in found)
-                if not fills and self.map.ignored(short) is None:
-                    reason = f"does not begin with pretrained.prefix={naming.prefix!r}"
-                    self.chosen.left_out[name] = reason
-            for target in found if name not in self.chosen.left_out else ():
-                if target.leaf in taken:
-                    self.problems.append(
-                        f"tensors {taken[target.leaf]!r} and {name!r} both belong to {target.leaf}"
-                    )
-                taken.setdefault(target.leaf, name)
-            matches[name] = found
-        return matches
 
     def _needed(
         self, name: str, targets: tuple[Target, ...], fresh: Mapping[str, str]

@@ -315,6 +315,18 @@ def test_a_file_of_another_model_is_one_line(tmp_path, trained):
     assert "python -m finetune_jax.pretrained inspect" in message
 
 
+def test_a_small_part_of_a_large_file_is_had_by_its_prefix(tmp_path, trained):
+    file = akamaster(trained, "vision.")
+    file |= {f"language.layers.{i}.weight": np.ones(2, np.float32) for i in range(900)}
+    save_file(file, tmp_path / "w.safetensors")
+    message = refusal(tmp_path / "w.safetensors")
+    assert "only 37 of 944 tensors have a name" in message and "\n" not in message
+    assert "pretrained.prefix='vision.' drops tensors without this prefix" in message
+    variables, manifest = loaded(tmp_path / "w.safetensors", prefix="vision.")
+    assert tree.fingerprint(variables) == tree.fingerprint(trained)
+    assert manifest.counts()["dropped"] == 907 and len(manifest.summary()) < 1000
+
+
 # --- Values.
 
 

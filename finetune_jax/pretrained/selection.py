@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,10 @@ from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.naming import Naming, find_naming, listed
 from finetune_jax.pretrained.prefixes import Belongs, starts
+
+_COUNTERS = re.compile(
+    r"(.*[./])?(step|steps|global_step|epoch|iteration|count|rng|rng_key|prng_key|dropout_rng)"
+)
 
 IGNORED = "matches pretrained.ignore"
 """Reason in the manifest of a tensor that the user drops."""
@@ -54,10 +59,17 @@ class Selection:
 
 
 def model_names(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names of the tensors of models, names of the tensors of an optimizer)."""
+    """(names of the tensors of models, names of an optimizer's tensors and of counters)."""
     names = weights.names()
-    slots = tuple(name for name in names if is_optimizer(name))
-    return tuple(n for n in names if not is_optimizer(n)) if slots else names, slots
+    slots = {n: None for n in names if is_optimizer(n) or _counts(weights, n)}
+    return tuple(n for n in names if n not in slots), tuple(slots)
+
+
+def _counts(weights: Weights, name: str) -> bool:
+    """Whether a tensor is the step of a training loop, or the key of its random numbers."""
+    shape, dtype = weights.spec(name)
+    few = dtype.kind in "iu" and math.prod(shape) <= 4
+    return few and _COUNTERS.fullmatch(name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Chosen:
       ignored: names of the tensors that the user drops.
       left_out: ``{name: reason}`` of all tensors that are not the model's, `ignored` included; a
         load adds names.
-      slots: names of the tensors of an optimizer.
+      slots: names of the tensors of an optimizer, and of counters.
     """
 
     naming: Naming

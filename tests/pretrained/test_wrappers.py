@@ -208,11 +208,13 @@ def test_an_average_in_a_train_state_of_flax(tmp_path, trained, other):
     arrays = {f"ema_params/{k}": v for k, v in tree.flatten(other).items()}
     arrays |= dict(tree.flatten(trained).items())
     arrays |= {f"opt_state/0/mu/{k}": v for k, v in tree.flatten(other).items()}
+    arrays |= {"step": np.array(7, np.int32), "rng": np.array([1, 2], np.uint32)}
     write_msgpack(tmp_path / "state.msgpack", arrays)
     for weights, expected in (("", trained), ("ema", other)):
         variables, manifest = loaded(tmp_path / "state.msgpack", weights=weights)
         assert tree.fingerprint(variables) == tree.fingerprint(expected)
         assert "state of an optimizer (37 entries)" in manifest.summary()
+        assert {"step", "rng"} <= set(manifest.other_entries)
 
 
 # --- Prefixes and tensors that the user names.
@@ -366,13 +368,14 @@ def test_tensors_that_share_a_storage(tmp_path, trained):
 def test_moments_of_an_optimizer_are_no_weights(tmp_path, trained):
     file = akamaster(trained, "")
     moments = {f"optimizer.state.{i}.exp_avg": a for i, a in enumerate(file.values())}
+    moments |= {"n_averaged": np.array([3]), "global_step": np.array(3)}
     moments |= {f"{n}.exp_avg_sq": a.copy() for n, a in file.items()}
     save_file({**file, **moments}, tmp_path / "w.safetensors")
     variables, manifest = loaded(tmp_path / "w.safetensors")
     assert tree.fingerprint(variables) == tree.fingerprint(trained)
     assert set(moments) <= set(manifest.other_entries)
     with open_weights(tmp_path / "w.safetensors") as weights:
-        assert len(weights.names()) == 3 * len(file)
+        assert len(weights.names()) == 3 * len(file) + 2
 
 
 @pytest.mark.slow

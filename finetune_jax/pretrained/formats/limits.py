@@ -44,6 +44,8 @@ DTYPES: dict[str, np.dtype] = {
 _OPTIMIZER = re.compile(
     r"(opt|optimizer|optimizer_state|optimizer_weights|states)/(?!target/).*"
     r"|([^/]+/)?opt_state(/.*)?"
+    # The counter of torch's AveragedModel.
+    r"|(.*\.)?n_averaged"
     # torch's optimizers, whose slots have the names of parameters or numbers; TensorFlow's slots.
     r"|(.*\.)?(optimizer|optimizers|optim|optimizer_states?|optimizer_state_dict)\..*"
     r"|.*[./](exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg)"

@@ -40,6 +40,7 @@ from finetune_jax.pretrained.class_names import (
     require_same_classes,
     shared_rows,
 )
+from finetune_jax.pretrained.sizes import settle_model
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
@@ -115,15 +116,18 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     """Resolves a config into a setup.
 
     The order is fixed, because each step needs the result of an earlier step: 1. validation of the
-    values, 2. devices and mesh, 3. metadata of the data source, 4. preprocessing, 5. task,
-    6. model, 7. abstract variables, 8. phases with their plans. Weights, surgery, train state and
-    restore follow later (`training.loop`).
+    values, 2. devices, 3. the name of the model with its sizes, which may be those of the weight
+    file, 4. mesh, 5. metadata of the data source, 6. preprocessing, 7. task, 8. model, 9. abstract
+    variables, 10. phases with their plans. Weights, surgery, train state and restore follow later
+    (`training.loop`).
 
     Raises:
-      UserError: anything in the config is wrong; nothing has been compiled or downloaded yet.
+      UserError: anything in the config is wrong; nothing has been compiled yet, and only a model of
+        texts or one without sizes of its own needs a download.
     """
     config_lib.validate(config)
     use_cpu_devices(config.mesh.cpu_devices)
+    config = primary_first(lambda: settle_model(config))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batch_sizes(config)
     labels = tasks.kind_of(config.task.name).labels

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune_jax.models.building import (
         DTYPES,
+        GENERIC,
         MODELS,
         MODULE_OF_FAMILY,
         build,
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "building": (
-        "DTYPES", "MODELS", "MODULE_OF_FAMILY", "build", "entry_of", "initial_variables",
-        "initialise",
+        "DTYPES", "GENERIC", "MODELS", "MODULE_OF_FAMILY", "build", "entry_of",
+        "initial_variables", "initialise",
     ),
     "registry": ("Entry", "Inputs"),
     "staged": ("EVAL", "Mode", "StagedModel"),
@@ -29,8 +30,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "DTYPES", "EVAL", "MODELS", "MODULE_OF_FAMILY", "Entry", "Inputs", "Mode", "StagedModel",
-    "build", "entry_of", "initial_variables", "initialise",
+    "DTYPES", "EVAL", "GENERIC", "MODELS", "MODULE_OF_FAMILY", "Entry", "Inputs", "Mode",
+    "StagedModel", "build", "entry_of", "initial_variables", "initialise",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from finetune_jax.doors import is_door, open_door
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.models.options import split, with_options
 from finetune_jax.models.registry import FAMILY_MODULES, Entry, entry_of_class
 from finetune_jax.models.staged import StagedModel
 
@@ -28,6 +29,18 @@ MODELS: dict[str, Entry] = {
 }
 """All models of this package by name; use `entry_of` to look a name up."""
 
+GENERIC: dict[str, Entry] = {
+    name: entry
+    for module in FAMILY_MODULES
+    for name, entry in getattr(
+        importlib.import_module(f"{_PACKAGE}.{module}"), "GENERIC", {}
+    ).items()
+}
+"""Entries without sizes by name, such as ``bert``; options in the name of a model give the sizes.
+
+See `finetune_jax.models.options`.
+"""
+
 MODULE_OF_FAMILY: dict[str, str] = {
     entry.family: module for module, entries in _ENTRIES.items() for entry in entries.values()
 }
@@ -38,18 +51,24 @@ def entry_of(name: str) -> Entry:
     """The registry's entry of a model.
 
     Args:
-      name: a key of `MODELS`, or ``package.module:NAME`` of an `Entry` or a `StagedModel` class in
-        another package; see `finetune_jax.models.registry`.
+      name: a key of `MODELS`; a key of `MODELS` or `GENERIC` with options, such as
+        ``bert(width=128, depth=2, heads=2)``, see `finetune_jax.models.options`; or
+        ``package.module:NAME`` of an `Entry` or a `StagedModel` class in another package, see
+        `finetune_jax.models.registry`.
 
     Raises:
-      UserError: no such model, with the nearest name.
+      UserError: no such model, with the nearest name, or an option that does not fit.
     """
     if name in MODELS:
         return MODELS[name]
     if is_door(name):
         return _entry_behind(name)
+    base, options = split(name) if "(" in name else (name, {})
+    known = {**MODELS, **GENERIC}
+    if base in known:
+        return with_options(base, known[base], options)
     raise UserError(
-        f"model.name: unknown model {name!r}.{nearest(name, MODELS)} A model of another package is "
+        f"model.name: unknown model {base!r}.{nearest(base, known)} A model of another package is "
         f"named package.module:NAME."
     )
 

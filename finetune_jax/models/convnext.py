@@ -202,7 +202,7 @@ class ConvNeXt(StagedModel):
 
 
 # The training recipe in timm's names of weights that saw ImageNet-1k only, by V1 size.
-_TIMM = {"atto": "d2", "femto": "d1", "pico": "d1"}
+_TIMM = {"atto": "d2", "femto": "d1", "pico": "d1", "nano": "d1h"}
 
 
 def _entry(version: int, size: str) -> Entry:
@@ -217,7 +217,9 @@ def _entry(version: int, size: str) -> Entry:
     return Entry(
         f"{name}{form}",
         functools.partial(ConvNeXt, depths, widths, version=version),
-        inputs=Inputs(224, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875),
+        inputs=Inputs(
+            224, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.95 if recipe == "d1h" else 0.875
+        ),
         weights=tuple(weights),
         licence="CC-BY-NC-4.0" if version == 2 else "Apache-2.0",
     )
@@ -226,7 +228,7 @@ def _entry(version: int, size: str) -> Entry:
 ENTRIES = {
     **{
         f"convnext_{size}": _entry(1, size)
-        for size in ("atto", "femto", "pico", "tiny", "small", "base", "large")
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
     },
     **{
         f"convnextv2_{size}": _entry(2, size)

@@ -108,6 +108,11 @@ class Entry:
       heads: valid values of ``model.head``, the default first; empty for a family with one head.
         The chosen value goes to `build` as ``head_kind``.
       tokens: whether the input is a text as token numbers, and no image.
+      options: fields of the model that ``model.name="NAME(option=value)"`` may set, see
+        `finetune_jax.models.options`; empty for a model without options.
+      required: options without which there is no model, because the entry has no sizes.
+      fitted: function of the entry and a model with the given options, which returns the entry of
+        that model; None if options change no attribute of the entry.
     """
 
     family: str
@@ -121,6 +126,9 @@ class Entry:
     dropout: bool = False
     heads: tuple[str, ...] = ()
     tokens: bool = False
+    options: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    fitted: Callable[[Entry, Any], Entry] | None = None
 
     @property
     def image_size(self) -> int:

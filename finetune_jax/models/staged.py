@@ -96,6 +96,9 @@ class StagedModel(nn.Module):
         """Lengths of axes that our leaves merge and other projects keep apart: ``heads``, …."""
         return {}
 
+    def check(self) -> None:
+        """Raises UserError for an unknown value of a field, or values that exclude each other."""
+
     def standardised(self, module: str) -> bool:
         """Whether a module standardises its kernel before use, which rules out a merged delta.
 

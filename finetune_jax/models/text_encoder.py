@@ -1,13 +1,14 @@
 """Text encoders: BERT (arXiv 1810.04805), RoBERTa (arXiv 1907.11692), MiniLM (arXiv 2002.10957).
 
-The models are post-norm transformers with learned positions and the exact (erf) GELU. Stages:
-``stem`` (embeddings of words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler``
+The models are post-norm transformers with learned positions. Stages: ``stem``
+(embeddings of words, positions and token types, then LayerNorm), ``block_0`` …, ``pooler``
 with the pooling of that name, ``head``. The value between two stages is the pair (tokens f[b, n,
 width], mask bool[b, n]).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.models.activations import ACTIVATIONS
 from finetune_jax.models.registry import Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
@@ -107,6 +109,7 @@ class Block(nn.Module):
     epsilon: float
     dropout: float
     dtype: Any = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Tokens, batch_statistics: bool, dropout: bool) -> Tokens:
@@ -117,7 +120,7 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not dropout)
         y = Attention(self.heads, dtype=self.dtype, name="attn")(tokens, mask)
         tokens = norm(name="norm1")(tokens + drop(y))
-        y = nn.gelu(dense(self.inner, name="mlp_in")(tokens), approximate=False)
+        y = ACTIVATIONS[self.activation](dense(self.inner, name="mlp_in")(tokens))
         y = dense(tokens.shape[-1], name="mlp_out")(y)
         return norm(name="norm2")(tokens + drop(y)), mask
 
@@ -154,6 +157,7 @@ class TextEncoder(StagedModel):
       from_padding: True numbers the positions from ``padding + 1`` on and skips padding tokens, as
         RoBERTa does; False numbers all tokens from 0 on.
       epsilon: epsilon of every LayerNorm.
+      activation: activation of the feed-forward layers, one of `ACTIVATIONS`.
       pooling: ``cls`` (the first token), ``mean`` (over the tokens inside the mask), or ``pooler``
         (a dense layer and tanh on the first token, in the stage ``pooler``).
       dtype: compute dtype; parameters stay f32.
@@ -172,6 +176,7 @@ class TextEncoder(StagedModel):
     padding: int = 0
     from_padding: bool = False
     epsilon: float = 1e-12
+    activation: str = "gelu"
     pooling: str = "pooler"
     dtype: Any = jnp.float32
     remat: bool = False
@@ -190,11 +195,18 @@ class TextEncoder(StagedModel):
     def example(self, size: int) -> dict[str, jax.Array]:
         return {"input_ids": jnp.full((1, size), self.padding + 1, jnp.int32)}
 
-    def setup(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling: expected one of {POOLINGS}, found {self.pooling!r}")
+    def check(self) -> None:
+        for field, known in (("pooling", POOLINGS), ("activation", (*ACTIVATIONS,))):
+            value = getattr(self, field)
+            if value not in known:
+                raise UserError(
+                    f"{field}: expected one of {known}, found {value!r}.{nearest(value, known)}"
+                )
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+            raise UserError(f"{self.heads} heads do not divide the width {self.width}")
+
+    def setup(self) -> None:
+        self.check()
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
         self.stem = Stem(
             self.vocabulary, self.positions, self.types, self.width, self.padding,
@@ -202,7 +214,9 @@ class TextEncoder(StagedModel):
         )  # fmt: skip
         inner = self.inner or 4 * self.width
         for i in range(self.depth):
-            stage = block(self.heads, inner, self.epsilon, self.dropout, self.dtype)
+            stage = block(
+                self.heads, inner, self.epsilon, self.dropout, self.dtype, self.activation
+            )
             setattr(self, f"block_{i}", stage)
         if self.pooling == "pooler":
             self.pooler = Pooler(self.dropout, self.dtype)
@@ -217,6 +231,16 @@ class TextEncoder(StagedModel):
         share = mask[..., None].astype(jnp.float32)
         total = jnp.sum(tokens.astype(jnp.float32) * share, axis=1)
         return total / jnp.maximum(jnp.sum(share, axis=1), 1e-9)
+
+
+def _fitted(entry: Entry, model: Any) -> Entry:
+    """The entry of a model with another number of positions."""
+    if model.most_tokens < 1:
+        raise UserError(f"model.name: {model.positions} positions leave none for a token")
+    own = entry.inputs.size
+    published = TextEncoder.positions if not model.from_padding else _ROBERTA["positions"]
+    size = own if model.positions == published else model.most_tokens
+    return dataclasses.replace(entry, inputs=Inputs(size))
 
 
 def _entry(
@@ -236,7 +260,12 @@ def _entry(
         licence=licence,
         dropout=True,
         tokens=True,
-    )
+        options=(
+            "width", "depth", "heads", "inner", "vocabulary", "positions", "types", "padding",
+            "from_padding", "epsilon", "activation", "pooling",
+        ),
+        fitted=_fitted,
+    )  # fmt: skip
 
 
 _ROBERTA = {
@@ -271,3 +300,9 @@ ENTRIES = {
         "roberta", 512, ("hf:FacebookAI/roberta-large",), "MIT", **_LARGE, **_ROBERTA
     ),
 }  # fmt: skip
+
+_SIZES = ("width", "depth", "heads")
+GENERIC = {
+    "bert": dataclasses.replace(_entry("bert", 512, (), ""), required=_SIZES),
+    "roberta": dataclasses.replace(_entry("roberta", 512, (), "", **_ROBERTA), required=_SIZES),
+}

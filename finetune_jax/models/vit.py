@@ -12,6 +12,7 @@ which the ``vit_*`` models use.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -20,11 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune_jax.errors import nearest
+from finetune_jax.errors import UserError, nearest
+from finetune_jax.models.activations import ACTIVATIONS
 from finetune_jax.models.registry import CLIP_MEAN, CLIP_STD, HALF, Entry, Inputs
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.models.vit_layers import (
-    ACTIVATIONS,
     POOLINGS,
     POSITIONS,
     SWIGLU,
@@ -39,7 +40,7 @@ from finetune_jax.models.vit_layers import (
 # Width, depth and heads of the published sizes.
 SIZES = {
     "ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16),
-    "h": (1280, 32, 16), "so400m": (1152, 27, 16), "g": (1536, 40, 24),
+    "m": (512, 12, 8), "h": (1280, 32, 16), "so400m": (1152, 27, 16), "g": (1536, 40, 24),
 }  # fmt: skip
 
 
@@ -59,11 +60,13 @@ class ViT(StagedModel):
       positions: tokens with a position embedding: ``all``, ``class`` (class token and patches, but
         no registers) or ``patches``.
       inner: hidden width of the feed-forward layers; 0 for four times the width.
-      activation: ``gelu`` (erf), ``gelu_tanh``, ``gelu_quick`` (CLIP's) or ``swiglu``.
+      activation: one of `ACTIVATIONS`, such as ``gelu`` (erf), ``gelu_tanh`` and ``gelu_quick``
+        (CLIP's), or ``swiglu``.
       layer_scale: initial value of the factors on both residual branches of a block (CaiT, arXiv
         2103.17239); 0 for no such factors.
       pre_norm: whether the stem ends in a LayerNorm, as in CLIP.
       patch_bias: whether the patch embedding has a bias.
+      qkv_bias: whether the projections to queries, keys and values of a block have a bias.
       norm_pooled: whether the final norm follows the pooling; False with the pooling ``map``.
       epsilon: epsilon of every LayerNorm.
       dtype: compute dtype; parameters stay f32.
@@ -85,6 +88,7 @@ class ViT(StagedModel):
     layer_scale: float = 0.0
     pre_norm: bool = False
     patch_bias: bool = True
+    qkv_bias: bool = True
     norm_pooled: bool = False
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
@@ -114,7 +118,7 @@ class ViT(StagedModel):
         return "token" in self.pooling if self.class_token is None else self.class_token
 
     def setup(self) -> None:
-        self._check()
+        self.check()
         inner = self.inner or 4 * self.width
         prefix = self.has_class_token + self.registers
         self.stem = Stem(
@@ -125,7 +129,7 @@ class ViT(StagedModel):
         for i in range(self.depth):
             stage = block(
                 self.heads, inner, self.activation, self.layer_scale, self.epsilon, self.dropout,
-                self.dtype,
+                self.dtype, self.qkv_bias,
             )  # fmt: skip
             setattr(self, f"block_{i}", stage)
         self.norm = FinalNorm(
@@ -150,35 +154,51 @@ class ViT(StagedModel):
         side = math.isqrt(tokens.shape[1])
         return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])
 
-    def _check(self) -> None:
-        """Raises ValueError for an unknown value, or for values that exclude each other."""
+    def check(self) -> None:
         for field, known in (
             ("pooling", POOLINGS), ("positions", POSITIONS),
             ("activation", (*ACTIVATIONS, SWIGLU)),
         ):  # fmt: skip
             value = getattr(self, field)
             if value not in known:
-                raise ValueError(
+                raise UserError(
                     f"{field}: expected one of {known}, found {value!r}.{nearest(value, known)}"
                 )
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+            raise UserError(f"{self.heads} heads do not divide the width {self.width}")
         if "token" in self.pooling and not self.has_class_token:
-            raise ValueError(
+            raise UserError(
                 f"pooling {self.pooling!r} reads the class token, but class_token is False"
             )
         if self.norm_pooled and self.pooling == "map":
-            raise ValueError("norm_pooled: expected False with pooling 'map', found True")
+            raise UserError("norm_pooled: expected False with pooling 'map', found True")
 
 
 def _size(size: str) -> dict[str, Any]:
     return dict(zip(("width", "depth", "heads"), SIZES[size], strict=True))
 
 
+_OPTIONS = (
+    "width", "depth", "heads", "patch", "pooling", "class_token", "registers", "positions", "inner",
+    "activation", "layer_scale", "pre_norm", "patch_bias", "qkv_bias", "norm_pooled", "epsilon",
+)  # fmt: skip
+
+
+def _fitted(entry: Entry, model: Any) -> Entry:
+    """The entry of a model with another patch size, which the side of its images must divide."""
+    if entry.patch == model.patch:
+        return entry
+    size = max(1, entry.inputs.size // model.patch) * model.patch
+    inputs = dataclasses.replace(entry.inputs, size=size)
+    return dataclasses.replace(entry, patch=model.patch, inputs=inputs)
+
+
 def _entry(size: str, patch: int, inputs: Inputs, options: dict[str, Any], **rest: Any) -> Entry:
+    # Another pooling does not take away the class token of the published weights.
+    options = {"class_token": "token" in options.get("pooling", "token"), **options}
     return Entry(
         "vit", functools.partial(ViT, **_size(size), patch=patch, **options), inputs=inputs,
-        patch=patch, dropout=True, **rest,
+        patch=patch, dropout=True, options=_OPTIONS, fitted=_fitted, **rest,
     )  # fmt: skip
 
 
@@ -213,7 +233,9 @@ def _vit(size: str, patch: int) -> Entry:
     )  # fmt: skip
 
 
-_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
+_LONG = {
+    "ti": "tiny", "s": "small", "m": "medium", "b": "base", "l": "large", "h": "huge", "g": "giant",
+}  # fmt: skip
 
 
 def _deit(size: str, distilled: bool) -> Entry:
@@ -228,6 +250,23 @@ def _deit(size: str, distilled: bool) -> Entry:
         weights=weights, licence="Apache-2.0",
         **({"classes": 0, "labels": ""} if distilled else {}),
     )  # fmt: skip
+
+
+def _deit3(size: str, patch: int) -> Entry:
+    """DeiT III (arXiv 2204.07118): factors on the residual branches, positions of patches only."""
+    return _entry(
+        size, patch, Inputs(224, interpolation="bicubic", crop=0.9),
+        {"positions": "patches", "layer_scale": 1e-6},
+        weights=(f"hf:timm/deit3_{_LONG[size]}_patch{patch}_224.fb_in1k",), licence="Apache-2.0",
+    )  # fmt: skip
+
+
+def _torchvision(size: str, patch: int) -> Entry:
+    """The size of a published ViT with the preprocessing of torchvision, without a source.
+
+    torchvision publishes its files under addresses without a full checksum.
+    """
+    return _entry(size, patch, Inputs(224), {})
 
 
 def _dinov2(size: str, registers: int) -> Entry:
@@ -275,6 +314,11 @@ ENTRIES = {
         for d in (False, True) for s in ("ti", "s", "b")
     },
     **{
+        f"deit3_{s}{p}": _deit3(s, p)
+        for s, p in (("s", 16), ("m", 16), ("b", 16), ("l", 16), ("h", 14))
+    },
+    **{f"vit_{s}{p}_torchvision": _torchvision(s, p) for s in ("b", "l") for p in (16, 32)},
+    **{
         f"dinov2_{s}14{'_reg' * bool(r)}": _dinov2(s, r)
         for r in (0, 4) for s in ("s", "b", "l", "g")
     },
@@ -290,4 +334,12 @@ ENTRIES = {
     "siglip_so400m14": _siglip("so400m", 14, 224, (
         "hf:timm/vit_so400m_patch14_siglip_224.webli",
     )),
+}  # fmt: skip
+
+GENERIC = {
+    "vit": Entry(
+        "vit", functools.partial(ViT), inputs=Inputs(224, HALF, HALF, "bicubic", 0.9), classes=0,
+        labels="", patch=0, dropout=True, options=_OPTIONS, fitted=_fitted,
+        required=("width", "depth", "heads", "patch"),
+    ),
 }  # fmt: skip

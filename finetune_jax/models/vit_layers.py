@@ -10,20 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from finetune_jax.models.activations import ACTIVATIONS
+
 POOLINGS = ("token", "gap", "token_gap", "map")
 POSITIONS = ("all", "class", "patches")
 
 
-def _quick_gelu(x: jax.Array) -> jax.Array:
-    """The approximation of GELU that CLIP uses."""
-    return x * nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "gelu_quick": _quick_gelu,
-}
 SWIGLU = "swiglu"
 
 
@@ -99,11 +91,13 @@ def positions_before(positions: str, class_token: bool, registers: int) -> int:
 class Attention(nn.Module):
     """Multi-head attention with heads of size width / heads.
 
-    The tokens x [b, n, width] attend to each other, or to `context` [b, m, width].
+    The tokens x [b, n, width] attend to each other, or to `context` [b, m, width]. With `bias`
+    False, the projections to queries, keys and values have no bias.
     """
 
     heads: int
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -111,7 +105,7 @@ class Attention(nn.Module):
         context = x if context is None else context
 
         def project(name: str, source: jax.Array) -> jax.Array:
-            y = nn.Dense(width, dtype=self.dtype, name=name)(source)
+            y = nn.Dense(width, use_bias=self.bias, dtype=self.dtype, name=name)(source)
             return y.reshape(*source.shape[:2], self.heads, width // self.heads)
 
         y = jax.nn.dot_product_attention(
@@ -149,6 +143,7 @@ class Block(nn.Module):
       heads, inner, activation, layer_scale, epsilon: see `ViT`; `inner` is above 0 here.
       dropout: dropout rate.
       dtype: compute dtype.
+      qkv_bias: see `ViT`.
     """
 
     heads: int
@@ -158,6 +153,7 @@ class Block(nn.Module):
     epsilon: float
     dropout: float
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, batch_statistics: bool, dropout: bool) -> jax.Array:
@@ -171,7 +167,8 @@ class Block(nn.Module):
             init = nn.initializers.constant(self.layer_scale)
             return y * self.param(name, init, (y.shape[-1],)).astype(y.dtype)
 
-        y = drop(Attention(self.heads, dtype=self.dtype, name="attn")(norm(name="norm1")(x)))
+        attention = Attention(self.heads, self.dtype, self.qkv_bias, name="attn")
+        y = drop(attention(norm(name="norm1")(x)))
         x = x + scaled(y, "layer_scale1")
         y = feed_forward(norm(name="norm2")(x), self.inner, self.activation, drop, self.dtype)
         return x + scaled(drop(y), "layer_scale2")

@@ -21,6 +21,7 @@ from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.naming import Naming
 from finetune_jax.pretrained.prefixes import best_prefix
 from finetune_jax.pretrained.selection import Chosen, Selection, choose_tensors, model_names
+from finetune_jax.pretrained.sizes.shapes import sizes_by_shape
 from finetune_jax.pretrained.stacked import unstack
 from finetune_jax.pretrained.surgery import KINDS, misfit
 from finetune_jax.tables import count, size, table
@@ -42,12 +43,15 @@ class Fit:
       unknown: names of tensors that the name map does not know.
       models: names of registered models, all of whose leaves get a tensor of the right shape. The
         head may differ, and position embeddings may be resized.
+      sizes: if no registered model fits, the name of a model with the sizes that the shapes show;
+        empty where shapes do not show them.
     """
 
     name_map: NameMap
     known: tuple[str, ...]
     unknown: tuple[str, ...]
     models: tuple[str, ...]
+    sizes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +119,9 @@ def inspect(weights: Weights, selection: Selection = Selection()) -> Inspection:
         # Models are looked for where only some of the names are unknown, such as a second head.
         if not fit.unknown or (place < _CLOSEST and len(fit.known) > len(fit.unknown)):
             models = tuple(_models(rows, fit, naming.short))
-        if models or fit.unknown or fit.name_map.origin != "native":
-            fits.append(dataclasses.replace(fit, models=models))
+        sizes = "" if models or fit.unknown else sizes_by_shape(rows, fit.name_map, naming.short)
+        if models or sizes or fit.unknown or fit.name_map.origin != "native":
+            fits.append(dataclasses.replace(fit, models=models, sizes=sizes))
     return Inspection(
         chosen, problem, tuple(sorted(fits, key=lambda f: bool(f.unknown or not f.models)))
     )
@@ -237,5 +242,6 @@ def _findings(found: Inspection, names: Sequence[str]) -> list[str]:
         elif models:
             lines.append(f"fits: {name}: model.name={models}")
         else:
-            lines.append(f"fits by name alone: {name}: no registered model has these shapes")
+            sizes = f"; model.name='{fit.sizes}' has their sizes" if fit.sizes else ""
+            lines.append(f"fits by name alone: {name}: no registered model has these shapes{sizes}")
     return lines

@@ -16,6 +16,7 @@ import pytest
 from conv_checks import abstract
 
 from finetune_jax.models import StagedModel, build
+from finetune_jax.models.activations import ACTIVATIONS
 from finetune_jax.models.bit import BiT
 from finetune_jax.models.convnext import ConvNeXt
 from finetune_jax.models.mobilenet_v1 import MobileNetV1
@@ -26,7 +27,7 @@ from finetune_jax.models.resnet_cifar import ResNetCifar
 from finetune_jax.models.squeezenet import SqueezeNet
 from finetune_jax.models.vgg import VGG
 from finetune_jax.models.vit import ViT
-from finetune_jax.models.vit_layers import ACTIVATIONS, pool_tokens
+from finetune_jax.models.vit_layers import pool_tokens
 
 
 def equations(jaxpr: jax.core.Jaxpr) -> Iterator[jax.core.JaxprEqn]:

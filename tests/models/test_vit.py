@@ -200,7 +200,7 @@ def test_attention_pooling_is_reached_by_name():
     [
         ({"pooling": "tokens"}, "pooling: expected one of .* Did you mean 'token'"),
         ({"positions": "none"}, "positions: expected one of"),
-        ({"activation": "relu"}, "activation: expected one of"),
+        ({"activation": "tanh"}, "activation: expected one of"),
         ({"heads": 3}, "3 heads do not divide the width 16"),
         ({"class_token": False}, "reads the class token"),
         ({"pooling": "map", "norm_pooled": True}, "norm_pooled: expected False"),

@@ -72,7 +72,7 @@ def _save_facebook(module: torch.nn.Module, folder: Path) -> Path:
 
 def _stages(template: str, **more: str) -> dict[str, str]:
     blocks = {
-        f"stage{i}_block{j}": template.format(i=i, j=j)
+        f"stage{i}_block{j}": template.format(i=i, j=j, k=2 * i + 1)
         for i, depth in enumerate(_DEPTHS)
         for j in range(depth)
     }
@@ -89,6 +89,15 @@ _HF = {
 
 def _ours(version: int):
     return lambda: ConvNeXt(_DEPTHS, _WIDTHS, 7, version)
+
+
+def _torchvision():
+    """torchvision's ConvNeXt, whose factors on residual branches have the shape [c, 1, 1]."""
+    from torchvision.models import convnext
+
+    sides = [*_WIDTHS[1:], None]
+    settings = [convnext.CNBlockConfig(*s) for s in zip(_WIDTHS, sides, _DEPTHS, strict=True)]
+    return randomise(convnext.ConvNeXt(settings, num_classes=7))
 
 
 CASES = [
@@ -116,6 +125,10 @@ CASES = [
     Case(
         "convnextv2/facebook", "convnextv2", "facebook", lambda: _timm(2, False), _ours(2), _TIMM,
         save=_save_facebook, image_size=64, export=False,
+    ),
+    Case(
+        "convnext/torchvision", "convnext", "torchvision", _torchvision, _ours(1),
+        _stages("features.{k}.{j}", stem="features.0"), image_size=64, gradients=True,
     ),
     Case(
         "convnext/transformers", "convnext", "transformers", lambda: _transformers("ConvNext"),

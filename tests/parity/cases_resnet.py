@@ -17,14 +17,14 @@ def _torchvision(block: str, depths: tuple[int, ...]):
     return randomise(resnet.ResNet(getattr(resnet, block), list(depths), num_classes=7))
 
 
-def _timm():
+def _timm(**options: int):
     import timm
 
     block = timm.models.resnet.Bottleneck
-    return randomise(timm.models.resnet.ResNet(block, (1, 1, 2, 1), num_classes=7))
+    return randomise(timm.models.resnet.ResNet(block, (1, 1, 2, 1), num_classes=7, **options))
 
 
-def _transformers(kind: str, sizes: tuple[int, ...]):
+def _transformers(kind: str, sizes: tuple[int, ...], **options: bool):
     import transformers
 
     config = transformers.ResNetConfig(
@@ -33,6 +33,7 @@ def _transformers(kind: str, sizes: tuple[int, ...]):
         depths=[1, 2, 1, 1],
         layer_type=kind,
         num_labels=7,
+        **options,
     )
     return randomise(transformers.ResNetForImageClassification(config))
 
@@ -67,10 +68,28 @@ CASES = [
         lambda: ResNet((1, 1, 2, 1), True, 7),
         {"stem": "maxpool", **_present((1, 1, 2, 1), _BLOCKS)}, image_size=64,
     ),
+    # resnext50_32x4d and wide_resnet50_2, with fewer blocks.
+    Case(
+        "resnet/timm/resnext", "resnet", "torchvision",
+        lambda: _timm(cardinality=32, base_width=4),
+        lambda: ResNet((1, 1, 2, 1), True, 7, groups=32, base_width=4),
+        {"stem": "maxpool", **_present((1, 1, 2, 1), _BLOCKS)}, image_size=64, gradients=True,
+    ),
+    Case(
+        "resnet/timm/wide", "resnet", "torchvision", lambda: _timm(base_width=128),
+        lambda: ResNet((1, 1, 2, 1), True, 7, base_width=128),
+        {"stem": "maxpool", **_present((1, 1, 2, 1), _BLOCKS)}, image_size=64,
+    ),
     Case(
         "resnet/transformers/bottleneck", "resnet", "transformers",
         lambda: _transformers("bottleneck", (32, 64, 96, 128)),
         lambda: ResNet((1, 2, 1, 1), True, 7, (32, 64, 96, 128), 16),
+        _TRANSFORMERS_STAGES, image_size=64,
+    ),
+    Case(
+        "resnet/transformers/stride_first", "resnet", "transformers",
+        lambda: _transformers("bottleneck", (32, 64, 96, 128), downsample_in_bottleneck=True),
+        lambda: ResNet((1, 2, 1, 1), True, 7, (32, 64, 96, 128), 16, stride_first=True),
         _TRANSFORMERS_STAGES, image_size=64,
     ),
     Case(

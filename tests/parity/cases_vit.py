@@ -110,6 +110,31 @@ def _image_features(module, fed):
     return getattr(out := module.get_image_features(fed), "pooler_output", out)
 
 
+def _torchvision():
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=3, hidden_dim=48, mlp_dim=192,
+        num_classes=7,
+    )  # fmt: skip
+    return randomise(module)
+
+
+def _save_old_mlp(module, folder):
+    """The names of torchvision's published files, which torchvision renames when it loads them."""
+    from safetensors.torch import save_file
+
+    renamed = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t.clone()
+        for name, t in module.state_dict().items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+_TORCHVISION_STAGES = {
+    **{f"block_{i}": f"encoder.layers.encoder_layer_{i}" for i in range(3)}, "norm": "encoder.ln",
+}  # fmt: skip
 _DISTILLED = "deit.VisionTransformerDistilled"
 _REGISTERS = {"registers": 4, "positions": "class", "layer_scale": 1.0}
 
@@ -138,6 +163,14 @@ CASES = [
     _case("timm", "dinov2_registers",
           {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True},
           {"layer_scale": 1e-5, "registers": 4, "positions": "patches"}),
+    _case("timm", "deit3",
+          {"init_values": 1e-6, "no_embed_class": True},
+          {"layer_scale": 1e-6, "positions": "patches"}, gradients=True),
+    _case("timm", "no_qkv_bias", {"qkv_bias": False}, {"qkv_bias": False}, gradients=True),
+    Case("vit/torchvision", "vit", "torchvision", _torchvision, _ours(), _TORCHVISION_STAGES,
+         gradients=True),
+    Case("vit/torchvision/published", "vit", "torchvision", _torchvision, _ours(),
+         _TORCHVISION_STAGES, save=_save_old_mlp, export=False),
     _case("timm_distilled", "token", {"kind": _DISTILLED}, {"registers": 1},
           headless=True, logits=lambda m, x: m.forward_features(x)[:, 0], export=False),
     _case("timm", "siglip",

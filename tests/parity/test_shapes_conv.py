@@ -57,10 +57,19 @@ def _convnext(kind: str, size: str) -> Build:
 
 _VGG = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 _BIT = ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
-_CONVNEXT = ("atto", "femto", "pico", "tiny", "small", "base", "large")
+_CONVNEXT = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 _CONVNEXT_V2 = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
 
+_NEXT = ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+_WIDE = ("wide_resnet50_2", "wide_resnet101_2")
+
 CASES: list[tuple[str, str, Build]] = [
+    *((name, "torchvision", _torchvision(name)) for name in (*_NEXT, *_WIDE)),
+    *((name, "torchvision", _timm(name)) for name in (*_NEXT, *_WIDE)),
+    *(
+        (f"convnext_{size}", "torchvision", _torchvision(f"convnext_{size}"))
+        for size in ("tiny", "small", "base", "large")
+    ),
     *((f"resnet{d}", "torchvision", _torchvision(f"resnet{d}")) for d in (18, 34, 50, 101, 152)),
     *((f"resnet{d}", "torchvision", _timm(f"resnet{d}")) for d in (18, 34, 50, 101, 152)),
     *((f"resnet{d}", "transformers", _resnet(d)) for d in (18, 34, 50, 101, 152)),

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
 timm = pytest.importorskip("timm", reason="not run: needs requirements-reference.txt")
+torchvision = pytest.importorskip("torchvision", reason="not run: needs requirements-reference.txt")
 transformers = pytest.importorskip(
     "transformers", reason="not run: needs requirements-reference.txt"
 )
@@ -14,7 +15,15 @@ from harness import assert_shapes  # noqa: E402
 
 from finetune_jax.models.vit import SIZES  # noqa: E402
 
-_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+_LONG = {
+    "ti": "tiny",
+    "s": "small",
+    "m": "medium",
+    "b": "base",
+    "l": "large",
+    "h": "huge",
+    "g": "giant",
+}
 
 
 def _timm(name, **options):
@@ -71,6 +80,15 @@ CASES = [
         (f"deit_{s}16_distilled", "transformers_deit",
          _hub("DeiTForImageClassificationWithTeacher", "DeiTConfig", s, 16, 224), False)
         for s in ("ti", "s", "b")
+    ),
+    *(
+        (f"deit3_{s}{p}", "timm", _timm(f"deit3_{_LONG[s]}_patch{p}_224"), True)
+        for s, p in (("s", 16), ("m", 16), ("b", 16), ("l", 16), ("h", 14))
+    ),
+    *(
+        (f"vit_{s}{p}_torchvision", "torchvision",
+         lambda name=f"vit_{s}_{p}": torchvision.models.get_model(name), True)
+        for s in ("b", "l") for p in (16, 32)
     ),
     *(
         (f"dinov2_{s}14", "timm", _timm(f"vit_{_LONG[s]}_patch14_dinov2"), False)

@@ -87,6 +87,30 @@ def _transformers(family: str, model: str) -> NameMap:
     )
 
 
+def _torchvision(family: str) -> NameMap:
+    """torchvision.models.convnext, whose ``features`` alternate downsampling and blocks."""
+    rules = [
+        *layer("features.0.0", "stem/conv", CONV),
+        *layer("features.0.1", "stem/norm", weight="scale"),
+    ]
+    for i in range(4):
+        source, leaf = f"features.{2 * i + 1}.{{j}}", f"stage{i}_block{{j}}"
+        rules += [
+            *layer(f"{source}.block.0", f"{leaf}/depthwise", CONV),
+            *layer(f"{source}.block.2", f"{leaf}/norm", weight="scale"),
+            *layer(f"{source}.block.3", f"{leaf}/mlp_in", DENSE),
+            *layer(f"{source}.block.5", f"{leaf}/mlp_out", DENSE),
+            Rule(f"{source}.layer_scale", f"params/{leaf}/layer_scale/scale", "c 1 1 -> c"),
+        ]
+        if i:
+            down, first = f"features.{2 * i}", f"stage{i}_block0/downsample"
+            rules += layer(f"{down}.0", f"{first}/norm", weight="scale")
+            rules += layer(f"{down}.1", f"{first}/conv", CONV)
+    rules += layer("classifier.0", "norm", weight="scale")
+    rules += layer("classifier.2", "head", DENSE)
+    return NameMap(family, "torchvision", tuple(rules))
+
+
 MAPS = tuple(
     name_map
     for version in ("convnext", "convnextv2")
@@ -96,5 +120,6 @@ MAPS = tuple(
         _timm(version + form, dense),
         _facebook(version + form),
         _transformers(version + form, version),
+        *([_torchvision(version)] if (version, form) == ("convnext", "") else []),
     )
 )

@@ -230,6 +230,31 @@ _TRANSFORMERS_MAPS = (
 )  # fmt: skip
 
 
+# --- torchvision.models.vision_transformer. Published files have the names linear_1 and linear_2,
+# which torchvision renames when it reads them.
+
+_ENCODER = "encoder.layers.encoder_layer_{i}"
+_TORCHVISION = NameMap(
+    "vit",
+    "torchvision",
+    (
+        *layer("conv_proj", "stem/embedding", CONV),
+        Rule("class_token", "params/stem/class_token"),
+        Rule("encoder.pos_embedding", "params/stem/position_embedding"),
+        *_norm(f"{_ENCODER}.ln_{{j}}", "block_{i}/norm{j}"),
+        *_joint(
+            f"{_ENCODER}.self_attention.in_proj_weight", f"{_ENCODER}.self_attention.in_proj_bias",
+            "block_{i}/attn",
+        ),
+        *layer(f"{_ENCODER}.self_attention.out_proj", "block_{i}/attn/out", DENSE),
+        *_dense(f"{_ENCODER}.mlp", "block_{i}", {"0": "mlp_in", "3": "mlp_out"}),
+        *_dense(f"{_ENCODER}.mlp", "block_{i}", {"linear_1": "mlp_in", "linear_2": "mlp_out"}),
+        *_norm("encoder.ln", "norm"),
+        *layer("heads.head", "head", DENSE),
+    ),
+)  # fmt: skip
+
+
 # --- OpenAI's CLIP and open_clip: the image tower.
 
 _RESBLOCK = "visual.transformer.resblocks.{i}"
@@ -262,4 +287,4 @@ _OPENAI = NameMap(
     constants=_NO_BIAS,
 )  # fmt: skip
 
-MAPS = (native("vit"), *_TIMM_MAPS, *_TRANSFORMERS_MAPS, _OPENAI, *FLAX_MAPS)
+MAPS = (native("vit"), *_TIMM_MAPS, *_TRANSFORMERS_MAPS, _TORCHVISION, _OPENAI, *FLAX_MAPS)

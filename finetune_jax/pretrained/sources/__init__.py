@@ -13,11 +13,12 @@ package:resnet20_cifar10
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.sources.download import download
-from finetune_jax.pretrained.sources.hub import resolve_hub
+from finetune_jax.pretrained.sources.hub import fetch_companions, resolve_hub
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 _SAME_PATTERN = (
@@ -70,6 +71,27 @@ def resolve(source: str) -> Path:
             )
         return download(source)
     return Path(source).expanduser()
+
+
+def companion_folder(source: str, names: Sequence[str], *, fetch: bool) -> Path | None:
+    """The folder of the files that describe a weight file, such as ``config.json``.
+
+    Args:
+      source: see `resolve`.
+      names: files that are wanted, as paths in the folder; each may be missing.
+      fetch: whether files of a Hugging Face repository that are not in the cache are downloaded.
+
+    Returns:
+      The folder of the weight file of a path or a repository; None for other sources, and without
+      `fetch` for a repository that is not in the cache.
+    """
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme == "hf":
+        return fetch_companions(rest, names, fetch=fetch)
+    if "://" in source or (colon and scheme in ("keras", "package")):
+        return None
+    path = Path(source).expanduser()
+    return path if path.is_dir() else path.parent
 
 
 def _shipped(name: str) -> Path:

@@ -34,16 +34,8 @@ def resolve_hub(source: str) -> Path:
       UserError: the source is malformed, huggingface_hub is missing, there is no such file or a
         choice of several, or the file is not available. The message says what to do.
     """
-    match = _SOURCE.fullmatch(source)
-    if match is None or ".." in source.split("/"):
-        raise UserError(f"hf:{source}: expected hf:owner/name[@revision][/file]")
-    try:
-        import huggingface_hub
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        raise lacks(f"hf:{source}", "the library huggingface_hub", "hub") from None
-    repository = _Repository(huggingface_hub, Path(HF_HUB_CACHE), source, match[1], match[2])
-    name = match[3] or repository.choose()
+    repository, file = _open(source)
+    name = file or repository.choose()
     path = repository.fetch(name)
     if name.endswith(".index.json"):
         with file_errors(path, "index of shards"):
@@ -52,6 +44,40 @@ def resolve_hub(source: str) -> Path:
         for shard in shards:
             repository.fetch(f"{folder}/{shard}" if folder else shard)
     return path
+
+
+def fetch_companions(source: str, names: Sequence[str], *, fetch: bool) -> Path | None:
+    """The folder of a repository's weight file, with the named files if the repository has them.
+
+    Args:
+      source: see `resolve_hub`.
+      names: paths of files in the folder of the weight file; each may be missing.
+      fetch: whether missing files, and the weight file, are downloaded; without it, the result is
+        None for a weight file that is not in the cache.
+    """
+    repository, file = _open(source)
+    if not fetch:
+        return repository.cached_folder(file)
+    path = resolve_hub(source)
+    folder = file.rpartition("/")[0]
+    for name in names:
+        if not repository.fetch_if_there(f"{folder}/{name}" if folder else name):
+            break
+    return path.parent
+
+
+def _open(source: str) -> tuple[_Repository, str]:
+    """The repository of a source, and the name of the file; '' if the source names none."""
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source.split("/"):
+        raise UserError(f"hf:{source}: expected hf:owner/name[@revision][/file]")
+    try:
+        import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        raise lacks(f"hf:{source}", "the library huggingface_hub", "hub") from None
+    cache = Path(HF_HUB_CACHE)
+    return _Repository(huggingface_hub, cache, source, match[1], match[2]), match[3] or ""
 
 
 class _Repository:
@@ -118,6 +144,25 @@ class _Repository:
                 name,
             )
         )
+
+    def cached_folder(self, file: str) -> Path | None:
+        """The folder of a weight file in the cache; None if the file is not there."""
+        name = file or self._choice(self._cached_names())
+        return self.fetch(name).parent if name in self._cached_names() else None
+
+    def fetch_if_there(self, name: str) -> bool:
+        """Downloads a file that the repository may lack; False if the hub does not answer."""
+        try:
+            if self._library.try_to_load_from_cache(
+                self._name, name, cache_dir=self._cache, revision=self._revision
+            ):
+                return True  # in the cache, or known there to be missing
+            self._library.hf_hub_download(
+                self._name, name, cache_dir=self._cache, revision=self._revision
+            )
+        except Exception as error:  # errors of several libraries, down to sockets
+            return type(error).__name__ in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+        return True
 
     def _ask(self, request: Callable[[], Any], name: str = "") -> Any:
         """The result of a request to the hub; UserError with advice if the request fails."""

@@ -1,0 +1,99 @@
+"""Reads the preprocessing of images from the files beside the weights.
+
+These are ``preprocessor_config.json`` of transformers, and ``pretrained_cfg`` in the
+``config.json`` of timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_jax.errors import UserError
+
+# Numbers of PIL's filters.
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+def from_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Keys of ``config.data`` that ``preprocessor_config.json`` decides.
+
+    Raises:
+      UserError: a step that the preprocessing here does not have.
+    """
+    found: dict[str, Any] = {}
+    if values.get("do_rescale", True) is not True or not _near(
+        values.get("rescale_factor", 1 / 255), 1 / 255
+    ):
+        raise UserError(f"{path}: expected values that are divided by 255 (do_rescale)")
+    if values.get("do_normalize", True):
+        for key, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            if theirs in values:
+                found[key] = _colours(values[theirs], f"{path}: {theirs}")
+    else:
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if "resample" in values:
+        if values["resample"] not in _FILTERS:
+            raise UserError(f"{path}: resample: expected 0, 2 or 3, found {values['resample']!r}")
+        found["interpolation"] = _FILTERS[values["resample"]]
+    if values.get("do_resize", True):
+        found |= _size(values, path)
+    return found
+
+
+def _size(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``image_size`` and ``crop``: side of the crop, and its share of the resized short side."""
+    size = values.get("size")
+    short = size.get("shortest_edge") if isinstance(size, dict) else None
+    both = size.get("height") if isinstance(size, dict) else size
+    if isinstance(size, dict) and size.get("height") != size.get("width"):
+        raise UserError(f"{path}: size: expected a square, found {size!r}")
+    side = short or both
+    if isinstance(side, bool) or not isinstance(side, int) or not 0 < side <= 10_000:
+        return {}
+    if values.get("crop_pct") is not None and short:  # ConvNeXT and ResNet of transformers
+        return {"image_size": side, "crop": float(values["crop_pct"]) if side < 384 else 0.0}
+    if values.get("do_center_crop"):
+        crop = values.get("crop_size", side)
+        crop = crop.get("height") if isinstance(crop, dict) else crop
+        if isinstance(crop, bool) or not isinstance(crop, int) or not 0 < crop <= side:
+            raise UserError(f"{path}: crop_size: expected a side up to {side}, found {crop!r}")
+        return {"image_size": crop, "crop": crop / side}
+    return {"image_size": side, "crop": 1.0 if short else 0.0}
+
+
+def from_timm(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Keys of ``config.data`` that the ``pretrained_cfg`` of timm decides."""
+    found: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if key in values:
+            found[key] = _colours(values[key], f"{path}: pretrained_cfg: {key}")
+    if values.get("interpolation") in _FILTERS.values():
+        found["interpolation"] = values["interpolation"]
+    size = values.get("input_size")
+    if (
+        isinstance(size, list)
+        and len(size) == 3
+        and size[1] == size[2]
+        and isinstance(size[1], int)
+    ):
+        found["image_size"] = size[1]
+    if isinstance(values.get("crop_pct"), int | float) and 0 < values["crop_pct"] <= 1:
+        squash = values.get("crop_mode") == "squash"
+        found["crop"] = 0.0 if squash else float(values["crop_pct"])
+    return found
+
+
+def _near(value: Any, wanted: float) -> bool:
+    return isinstance(value, int | float) and abs(value - wanted) < 1e-5
+
+
+def _colours(value: Any, where: str) -> tuple[float, ...]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 3
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    ):
+        raise UserError(f"{where}: expected three numbers, found {value!r}")
+    return tuple(float(v) for v in value)

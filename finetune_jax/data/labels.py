@@ -12,6 +12,7 @@ import numpy as np
 from finetune_jax.data.classes import class_name, number_of, sorted_names
 from finetune_jax.data.sources import Options
 from finetune_jax.errors import UserError
+from finetune_jax.progress import say
 
 KINDS = ("", "class", "classes", "number", "text")
 
@@ -49,11 +50,12 @@ def encode_labels(
       options: ``label_kind`` is the kind of the labels. ``class``: each value is the name of a
         class; classes are numbered in the sorted order of their names (in the order of the numbers,
         if all names are numbers). ``classes``: each value is several names joined by ``label_sep``.
-        ``number``: each value is a number. ``text``: values are kept as texts. Empty: ``number``
-        where the task reads numbers or every value is a number, and ``class`` where no value is a
-        number. A value ends before the first ``label_until`` in it, if that option is not empty.
-        A name in ``class_order`` is a name, even if it is ``NA`` or another text that stands for a
-        missing value elsewhere; with ``classes`` every text is a name.
+        ``number``: each value is a number. ``text``: values are kept as texts. Empty: ``classes``
+        where the task reads several labels and a value has ``label_sep`` in it, ``number`` where
+        the task reads numbers or every value is a number, and ``class`` where no value is a number.
+        A value ends before the first ``label_until`` in it, if that option is not empty. A name in
+        ``class_order`` is a name, even if it is ``NA`` or another text that stands for a missing
+        value elsewhere; with ``classes`` every text is a name.
       where: file and column, for messages.
       place: where a row stands; None names rows by number.
 
@@ -72,16 +74,19 @@ def encode_labels(
     if kind == "text":
         return (), [str(v) for v in values]
     lists = [isinstance(v, list | tuple) for v in values]
-    if kind == "classes" or (not kind and any(lists)):
+    if not kind and (any(lists) or _has_several(values, options)):
         return _several(values, options, at)
-    texts = [class_name(str(v)) for v in values]
+    if kind == "classes":
+        return _several(values, options, at)
     if any(lists):
+        row = lists.index(True)
         raise UserError(
-            f"{at(lists.index(True))}: a list of labels, {texts[lists.index(True)]:.60}; expected "
-            f"one label: set data.label_kind to 'classes' for several"
+            f"{at(row)}: a list of labels, {str(values[row]):.60}; expected one label: set "
+            f"data.label_kind to 'classes' for several"
         )
+    texts = _each(lambda v: class_name(str(v)), values)
     _require_labels(values, texts, options, at)
-    numbers = [number_of(v) for v in values]
+    numbers = [None] * len(values) if kind == "class" else _each(number_of, values)
     if not kind:
         kind = _inferred_kind(texts, numbers, options, at)
     if kind == "number":
@@ -90,8 +95,63 @@ def encode_labels(
                 raise UserError(f"{at(row)}: {not_a_number(texts[row])}")
         return (), numbers
     names = sorted_names(set(texts))
+    _say_alike(names, where)
+    if options.task_labels == "classes" and not options.label_kind:
+        _require_single(texts, names, options, at)
     index = {name: i for i, name in enumerate(names)}
     return names, [index[t] for t in texts]
+
+
+def _say_alike(names: Sequence[str], where: str) -> None:
+    """Says which names of classes may be one class that is written in several ways."""
+    alike: dict[Any, list[str]] = {}
+    for name in names:
+        number = number_of(name)
+        alike.setdefault(name.casefold() if number is None else number, []).append(name)
+    found = [", ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if found:
+        say(
+            f"{where}: {len(found)} classes are written in several ways, such as {found[0]}; a "
+            f"file named by data.classes merges classes"
+        )
+
+
+def _each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """The results of a function, which is called once for equal values of one type."""
+    known = {key: function(key[1]) for key in {(type(value), value) for value in values}}
+    return [known[type(value), value] for value in values]
+
+
+def _has_several(values: Sequence[Any], options: Options) -> bool:
+    """Whether texts have names joined by ``label_sep``, for a task of several labels."""
+    return options.task_labels == "classes" and any(
+        isinstance(v, str) and options.label_sep in v for v in values
+    )
+
+
+def _require_single(
+    texts: Sequence[str], names: Sequence[str], options: Options, at: Place
+) -> None:
+    """Raises UserError for several labels in one text that are joined in another way."""
+    for row, text in enumerate(texts):
+        if text.startswith("[") and text.endswith("]"):
+            raise UserError(
+                f"{at(row)}: the label is a list as a text, {text:.60}; write the names with "
+                f"{options.label_sep!r} between them, or give each label a column of 0 and 1 and "
+                f"list these columns in data.label_columns"
+            )
+    if options.class_order or options.classes:
+        return
+    for other in ";,/+&":
+        joined = [row for row, text in enumerate(texts) if other in text]
+        parts = {part.strip() for name in names for part in name.split(other)}
+        # Names with a comma in them, such as "cat, wild", have more parts than there are names.
+        if joined and len(parts) <= len(names):
+            raise UserError(
+                f"{at(joined[0])}: {texts[joined[0]]!r:.60} may be several labels; set "
+                f"data.label_kind to 'classes' and data.label_sep to {other!r}, or, if it is one "
+                f"name, data.label_kind to 'class'"
+            )
 
 
 def _inferred_kind(
@@ -152,7 +212,9 @@ def _require_labels(
     values: Sequence[Any], texts: Sequence[str], options: Options, at: Place
 ) -> None:
     """Raises UserError for missing labels; names the first and counts the others."""
-    missing = [row for row, value in enumerate(values) if _is_missing(value, texts[row], options)]
+    known = _each(is_missing, values)
+    known = [] if options.classes else [row for row, lacks in enumerate(known) if lacks]
+    missing = [row for row in known if texts[row] not in options.class_order]
     if not missing:
         return
     row, others = missing[0], len(missing) - 1
@@ -160,13 +222,18 @@ def _require_labels(
     what = f"the label {text!r} stands for a missing value" if text else "the label is empty"
     more = f" (and so in {others} more rows)" if others else ""
     hint = f" {_AS_A_NAME}" if text and options.task_labels != "number" else ""
-    hint += " With data.label_column='' no label is read." if not options.task_labels else ""
+    if not options.task_labels:
+        hint += " With data.label_column='' no label is read."
+    elif options.task_labels == "classes" and not text:
+        hint += " With data.label_kind='classes' an empty text means no label."
     raise UserError(f"{at(row)}: {what}{more}; fill in the label or remove the row.{hint}")
 
 
 def not_a_number(text: str) -> str:
     """What is wrong with a label that should be a number, and what to do: a part of a message."""
     found = f"expected a number as the label, found {text!r:.60}"
+    if re.fullmatch(r"[+-]?[\d.]+e[+]?\d+", text, re.ASCII | re.IGNORECASE):
+        return f"{found}, which is too large"
     if _WITH_COMMA.fullmatch(text):
         return (
             f"{found}; a comma is read neither as a decimal point nor between thousands: write "

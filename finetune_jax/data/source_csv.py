@@ -61,7 +61,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
     columns = _joined(tables)
     rows_of = [(number, row) for number, t in enumerate(tables) for row in range(len(t.lines))]
     splits = [files[number][0] for number, _ in rows_of]
-    folders = [files[number][1].parent for number, _ in rows_of]
+    parents = [path.parent for _, path in files]
+    folders = [parents[number] for number, _ in rows_of]
     where = ", ".join(str(path) for _, path in files)
 
     def place(row: int) -> str:

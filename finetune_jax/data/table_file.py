@@ -54,6 +54,13 @@ _NO_TABLES = (
     (b"<html", "a web page", "download the table again"),
 )
 _COMPARED_ROWS = 20
+# By whether the first line has the names of the columns.
+_REPEATED = {
+    True: "the first line, which has the names of the columns, is repeated; remove this line, or, "
+    "if the first line is data, name the columns with data.csv.header",
+    False: "these are the names in data.csv.header; leave data.csv.header empty for a file whose "
+    "first line has the names of its columns",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +118,19 @@ def read_table(path: Path, options: Options) -> Table:
     for line, row in itertools.islice(_rows(path, text, separator, options), skipped, None):
         if not columns:
             first = tuple(row)
-            header = header or _names(path, row)
+            header = header or _names(row)
+            _require_different(path, header)
             columns = [[] for _ in header]
             if not options.header:
                 continue
-        if len(header) > 1 and not any(field.strip() for field in row):
+        if len(header) > 1 and not any(map(str.strip, row)):
             blank += 1
             continue
-        fields = _fit(row, len(header), separator, options, f"{path}, line {line}")
-        for column, value in zip(columns, fields, strict=True):
+        if len(row) != len(header):
+            row = _fit(row, len(header), separator, options, f"{path}, line {line}")
+        if row[0] == header[0] and row == header and len(row) > 1:
+            raise UserError(f"{path}, line {line}: {_REPEATED[not options.header]}")
+        for column, value in zip(columns, row, strict=True):
             column.append(value)
         lines.append(line)
     if not lines:
@@ -145,7 +156,7 @@ def _text(path: Path, encoding: str) -> str:
     for start, what, cure in _NO_TABLES:
         if content[:64].lstrip().lower().startswith(start.lower()):
             raise UserError(f"{path}: expected a table in a text file, found {what}; {cure}")
-    if content.startswith((b"{", b"[{")) and path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+    if content.startswith((b'{"', b"[{", b"{\n", b"[\n")):
         raise UserError(
             f"{path}: expected a table in a text file, found JSON; write it as CSV, for instance "
             f"with pandas"
@@ -176,10 +187,14 @@ def _refuse_zeros(path: Path, content: bytes, encoding: str) -> None:
         raise UserError(
             f"{path}: not {encoding}; every second byte is 0: set data.csv.encoding to {name!r}"
         )
-    raise UserError(
-        f"{path}: expected a table in a text file; byte {start.index(0)} is 0, so this is a binary "
-        f"file"
-    )
+    try:
+        start.decode(encoding)
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # a character may be cut at the end
+            raise UserError(
+                f"{path}: expected a table in a text file; byte {start.index(0)} is 0 and byte "
+                f"{error.start} is not {encoding}, so this is a binary file"
+            ) from None
 
 
 def _separator(path: Path, text: str, options: Options) -> tuple[str, int]:
@@ -197,7 +212,7 @@ def _separator(path: Path, text: str, options: Options) -> tuple[str, int]:
     if count == 1 or not (widths[:1] == [1] or ragged):
         return usual, 0
     found = []
-    for other in _OTHERS:
+    for other in _OTHERS if not text.startswith("|") else ():  # a table of Markdown
         widths = _widths(path, text, other, options) if other != usual else [1]
         if widths[0] > 1 and len({*widths}) == 1 and (not count or widths[0] == count):
             found.append(other)
@@ -248,7 +263,7 @@ def _rows(
             yield line, row
 
 
-def _names(path: Path, row: Sequence[str]) -> list[str]:
+def _names(row: Sequence[str]) -> list[str]:
     """The names of the columns from the first line, without spaces around them."""
     names = [name.strip() for name in row]
     if len({*names}) < len({*row}):
@@ -257,14 +272,19 @@ def _names(path: Path, row: Sequence[str]) -> list[str]:
         names.pop()
     if names.count("") > 1:
         names = [name or f"column {number}" for number, name in enumerate(names, 1)]
+    return names
+
+
+def _require_different(path: Path, names: Sequence[str]) -> None:
+    """Raises UserError for two columns of one name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         places = " and ".join(str(i) for i, name in enumerate(names, 1) if name == twice[0])
         raise UserError(
             f"{path}: more than one column is called {', '.join(map(repr, twice))} (columns "
-            f"{places}); give each column a name of its own in the first line"
+            f"{places}); give each column a name of its own in the first line, or in "
+            f"data.csv.header"
         )
-    return names
 
 
 def _fit(row: list[str], count: int, separator: str, options: Options, where: str) -> list[str]:
@@ -276,6 +296,11 @@ def _fit(row: list[str], count: int, separator: str, options: Options, where: st
         return row[:count]
     if len(row) > count and options.extra == "join":
         return [*row[: count - 1], separator.join(row[count - 1 :])]
+    if len(row) > count == 1 and not options.header:
+        raise UserError(
+            f"{where}: expected 1 field, as in the first line, found {len(row)}; the first line "
+            f"has the names of the columns: remove a title or comment above them"
+        )
     if len(row) > count:
         raise UserError(
             f"{where}: expected {count} fields, found {len(row)}; enclose a text that has a "

@@ -81,6 +81,7 @@ def test_a_number_is_written_in_decimal_digits(text, number):
         ("1.5 kg", "write the number alone"),
         ("pos", "for names of classes the task is 'classification'"),
         ("1_000", "found '1_000'"),
+        ("1e999", "which is too large"),
     ],
 )
 def test_regression_reads_numbers_and_nothing_else(tmp_path, text, cure):
@@ -105,6 +106,42 @@ def test_lists_of_labels():
     for value in (None, "a|nan", ["a", "NA"]):
         with pytest.raises(UserError, match="example 1: .* stands for missing labels"):
             encode_labels(["a", value], several, "t")
+
+
+def test_several_labels_in_one_text():
+    task = Options(task_labels="classes")
+    assert encode_labels(["b|a", "", "b"], task, "t") == (("a", "b"), [[1, 0], [], [1]])
+    # One label for each example is fine, and so is a name with a comma in it.
+    assert encode_labels(["a", "b", "a"], task, "t") == (("a", "b"), [0, 1, 0])
+    names = ["cat, wild", "dog, wild", "x"]
+    assert encode_labels(names, task, "t") == (tuple(names), [0, 1, 2])
+    for text, sep in (("x;y", ";"), ("x, y", ","), ("x/y", "/")):
+        with pytest.raises(UserError, match=f"example 0: .*data.label_sep to '{sep}'"):
+            encode_labels([text, "y"], task, "t")
+        assert encode_labels([text, "y"], Options(task_labels="class"), "t")[0] == (text, "y")
+        known = Options(task_labels="classes", class_order=(text, "y"))
+        assert encode_labels([text, "y"], known, "t")[1] == [0, 1]
+    for text in ("['x', 'y']", "[0, 1, 0]"):
+        with pytest.raises(UserError, match="example 1: the label is a list as a text"):
+            encode_labels(["x", text], task, "t")
+    with pytest.raises(UserError, match="data.label_kind='classes' an empty text means no label"):
+        encode_labels(["x", ""], task, "t")
+
+
+def test_names_that_are_written_in_several_ways_are_said(capsys):
+    encode_labels(["Cat", "cat", "dog"], Options(), "t.csv")
+    encode_labels(["1", "1.0", "2"], Options(label_kind="class"), "t.csv")
+    encode_labels(["1", "10", "a", "b"], Options(label_kind="class"), "t.csv")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        "t.csv: 1 classes are written in several ways, such as 'Cat', 'cat'",
+        "t.csv: 1 classes are written in several ways, such as '1', '1.0'",
+    ]
+
+
+def test_equal_values_of_several_types():
+    assert encode_labels([1, 1.0, True, "1"], Options(), "t") == ((), [1.0, 1.0, 1.0, 1.0])
+    assert encode_labels([1, 1.0, 1], Options(label_kind="class"), "t")[1] == [0, 1, 0]
 
 
 def columns(tmp_path, text, task="classes", **options):

@@ -91,10 +91,10 @@ def test_a_label_ends_before_the_first_mark():
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (["a", " "], {}, "the label of example 1 is empty"),
-        (["1", "x"], {}, "labels are numbers, such as '1', and names, such as 'x'"),
-        (["1", "inf"], {}, "names, such as 'inf'"),
-        (["1", "x"], {"label_kind": "number"}, "expected a number as the label of example 1"),
+        (["a", " "], {}, "example 1: the label is empty"),
+        (["1", "x"], {}, "example 1: labels are numbers, such as '1', and names, such as 'x'"),
+        (["1", "inf"], {}, "example 1: the label 'inf' stands for a missing value"),
+        (["1", "x"], {"label_kind": "number"}, "example 1: expected a number as the label"),
     ],
 )
 def test_unclear_labels_are_refused(values, options, message):

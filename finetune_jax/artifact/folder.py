@@ -191,7 +191,7 @@ class Artifact:
 
         def submit(start: int) -> list[Future[Any]]:
             numbers = range(start, min(start + size, len(items)))
-            return [pool.submit(self._input, items[i], i) for i in numbers]
+            return [pool.submit(self._input, items[i]) for i in numbers]
 
         try:
             coming = submit(0)
@@ -201,15 +201,12 @@ class Artifact:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _input(self, item: Item, number: int) -> dict[str, np.ndarray] | BadImage:
+    def _input(self, item: Item) -> dict[str, np.ndarray] | BadImage:
         """The preprocessed input of an item, or what is wrong with its image."""
         try:
             return self.preprocess.host(self._example(item))
-        except BadImage as error:
-            files = str(item).split("\t") if isinstance(item, str | Path) else []
-            known = any(str(error).startswith(f"{file}:") for file in files)
-            name = ", ".join(files) or _name(item, number)
-            return error if known else BadImage(f"{name}: {error}")
+        except BadImage as error:  # the message begins with the path
+            return error
 
     def _example(self, item: Item) -> dict[str, Any]:
         """The example of an item, by column."""

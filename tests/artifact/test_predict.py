@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from finetune_jax.artifact.prediction_file import (
 )
 from finetune_jax.data.preprocess import ImagePairPreprocess, ImagePreprocess
 from finetune_jax.data.sources import Options
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
 
 
@@ -124,7 +126,7 @@ def test_pairs_come_from_tables_and_tabs(photos):
     table.unlink()
 
 
-def test_bad_images_are_all_listed_or_left_out(artifact, photos, tmp_path, capsys):
+def test_bad_images_are_all_listed_or_left_out(artifact, photos, tmp_path, capsys, monkeypatch):
     files = [str(photos / f"{i}.png") for i in range(5)]
     (tmp_path / "broken.png").write_bytes((photos / "0.png").read_bytes()[:100])
     bad = [str(tmp_path / "broken.png"), str(tmp_path / "missing.png")]
@@ -141,15 +143,34 @@ def test_bad_images_are_all_listed_or_left_out(artifact, photos, tmp_path, capsy
     assert "2 of 7 images left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="none of 2 images can be read; the first: .*broken"):
         artifact.predict(bad, on_bad_image="skip")
-    # The limits of training: proportions that no memory would hold, and the number of pixels.
-    Image.new("RGB", (60_000, 1)).save(tmp_path / "long.png")
-    small = ImagePreprocess(16, max_pixels=100)
-    object.__setattr__(artifact, "preprocess", small)
+    # The limit of training.
+    monkeypatch.setitem(vars(artifact), "preprocess", ImagePreprocess(16, max_pixels=100))
     with pytest.raises(UserError, match="0.png: it has 24 x 20 pixels, more than the 100"):
         artifact.predict(files[:1])
-    object.__setattr__(artifact, "preprocess", ImagePreprocess(4000))
-    with pytest.raises(UserError, match="long.png: an image of 60000 x 1 pixels"):
-        artifact.predict([str(tmp_path / "long.png")])
+
+
+def test_texts_are_arguments_or_rows_of_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = TextPreprocess("", 8), TextPreprocess("", 8, ("left", "right"))
+    (found,) = given(["is it *good*?\tyes"], one)
+    assert found.item == found.named == {"text": "is it *good*?\tyes"}
+    (found,) = given(["a\tb"], two)
+    assert found.item == found.named == {"left": "a", "right": "b"}
+    Path("some.tsv").write_text("id\ttext\tleft\tright\n1\tso, so\tl\tr\n2\t猫\tm\ts\n")
+    assert [x.item for x in given(["some.tsv"], one)] == [{"text": "so, so"}, {"text": "猫"}]
+    assert [x.item for x in given(["*.tsv", "b"], one, columns=["left"])] == [
+        {"text": "l"}, {"text": "m"}, {"text": "b"},
+    ]  # fmt: skip
+    assert given(["some.tsv"], two)[1].named == {"left": "m", "right": "s"}
+    with pytest.raises(UserError, match="reviews.csv: no such table"):
+        given(["reviews.csv"], one)
+    with pytest.raises(UserError, match=r"no column 'text'.*--columns"):
+        Path("other.csv").write_text("body\nx\n")
+        given(["other.csv"], one)
+    Path("notes.txt").write_text("x")
+    for name in ("notes.txt", "."):
+        with pytest.raises(UserError, match="a file or a folder, and the model reads texts"):
+            given([name], one)
 
 
 READINGS = [

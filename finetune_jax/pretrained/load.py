@@ -15,11 +15,12 @@ from finetune_jax import tree
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
+from finetune_jax.pretrained.formats.sharded import is_shard
 from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
 from finetune_jax.pretrained.maps import map_of, maps_of
-from finetune_jax.pretrained.matching import choose_map, match
+from finetune_jax.pretrained.matching import choose_map, look_at, match
 from finetune_jax.pretrained.names import NameMap, Target
 from finetune_jax.pretrained.prefixes import Belongs
 from finetune_jax.pretrained.save import COLLECTIONS
@@ -136,6 +137,7 @@ def _is_float(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
+_MANY_PROBLEMS = 10  # from which on the file is likely to be that of another model
 _MOST_PROBLEMS = 60  # lines of one error
 
 _Source = tuple[str | None, tuple[int, ...] | None, str | None]
@@ -253,6 +255,10 @@ class _Load:
         if self.unknown and lacking <= self.stages:
             others = set(self.weights.names()) - set(self.unknown)
             text += f"\n{ignoring(self.unknown, others, lacking)}"
+        elif is_shard(self.weights.path.name):
+            text += "\nThe file is one of several shards: give the index of all, ….index.json"
+        elif count > _MANY_PROBLEMS:
+            text += f"\n{look_at(self.weights)}"
         raise UserError(text)
 
     def _digest(self, stamp: Stamp) -> Callable[[], str]:
@@ -321,6 +327,11 @@ class _Load:
             return f"shape {found} in file: {error}"
         if turned == expected:
             return ""
+        if 0 in found:
+            return (
+                f"shape {found} in file: it has no values, as in the files of DeepSpeed's ZeRO-3 "
+                "and FSDP, which have their values elsewhere; gather them into one file first"
+            )
         how = f" by {target.describe()} of {found}" if target.describe() else ""
         differs = f"shape {turned}{how} in file, {expected} in model"
         if target.leaf in self.resizable:

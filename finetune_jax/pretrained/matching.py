@@ -60,9 +60,12 @@ def choose_map(
         text += f" The family is none of this package.{nearest(family, MODULE_OF_FAMILY)}"
     if fitting and naming.prefix and not naming.given:
         text += f" pretrained.prefix={naming.prefix!r} drops tensors without this prefix."
-    raise UserError(
-        f"{text} To see which models fit: python -m finetune_jax.pretrained inspect {weights.path}"
-    )
+    raise UserError(f"{text} {look_at(weights)}")
+
+
+def look_at(weights: Weights) -> str:
+    """The advice to inspect a file."""
+    return f"To see which models fit: python -m finetune_jax.pretrained inspect {weights.path}"
 
 
 def match(

@@ -95,6 +95,9 @@ def test_a_missing_shard_is_named(tmp_path):
         write_safetensors(tmp_path / "b" / name, {"w": np.ones(2, np.float32)})
     with pytest.raises(UserError, match=r"are shards .*index.json\) is missing"):
         open_weights(tmp_path / "b")
+    (tmp_path / "b" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"are shards .*index.json\) is missing"):
+        open_weights(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

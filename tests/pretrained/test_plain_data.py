@@ -130,6 +130,27 @@ def test_other_names_are_refused_before_anything_is_imported(tmp_path, name):
         open_weights(tmp_path / "w.pt")
 
 
+def test_tensors_of_other_kinds_are_named(tmp_path):
+    program = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_qtensor\n)Rs."
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+    with pytest.raises(UserError, match="a kind that is not read .*quantized"):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_checkpoints_of_other_frameworks_are_named(tmp_path):
+    (tmp_path / "model.ckpt.index").write_bytes(b"x")
+    with pytest.raises(UserError, match="prefix of a TensorFlow checkpoint"):
+        open_weights(tmp_path / "model.ckpt")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(UserError, match="dcp_to_torch_save"):
+        open_weights(tmp_path / "dcp")
+    (tmp_path / "w.tar").write_bytes(bytes(257) + b"ustar" + bytes(250))
+    with pytest.raises(UserError, match="a tar archive: unpack it first"):
+        open_weights(tmp_path / "w.tar")
+
+
 def test_stand_ins_have_no_attributes_to_set(tmp_path):
     # GLOBAL, then BUILD with slot state: setattr on the class that `find_class` returned.
     state = b"N}U\x0c__setstate__K\x01s\x86b"

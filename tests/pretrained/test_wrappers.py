@@ -329,6 +329,21 @@ def test_a_small_part_of_a_large_file_is_had_by_its_prefix(tmp_path, trained):
     assert manifest.counts()["dropped"] == 907 and len(manifest.summary()) < 1000
 
 
+def test_a_file_of_another_size_is_worth_a_look(tmp_path):
+    save_file(akamaster(resnet20(seed=1, blocks=3)), tmp_path / "w.safetensors")
+    message = refusal(tmp_path / "w.safetensors")
+    assert "60 problems" in message and message.endswith(f"inspect {tmp_path / 'w.safetensors'}")
+
+
+def test_empty_tensors_are_those_of_a_sharded_optimizer(tmp_path, trained):
+    file = {
+        n: a if "num_b" in n else np.zeros(0, np.float32) for n, a in akamaster(trained).items()
+    }
+    write_zip(tmp_path / "mp_rank_00_model_states.pt", {"module": tensors_of(file)})
+    message = refusal(tmp_path / "mp_rank_00_model_states.pt")
+    assert "no values, as in the files of DeepSpeed's ZeRO-3" in message
+
+
 # --- Values.
 
 

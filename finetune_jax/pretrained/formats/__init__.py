@@ -98,6 +98,11 @@ def _open_file(path: Path, role: str) -> Weights:
         where = nearest(path.name, present) if present else f" The folder {folder} {lacks}."
         if present and is_shard(path.name):  # the nearest name is that of another shard
             where = f" The folder has {', '.join(present[:20])}."
+        if folder.is_dir() and (folder / f"{path.name}.index").is_file():
+            where = (
+                " It is the prefix of a TensorFlow checkpoint, which is not read: save the model "
+                "as .h5, .keras or .npz."
+            )
         raise UserError(f"{path}: no such weight file.{where}")
     if not path.is_file():
         raise UserError(f"{path}: expected a weight file, found a device")
@@ -128,12 +133,17 @@ def _open_folder(folder: Path, role: str) -> Weights:
         with file_errors(folder, "folder of NumPy arrays"):
             return open_npy_folder(folder)
     files = sorted(p.name for p in folder.iterdir() if _suffix(p))
-    if len(files) == 1:
+    if len(files) == 1 and not is_shard(files[0]):
         return _open_file(folder / files[0], role)
     if files and all(map(is_shard, files)):
         raise UserError(
             f"{folder}: its weight files are shards ({', '.join(files[:20])}), and the index that "
             "names the shard of each tensor (….index.json) is missing; put it beside them"
+        )
+    if any(p.suffix == ".distcp" for p in folder.iterdir()):
+        raise UserError(
+            f"{folder}: a distributed checkpoint of torch (.distcp), which is not read; convert it "
+            "with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         )
     found = (
         f"name one of its weight files: {', '.join(files[:20])}"

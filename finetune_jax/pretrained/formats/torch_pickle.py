@@ -166,6 +166,11 @@ class _Unpickler(pickle.Unpickler):
             return _GLOBALS[key]
         if key not in self._plain:
             found = stand_in(module, name)
+            if module == "torch._utils" and name.startswith("_rebuild"):
+                raise UserError(
+                    f"it has tensors of a kind that is not read ({name}), such as quantized, "
+                    "sparse or float8 ones; save dense tensors of float32, float16 or bfloat16"
+                )
             if found is None:
                 raise UserError(
                     f"its pickle asks for {module}.{name}, which is not part of a state dict, and "

@@ -18,7 +18,7 @@ from finetune_jax.errors import UserError, nearest
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 """File name suffixes, in lower case, of the files that are read as tables."""
 
 
@@ -77,8 +77,8 @@ class _Reader:
         return self._images(argument)
 
     def _texts(self, argument: str) -> Iterator[Given]:
-        columns, suffix = self.preprocess.columns, os.path.splitext(argument)[1].lower()
-        if suffix in TABLES:
+        columns = self.preprocess.columns
+        if argument.lower().endswith(TABLES):
             paths = [argument] if os.path.isfile(argument) else _matches(argument)
             if not paths:
                 raise UserError(f"{argument}: no such table; put a text of this kind into a table")
@@ -95,7 +95,7 @@ class _Reader:
 
     def _images(self, argument: str, pattern: bool = True) -> Iterator[Given]:
         pair = len(self.preprocess.columns) == 2
-        if os.path.isfile(argument) and os.path.splitext(argument)[1].lower() in TABLES:
+        if os.path.isfile(argument) and argument.lower().endswith(TABLES):
             yield from self._table(argument)
         elif pair:
             parts = argument.split("\t")

@@ -3,10 +3,12 @@
 import bz2
 import gzip
 import lzma
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from finetune_jax.artifact.items import given
 from finetune_jax.config import default
 from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError
@@ -62,6 +64,13 @@ def test_the_same_table_is_read_from_every_form(tmp_path, content, name):
     source = opened(tmp_path, content, name=name)
     assert source.class_names == ("no", "yes")
     assert [row for row in rows(source) if row[0] != "\x00"] == RIGHT
+
+
+def test_a_command_that_predicts_reads_the_same_tables(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(PLAIN.replace(",", ";").encode("utf-16")))
+    inputs = given([str(path)], SimpleNamespace(kind="text", columns=("text",)))
+    assert [one.item for one in inputs] == [{"text": "ä one"}, {"text": "two"}]
 
 
 def test_what_was_inferred_or_left_out_is_said(tmp_path, capsys):

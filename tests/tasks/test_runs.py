@@ -103,6 +103,34 @@ def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
     assert body.count("<img") == 2 * body.count('class="mistake"') == 36
 
 
+@pytest.mark.slow
+def test_unknown_labels_of_a_table_are_left_out_of_a_run(tiny, tmp_path, capsys):
+    words = ("cat", "dog", "tree")
+    lines = ["text,cat,dog,tree"]
+    for i in range(60):
+        text = f"the {words[i % 3]} ran on {words[i // 3 % 3]}"
+        known = [str(int(word in text)) if (i + j) % 4 else "" for j, word in enumerate(words)]
+        lines.append(",".join([text, *known]))
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    results = []
+    for cached in (True, False):
+        config = tiny(
+            "multilabel", texts=True, scheme="linear_probe", prefix_cache__enabled=cached,
+            data__source=f"csv:{tmp_path}/t.csv", data__text_columns=("text",),
+            data__label_columns=words, train__steps=40, data__train="train",
+        )  # fmt: skip
+        results.append(train(open_setup(config), tmp_path / str(cached)))
+        assert "45 labels are unknown" in capsys.readouterr().err
+        assert np.isfinite(losses(tmp_path / str(cached))).all()
+    assert results[0]["test"] == pytest.approx(results[1]["test"], rel=1e-5, nan_ok=True)
+    assert losses(tmp_path / "True")[-1] < 0.95 * losses(tmp_path / "True")[0]
+    answer = Artifact.load(tmp_path / "True").predict(["the cat ran"])[0]
+    assert {*answer["probabilities"]} == {*words}
+    evaluator = open_run(tmp_path / "False")
+    scores = evaluator.scores(evaluator.observe("test"))
+    assert scores["loss"] == pytest.approx(results[1]["test"]["loss"], rel=1e-5)
+
+
 def test_pairs_are_refused_by_tasks_of_one_image(tiny):
     with pytest.raises(UserError, match="regression reads one image .* expected 'similarity'"):
         open_setup(tiny("regression", data__source="digits:pairs"))

@@ -6,18 +6,22 @@ what it finds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune_jax.data.classes import RenumberedExamples
 from finetune_jax.data.examples import EncodedExamples, Examples
-from finetune_jax.data.listing import TableExamples
+from finetune_jax.data.listing import TableExamples, content_digest
 from finetune_jax.data.naming import example_name
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.splits import resolve_split
 
-_MOST_BYTES = 2**28
+# Bytes of encoded inputs, or of files, that are compared, and number of files.
+_MOST_INPUTS, _MOST_READ, _MOST_FILES = 2**30, 2**28, 200_000
 
 
 def shared_parts(
@@ -54,7 +58,8 @@ def shared_examples(
     """Pairs of splits with examples whose inputs are equal.
 
     Inputs are compared bit by bit where both splits are encoded in memory and not too large;
-    otherwise the paths or the texts of tables are compared.
+    otherwise the texts of tables, or the paths and the contents of image files. Only files of equal
+    sizes are read, and none where these are too many.
 
     Args:
       opened: examples by name of the split, as the source reads them.
@@ -67,13 +72,16 @@ def shared_examples(
       of the first of them).
     """
     total = sum(_bytes(examples, inputs) for examples in encoded.values())
-    keys: dict[str, list[Hashable]] = {}
+    keys: dict[str, Sequence[Hashable]] = {}
     for name, examples in encoded.items():
-        if total <= _MOST_BYTES and isinstance(examples, EncodedExamples):
+        if total <= _MOST_INPUTS and isinstance(examples, EncodedExamples):
             arrays = [examples.arrays[key] for key in inputs]
             keys[name] = [hash(b"".join(rows)) for rows in zip(*map(_rows, arrays), strict=True)]
-        else:
-            keys[name] = _written(opened[name], columns)
+    if len(keys) < len(encoded):
+        written = {name: _written(examples, columns) for name, examples in opened.items()}
+        cells = {name: [row for _, row in rows] for name, rows in written.items()}
+        files = any(is_file for rows in written.values() for is_file, _ in rows[:1])
+        keys = _by_content(cells) if files else dict(cells)
     for name, other in itertools.combinations(keys, 2):
         known = {*keys[name]}
         same = [i for i, key in enumerate(keys[other]) if key in known]
@@ -84,22 +92,54 @@ def shared_examples(
 def _bytes(examples: Examples, inputs: Sequence[str]) -> int:
     if isinstance(examples, EncodedExamples):
         return sum(examples.arrays[key].nbytes for key in inputs)
-    return _MOST_BYTES + 1
+    return _MOST_INPUTS + 1
 
 
 def _rows(array: Any) -> Iterator[bytes]:
     return (row.tobytes() for row in array)
 
 
-def _written(examples: Examples, columns: Sequence[str]) -> list[Hashable]:
-    """The paths of images, or the texts, of each example; an empty list if they are not known."""
+def _written(examples: Examples, columns: Sequence[str]) -> list[tuple[bool, tuple[str, ...]]]:
+    """For each example whether it is of image files, and their paths or its texts.
+
+    The list is empty where neither is known without reading the examples.
+    """
     if isinstance(examples, Subset):
         whole = _written(examples.examples, columns)
         return [whole[int(i)] for i in examples.indices] if whole else []
     if isinstance(examples, RenumberedExamples):
         return _written(examples.examples, columns)
     if isinstance(examples, TableExamples):
-        found = [examples.images.get(name) or examples.columns.get(name) for name in columns]
-        if all(found):
-            return list(zip(*(values for values in found if values), strict=True))
+        cells = [examples.images.get(name) or examples.columns.get(name) for name in columns]
+        found = [values for values in cells if values]
+        if len(found) == len(columns):
+            return [(bool(examples.images), row) for row in zip(*found, strict=True)]
     return []
+
+
+def _by_content(
+    paths: Mapping[str, Sequence[tuple[str, ...]]],
+) -> dict[str, Sequence[Hashable]]:
+    """The same rows, with digests in place of the paths of files that may be equal."""
+    split_of: dict[str, set[str]] = {}
+    for split, rows in paths.items():
+        for file in itertools.chain(*rows):
+            split_of.setdefault(file, set()).add(split)
+    if len(split_of) > _MOST_FILES:
+        return dict(paths)
+    by_size: dict[int, list[str]] = {}
+    for file in split_of:
+        with contextlib.suppress(OSError):  # a missing file is another message
+            by_size.setdefault(os.stat(file).st_size, []).append(file)
+    alike = {
+        size: files
+        for size, files in by_size.items()
+        if len(files) > 1 and len({*itertools.chain(*(split_of[file] for file in files))}) > 1
+    }
+    if sum(size * len(files) for size, files in alike.items()) > _MOST_READ:
+        return dict(paths)
+    digests = {file: content_digest(Path(file)) for files in alike.values() for file in files}
+    return {
+        split: [tuple(digests.get(file, file) for file in row) for row in rows]
+        for split, rows in paths.items()
+    }

@@ -34,9 +34,9 @@ def default() -> ml_collections.ConfigDict:
     c.decay_mask = ".*kernel|.*/lora_[ab]"  # regex of the leaf paths that weight decay applies to
 
     c.model = ml_collections.ConfigDict()
-    # A name of the registry, or a kind of model whose sizes are options: bert, roberta, vit or
-    # resnet. Options are written "vit(width=192, depth=4, heads=3, patch=8)"; those that are left
-    # out come from config.json beside the weights, or from the shapes in the weight file.
+    # A name of the registry, or a kind of model whose sizes are options: bert, roberta, vit,
+    # resnet, convnext, convnextv2. Options are written "vit(width=192, depth=4, heads=3, patch=8)";
+    # those that are left out come from config.json beside the weights, or from their shapes.
     c.model.name = "resnet20_cifar"
     c.model.dtype = "float32"  # compute dtype; trainable leaves always keep f32 masters
     c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16

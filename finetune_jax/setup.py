@@ -255,7 +255,7 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
     entry, data = entry_of(config.model.name), config.data
     apart = tasks.kind_of(config.task.name).views == 2
     if entry.tokens:
-        path = data.tokenizer or resolve(config.pretrained.path or ".").parent / "tokenizer.json"
+        path = data.tokenizer or _tokenizer_beside(resolve(config.pretrained.path or "."))
         size, columns = data.max_tokens or entry.inputs.size, tuple(data.text_columns)
         return TextPreprocess.open(Path(path), size, columns, "apart" if apart else "joined")
     if source.pairs and not apart:
@@ -273,6 +273,12 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
         channels=own.channels,
         max_pixels=data.max_pixels,
     )
+
+
+def _tokenizer_beside(weights: Path) -> Path:
+    """The tokenizer in the folder of a weight file; `weights` may be the folder itself."""
+    inside = weights / "tokenizer.json"
+    return inside if inside.is_file() else weights.parent / "tokenizer.json"
 
 
 def _model_options(config: ml_collections.ConfigDict, preprocess: Preprocess) -> dict[str, Any]:

@@ -7,6 +7,7 @@ LayerNorm is 1e-6.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from finetune_jax.errors import UserError
 from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD, Entry, Inputs
 from finetune_jax.models.staged import StagedModel
 
@@ -182,7 +184,15 @@ class ConvNeXt(StagedModel):
         blocks = (f"stage{i}_block{j}" for i, n in enumerate(self.depths) for j in range(n))
         return ("stem", *blocks, "norm", "head")
 
+    def check(self) -> None:
+        if len(self.depths) != len(self.widths):
+            raise UserError(
+                f"depths and widths: expected one number per layer in both, found {self.depths} "
+                f"and {self.widths}"
+            )
+
     def setup(self) -> None:
+        self.check()
         if self.version not in (1, 2):
             raise ValueError(f"version: expected 1 or 2, found {self.version}")
         if self.dropout:
@@ -205,6 +215,10 @@ class ConvNeXt(StagedModel):
 _TIMM = {"atto": "d2", "femto": "d1", "pico": "d1", "nano": "d1h"}
 
 
+_INPUTS = Inputs(224, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
+_OPTIONS = ("depths", "widths", "patch")
+
+
 def _entry(version: int, size: str) -> Entry:
     depths, widths = SIZES[size]
     name = f"convnext{'v2' * (version == 2)}"
@@ -216,12 +230,11 @@ def _entry(version: int, size: str) -> Entry:
     form = "_1x1" if size in ("atto", "femto", "pico", "nano") else ""
     return Entry(
         f"{name}{form}",
-        functools.partial(ConvNeXt, depths, widths, version=version),
-        inputs=Inputs(
-            224, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.95 if recipe == "d1h" else 0.875
-        ),
+        functools.partial(ConvNeXt, depths=depths, widths=widths, version=version),
+        inputs=dataclasses.replace(_INPUTS, crop=0.95 if recipe == "d1h" else 0.875),
         weights=tuple(weights),
         licence="CC-BY-NC-4.0" if version == 2 else "Apache-2.0",
+        options=_OPTIONS,
     )
 
 
@@ -235,3 +248,12 @@ ENTRIES = {
         for size in ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
     },
 }
+
+# In files with the ending _1x1, which are timm's, the dense layers are 1x1 convolutions.
+GENERIC = {
+    f"{name}{form}": Entry(
+        f"{name}{form}", functools.partial(ConvNeXt, version=version), inputs=_INPUTS, classes=0,
+        labels="", options=_OPTIONS, required=("depths", "widths"),
+    )
+    for name, version in (("convnext", 1), ("convnextv2", 2)) for form in ("", "_1x1")
+}  # fmt: skip

@@ -57,6 +57,10 @@ CASES = [
     ("resnet", "ResNetForImageClassification", "ResNetConfig",
      {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 2],
       "downsample_in_bottleneck": True}, "", "logits"),
+    ("convnext", "ConvNextForImageClassification", "ConvNextConfig",
+     {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2}, "", "logits"),
+    ("convnextv2", "ConvNextV2ForImageClassification", "ConvNextV2Config",
+     {"hidden_sizes": [16, 24], "depths": [2, 1], "num_stages": 2, "patch_size": 2}, "", "logits"),
     ("resnet", "ResNetForImageClassification", "ResNetConfig",
      {"embedding_size": 16, "hidden_sizes": [16, 24], "depths": [2, 1], "layer_type": "basic"}, "",
      "logits"),
@@ -116,6 +120,7 @@ def test_a_folder_of_sentence_transformers_gives_its_embeddings(tmp_path, poolin
     bert = randomise(transformers.BertModel(transformers.BertConfig(**TEXT)))
     bert.save_pretrained(tmp_path)
     pool = modules.Pooling(24, pooling_mode=pooling)
+    (tmp_path / "1_Pooling").mkdir()
     pool.save(str(tmp_path / "1_Pooling"))
     (tmp_path / "modules.json").write_text(
         '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},'

@@ -14,6 +14,7 @@ from finetune_jax.artifact import Artifact
 from finetune_jax.config import default, to_json
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, entry_of, initial_variables
+from finetune_jax.models.convnext import ConvNeXt
 from finetune_jax.models.options import split
 from finetune_jax.models.resnet import ResNet
 from finetune_jax.models.text_encoder import TextEncoder
@@ -21,7 +22,7 @@ from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import load, open_weights, save_as
 from finetune_jax.pretrained.inspection import report
 from finetune_jax.pretrained.sizes import settle_model
-from finetune_jax.setup import open_setup
+from finetune_jax.setup import _tokenizer_beside, open_setup
 from finetune_jax.training.loop import train
 
 BERT = {
@@ -87,7 +88,7 @@ def save(folder, model, family, origin, size):
     """Random weights of a model under the names of an origin."""
     draw = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda x: np.abs(draw.normal(size=x.shape)).astype(x.dtype), shapes(model, size)
+        lambda x: np.abs(0.1 * draw.normal(size=x.shape)).astype(x.dtype), shapes(model, size)
     )
     path = folder / "model.safetensors"
     save_as(path, variables, family, origin, model.sizes)
@@ -116,6 +117,10 @@ ENTRIES = [
     ("clip_vit_b32", {"model_type": "clip", "vision_config": CLIP}, "vit", {}),
     ("siglip_b16", {"model_type": "siglip", "vision_config": {"patch_size": 16}}, "vit", {}),
     ("resnet50", {"model_type": "resnet"}, "resnet", {}),
+    ("convnext_tiny", {"model_type": "convnext"}, "convnext", {}),
+    ("convnextv2_atto",
+     {"model_type": "convnextv2", "depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]},
+     "convnextv2", {}),
     ("resnet18",
      {"model_type": "resnet", "layer_type": "basic", "depths": [2, 2, 2, 2],
       "hidden_sizes": [64, 128, 256, 512]}, "resnet", {}),
@@ -173,6 +178,8 @@ def test_a_settled_name_needs_no_file_and_settles_to_itself(tmp_path):
         ("vit", {"model_type": "vit_mae"}, "'vit_mae' is no model"),
         ("resnet", {"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act='gelu' is not"),
         ("resnet", {"model_type": "resnet", "downsample_in_first_stage": True}, "first_stage=True"),
+        ("convnext", {"model_type": "convnext", "layer_norm_eps": 1e-3}, "layer_norm_eps: exp"),
+        ("convnext", {"model_type": "convnext", "layer_scale_init_value": 0}, "scale_init_value"),
         ("resnet", {"model_type": "resnet", "depths": [1]}, "one number per layer in both"),
     ],
 )
@@ -299,6 +306,8 @@ SHAPES = [
     ("resnet", ResNet((1, 2), False, 1, (8, 16), 8), "resnet", "torchvision", 32),
     ("resnet", ResNet((2, 1), True, 1, (32, 64), 8, groups=2, base_width=16), "resnet",
      "torchvision", 32),
+    ("convnext", ConvNeXt((1, 2), (8, 12), 1), "convnext", "torchvision", 32),
+    ("convnextv2_1x1", ConvNeXt((2, 1), (8, 12), 1, 2, 2), "convnextv2_1x1", "timm", 32),
 ]  # fmt: skip
 
 
@@ -307,11 +316,11 @@ def test_shapes_give_the_sizes_of_a_file_without_a_config(
     tmp_path, kind, model, family, origin, size
 ):
     path, values = save(tmp_path, model, family, origin, size)
-    if kind != "resnet":
+    if hasattr(model, "heads"):
         heads = f"model.name='{kind}\\(heads=…\\)'"
         with pytest.raises(UserError, match=f"but not the option heads, .*{heads}"):
             settle(kind, path)
-    name = kind if kind == "resnet" else f"{kind}(heads={model.heads})"
+    name = f"{kind}(heads={model.heads})" if hasattr(model, "heads") else kind
     settled = settle(name, path)
     found = build(settled.model.name, 1)
     assert same(found, model)
@@ -408,7 +417,7 @@ def test_a_run_of_a_generic_model_keeps_its_sizes(vit_folder, tmp_path):
     found = artifact.model.apply(
         artifact.variables, artifact.preprocess.device({"image": pixels}), stop="head"
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -438,3 +447,30 @@ def test_a_config_without_anything_to_settle_is_the_same():
     config = default()
     assert settle_model(config) is config
     assert to_json(config)["model"]["pooling"] == ""
+
+
+def test_the_first_files_of_bert_do_not_name_their_type(tmp_path, capsys):
+    old = {key: value for key, value in BERT.items() if key != "model_type"}
+    folder = write(tmp_path, old, "bert_config.json")
+    assert model_of("bert", folder, **{"model.pooling": "cls"}) == SMALL.clone(pooling="cls")
+    assert "bert_config.json has no model_type; taken for bert" in capsys.readouterr().err
+    # The config of a run of this package, or of another tool, is no description.
+    write(folder, to_json(default()))
+    assert model_of("bert", folder, **{"model.pooling": "cls"}) == SMALL.clone(pooling="cls")
+
+
+def test_a_damaged_description_stops_only_those_who_need_it(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    assert settle("resnet18", tmp_path).model.name == "resnet18"
+    assert "warning: not compared with the model: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
+        settle("vit", tmp_path)
+
+
+def test_the_tokenizer_lies_in_the_folder_of_the_weights(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    assert _tokenizer_beside(folder / "model.safetensors") == folder / "tokenizer.json"
+    assert _tokenizer_beside(folder) == tmp_path / "tokenizer.json"
+    (folder / "tokenizer.json").write_text("{}")
+    assert _tokenizer_beside(folder) == folder / "tokenizer.json"

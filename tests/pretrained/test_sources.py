@@ -16,7 +16,7 @@ from format_samples import ARRAYS, write_npz, write_safetensors, write_sharded
 
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
-from finetune_jax.pretrained.sources import resolve
+from finetune_jax.pretrained.sources import companion_folder, resolve
 
 ONE = {"w": np.ones(3, np.float32)}
 
@@ -260,3 +260,48 @@ def test_several_archives_are_listed_and_one_is_taken(hub, tmp_path):
 def test_a_malformed_repository_is_refused(source):
     with pytest.raises(UserError, match=r"expected hf:owner/name\[@revision\]\[/file\]"):
         resolve(source)
+
+
+def test_files_beside_cached_weights_are_found_without_a_network(hub, tmp_path):
+    hub.add(write_safetensors(tmp_path / "model.safetensors", ONE))
+    for fetch in (True, False):
+        folder = companion_folder("hf:owner/name", ["config.json"], fetch=fetch)
+        assert folder == hub.snapshot
+    assert companion_folder("hf:owner/other", ["config.json"], fetch=False) is None
+    with pytest.raises(UserError, match=r"hf download owner/other"):
+        companion_folder("hf:owner/other", ["config.json"], fetch=True)
+    assert companion_folder("package:resnet20_cifar10", [], fetch=True) is None
+    assert companion_folder(str(tmp_path / "a.pt"), [], fetch=True) == tmp_path
+    assert companion_folder(str(tmp_path), [], fetch=True) == tmp_path
+
+
+def test_files_that_a_repository_lacks_are_asked_for_once(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    class Response:
+        headers, request = {}, None
+
+    asked = []
+
+    def download(name, file, **_):
+        asked.append(file)
+        if file == "other/modules.json":
+            raise LocalEntryNotFoundError("no network")
+        if file.endswith("config.json"):
+            raise RemoteEntryNotFoundError("no such file", response=Response())
+        return str(hub.snapshot / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    hub.add(write_safetensors(tmp_path / "model.safetensors", ONE))
+    names = ["config.json", "modules.json", "tokenizer.json"]
+    assert companion_folder("hf:owner/name", names, fetch=True) == hub.snapshot
+    assert asked == names
+    # Without an answer of the hub the other files are not asked for.
+    asked.clear()
+    (hub.snapshot / "other").mkdir()
+    write_safetensors(hub.snapshot / "other" / "b.safetensors", ONE)
+    names = ["modules.json", "tokenizer.json"]
+    source = "hf:owner/name/other/b.safetensors"
+    assert companion_folder(source, names, fetch=True) == hub.snapshot / "other"
+    assert asked == ["other/modules.json"]

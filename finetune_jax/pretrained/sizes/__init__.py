@@ -29,6 +29,7 @@ from finetune_jax.pretrained.sources import companion_folder
 from finetune_jax.progress import say
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
+_OLD_CONFIG = "bert_config.json"  # of the first files of BERT
 _POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 _LENGTH = "sentence_bert_config.json"
 # Options that only a config shows, and that change what a network computes without any error.
@@ -125,19 +126,18 @@ def _sized(
     folder: Path | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All options of a generic model, and the keys of ``config.data`` that files decide."""
-    values = _read(folder, _CONFIG)
+    file, values = _description(base, folder)
     data: dict[str, Any] = {}
     if transformers_config.is_description(values):
         assert folder is not None
-        found = transformers_config.read(values, str(folder / _CONFIG))
+        found = transformers_config.read(values, str(file))
         if found.model != base:
             raise UserError(
-                f"model.name: {folder / _CONFIG} describes a model of the kind {found.model} "
-                f"(model_type {values['model_type']!r}); expected model.name={found.model}, found "
-                f"{base!r}"
+                f"model.name: {file} describes a model of the kind {found.model} (model_type "
+                f"{values['model_type']!r}); expected model.name={found.model}, found {base!r}"
             )
         options = {**_defaults(entry), **found.options, **given}
-        _say_once(f"sizes of the model: from {folder / _CONFIG}")
+        _say_once(f"sizes of the model: from {file}")
         data = _text_data(folder, options) if entry.tokens else _image_data(folder, found)
     elif settings.path and any(option not in given for option in entry.required):
         options, data = _from_shapes(base, entry, given, settings, values)
@@ -153,6 +153,22 @@ def _sized(
     if entry.tokens and "pooling" not in given:
         options.pop("pooling", None)
     return options, data
+
+
+def _description(base: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The file of transformers or timm that describes the model, and its values; {} without it.
+
+    The first files of BERT do not name the type of the model.
+    """
+    folder = folder or Path()
+    for name in (_CONFIG, _OLD_CONFIG):
+        values = _read(folder, name)
+        if "model_type" not in values and {"hidden_size", "num_attention_heads"} <= values.keys():
+            _say_once(f"{folder / name} has no model_type; taken for {base}, as model.name says")
+            values = {**values, "model_type": base}
+        if transformers_config.is_description(values) or "architecture" in values:
+            return folder / name, values
+    return folder / _CONFIG, {}
 
 
 def _defaults(entry: Entry) -> dict[str, Any]:
@@ -217,16 +233,17 @@ def _from_shapes(
         )
     options = {**_defaults(entry), **found, **given}
     assumed = {o: options[o] for o in shapes.ASSUMED[base] if o not in given and o not in found}
+    unseen = ", ".join(f"{option}={value!r}" for option, value in assumed.items())
     _say_once(
-        f"sizes of the model: from the shapes in {path}; not visible there and assumed: "
-        + ", ".join(f"{option}={value!r}" for option, value in assumed.items())
+        f"sizes of the model: from the shapes in {path}"
+        + (f"; not visible there and assumed: {unseen}" if unseen else "")
     )
     return options, data
 
 
 def _leaf_shapes(settings: ml_collections.ConfigDict, entry: Entry) -> dict[str, tuple[int, ...]]:
     selection = Selection(settings.weights, settings.prefix, settings.ignore)
-    return shapes.leaf_shapes(settings.path, entry.family, selection)
+    return shapes.leaf_shapes(settings.path, entry.family, selection, settings.name_map)
 
 
 def _compare(base: str, given: dict[str, Any], folder: Path) -> None:
@@ -234,7 +251,12 @@ def _compare(base: str, given: dict[str, Any], folder: Path) -> None:
 
     Heads that differ are refused: the file loads, and every block then computes something else.
     """
-    values, where = _read(folder, _CONFIG), folder / _CONFIG
+    where = folder / _CONFIG
+    try:
+        values = _read(folder, _CONFIG)
+    except UserError as error:
+        _say_once(f"warning: not compared with the model: {error}")
+        return
     if values.get("model_type") not in transformers_config.MODEL_TYPES:
         return
     found = transformers_config.read(values, str(where))

@@ -17,7 +17,7 @@ from finetune_jax.models import GENERIC
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.layout import LayoutError
-from finetune_jax.pretrained.maps import maps_of
+from finetune_jax.pretrained.maps import map_of, maps_of
 from finetune_jax.pretrained.names import NameMap
 from finetune_jax.pretrained.selection import Selection, choose_tensors
 from finetune_jax.pretrained.stacked import unstack
@@ -30,6 +30,7 @@ def leaf_shapes(
     source: str,
     family: str,
     selection: Selection = Selection(),  # noqa: B008  # immutable
+    name_map: str = "",
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a weight file's tensors by the leaves that they fill.
 
@@ -40,14 +41,17 @@ def leaf_shapes(
       source: see `finetune_jax.pretrained.sources.resolve`.
       family: family whose name maps are tried.
       selection: which tensors of the file are the model's, see `load`.
+      name_map: the only name map to try, see `load`; empty tries those of the family.
 
     Raises:
       UserError: the file cannot be read, or has no tensor of the family.
     """
     maps = maps_of(family)
+    if name_map:
+        maps = (map_of(family, name_map, key="pretrained.name_map"),)
 
-    def belongs(name_map: NameMap, name: str) -> bool:
-        return bool(name_map.targets(name) or name_map.targets(f"{name}[0]"))
+    def belongs(names: NameMap, name: str) -> bool:
+        return bool(names.targets(name) or names.targets(f"{name}[0]"))
 
     with open_weights(source, selection.weights) as weights:
         chosen = choose_tensors(weights, maps, belongs, selection)
@@ -62,8 +66,8 @@ def leaf_shapes(
         if fewest == len(names):
             raise UserError(f"{source}: no tensor has a name of the family {family!r}")
         found: dict[str, tuple[int, ...]] = {}
-        for name_map in (m for m in maps if unknown[m.origin] == fewest):
-            found = shapes_by_leaf(rows, name_map, names) | found
+        for known in (m for m in maps if unknown[m.origin] == fewest):
+            found = shapes_by_leaf(rows, known, names) | found
         return found
 
 
@@ -217,18 +221,34 @@ def _resnet(shapes: Shapes) -> dict[str, Any]:
     return options
 
 
+def _convnext(shapes: Shapes) -> dict[str, Any]:
+    blocks = {leaf.split("/")[0] for leaf in shapes if leaf.startswith("stage")}
+    layers = 1 + max(int(block.split("_block")[0].removeprefix("stage")) for block in blocks)
+    return {
+        "depths": tuple(
+            sum(b.startswith(f"stage{i}_block") for b in blocks) for i in range(layers)
+        ),
+        "widths": tuple(shapes[f"stage{i}_block0/mlp_out/kernel"][-1] for i in range(layers)),
+        "patch": shapes["stem/conv/kernel"][0],
+    }
+
+
+_CONVNEXTS = ("convnext", "convnext_1x1", "convnextv2", "convnextv2_1x1")
 _READERS: dict[str, Callable[[Shapes], dict[str, Any]]] = {
     "bert": _text, "roberta": _text, "vit": _vit, "resnet": _resnet,
+    **dict.fromkeys(_CONVNEXTS, _convnext),
 }  # fmt: skip
-HIDDEN = {
+HIDDEN: dict[str, tuple[str, ...]] = {
     "bert": ("heads",), "roberta": ("heads",), "vit": ("heads",), "resnet": (),
+    **dict.fromkeys(_CONVNEXTS, ()),
 }  # fmt: skip
 """Options that shapes do not show and that have no usual value, by generic model."""
 
-ASSUMED = {
+ASSUMED: dict[str, tuple[str, ...]] = {
     "bert": ("epsilon", "activation", "padding"),
     "roberta": ("epsilon", "activation", "padding"),
     "vit": ("epsilon", "activation"),
     "resnet": ("stride_first", "epsilon"),
+    **dict.fromkeys(_CONVNEXTS, ()),
 }
 """Options that shapes do not show and that get their usual value, by generic model."""

@@ -213,6 +213,23 @@ def _resnet(settings: _Settings) -> Description:
     return Description("resnet", options)
 
 
+def _convnext(settings: _Settings) -> Description:
+    kind = settings.values["model_type"]
+    settings.demand("num_channels", 3)
+    settings.demand("hidden_act", "gelu")
+    # Of the last norm; all other norms have 1e-6.
+    if settings.real("layer_norm_eps", 1e-12) > 2e-6:
+        raise settings.wrong("layer_norm_eps", "at most 1e-6")
+    if kind == "convnext" and settings.real("layer_scale_init_value", 1e-6) <= 0:
+        raise settings.wrong("layer_scale_init_value", "a number above 0")
+    options = {
+        "depths": settings.numbers("depths", (3, 3, 9, 3)),
+        "widths": settings.numbers("hidden_sizes", (96, 192, 384, 768)),
+        "patch": settings.number("patch_size", 4),
+    }
+    return Description(kind, options)
+
+
 _READERS: dict[str, Callable[[_Settings], Description]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _text),
     **dict.fromkeys(("vit", "deit", "vit_msn"), _vit),
@@ -220,6 +237,7 @@ _READERS: dict[str, Callable[[_Settings], Description]] = {
     "clip_vision_model": _clip,
     "siglip_vision_model": _siglip,
     "resnet": _resnet,
+    **dict.fromkeys(("convnext", "convnextv2"), _convnext),
 }
 # Files of an image tower and a text tower: the model type of the image tower.
 _TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}

@@ -65,6 +65,7 @@ $(VENV)/dev.stamp: requirements.lock pyproject.toml setup.py | $(BIN)/python
 $(VENV)-ref/ref.stamp: requirements-reference.txt requirements.lock
 	$(MAKE) VENV=$(VENV)-ref $(VENV)-ref/dev.stamp
 	$(subst $(BIN),$(VENV)-ref/bin,$(INSTALL)) -r requirements-reference.txt
+	$(subst $(BIN),$(VENV)-ref/bin,$(INSTALL)) --no-deps imagecorruptions==1.1.2
 	touch $@
 
 clean:

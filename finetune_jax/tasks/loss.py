@@ -108,7 +108,8 @@ def _bind(term: Call, function: LossFunction, *, check: bool) -> Objective:
         raise UserError(f"task.loss: {term}: {error}; write {term.name}({written})") from None
     values = {n: options.get(n, p.default) for n, p in valid.items()}
     for name, value in values.items() if check else ():
-        _check(str(term), name, value, valid[name].default)
+        if value is not None:  # only a default
+            _check(str(term), name, value, valid[name].default)
     return Objective(function, values)
 
 

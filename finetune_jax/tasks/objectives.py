@@ -110,17 +110,24 @@ def binary(logits: jax.Array, targets: jax.Array, given: Given) -> jax.Array:
 
 
 def binary_focal(
-    logits: jax.Array, targets: jax.Array, given: Given, *, gamma: float = 2.0
+    logits: jax.Array,
+    targets: jax.Array,
+    given: Given,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
 ) -> jax.Array:
     """The focal loss of each label separately (Lin et al. 2017), mean over the labels: f32[b].
 
-    Targets are those of `binary`.
+    Targets are those of `binary`. With `alpha` in [0, 1], positive labels have the weight alpha and
+    negative labels 1 - alpha; RetinaNet's is 0.25. Without, both have the weight 1.
     """
     del given
     losses = optax.sigmoid_binary_cross_entropy(logits, targets)
     p = jax.nn.sigmoid(logits)
     rest = jnp.maximum(jnp.abs(targets - p), _TINY)
-    return _mean_of_known(losses * rest**gamma, targets)
+    weights = 1.0 if alpha is None else alpha * targets + (1 - alpha) * (1 - targets)
+    return _mean_of_known(weights * losses * rest**gamma, targets)
 
 
 def _mean_of_known(losses: jax.Array, targets: jax.Array) -> jax.Array:

@@ -174,7 +174,7 @@ def test_what_other_libraries_compute_is_computed_alike(severity, photographs):
     box = Image.Resampling.BOX
     few = [Image.fromarray(x).resize((side, side), box).resize((SIDE, SIDE), box)
            for x in photographs]  # fmt: skip
-    agree("pixelate", np.stack(few) / 255, 1.5 / 255)
+    agree("pixelate", np.stack(few) / 255, 1e-6)
     # Zooms by scipy, cut as published.
     stop, step = constants("zoom_blur")
     factors, total = np.arange(1, stop, step), clean.copy()
@@ -198,6 +198,23 @@ def test_a_defocused_point_is_the_disk():
     assert np.hypot(rows - 112, columns - 112).max() <= 3
     assert found.sum() == pytest.approx(1, abs=1e-5)
     assert found.max() == pytest.approx(1 / 29, rel=1e-3)  # pixels within 3 of the middle
+
+
+@pytest.mark.parametrize(
+    ("radius", "alias", "total"),
+    [(3, 0.1, 1.0), (4, 0.5, 1.0), (6, 0.5, 1.0), (8, 0.5, 1.01298), (10, 0.5, 1.01079)],
+)
+def test_the_disk_is_the_published_one(radius, alias, total):
+    """Against scipy's smoothing, which also reflects without the border pixel ("mirror")."""
+    side, reach = max(8, radius), 1 if radius <= 8 else 2
+    x = np.arange(-side, side + 1)
+    disk = (x[:, None] ** 2 + x**2 <= radius**2) / np.sum(x[:, None] ** 2 + x**2 <= radius**2)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / alias) ** 2)
+    for axis in (0, 1):
+        disk = scipy.ndimage.correlate1d(disk, weights / weights.sum(), axis, mode="mirror")
+    found = blur._disk(radius, alias, side + 2)
+    np.testing.assert_allclose(found, np.pad(disk, 2), atol=1e-9)
+    assert found.sum() == pytest.approx(total, abs=1e-5)
 
 
 def test_a_trail_of_angle_0_goes_along_a_row():

@@ -55,27 +55,37 @@ def contrast(table: np.ndarray, size: int) -> Change:
 
 
 def pixelate(table: np.ndarray, size: int) -> Change:
-    """Shrinks and enlarges by Pillow's box filter; constant: relative side in between."""
-    matrices = np.stack([_box(size, int(size * share)) for (share,) in table])
+    """Shrinks and enlarges by Pillow's box filter; constant: relative side in between.
+
+    Pillow resizes one axis after the other, and rounds to 8 bits each time.
+    """
+    sides = [int(size * share) for (share,) in table]
+    # Matrices of one shape for all severities: the rows beyond the smaller side are 0.
+    down = np.stack([_padded(_box(size, few), size) for few in sides])
+    up = np.stack([_padded(_box(few, size), size) for few in sides])
 
     def change(key: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
         del key
-        return filters.both_axes(jnp.asarray(matrices)[level], x)
+        x = jnp.round(x * 255)
+        for matrices in (down, up):
+            matrix = jnp.asarray(matrices)[level]
+            for pattern in ("jw,hwc->hjc", "ih,hwc->iwc"):
+                x = jnp.floor(jnp.einsum(pattern, matrix, x, precision="highest") + 0.5)
+        return x / 255
 
     return change
 
 
-def _box(size: int, few: int) -> np.ndarray:
-    """Returns Pillow's resizing of one axis to `few` pixels and back as a matrix f32[size, size].
-
-    The matrix is the result of resizing the identity matrix.
-    """
+def _box(old: int, new: int) -> np.ndarray:
+    """Pillow's resizing of one axis as a matrix f32[new, old]: it resizes the identity matrix."""
     from PIL import Image
 
-    box = Image.Resampling.BOX
-    down = Image.fromarray(np.eye(size, dtype=np.float32)).resize((size, few), box)
-    up = Image.fromarray(np.eye(few, dtype=np.float32)).resize((few, size), box)
-    return np.asarray(up) @ np.asarray(down)
+    eye = Image.fromarray(np.eye(old, dtype=np.float32))
+    return np.asarray(eye.resize((old, new), Image.Resampling.BOX))
+
+
+def _padded(matrix: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(matrix, [(0, size - n) for n in matrix.shape])
 
 
 def elastic(table: np.ndarray, size: int) -> Change:

@@ -88,8 +88,9 @@ def default() -> ml_collections.ConfigDict:
     c.data.source = "digits"
     c.data.data_dir = ""  # folder of TFDS or of the hub's cache; empty: the default of the library
     c.data.prepare = False  # tfds and hf: download and prepare a missing data set
-    # Columns of tfds, csv and hf with the image, the label and the mask; a csv file has paths of
-    # images. Two image columns, "left,right", are the pairs that task.name="similarity" compares.
+    # Columns of tfds, csv and hf with the image, the label and the mask. A csv file has paths of
+    # images, and no masks. Two image columns, "left,right", are the pairs that
+    # task.name="similarity" compares.
     c.data.image_column = "image"
     c.data.label_column = "label"
     c.data.mask_column = "mask"

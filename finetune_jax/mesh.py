@@ -26,7 +26,13 @@ def use_cpu_devices(count: int) -> None:
     """
     # JAX declares its options at run time, so their types are unknown.
     if count and jax.config.jax_num_cpu_devices != count:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", count)
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:
+            raise UserError(
+                f"mesh.cpu_devices: JAX already runs with {jax.device_count()} devices in this "
+                f"process; start another process for {count}"
+            ) from None
         let_cpu_devices_wait()
 
 

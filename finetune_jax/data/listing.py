@@ -208,6 +208,11 @@ def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str
         for name, target in zip(pair, (key, f"{key}2"), strict=False):
             default = key if len(pair) == 1 else ""
             column = pick(name, default, names, f"{key}_column", where)
+            if column in found:
+                raise UserError(
+                    f"data.{key}_column: {where}: the column {column!r} is the {found[column]!r} "
+                    f"of an example, and cannot be its {target!r} too"
+                )
             if column:
                 found[column] = target
     return found

@@ -167,6 +167,11 @@ def _targets(
     """`renamed`, with "" for each of ``data.label_columns``; an error says what may be wrong."""
     try:
         targets = renamed(options, columns, where)
+        if "mask" in targets.values() and options.mask_column != Options.mask_column:
+            raise UserError(
+                f"data.mask_column: {where}: masks are read from tfds and hf, not from a csv file"
+            )
+        targets = {column: key for column, key in targets.items() if key != "mask"}
         if not options.label_columns:
             return targets
         targets = {column: key for column, key in targets.items() if key != "label"}

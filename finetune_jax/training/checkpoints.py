@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from finetune_jax.errors import UserError
+from finetune_jax.memory import return_freed_memory
 from finetune_jax.schemes import Plan, difference
 from finetune_jax.training.checkpoint_folder import set_damaged_aside
 from finetune_jax.training.checkpoint_integrity import (
@@ -136,6 +137,7 @@ class Checkpoints:
             ),
             metrics=metrics,
         )
+        return_freed_memory()
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
         """Returns the `meta` that `save` was given at a step, the latest step by default.

@@ -6,10 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from finetune_jax.progress import say
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.cost import flops, phase_figures
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.teacher import with_teacher
+from finetune_jax.unused_keys import unused_keys
 
 _COSTS = ("flops", "temp", "argument", "optimizer", "checkpoint")
 """Beginnings of the names of figures that full fine-tuning is compared by."""
@@ -29,6 +31,8 @@ def plan_figures(config: ConfigDict) -> tuple[dict[str, Any], Setup]:
       UserError: see `open_setup`.
     """
     setup = with_teacher(open_setup(config))
+    for line in unused_keys(setup):
+        say(line)
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"

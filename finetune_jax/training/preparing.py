@@ -33,6 +33,7 @@ from finetune_jax.training.optimizer import warmup_steps
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
 from finetune_jax.training.teacher import with_teacher
+from finetune_jax.unused_keys import unused_keys
 
 _REESTIMATE_BATCHES = 16
 _MOST_TARGETS_READ = 1000
@@ -132,6 +133,7 @@ def prepare_run(
 
 def _remarks(setup: Setup, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[str]:
     """What a run does in another way than its config may seem to say."""
+    yield from unused_keys(setup)
     train = setup.config.train
     for number, (phase, start, steps) in enumerate(zip(setup.phases, starts, lengths, strict=True)):
         warmup = max(warmup_steps(setup.config.optimizer, phase, start).values())

@@ -215,3 +215,12 @@ def test_real_tables_have_their_published_sizes(files, options, sizes, classes):
     else:
         assert 0 <= example["label"] <= 5
         assert example["text"] and example["text2"]
+
+
+def test_a_column_has_one_use_and_masks_are_no_texts(tmp_path):
+    (tmp_path / "t.csv").write_text("image,label,mask\na.png,x,b.png\n")
+    for key, column in (("mask_column", "image"), ("label_column", "image")):
+        with pytest.raises(UserError, match=f"data.{key}: .* 'image' is the 'image' of an example"):
+            open_source(f"csv:{tmp_path}/t.csv", Options(**{key: column}))
+    with pytest.raises(UserError, match="data.mask_column: .* not from a csv file"):
+        open_source(f"csv:{tmp_path}/t.csv", Options(mask_column="label", label_column=""))

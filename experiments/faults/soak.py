@@ -1,9 +1,9 @@
 """An hour of small training in one process: memory, threads and open files must not grow.
 
-  python -m experiments.faults.soak [--minutes=60] [--steps=200] [--write]
+  python -m experiments.faults.soak [--minutes=60] [--save_every=10] [--steps=200] [--write]
 
-One run trains for the whole time, with a checkpoint at every other step and an evaluation at every
-fourth, with TensorBoard and probes. With ``--steps``, runs of so many steps and of different
+One run trains for the whole time, with a checkpoint at every tenth step and an evaluation at every
+twentieth, with TensorBoard and probes. With ``--steps``, runs of so many steps and of different
 schemes are trained one after another instead, each into a fresh folder and with its artifact. Every
 minute one line has the memory, the threads and the open files. ``rss_mib`` is the resident memory;
 ``own_mib`` is the memory that the process allocated, swapped pages included, and leaves out pages
@@ -45,8 +45,8 @@ _ONE = 2  # number of the run that trains for the whole time: ``full``
 _SCHEMES = ("linear_probe", "last_k(1)", "full", "lora(rank=2) + head", "lp_ft")
 
 
-def config_of(number: int, steps: int) -> ml_collections.ConfigDict:
-    """The config of a run of some steps; the schemes take turns."""
+def config_of(number: int, steps: int, save_every: int) -> ml_collections.ConfigDict:
+    """The config of a run of some steps, with 4 steps per epoch; the schemes take turns."""
     config = default()
     config.seed = number
     config.scheme = _SCHEMES[number % len(_SCHEMES)]
@@ -55,10 +55,10 @@ def config_of(number: int, steps: int) -> ml_collections.ConfigDict:
     config.data.train, config.data.validation = "train[:64]", "validation[:32]"
     config.data.test = "test[:32]"
     config.train.batch_size = config.eval.batch_size = 16
-    config.train.steps, config.eval.every_epochs = steps, 1.0
+    config.train.steps, config.eval.every_epochs = steps, save_every / 2
     config.eval.probes = "knn(3)"
     config.optimizer.ema_decay = 0.9
-    config.checkpoint.every_steps, config.log.every_steps = 2, 2
+    config.checkpoint.every_steps, config.log.every_steps = save_every, 2
     return config
 
 
@@ -79,7 +79,9 @@ class _TimeIsOver(Exception):
     """Ends the one long run."""
 
 
-def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, Any]:
+def soak(
+    minutes: float, warm_up: float, every: float, steps: int, save_every: int
+) -> dict[str, Any]:
     """Trains for some minutes; returns the lines and what `verdict` finds in them.
 
     Args:
@@ -87,6 +89,7 @@ def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, 
       warm_up: share of the time that is not fitted, in [0, 1).
       every: seconds between two lines.
       steps: steps of each run; 0 for one run that trains for the whole time.
+      save_every: steps between two checkpoints; an evaluation comes after twice as many.
     """
     runs = 0
     rows: list[dict[str, Any]] = []
@@ -106,14 +109,14 @@ def soak(minutes: float, warm_up: float, every: float, steps: int) -> dict[str, 
 
     try:
         while time.monotonic() - began < 60 * minutes:
-            config = config_of(runs, steps) if steps else config_of(_ONE, _NO_END)
+            config = config_of(runs if steps else _ONE, steps or _NO_END, save_every)
             with muted(), contextlib.suppress(_TimeIsOver):
                 train(open_setup(config), folder / str(runs), sample)
             shutil.rmtree(folder / str(runs))
             runs += 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report = {"minutes": minutes, "runs": runs, "steps": rows[-1]["step"]}
+    report = {"minutes": minutes, "runs": runs, "steps": rows[-1]["step"], "save_every": save_every}
     return {**report, **verdict(rows, warm_up * minutes), "rows": rows}
 
 
@@ -147,12 +150,13 @@ def main() -> None:
     warm_up = flags.DEFINE_float("warm_up", 0.25, "Share of the time that is not fitted.")
     every = flags.DEFINE_float("every", 60.0, "Seconds between two lines.", lower_bound=1.0)
     steps = flags.DEFINE_integer("steps", 0, "Steps of each run; 0: one run.", lower_bound=0)
+    save = flags.DEFINE_integer("save_every", 10, "Steps between checkpoints.", lower_bound=2)
     write = flags.DEFINE_bool("write", False, "Writes to experiments/results/faults/.")
 
     def command(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-        report = soak(minutes.value, warm_up.value, every.value, steps.value)
+        report = soak(minutes.value, warm_up.value, every.value, steps.value, save.value)
         print({name: value for name, value in report.items() if name != "rows"})
         if write.value:
             _RESULTS.mkdir(parents=True, exist_ok=True)

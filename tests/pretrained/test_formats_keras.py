@@ -318,3 +318,23 @@ def test_what_a_damaged_archive_calls_a_member_is_not_repeated_at_length(tmp_pat
     with pytest.raises(UserError, match=r"model.keras") as error:
         open_weights(path)
     assert len(str(error.value)) < 1_000
+
+
+def test_the_names_of_a_base_inside_a_transfer_model(tmp_path):
+    values = np.arange(4, dtype=np.float32)
+    with h5py.File(tmp_path / "transfer.h5", "w") as file:
+        top = file.create_group("model_weights")
+        top.attrs["layer_names"] = [b"rescaling", b"mobilenetv2_1.00_160", b"dense"]
+        for place in (
+            "mobilenetv2_1.00_160/Conv1/kernel:0",
+            "mobilenetv2_1.00_160/bn_Conv1/gamma:0",
+            "dense/dense/kernel:0",
+        ):
+            top[place] = values
+        file["optimizer_weights/Adam/m/dense/kernel:0"] = values
+    with open_weights(tmp_path / "transfer.h5") as weights:
+        assert set(weights.names()) == {
+            "mobilenetv2_1.00_160/Conv1/kernel", "mobilenetv2_1.00_160/bn_Conv1/gamma",
+            "dense/kernel",
+        }  # fmt: skip
+        np.testing.assert_array_equal(weights.read("mobilenetv2_1.00_160/Conv1/kernel"), values)

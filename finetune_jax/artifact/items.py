@@ -84,7 +84,7 @@ class _Reader:
                 raise UserError(f"{argument}: no such table; put a text of this kind into a table")
             for path in paths:
                 yield from self._table(path)
-        elif os.path.exists(argument):
+        elif os.path.lexists(argument):
             raise UserError(
                 f"{argument}: this is a file or a folder, and the model reads texts; expected a "
                 f"text, or a table ({', '.join(TABLES)}) with the columns {', '.join(columns)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,7 +136,7 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
         file, size, name = io.BytesIO(source), len(source), name or "image"
     else:
         path, name = Path(source), str(source)
-        if "\0" in name or not path.is_file():
+        if not os.path.isfile(name):  # false, too, for a name that no file can have
             raise BadImage(f"{name}: no such image file")
         file, size = path, path.stat().st_size
     if not size:

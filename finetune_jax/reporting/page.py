@@ -89,6 +89,8 @@ def _header(
         f"{config.model.name} under the scheme {result['scheme']}; {evaluator.task.name} on "
         f"{about['source']}, {about['split_text']!r}; seed {config.seed}"
     )
+    for change in result.get("accepted", []):
+        lead += f"; at step {change['step']}: {', '.join(change['changes'])}"
     return f'<p class="lead">{html.text(lead)}</p><div class="cards">{"".join(boxes)}</div>'
 
 

@@ -168,7 +168,8 @@ def test_texts_are_arguments_or_rows_of_tables(tmp_path, monkeypatch):
         Path("other.csv").write_text("body\nx\n")
         given(["other.csv"], one)
     Path("notes.txt").write_text("x")
-    for name in ("notes.txt", "."):
+    Path("dead").symlink_to("nowhere")
+    for name in ("notes.txt", ".", "dead"):
         with pytest.raises(UserError, match="a file or a folder, and the model reads texts"):
             given([name], one)
 

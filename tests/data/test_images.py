@@ -169,6 +169,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
         (empty, "empty.png: the file is empty"),
         (tmp_path / "none.png", "none.png: no such image file"),
         (tmp_path, "no such image file"),
+        ("a text of many words, " * 300, "no such image file"),  # no file has such a name
     ):
         with pytest.raises(BadImage, match=message):
             decode(path)

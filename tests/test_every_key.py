@@ -49,6 +49,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.remat": (True, {}),
     "model.dropout": (0.5, {"model.name": "vit_tiny_patch16_224"}),
     "model.head": ("gap_linear", {"model.name": "vgg11_bn"}),
+    "model.pooling": ("gap", {"model.name": "vit(width=24, depth=1, heads=3, patch=4)"}),
     "pretrained.path": ("{weights}", {"pretrained.new_head": True}),
     "pretrained.name_map": ("timm", WEIGHTS),
     "pretrained.new_head": (True, {"pretrained.path": "{weights}"}),

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune_jax import schema
 from finetune_jax.data.tokenizer_file import (
+    LARGEST_FILE,
     LONGEST_TEXT,
     open_tokenizer,
     read_tokenizer,
@@ -267,7 +268,10 @@ class TextPreprocess:
             options["tokenizer"] = read_tokenizer(path)
             if wanted is not None and wanted != _sha256(options["tokenizer"]):
                 raise UserError(f"{path}: not the tokenizer of the artifact; it was changed")
-        preprocess = cls(**schema.options_of(cls, options, "preprocess"))
+        # The content of a file of several megabytes; its limit is not that of other texts.
+        content = schema.text(LARGEST_FILE)(options.pop("tokenizer"), "preprocess.tokenizer")
+        checked = schema.options_of(cls, {**options, "tokenizer": ""}, "preprocess")
+        preprocess = cls(**{**checked, "tokenizer": content})
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
         return preprocess
 

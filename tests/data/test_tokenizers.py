@@ -157,6 +157,17 @@ def test_the_tokenizer_of_an_artifact_belongs_to_it(tmp_path):
         TextPreprocess.from_json({k: v for k, v in values.items() if k != "kind"}, tmp_path)
 
 
+def test_a_tokenizer_as_long_as_those_of_real_models_is_read_from_an_artifact(tmp_path):
+    content = made() + " " * 500_000
+    preprocess = TextPreprocess(content, 4, ("text",))
+    values = {k: v for k, v in preprocess.to_json(tmp_path).items() if k != "kind"}
+    assert TextPreprocess.from_json(values, tmp_path) == preprocess
+    with pytest.raises(UserError, match=r"preprocess\.tokenizer: expected a text"):
+        TextPreprocess.from_json(
+            {**{k: v for k, v in values.items() if k != "sha256"}, "tokenizer": 3}
+        )
+
+
 BERT = {
     "type": "TemplateProcessing",
     "single": [

@@ -144,10 +144,12 @@ def test_every_setting_of_a_text_encoder_is_honoured(tmp_path):
     assert entry_of(settled.model.name).inputs.size == 12 - 3
 
 
-def test_options_in_the_name_go_before_those_of_the_file(tmp_path):
+def test_options_in_the_name_go_before_those_of_the_file(tmp_path, capsys):
     folder = write(tmp_path, BERT)
     found = model_of("bert(pooling='cls', activation='relu')", folder)
     assert found == SMALL.clone(pooling="cls", activation="relu")
+    said = capsys.readouterr().err
+    assert f"activation='relu' as asked, although {folder}/config.json says activation='ge" in said
 
 
 def test_a_settled_name_needs_no_file_and_settles_to_itself(tmp_path):

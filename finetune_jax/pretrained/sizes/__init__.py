@@ -138,6 +138,7 @@ def _sized(
             )
         options = {**_defaults(entry), **found.options, **given}
         _say_once(f"sizes of the model: from {file}")
+        _say_overridden(given, found.options, file)
         data = _text_data(folder, options) if entry.tokens else _image_data(folder, found)
     elif settings.path and any(option not in given for option in entry.required):
         options, data = _from_shapes(base, entry, given, settings, values)
@@ -153,6 +154,15 @@ def _sized(
     if entry.tokens and "pooling" not in given:
         options.pop("pooling", None)
     return options, data
+
+
+def _say_overridden(given: dict[str, Any], theirs: dict[str, Any], file: Path) -> None:
+    """Says which options of the user contradict a file; the pooling is said elsewhere."""
+    differs = [o for o in given if o in theirs and given[o] != theirs[o]]
+    if differs:
+        ours = ", ".join(f"{option}={given[option]!r}" for option in differs)
+        others = ", ".join(f"{option}={theirs[option]!r}" for option in differs)
+        _say_once(f"warning: {ours} as asked, although {file} says {others}")
 
 
 def _description(base: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:

@@ -73,6 +73,7 @@ def test_what_all_names_begin_with_is_taken_off_and_said(tmp_path, trained, caps
         ("model.tar", lambda t: {"net": t, "acc": 91.7, "epoch": 200}),
         ("ds.pt", lambda t: {"module": t, "ds_version": "0.14"}),
         ("strange.pt", lambda t: {"my_cnn": t, "optimizer": {"state": {0: {"exp_avg": t}}}}),
+        ("pair.pt", lambda t: (t, {"epoch": 3})),
         ("deep.pt", lambda t: {"checkpoint": {"model": {"state_dict": t}}}),
     ],
 )  # fmt: skip

@@ -52,6 +52,8 @@ def choose_state_dict(content: Any, role: str = "") -> StateDict:
     Raises:
       UserError: the file has no state dict, or several of the same role.
     """
+    if isinstance(content, list | tuple) and any(isinstance(v, Mapping) for v in content):
+        content = {str(i): value for i, value in enumerate(content)}  # (state dict, epoch)
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
     places = _places(content)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.data.examples import Examples
+from finetune_jax.data.images import SUFFIXES
 from finetune_jax.data.label_columns import encode_columns, find_columns, unknown_of
 from finetune_jax.data.label_columns import strata as label_strata
 from finetune_jax.data.labels import Place, encode_labels, present
@@ -86,6 +87,11 @@ def open_(name: str, rest: str, options: Options) -> Source:
     for column, key in targets.items():
         if key.startswith("image"):
             written = [_image_name(f, v) for f, v in zip(folders, values.pop(column), strict=True)]
+            if "" in written and options.on_bad_image == "error":
+                raise UserError(
+                    f"{place(written.index(''))}: the path of the image in the column {column!r} "
+                    f"is empty; data.on_bad_image='skip' leaves such rows out"
+                )
             images[key] = [str(f / v) for f, v in zip(folders, written, strict=True)]
             for folder, value in zip(folders, written, strict=True):
                 here = folder == folders[0]
@@ -108,7 +114,10 @@ def open_(name: str, rest: str, options: Options) -> Source:
     paths = [path for _, path in files]
     named = {f"{split}={path.name}".removeprefix("="): path for split, path in files}
 
-    pictures = FileList.of(paths[0].parent, image_files, options.on_bad_image)
+    try:
+        pictures = FileList.of(paths[0].parent, image_files, options.on_bad_image)
+    except UserError as error:
+        raise _with_place(error, images, place) from None
 
     def contents() -> dict[str, Any]:
         return {
@@ -179,6 +188,27 @@ def _targets(
     except UserError as error:
         found = re.search("has no column '(.*?)'", str(error))
         raise UserError(f"{error}{table.cure(found[1]) if found else ''}") from None
+
+
+def _with_place(error: UserError, images: Mapping[str, list[str]], place: Place) -> UserError:
+    """The error about a file, with the row that names it and what may be wrong with its path."""
+    for files in images.values():
+        for row, file in enumerate(files):
+            if not os.path.lexists(file):
+                return UserError(f"{place(row)}: {error}{_path_hint(file)}")
+    return error
+
+
+def _path_hint(file: str) -> str:
+    if "\\" in file:
+        return "; its path has backslashes: write / between folders"
+    if re.search(r"\bhttps?:/", file):
+        return "; images are read from files, not from addresses: download them first"
+    for suffix in sorted(SUFFIXES):
+        for found in (file + suffix, file + suffix.upper()):
+            if os.path.exists(found):
+                return f"; there is {found}: write names with their suffix"
+    return "; paths are relative to the folder of the table"
 
 
 def _image_name(folder: Path, written: str) -> str:

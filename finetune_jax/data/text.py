@@ -147,14 +147,14 @@ class TextPreprocess:
         """
         if arrays is not None and not arrays["attention_mask"].all(-1).any():
             return False
-        texts = [_decoded(example[column]) for column in self.columns]
+        texts = [_decoded(example[column], column) for column in self.columns]
         if any(len(text) > LONGEST_TEXT for text in texts):
             return True
         return any(encoding.overflowing for encoding in self._encode(texts))
 
     def _text(self, value: Any, column: str) -> str:
         """A text of an example, without characters beyond `LONGEST_TEXT` that are cut anyway."""
-        text = _decoded(value)
+        text = _decoded(value, column)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -276,8 +276,18 @@ class TextPreprocess:
         return preprocess
 
 
-def _decoded(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _decoded(value: Any, column: str) -> str:
+    """A text, or a number as a text; UserError for a missing value, a list or an object."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not np.isscalar(value) or value != value:
+        raise UserError(
+            f"{column}: expected a text, found {str(value)!r:.60} ({type(value).__name__}); fill "
+            f"in the text or remove the example"
+        )
+    return str(value)
 
 
 def _sha256(text: str) -> str:

@@ -175,3 +175,22 @@ def test_names_of_images_may_have_spaces_around_them(tmp_path):
     examples = source.read("train")
     found = {examples[i]["label"]: examples[i]["image"][0, 0].tolist() for i in range(2)}
     assert found == {0: [255, 0, 0], 1: [0, 0, 255]}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("", "line 3: the path of the image in the column 'image' is empty"),
+        ("gone.png", "line 3: .*gone.png: cannot be read: .*relative to the folder of the table"),
+        ("pictures\\a.png", "line 3: .*write / between folders"),
+        ("https://x.org/a.png", "line 3: .*download them first"),
+        ("a", "line 3: .*there is .*a.png: write names with their suffix"),
+    ],
+)
+def test_an_image_that_is_not_there_is_named_with_its_line(tmp_path, written, message):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(f"label,image\nx,a.png\ny,{written}\n")
+    with pytest.raises(UserError, match=f"t.csv, {message}"):
+        open_source(f"csv:train={tmp_path}/t.csv")
+    source = open_source(f"csv:train={tmp_path}/t.csv", Options(on_bad_image="skip"))
+    assert len(source.read("train")) == 1

@@ -274,3 +274,12 @@ def test_a_single_text_may_have_tabs_in_it():
     assert pair.read("a\tb") == {"x": "a", "y": "b"}
     with pytest.raises(UserError, match="expected 2 texts separated by tabs, found 3"):
         pair.read("a\tb\tc")
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("value", [None, float("nan"), ["a"], {"role": "user"}, np.array(["a"])])
+def test_what_is_no_text_is_not_tokenized(value):
+    with pytest.raises(UserError, match="text: expected a text, found .*; fill in the text"):
+        cutting().host({"text": value})
+    assert words(cutting(), text=b"a b") == words(cutting(), text=np.str_("a b")) == "ab"
+    assert words(cutting(), text=7) == ""

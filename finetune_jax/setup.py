@@ -33,6 +33,7 @@ from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
+from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from finetune_jax.pretrained import Selection, load
 from finetune_jax.pretrained.class_names import (
     artifact_class_names,
@@ -42,6 +43,7 @@ from finetune_jax.pretrained.class_names import (
 )
 from finetune_jax.pretrained.sizes import settle_model
 from finetune_jax.pretrained.sources import resolve
+from finetune_jax.progress import say
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task, require_classification
@@ -347,6 +349,7 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         place=_placer(setup.mesh),
         selection=Selection(settings.weights, settings.prefix, settings.ignore),
     )
+    _check_colours(manifest.origin, setup.preprocess)
     fresh = [
         row.leaf.removeprefix("params/")
         for row in manifest.rows
@@ -365,6 +368,18 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{', '.join(stuck)}; add ' + {term}' to train these leaves"
         )
     return variables, manifest.to_json()
+
+
+def _check_colours(origin: str, preprocess: Preprocess) -> None:
+    """Says that torchvision's weights do not see the colours that they were trained on."""
+    mean = getattr(preprocess, "mean", IMAGENET_MEAN)
+    if origin == "torchvision" and any(
+        abs(a - b) > 1e-3 for a, b in zip(mean, IMAGENET_MEAN, strict=True)
+    ):
+        say(
+            f"warning: the names of the weights are torchvision's, whose models read images of the "
+            f"mean {IMAGENET_MEAN} and the std {IMAGENET_STD}; data.mean is {tuple(mean)}"
+        )
 
 
 def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:

@@ -22,7 +22,7 @@ from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import load, open_weights, save_as
 from finetune_jax.pretrained.inspection import report
 from finetune_jax.pretrained.sizes import settle_model
-from finetune_jax.setup import _tokenizer_beside, open_setup
+from finetune_jax.setup import _tokenizer_beside, load_variables, open_setup
 from finetune_jax.training.loop import train
 
 BERT = {
@@ -476,3 +476,22 @@ def test_the_tokenizer_lies_in_the_folder_of_the_weights(tmp_path):
     assert _tokenizer_beside(folder) == tmp_path / "tokenizer.json"
     (folder / "tokenizer.json").write_text("{}")
     assert _tokenizer_beside(folder) == folder / "tokenizer.json"
+
+
+def test_colours_other_than_those_of_the_weights_are_said(tmp_path, capsys):
+    folder = write(tmp_path, PREPROCESSING, "preprocessor_config.json")
+    settle("vit_b16", folder)
+    said = capsys.readouterr().err
+    assert "images get mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5), and" in said
+    assert "--config.data.mean='(0.1, 0.2, 0.3)' --config.data.std=" in said
+    settle("vit_b16", folder, **{"data.mean": (0.1, 0.2, 0.3), "data.std": (0.4, 0.5, 0.6)})
+    assert capsys.readouterr().err == ""
+
+
+def test_colours_of_torchvision_are_said(tmp_path, capsys):
+    path, _ = save(tmp_path, ViT(24, 1, 3, 4, 1), "vit", "torchvision", 8)
+    config = default()
+    config.model.name, config.pretrained.path = "vit(heads=3)", str(path)
+    setup = open_setup(config)
+    load_variables(setup)
+    assert "the names of the weights are torchvision's, whose mod" in capsys.readouterr().err

@@ -64,6 +64,8 @@ def settle_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
         options, data = _sized(base, entry, given, config.pretrained, folder)
     elif folder is not None:
         _compare(base, given, folder)
+        if not entry.tokens:
+            _compare_preprocessing(entry, config.data, folder)
     if entry.tokens and folder is not None:
         options |= _pooling(base, options, given, config.pretrained, folder)
     name = joined(base, options)
@@ -107,7 +109,7 @@ def _folder(source: str, generic: bool, tokens: bool) -> Path | None:
     """The folder with the files beside the weights; None if the source has no such folder."""
     if not source:
         return None
-    names = [_CONFIG, *(_POOLING_FILES if tokens else [_PREPROCESSING] if generic else [])]
+    names = [_CONFIG, *(_POOLING_FILES if tokens else [_PREPROCESSING])]
     if tokens:
         names += ["tokenizer.json", *([_LENGTH] if generic else [])]
     return companion_folder(source, names, fetch=generic or tokens)
@@ -288,6 +290,29 @@ def _compare(base: str, given: dict[str, Any], folder: Path) -> None:
         _say_once(
             f"warning: {base} has {ours}, and {where} says {others}; model.name={found.model} "
             f"takes the settings of the file"
+        )
+
+
+def _compare_preprocessing(entry: Entry, data: ml_collections.ConfigDict, folder: Path) -> None:
+    """Says where the colours of an entry are not those of ``preprocessor_config.json``."""
+    path = folder / _PREPROCESSING
+    try:
+        values = _read(folder, _PREPROCESSING)
+        theirs = preprocessing.from_transformers(values, path) if values else {}
+    except UserError as error:
+        _say_once(f"warning: not compared with the model: {error}")
+        return
+    ours = {
+        "mean": tuple(data.mean) or entry.inputs.mean,
+        "std": tuple(data.std) or entry.inputs.std,
+    }
+    pairs = {key: zip(ours[key], theirs.get(key, ours[key]), strict=True) for key in ours}
+    differs = [key for key in ours if any(abs(a - b) > 1e-3 for a, b in pairs[key])]
+    if differs and entry.inputs.channels == "rgb":
+        sets = " ".join(f"--config.data.{key}='{theirs[key]}'" for key in differs)
+        _say_once(
+            f"warning: images get {', '.join(f'{key} {ours[key]}' for key in differs)}, and {path} "
+            f"says otherwise: {sets}"
         )
 
 

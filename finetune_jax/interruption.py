@@ -49,6 +49,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.number = 0
+        self.first: tuple[int, float] | None = None  # number and time that `watch` has seen
         self.holds = 0
         self.watched: set[int] = set()
         self.cleanups: dict[int, Callable[[], None]] = {}
@@ -66,15 +67,14 @@ class _Signals:
 
         Python calls a handler only when the main thread is back in Python.
         """
-        first, seen = 0, 0.0
         while data := wakeup.recv(1):
             number = data[0]
             if number not in self.watched:
                 continue
             now = time.monotonic()
-            if not first:
-                first, seen = number, now
-            elif number != first or now - seen > _SAME_SIGNAL_SECONDS:
+            if self.first is None:
+                self.first = number, now
+            elif number != self.first[0] or now - self.first[1] > _SAME_SIGNAL_SECONDS:
                 leave(128 + number)
 
 
@@ -112,7 +112,7 @@ def _uninstall() -> None:
 
 def forget() -> None:
     """Forgets the signal, in a process that goes on after `Interrupted`."""
-    _SIGNALS.number = 0
+    _SIGNALS.number, _SIGNALS.first = 0, None
 
 
 def note(number: int) -> None:

@@ -175,3 +175,15 @@ def test_an_ignored_signal_stays_ignored_and_a_child_ends_with_its_parent():
     process.kill()
     assert process.stdout.read() == b""  # the child, which has the pipe too, has ended
     process.wait()
+
+
+def test_a_process_that_goes_on_may_be_interrupted_again(handlers, monkeypatch):
+    left = []
+    monkeypatch.setattr(interruption, "leave", left.append)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        time.sleep(0.6)
+        interruption.forget()
+    assert left == []

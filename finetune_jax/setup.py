@@ -129,11 +129,11 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     """
     config_lib.validate(config)
     use_cpu_devices(config.mesh.cpu_devices)
-    config = primary_first(lambda: settle_model(config))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batch_sizes(config)
     labels = tasks.kind_of(config.task.name).labels
     source = primary_first(lambda: open_configured(config.data, labels))
+    config = primary_first(lambda: settle_model(config))  # may need a download
     preprocess = _preprocess(config, source)
     _check_columns(source, preprocess)
     _check_order(config, source)

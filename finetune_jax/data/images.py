@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune_jax.errors import UserError
+from finetune_jax.progress import say
+from finetune_jax.tables import shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +53,9 @@ MAX_PIXELS = 64_000_000
 
 _LARGEST_RESIZED = 16
 """An image that is resized to more than 16 times the pixels of its crop is cropped before."""
+
+
+_DARK = 4095  # largest value of 12 bits
 
 
 class BadImage(UserError):
@@ -185,7 +190,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise BadImage("floating-point pixels, whose range is unknown; expected 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _sixteen_bits(np.asarray(image), image.info.get("transparency"))
+        where = str(getattr(image, "filename", "")) or "an image"
+        return _sixteen_bits(np.asarray(image), image.info.get("transparency"), where)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -193,17 +199,34 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _sixteen_bits(gray: np.ndarray, transparent: int | None) -> np.ndarray:
+def _sixteen_bits(gray: np.ndarray, transparent: int | None, where: str) -> np.ndarray:
     """Grayscale of 16 bits, scaled to uint8[height, width, 3]; Pillow would clip it at 255."""
     if gray.size and not 0 <= gray.min() <= gray.max() <= 65535:
         raise BadImage(
             f"integer pixels of {gray.min()} to {gray.max()}, whose range is unknown; expected "
             f"0 to 65535"
         )
+    if gray.size and gray.max() <= _DARK:
+        _say_dark(int(gray.max()), where)
     scaled = _eight_bits()[gray]
     if transparent is not None:
         scaled[gray == transparent] = 255
     return np.repeat(scaled[..., None], 3, axis=-1)
+
+
+_said_dark: list[str] = []
+
+
+def _say_dark(largest: int, where: str) -> None:
+    """Says once in a process that an image is almost black; cameras store 12 bits in 16."""
+    if not _said_dark:
+        _said_dark.append(where)
+        say(
+            shown(
+                f"{where}: pixels of 16 bits have values up to {largest} only, so the image is "
+                f"read as almost black (65535 is white); other images may be so too"
+            )
+        )
 
 
 @functools.cache

@@ -95,14 +95,14 @@ def encode_labels(
                 raise UserError(f"{at(row)}: {not_a_number(texts[row])}")
         return (), numbers
     names = sorted_names(set(texts))
-    _say_alike(names, where)
+    say_alike(names, where)
     if options.task_labels == "classes" and not options.label_kind:
         _require_single(texts, names, options, at)
     index = {name: i for i, name in enumerate(names)}
     return names, [index[t] for t in texts]
 
 
-def _say_alike(names: Sequence[str], where: str) -> None:
+def say_alike(names: Sequence[str], where: str) -> None:
     """Says which names of classes may be one class that is written in several ways."""
     alike: dict[Any, list[str]] = {}
     for name in names:

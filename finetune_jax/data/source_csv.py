@@ -34,20 +34,9 @@ from finetune_jax.data.listing import (
     renamed,
 )
 from finetune_jax.data.sources import Options, Source
-from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.data.splits import SPLIT_NAMES, hold_out, resolve_split, shuffled
 from finetune_jax.data.table_file import Table, read_table
 from finetune_jax.errors import UserError, nearest
-
-# Names of splits in files, and the split that each name stands for.
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
@@ -228,13 +217,13 @@ def _files(text: str) -> list[tuple[str, Path]]:
         path = Path(file).expanduser()
         if not path.is_file():
             raise UserError(f"data.source: {path}: no such file")
-        if equals and split not in _SPLITS.values():
+        if equals and split not in SPLIT_NAMES.values():
             raise UserError(
-                f"data.source: unknown split {split!r}.{nearest(split, set(_SPLITS.values()))}"
+                f"data.source: unknown split {split!r}.{nearest(split, set(SPLIT_NAMES.values()))}"
             )
         if not split and len(parts) > 1:
             words = re.findall(r"[a-z]+", path.stem.lower())
-            named = {_SPLITS[word] for word in words if word in _SPLITS}
+            named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
             if len(named) != 1:
                 raise UserError(
                     f"data.source: the name of {path.name} does not say which split it is; write "
@@ -256,7 +245,8 @@ def _split_column(columns: dict[str, list[str]]) -> str:
     if "split" in columns:
         return "split"
     for name, texts in columns.items():
-        if name.strip().casefold() == "split" and {t.strip().lower() for t in texts} <= {*_SPLITS}:
+        values = {text.strip().lower() for text in texts}
+        if name.strip().casefold() == "split" and values <= SPLIT_NAMES.keys():
             return name
     return ""
 
@@ -272,12 +262,12 @@ def _parts(
     if splits[0] == "" and (column := _split_column(columns)):
         splits = columns[column]
         for row, split in enumerate(splits):
-            if split.strip().lower() not in _SPLITS:
+            if split.strip().lower() not in SPLIT_NAMES:
                 raise UserError(
                     f"{place(row)}: unknown split {split!r} in the column {column!r}."
-                    f"{nearest(split, _SPLITS)}"
+                    f"{nearest(split, SPLIT_NAMES)}"
                 )
-        splits = [_SPLITS[s.strip().lower()] for s in splits]
+        splits = [SPLIT_NAMES[s.strip().lower()] for s in splits]
     if splits[0] == "":
         strata = (
             label_strata(labels) if labels and options.label_kind != "text" else [0] * len(splits)

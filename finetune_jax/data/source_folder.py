@@ -16,23 +16,13 @@ from typing import Any
 from finetune_jax.data.classes import class_name, sorted_names
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.images import SUFFIXES, missing_reader
-from finetune_jax.data.labels import present
+from finetune_jax.data.labels import present, say_alike
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
-from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.data.splits import SPLIT_NAMES, hold_out, resolve_split, shuffled
 from finetune_jax.errors import UserError
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
-
-# Names of folders, and the split that each name stands for.
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
@@ -48,8 +38,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
     ignored: list[str] = []
     files = {split: _by_class(folder, ignored) for split, folder in listed.items()}
     unusable = {
-        split: f"data.source: {listed[split]} holds no images; expected one folder per class with "
-        f"{', '.join(sorted(SUFFIXES))}"
+        split: f"data.source: {listed[split]} holds {_lying_flat(ignored, listed[split])}; "
+        f"expected one folder per class with {', '.join(sorted(SUFFIXES))}"
         for split, classes in files.items()
         if not any(classes.values())
     }
@@ -70,6 +60,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     names = sorted_names(
         label for classes in files.values() for label, paths in classes.items() if paths
     )
+    say_alike(names, name)
     index = {label: i for i, label in enumerate(names)}
     tables = {
         split: [(str(path), index[label]) for label in names for path in classes.get(label, ())]
@@ -120,6 +111,17 @@ def open_(name: str, rest: str, options: Options) -> Source:
     )
 
 
+def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
+    """What a folder holds that has no image in a folder of a class, for a message."""
+    images = [p for p in ignored if Path(p).parent == folder and Path(p).suffix.lower() in SUFFIXES]
+    if not images:
+        return "no images"
+    return (
+        f"{len(images)} images that are in no folder of a class, such as {Path(images[0]).name} "
+        f"(a table with a column of paths and a column of labels reads them: csv:PATH)"
+    )
+
+
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -128,7 +130,7 @@ def _by_split(root: Path) -> dict[str, Path]:
     """Folders by split; an empty dict where the folders in `root` are classes."""
     found: dict[str, Path] = {}
     folders = _folders(root)
-    splits = [f for f in folders if f.name.lower() in _SPLITS]
+    splits = [f for f in folders if f.name.lower() in SPLIT_NAMES]
     # A class may be called "train"; the folder of a class has no folders in it.
     if not splits or not any(_folders(folder) for folder in splits):
         return {}
@@ -136,10 +138,11 @@ def _by_split(root: Path) -> dict[str, Path]:
     if others:
         raise UserError(
             f"data.source: {root} holds splits ({', '.join(f.name for f in splits)}) and other "
-            f"folders: {', '.join(others)}; expected either splits or classes"
+            f"folders: {', '.join(others)}; expected either classes or splits called "
+            f"{', '.join(SPLIT_NAMES)}"
         )
     for folder in splits:
-        split = _SPLITS[folder.name.lower()]
+        split = SPLIT_NAMES[folder.name.lower()]
         if split in found:
             raise UserError(
                 f"data.source: {found[split]} and {folder} are both the split {split!r}"
@@ -181,7 +184,7 @@ def _require_images(
             f"folders: {', '.join(f.name for f in inner[:8])}; did you mean "
             f"folder:{root / next(iter(classes))}?"
         )
-        if any(f.name.lower() in _SPLITS for f in inner):
+        if any(f.name.lower() in SPLIT_NAMES for f in inner):
             raise UserError(remark)
         say(shown(remark))  # images without classes, for pre-training, may be kept like this
 

@@ -10,6 +10,18 @@ import numpy as np
 
 from finetune_jax.errors import UserError, nearest
 
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, files and values, in lower case, and the split that each name stands for."""
+
 _PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 

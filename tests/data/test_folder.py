@@ -143,7 +143,7 @@ def test_a_flat_test_folder_is_said_and_left_out(tmp_path, capsys):
     source = open_source(f"folder:{tmp_path}")
     assert len(source.read("train")) == 4 and "test" not in source.splits
     told = capsys.readouterr().err
-    assert "test holds no images; expected one folder per class" in told
+    assert "test holds 3 images that are in no folder of a class" in told
     assert "this split is left out" in told and "3 files" in told
     with pytest.raises(UserError, match="unknown split 'test'"):
         source.read("test[:50%]")
@@ -235,3 +235,23 @@ def test_a_run_keeps_the_list_of_what_it_left_out(tmp_path, small_config):
     kept = json.loads((tmp_path / "run" / "left_out.json").read_text())
     (line,) = kept["train"]
     assert "text.jpg: not an image in a format that is read here: BMP, GIF, JPEG" in line
+
+
+def test_training_and_testing_are_splits(tmp_path):
+    fill(tmp_path, {"Training/a": 2, "Testing/a": 1})
+    assert open_source(f"folder:{tmp_path}").splits == {"train": 2, "test": 1}
+    fill(tmp_path, {"others/a": 1})
+    with pytest.raises(UserError, match="other folders: others; .* splits called train, training"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_images_without_folders_of_classes_are_named(tmp_path):
+    fill(tmp_path, {".": 3})
+    with pytest.raises(UserError, match="3 images that are in no folder of a class, such as"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_folders_that_differ_in_case_are_said(tmp_path, capsys):
+    fill(tmp_path, {"Cat": 10, "cat": 10})
+    assert open_source(f"folder:{tmp_path}").class_names == ("Cat", "cat")
+    assert "1 classes are written in several ways, such as 'Cat', 'cat'" in capsys.readouterr().err

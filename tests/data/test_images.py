@@ -294,3 +294,13 @@ def test_a_limit_above_pillows_own_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     path = save(Image.new("L", (100, 50)), tmp_path / "large.png")
     assert decode(path, max_pixels=5000).shape == (50, 100, 3)
+
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("finetune_jax.data.images._said_dark", [])
+    for name, largest in (("light", 65535), ("dark", 4080), ("dark_too", 255)):
+        gray = np.linspace(0, largest, 256).astype(np.uint16).reshape(16, 16)
+        Image.fromarray(gray).save(tmp_path / f"{name}.png")
+        assert decode(tmp_path / f"{name}.png").max() == round(largest / 257)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "dark.png: pixels of 16 bits have values up to 4080" in lines[0]

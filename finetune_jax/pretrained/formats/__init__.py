@@ -83,6 +83,8 @@ def _suffix(path: Path) -> str | None:
 
 def _open_file(path: Path, role: str) -> Weights:
     suffix = _suffix(path)
+    if suffix is None and not path.exists():
+        raise UserError(f"{path}: no such file or folder")
     if suffix is None:
         found = detect(path) if path.is_file() else None
         known = ", ".join(_OPENERS)

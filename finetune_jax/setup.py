@@ -37,12 +37,14 @@ from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from finetune_jax.pretrained import Selection, load
 from finetune_jax.pretrained.class_names import (
     artifact_class_names,
+    compare_described,
+    described_class_names,
     read_class_names,
     require_same_classes,
     shared_rows,
 )
 from finetune_jax.pretrained.sizes import settle_model
-from finetune_jax.pretrained.sources import resolve
+from finetune_jax.pretrained.sources import companion_folder, resolve
 from finetune_jax.progress import say
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
@@ -337,6 +339,9 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (settings.new_head or settings.head_init or own_head):
         known = artifact_class_names(resolve(settings.path))
         require_same_classes(settings.path, known, setup.task.class_names)
+        folder = companion_folder(settings.path, ["config.json"], fetch=False)
+        described = () if known else described_class_names(folder)
+        compare_described(settings.path, described, setup.task.class_names)
     variables, manifest = load(
         settings.path,
         entry_of(setup.config.model.name).family,

@@ -21,11 +21,14 @@ from finetune_jax.data.tokenizer_file import (
     open_tokenizer,
     read_tokenizer,
     refused,
+    remarks,
     with_side,
 )
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.progress import say
 
 _FILE = "tokenizer.json"
+_say_once = functools.cache(say)
 PAIRS = ("joined", "apart")
 
 
@@ -70,10 +73,19 @@ class TextPreprocess:
         A ``tokenizer_config.json`` beside the file may say that texts are cut at their start.
         """
         if not path.is_file():
-            raise UserError(f"data.tokenizer: no file {path}; expected the model's {_FILE}")
+            others = [n for n in ("vocab.txt", "vocab.json") if path.with_name(n).is_file()]
+            hint = (
+                f". {others[0]} is beside it: transformers writes {_FILE} from it, by "
+                f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+            raise UserError(
+                f"data.tokenizer: no file {path}; expected the model's {_FILE}{hint * bool(others)}"
+            )
         content = with_side(read_tokenizer(path), path.with_name("tokenizer_config.json"))
         preprocess = cls(content, size, columns, pairs)
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
+        for remark in remarks(content, path.with_name("tokenizer_config.json")):
+            _say_once(f"{path}: {remark}")
         return preprocess
 
     @functools.cached_property

@@ -7,6 +7,7 @@ own, with a limit of time and memory: see `finetune_jax.data.tokenizer_probe`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,27 @@ def with_side(content: str, config: Path) -> str:
     usual = {"max_length": 512, "strategy": "LongestFirst", "stride": 0}
     rules["truncation"] = usual | known | {"direction": side.title()}
     return json.dumps(rules, ensure_ascii=False)
+
+
+def remarks(content: str, config: Path) -> Iterator[str]:
+    """What a tokenizer file does in another way than its model may expect.
+
+    Args:
+      content: content of a ``tokenizer.json`` that `open_tokenizer` has opened.
+      config: the ``tokenizer_config.json`` beside it, which need not exist.
+    """
+    rules = parse_json(content)
+    if not rules.get("post_processor"):
+        yield "adds no special tokens, such as [CLS], around a text: it has no post_processor"
+    with contextlib.suppress(UserError):  # `with_side` says that the file cannot be read
+        lowers = read_json(config).get("do_lower_case") if config.is_file() else None
+        normalizer = json.dumps(rules.get("normalizer"))
+        does = '"lowercase": true' in normalizer or '"type": "Lowercase"' in normalizer
+        if isinstance(lowers, bool) and lowers != does:
+            yield (
+                f"{'keeps capital letters' if lowers else 'makes letters small'}, although "
+                f"{config.name} has do_lower_case={lowers}; this file decides here"
+            )
 
 
 def open_tokenizer(content: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 from finetune_jax.data.classes import listed
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json
+from finetune_jax.progress import say
+from finetune_jax.tables import shown
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
@@ -49,6 +51,49 @@ def artifact_class_names(path: Path) -> tuple[str, ...]:
     return ()
 
 
+def described_class_names(folder: Path | None) -> tuple[str, ...]:
+    """Class names in the ``config.json`` of Hugging Face in a folder.
+
+    Returns:
+      Names by class number; empty where there is no such file, no ``id2label``, or only names that
+      transformers made up (``LABEL_0``).
+    """
+    path = folder / "config.json" if folder else None
+    labels = read_json(path).get("id2label") if path and path.is_file() else None
+    if not isinstance(labels, dict) or {*labels} != {str(i) for i in range(len(labels))}:
+        return ()
+    names = [str(labels[str(i)]) for i in range(len(labels))]
+    made_up = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return () if made_up else tuple(names)
+
+
+def compare_described(source: str, described: Sequence[str], ours: Sequence[str]) -> None:
+    """Compares the classes of the data with those that a file beside a weight file describes.
+
+    Names are compared without case; other names altogether, such as WordNet numbers in place of
+    words, are said, because they may be right.
+
+    Args:
+      source: ``pretrained.path``, for the message.
+      described: result of `described_class_names`.
+      ours: class names of the data; empty for a task without classes.
+
+    Raises:
+      UserError: the names are the same in another order.
+    """
+    one, other = ([_plain(name) for name in names] for names in (described, ours))
+    if not described or not ours or one == other:
+        return
+    if sorted(one) == sorted(other):
+        require_same_classes(source, described, ours)
+    say(
+        shown(
+            f"pretrained.path={source}: config.json describes other classes than the data has; "
+            f"the head is kept, by number\n  data: {listed(ours)}\n  head: {listed(described)}"
+        )
+    )
+
+
 def require_same_classes(source: str, known: Sequence[str], ours: Sequence[str]) -> None:
     """Checks that the head of a weight file answers the classes of the data, in the same order.
 
@@ -86,17 +131,18 @@ def _from_json(path: Path, text: str) -> list[str]:
     return names
 
 
+def _plain(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
 def shared_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
     """``{our class number: their class number}`` of the names in both lists, ignoring case.
 
     Raises UserError if the two lists share no name.
     """
 
-    def plain(name: str) -> str:
-        return name.lower().replace("_", " ")
-
-    numbers = {plain(name): number for number, name in enumerate(theirs)}
-    rows = {i: numbers[plain(name)] for i, name in enumerate(ours) if plain(name) in numbers}
+    numbers = {_plain(name): number for number, name in enumerate(theirs)}
+    rows = {i: numbers[_plain(name)] for i, name in enumerate(ours) if _plain(name) in numbers}
     if not rows:
         raise UserError(
             f"pretrained.head_init: 'copy' needs shared class names; ours are "

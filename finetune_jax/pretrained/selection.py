@@ -90,6 +90,13 @@ class Chosen:
     slots: tuple[str, ...]
 
 
+# LoRA of peft, with and without the base.
+_ADAPTER = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|base_layer)(\.|$)")
+_FLAX_TRANSFORMERS = re.compile(
+    r"(params/)?(bert|roberta|vit|resnet)/(embeddings|embedder|encoder)/"
+)
+
+
 def choose_tensors(
     weights: Weights, name_maps: Sequence[NameMap], belongs: Belongs, selection: Selection
 ) -> Chosen:
@@ -99,6 +106,7 @@ def choose_tensors(
       UserError: also if no name matches ``pretrained.ignore``.
     """
     names, slots = model_names(weights)
+    _refuse_others(weights, names)
     pattern = re.compile(selection.ignore)
 
     def is_ignored(*spellings: str) -> bool:
@@ -116,6 +124,23 @@ def choose_tensors(
     left_out = {name: reason for name in names if (reason := naming.outside(name))}
     left_out |= {name: IGNORED for name in ignored}
     return Chosen(naming, frozenset(ignored), left_out, slots)
+
+
+def _refuse_others(weights: Weights, names: Iterable[str]) -> None:
+    """Raises UserError for tensors that are no weights of a model that is read here."""
+    adapters = [name for name in names if _ADAPTER.search(name)]
+    if adapters:
+        raise UserError(
+            f"{weights.path}: {len(adapters)} tensors are an adapter of peft, such as "
+            f"{adapters[0]!r}; merge the adapter into its base there, with merge_and_unload() and "
+            f"save_pretrained(FOLDER), and load FOLDER"
+        )
+    flax = [name for name in names if _FLAX_TRANSFORMERS.match(name)]
+    if flax:
+        raise UserError(
+            f"{weights.path}: names of transformers' Flax models, such as {flax[0]!r}, are not "
+            f"known here; load model.safetensors or pytorch_model.bin of the same model"
+        )
 
 
 def close_name(name: str, valid: Iterable[str]) -> str:

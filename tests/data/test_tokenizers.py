@@ -283,3 +283,18 @@ def test_what_is_no_text_is_not_tokenized(value):
         cutting().host({"text": value})
     assert words(cutting(), text=b"a b") == words(cutting(), text=np.str_("a b")) == "ab"
     assert words(cutting(), text=7) == ""
+
+
+def test_a_tokenizer_that_does_not_fit_its_config_is_said(tmp_path):
+    from finetune_jax.data.tokenizer_file import remarks
+
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"do_lower_case": true}')
+    plain = {"post_processor": {"type": "x"}, "normalizer": None}
+    lower = {**plain, "normalizer": {"type": "BertNormalizer", "lowercase": True}}
+    (line,) = remarks(json.dumps(plain), config)
+    assert "keeps capital letters, although tokenizer_config.json has do_lower_case=True" in line
+    assert not list(remarks(json.dumps(lower), config))
+    assert not list(remarks(json.dumps(plain), tmp_path / "no.json"))
+    (line,) = remarks(json.dumps({**lower, "post_processor": None}), config)
+    assert "adds no special tokens" in line

@@ -1,5 +1,6 @@
 """A run is scored on data whose class folders were added, removed or renamed."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import open_run
+from finetune_jax.pretrained.class_names import compare_described, described_class_names
 from finetune_jax.setup import load_variables, open_setup
 from finetune_jax.training.loop import train
 
@@ -72,6 +74,42 @@ def test_a_class_that_the_model_does_not_know_is_refused(trained, photos):
         shutil.copytree(split / "zebra", split / "aardvark")
     with pytest.raises(UserError, match="does not know: aardvark, zebra"):
         accuracy(trained)
+
+
+@pytest.mark.parametrize(
+    ("described", "outcome"),
+    [
+        (["ant", "bee", "cat"], ""),
+        (["Ant", "BEE", "cat"], ""),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], ""),
+        (["cat", "bee", "ant"], "refused"),
+        (["n01", "n02", "n03"], "said"),
+    ],
+)
+def test_names_in_the_config_beside_the_weights_are_compared(tmp_path, capsys, described, outcome):
+    labels = {"id2label": {str(i): name for i, name in enumerate(described)}}
+    (tmp_path / "config.json").write_text(json.dumps(labels))
+    names = described_class_names(tmp_path)
+    if outcome == "refused":
+        with pytest.raises(UserError, match="data: ant, bee, cat\n  head: cat, bee, ant"):
+            compare_described("x", names, ("ant", "bee", "cat"))
+        return
+    compare_described("x", names, ("ant", "bee", "cat"))
+    assert ("describes other classes" in capsys.readouterr().err) == (outcome == "said")
+    compare_described("x", names, ())
+
+
+def test_a_kept_head_in_another_order_is_refused(trained, photos, small_config, tmp_path):
+    run, *_ = trained
+    config = load_config(str(small_config))
+    config.data.source = f"folder:{photos}"
+    config.data.train, config.data.validation, config.data.test = "train", "", ""
+    shutil.copy(run / "artifact" / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "cat", "1": "ant", "2": "bee"}}')
+    config.pretrained.path = str(tmp_path / "model.safetensors")
+    config.pretrained.new_head = False
+    with pytest.raises(UserError, match="head: cat, ant, bee"):
+        load_variables(open_setup(config))
 
 
 def test_a_head_that_is_kept_must_answer_the_classes_of_the_data(trained, photos, small_config):

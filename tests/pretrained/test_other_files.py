@@ -1,0 +1,30 @@
+"""Files that are no weights of a model of ours say what they are."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from finetune_jax.errors import UserError
+from finetune_jax.models import build, initial_variables
+from finetune_jax.pretrained import load
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base_model.model.layer1.0.conv1.lora_A.weight", "an adapter of peft.*merge_and_unload"),
+        ("layer1.0.conv1.base_layer.weight", "an adapter of peft"),
+        ("resnet/embedder/embedder/convolution/kernel", "names of transformers' Flax models"),
+    ],
+)
+def test_adapters_and_flax_names_are_named(tmp_path, name, message):
+    save_file({name: np.zeros((2, 2), np.float32)}, tmp_path / "x.safetensors")
+    model = build("resnet8_cifar", 10, image_size=16)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "x.safetensors", "resnet_cifar", initial_variables(model, 16), model)
+
+
+def test_a_path_that_does_not_exist_is_said(tmp_path):
+    model = build("resnet8_cifar", 10, image_size=16)
+    with pytest.raises(UserError, match="no such file or folder"):
+        load(tmp_path / "bert", "resnet_cifar", initial_variables(model, 16), model)

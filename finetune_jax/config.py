@@ -319,6 +319,11 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"data.{key}: expected three numbers, in data.std above 0, found {config.data[key]}"
             )
+    if not all(0 <= x <= 1 for x in (*config.data.mean, *config.data.std)):
+        raise UserError(
+            f"data.mean, data.std: expected values in [0, 1], found {tuple(config.data.mean)} and "
+            f"{tuple(config.data.std)}; divide values for pixels of 0 to 255 by 255"
+        )
     if not (config.data.crop == -1 or 0 <= config.data.crop <= 1):
         raise UserError(f"data.crop: expected a share in [0, 1], or -1, found {config.data.crop}")
 

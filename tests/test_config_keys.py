@@ -56,7 +56,8 @@ def test_a_cut_warm_up_and_small_statistics_are_said():
         )
         setup = open_setup(config)
         lengths = setup.phase_steps(1000)
-        return list(_remarks(setup, [sum(lengths[:i]) for i in range(len(lengths))], lengths))
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        return list(_remarks(setup, starts, lengths, 1000))
 
     assert remarks() == []
     assert remarks(**{"optimizer.warmup_steps": 9}) == []
@@ -78,3 +79,10 @@ def test_a_choice_of_tensors_needs_a_weight_file(key):
         config_lib.validate(config)
     config.pretrained.path = "x.safetensors"
     config_lib.validate(config)
+
+
+def test_means_of_pixels_from_0_to_255_are_refused():
+    config = default()
+    config.data.mean, config.data.std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+    with pytest.raises(UserError, match="expected values in .0, 1.*divide values .* by 255"):
+        config_lib.validate(config)

@@ -24,6 +24,9 @@ from finetune_jax.errors import UserError
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
+# Folders that Synology, macOS, Windows and Linux make beside those of a user.
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
 
 def open_(name: str, rest: str, options: Options) -> Source:
     """Opens a folder: lists the files and reads none.
@@ -123,7 +126,9 @@ def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The folders in a folder, without hidden ones and those that systems make."""
+    found = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in found if p.name not in _OF_SYSTEMS)
 
 
 def _by_split(root: Path) -> dict[str, Path]:
@@ -160,7 +165,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [n for n in folders if not n.startswith(".") and n not in _OF_SYSTEMS]
         yield from (Path(where, file) for file in files if not file.startswith("."))
 
 

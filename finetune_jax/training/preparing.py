@@ -72,7 +72,7 @@ def prepare_run(
     setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
     lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    for line in _remarks(setup, starts, lengths):
+    for line in _remarks(setup, starts, lengths, len(splits["train"])):
         say(line)
 
     # 2. Weights, surgery, manifest.
@@ -131,10 +131,17 @@ def prepare_run(
     return run, meta
 
 
-def _remarks(setup: Setup, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[str]:
+def _remarks(
+    setup: Setup, starts: Sequence[int], lengths: Sequence[int], examples: int
+) -> Iterator[str]:
     """What a run does in another way than its config may seem to say."""
     yield from unused_keys(setup)
     train = setup.config.train
+    if examples < train.batch_size:
+        yield (
+            f"train.batch_size={train.batch_size} is more than the {examples} training examples: "
+            f"a batch has each of them {train.batch_size / examples:.3g} times"
+        )
     for number, (phase, start, steps) in enumerate(zip(setup.phases, starts, lengths, strict=True)):
         warmup = max(warmup_steps(setup.config.optimizer, phase, start).values())
         if warmup >= steps > 0:

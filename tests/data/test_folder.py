@@ -255,3 +255,10 @@ def test_folders_that_differ_in_case_are_said(tmp_path, capsys):
     fill(tmp_path, {"Cat": 10, "cat": 10})
     assert open_source(f"folder:{tmp_path}").class_names == ("Cat", "cat")
     assert "1 classes are written in several ways, such as 'Cat', 'cat'" in capsys.readouterr().err
+
+
+def test_folders_of_systems_are_no_classes(tmp_path):
+    fill(tmp_path, {"train/a": 2, "train/b": 2, "train/@eaDir": 1, "train/a/@eaDir": 1})
+    fill(tmp_path, {"__MACOSX/x": 1})
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ("a", "b") and source.splits == {"train": 4}

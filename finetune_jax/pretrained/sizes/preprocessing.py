@@ -23,10 +23,17 @@ def from_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
       UserError: a step that the preprocessing here does not have.
     """
     found: dict[str, Any] = {}
-    if values.get("do_rescale", True) is not True or not _near(
-        values.get("rescale_factor", 1 / 255), 1 / 255
-    ):
-        raise UserError(f"{path}: expected values that are divided by 255 (do_rescale)")
+    factor = values.get("rescale_factor", 1 / 255)
+    if values.get("do_rescale", True) is not True or not _near(factor, 1 / 255):
+        raise UserError(
+            f"{path}: expected values that are divided by 255; found do_rescale="
+            f"{values.get('do_rescale', True)!r}, rescale_factor={factor!r}"
+        )
+    if values.get("do_flip_channel_order", False):
+        raise UserError(
+            f"{path}: do_flip_channel_order: the colours of this model are in the order blue, "
+            f"green, red, which is not expressed here"
+        )
     if values.get("do_normalize", True):
         for key, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if theirs in values:

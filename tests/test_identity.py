@@ -236,3 +236,13 @@ def test_a_key_that_changes_no_result_makes_no_other_config():
     assert difference(portable(to_json(one)), portable(to_json(other))) == [
         "data.split_seed: 0 -> 1"
     ]
+
+
+def test_a_new_class_is_told_as_other_data_and_not_as_another_plan(photos_config, tmp_path):
+    workdir = tmp_path / "run"
+    begin(photos_config, workdir, 2)
+    shutil.copytree(tmp_path / "photos/cat", tmp_path / "photos/emu")
+    with pytest.raises(UserError, match=r"was made of other things[^!]*classes: none -> 'emu'"):
+        train(open_setup(photos_config), workdir)
+    with pytest.raises(UserError, match="was written under another plan"):
+        train(open_setup(photos_config), workdir, accept_changed_data=True)

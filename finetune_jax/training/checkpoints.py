@@ -41,6 +41,18 @@ if hasattr(_orbax, "get_tensorstore_raw_bytes"):
     setattr(_orbax, "get_tensorstore_raw_bytes", lambda *_, **__: 0)  # noqa: B010
 
 
+class OtherPlan(UserError):
+    """Raised for a checkpoint of another plan.
+
+    Attributes:
+      meta: the `meta` of the checkpoint, see `Checkpoints.save`.
+    """
+
+    def __init__(self, text: str, meta: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.meta = meta
+
+
 class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
@@ -143,8 +155,8 @@ class Checkpoints:
         """Returns the `meta` that `save` was given at a step, the latest step by default.
 
         Raises:
-          UserError: the checkpoint is damaged, or has another plan; then the message shows the
-            difference.
+          UserError: the checkpoint is damaged.
+          OtherPlan: the checkpoint has another plan; the message shows the difference.
         """
         step = self._step(step)
         try:
@@ -155,10 +167,11 @@ class Checkpoints:
         plan = self._plans[min(number, len(self._plans) - 1)].to_json()
         saved = meta.pop("plan")
         if number >= len(self._plans) or saved["hash"] != plan["hash"]:
-            raise UserError(
+            raise OtherPlan(
                 f"the checkpoint at step {step} (phase {number}) was written under another plan "
                 f"and is left as it is:\n{difference(saved, plan)}\n"
-                f"use another --workdir, or the old scheme"
+                f"use another --workdir, or the old scheme",
+                meta,
             )
         return meta
 

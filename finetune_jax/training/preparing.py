@@ -24,7 +24,7 @@ from finetune_jax.hosts import is_primary, require_same
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup, load_variables
-from finetune_jax.training.checkpoints import Checkpoints
+from finetune_jax.training.checkpoints import Checkpoints, OtherPlan
 from finetune_jax.training.data_remarks import data_remarks
 from finetune_jax.training.extending import changed_length, remarks, set_aside
 from finetune_jax.training.folder import claim_workdir
@@ -91,8 +91,10 @@ def prepare_run(
     # 3. The latest checkpoint, if there is one, tells the phase to continue with.
     checkpoints = _open_checkpoints(setup, workdir)
     resumed = checkpoints.latest_step
-    meta = checkpoints.read_meta() if resumed is not None else None
     made_of = identity.made_of(setup, manifest.get("sha256"))
+    meta = None
+    if resumed is not None:
+        meta = _latest_meta(workdir, checkpoints, made_of, accept_changed_data)
     require_same(
         {
             "config": setup.config.to_json_best_effort(),
@@ -155,6 +157,25 @@ def _remarks(
             f"statistics of {train.batch_size // train.accumulate} images, not of "
             f"{train.batch_size}"
         )
+
+
+def _latest_meta(
+    workdir: Path, checkpoints: Checkpoints, made_of: identity.MadeOf, accept: bool
+) -> dict[str, Any]:
+    """The meta data of the latest checkpoint.
+
+    Raises:
+      UserError: the checkpoint has another plan. If it is made of other data, too, such as one more
+        class, the message is about the data.
+    """
+    try:
+        return checkpoints.read_meta()
+    except OtherPlan as error:
+        what = f"--workdir={workdir}: the checkpoint at step {error.meta['next_step']}"
+        identity.require_same_parts(
+            error.meta.get("made_of", made_of), made_of, what, accept=accept
+        )
+        raise
 
 
 def _accepted(

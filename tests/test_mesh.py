@@ -158,6 +158,7 @@ def test_fsdp_cuts_large_leaves_and_their_moments(sharded):
         assert part < 0.55 * whole
 
 
+@pytest.mark.slow
 def test_fsdp_gives_the_losses_of_one_device(sharded):
     one = train(data=-1, fsdp=1)
     assert len(sharded["losses"]) == STEPS

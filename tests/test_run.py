@@ -81,6 +81,7 @@ def test_frozen_leaves_of_the_artifact_are_the_weight_files(finished, weights):
         assert np.array_equal(value, after[name]) != name.startswith(free), name
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(small_config, tmp_path):
     longer = "--config.train.steps=24"
     assert train(small_config, tmp_path / "whole", longer).returncode == 0
@@ -153,6 +154,7 @@ def test_a_smoothed_run_on_two_devices_is_scored_as_it_scored_itself(small_confi
     assert score["loss"] == pytest.approx(own["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_it_cannot_score(finished, tmp_path):
     process = run_command("evaluate", f"--workdir={finished[0]}", devices=3)
     assert process.returncode == 2
@@ -300,6 +302,7 @@ def test_a_delta_of_a_half_precision_base_without_a_head(small_config, weights, 
         assert np.array_equal(value, delta[name]), name
 
 
+@pytest.mark.slow
 def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
     rules = [("head/.*", "head(lr=10)"), (".*", "frozen")]
     path = tmp_path / "rules.py"

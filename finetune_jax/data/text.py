@@ -74,13 +74,12 @@ class TextPreprocess:
         """
         if not path.is_file():
             others = [n for n in ("vocab.txt", "vocab.json") if path.with_name(n).is_file()]
-            hint = (
-                f". {others[0]} is beside it: transformers writes {_FILE} from it, by "
+            hint = "".join(
+                f". {name} is beside it: transformers writes {_FILE} from it, by "
                 f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                for name in others[:1]
             )
-            raise UserError(
-                f"data.tokenizer: no file {path}; expected the model's {_FILE}{hint * bool(others)}"
-            )
+            raise UserError(f"data.tokenizer: no file {path}; expected the model's {_FILE}{hint}")
         content = with_side(read_tokenizer(path), path.with_name("tokenizer_config.json"))
         preprocess = cls(content, size, columns, pairs)
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here

@@ -16,8 +16,11 @@ from finetune_jax.models.staged import Resizable
 KINDS = ("position", "patch", "channels")
 
 
-def cubic_weights(old: int, new: int, *, antialias: bool) -> np.ndarray:
-    """Weights f64[new, old] of bicubic interpolation along one axis, with half-pixel centres.
+def cubic_weights(old: int, new: int, *, antialias: bool, corners: bool = False) -> np.ndarray:
+    """Weights f64[new, old] of bicubic interpolation along one axis.
+
+    Sample centres are at half pixels; with `corners`, the first and the last sample keep their
+    positions, as with torch's ``align_corners``.
 
     With `antialias`, the weights are those of Pillow and timm: Keys' a = -1/2, a wider kernel when
     the size shrinks, and renormalised weights at the border. Without, the weights are those of
@@ -26,6 +29,8 @@ def cubic_weights(old: int, new: int, *, antialias: bool) -> np.ndarray:
     a = -0.5 if antialias else -0.75
     scale = max(old / new, 1.0) if antialias else 1.0
     centres = (np.arange(new) + 0.5) * old / new - 0.5
+    if corners:
+        centres = np.linspace(0, old - 1, new)
     weights = np.zeros((new, old))
     reach = math.ceil(2 * scale) + 1
     for i, centre in enumerate(centres):
@@ -65,6 +70,9 @@ def linear_weights(old: int, new: int, *, corners: bool) -> np.ndarray:
 POSITION_METHODS = {
     "bicubic_antialias": lambda old, new: cubic_weights(old, new, antialias=True),
     "bicubic_torch": lambda old, new: cubic_weights(old, new, antialias=False),
+    "bicubic_torch_corners": lambda old, new: cubic_weights(
+        old, new, antialias=False, corners=True
+    ),
     "linear_corners": lambda old, new: linear_weights(old, new, corners=True),
 }
 

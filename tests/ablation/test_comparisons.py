@@ -91,6 +91,7 @@ def test_differences_are_paired_over_common_seeds(tmp_path):
     assert found["other"].p_examples == pytest.approx(binomial(9, 0))
 
 
+@pytest.mark.slow
 @property_test
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=3))
 def test_mcnemar_is_on_the_predictions_of_all_seeds_together(tmp_path_factory, counts):
@@ -122,6 +123,7 @@ def test_holm_is_over_the_rows_of_the_table(tmp_path):
         assert math.isnan(found[name].p_seeds_holm)
 
 
+@pytest.mark.slow
 def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
     generator = np.random.default_rng(0)
     base, other = generator.normal(0, 1.0, 80), generator.normal(0, 0.8, 80)
@@ -255,6 +257,7 @@ def test_domination_is_adjusted_over_all_pairs(tmp_path):
     assert five["a"].dominated_by == ()
 
 
+@pytest.mark.slow
 def test_less_can_be_better(tmp_path):
     small, large = np.full(60, 0.1), np.full(60, 2.0)
     small[::2] *= -1

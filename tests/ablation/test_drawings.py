@@ -30,6 +30,7 @@ points = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(points)
 def test_labels_do_not_overlap(places):
@@ -100,6 +101,7 @@ def test_a_map_of_stages_needs_three_schemes_of_a_part(tmp_path):
         assert stage_map(compare(outcome), outcome) is None
 
 
+@pytest.mark.slow
 def test_a_map_of_stages_is_of_schemes_by_what_else_varies(tmp_path):
     schemes = ["full", "stages('stem')", "first_k(2) + head", "last_k(1)", "norm_only"]
     outcome = surgical(tmp_path, schemes, ("frozen", "track"), ("x/fog", "x/snow"))

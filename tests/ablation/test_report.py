@@ -26,6 +26,7 @@ def test_every_format_is_there_whole(written):
         assert path.read_bytes().startswith(start) and path.stat().st_size > 500
 
 
+@pytest.mark.slow
 def test_a_report_is_the_same_every_time(written, outcome, tmp_path):
     for path in write_report(outcome, tmp_path):
         assert path.read_bytes() == (written[0] / path.name).read_bytes(), path.name

@@ -78,6 +78,7 @@ def variables_of(folder, base=""):
     return tree.flatten(Artifact.load(folder, base).variables)
 
 
+@pytest.mark.slow
 def test_interpolation_scores_the_end_points_as_the_members(runs, weights, tmp_path):
     with pytest.raises(UserError, match="give that file with --base"):
         combine([runs / "a", runs / "b"], tmp_path / "out")

@@ -122,6 +122,7 @@ def affine(*rows):
     return geometry.warp(SIX, jnp.tile(jnp.array(rows), (6, 1, 1)), FILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "sign"), [(15, -1.0), (30, 1.0)])
 def test_strengths_of_rand_augment(m, sign):
     part = sign * m / 30
@@ -151,6 +152,7 @@ def test_strengths_of_rand_augment(m, sign):
         np.testing.assert_allclose(only(name, m, sign), images, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rand_augment_draws_every_operation_and_both_signs():
     images = jnp.tile(SIX[:1], (400, 1, 1, 1))
     found = np.asarray(draw("rand_augment(1, 30)", images)[0])

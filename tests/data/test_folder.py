@@ -122,8 +122,8 @@ def test_a_class_whose_files_cannot_be_read_does_not_vanish(tmp_path):
     (tmp_path / "train" / "b").mkdir()
     with pytest.raises(UserError, match="class folder .*train/b holds no files"):
         open_source(f"folder:{tmp_path}")
-    (tmp_path / "train" / "b" / "photo.heic").write_text("x")
-    with pytest.raises(UserError, match=r"holds files of other kinds \(\.heic\), and no image"):
+    (tmp_path / "train" / "b" / "photo.raw").write_text("x")
+    with pytest.raises(UserError, match=r"holds files of other kinds \(\.raw\), and no image"):
         open_source(f"folder:{tmp_path}")
 
 

@@ -70,6 +70,7 @@ def test_dropout_is_active_in_the_named_stages_only():
     assert not np.array_equal(run(("block_3",), 0), run(("block_3",), 1))
 
 
+@pytest.mark.slow
 def test_published_parameter_counts():
     # He et al. 2015, table 6, in millions; ViT at 224 pixels with 1000 classes.
     expected = {

@@ -295,6 +295,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match=r"'.onnx'; expected one of .safetensors, .th, .pt"):
+        (tmp_path / "weights.onnx").touch()
         open_weights(tmp_path / "weights.onnx")
 
 

@@ -167,6 +167,14 @@ def test_positions_shrink_with_and_without_antialiasing():
     )
 
 
+def test_corners_keep_their_positions():
+    weights = POSITION_METHODS["bicubic_torch_corners"](7, 13)
+    np.testing.assert_allclose(weights[[0, 6, 12]], np.eye(7)[[0, 3, 6]], atol=1e-12)
+    # Halfway between two samples: the kernel at the distances 1/2 and 3/2.
+    expected = [0, 0, -0.09375, 0.59375, 0.59375, -0.09375, 0]
+    np.testing.assert_allclose(weights[7], expected, atol=1e-12)
+
+
 # How each origin's own code resizes position embeddings.
 POSITIONS = {
     "native": "bicubic_antialias",
@@ -186,6 +194,7 @@ POSITIONS = {
     "transformers_clip": "bicubic_torch",
     "transformers_siglip": "bicubic_torch",
     "openai": "bicubic_antialias",
+    "torchvision": "bicubic_torch_corners",
     "vit_jax": "linear_corners",
     "big_vision": "linear_corners",
     "big_vision_two_towers": "linear_corners",

@@ -344,7 +344,7 @@ def test_mixed_takes_shares():
         ("class_balanced", SINGLE, {"beta": 0.999}),
         ("distill(teacher='x')", SINGLE, {"teacher": "x", "temperature": 2.0, "alpha": 0.5}),
         ("distill_features(teacher='x')", SINGLE, {"teacher": "x", "weight": 3000.0}),
-        ("binary_focal", MULTI, {"gamma": 2.0}),
+        ("binary_focal", MULTI, {"gamma": 2.0, "alpha": None}),
         ("huber", REAL, {"delta": 1.0}),
         ("contrastive", (cosine, contrastive), {"temperature": 0.05}),
         ("ntxent", (ntxent,), {"temperature": 0.5, "width": 128, "hidden": 128}),

@@ -97,6 +97,7 @@ def test_a_projection_of_no_width_is_none(tiny):
     assert variables["params"]["head"]["kernel"].shape == (5, 4)
 
 
+@pytest.mark.slow
 def test_what_was_pretrained_loads_into_the_plain_model(tiny, tmp_path):
     """From a file of the pre-trained leaves, with the stage that is left behind named as such."""
     plain = build("tiny_vit", 10)

@@ -143,6 +143,7 @@ def test_more_tokens_than_the_model_has_positions_are_refused(tiny, task):
         open_setup(tiny(task, texts=True, data__max_tokens=17))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"texts": True}, {"data__source": "digits:pairs"}])
 def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(keys, tiny, tmp_path):
     """The head starts as the identity, so the first score is that of the bare features."""

@@ -93,6 +93,7 @@ def test_a_fused_step_that_is_slow_is_tried_once():
     assert len(calls) == 2  # the first call is the warm-up
 
 
+@pytest.mark.slow
 def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
     rates = [0.01, 3e38, 0.1]

@@ -68,6 +68,7 @@ def test_optimizer_bytes_are_those_of_the_trainable_leaves(name, size, scheme):
     assert moments <= tree.nbytes(state.opt_state) <= moments + 64
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_equal_the_whole_batch():
     results = []
     for accumulate in (1, 4):

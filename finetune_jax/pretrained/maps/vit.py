@@ -252,6 +252,7 @@ _TORCHVISION = NameMap(
         *_norm("encoder.ln", "norm"),
         *layer("heads.head", "head", DENSE),
     ),
+    position="bicubic_torch_corners",
 )  # fmt: skip
 
 

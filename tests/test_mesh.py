@@ -166,6 +166,7 @@ def test_fsdp_gives_the_losses_of_one_device(sharded):
     np.testing.assert_allclose(sharded["losses"], one["losses"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_straight_into_their_shards(tmp_path):
     phase = phase_run("full", -1, 1)
     variables = phase.setup.initial_variables()

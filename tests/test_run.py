@@ -260,6 +260,7 @@ def test_a_changed_artifact_is_refused(finished, tmp_path):
     assert "it was changed" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_delta_artifact_needs_its_base_and_no_other(small_config, finished, weights, tmp_path):
     workdir = tmp_path / "run"
     process = train(small_config, workdir, "--config.artifact.contents=delta")

@@ -157,6 +157,7 @@ def test_rows_that_are_equal_in_everything_share_the_front(tmp_path):
     assert [row.p_examples for row in comparison.rows[1:]] == [1.0]
 
 
+@pytest.mark.slow
 def test_a_row_dominates_only_in_the_direction_of_the_metric(tmp_path):
     error = np.linspace(-1, 1, 80)
     runs = {"near": {0: regressed(0.1 * error)}, "far": {0: regressed(error)}}

@@ -237,6 +237,7 @@ def test_fixed_views_are_cached_and_change_with_the_epoch(weights, tmp_path):
     assert losses(tmp_path / "views") != losses(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
     result = train(open_setup(config_of(weights, "lp_ft")), tmp_path / "run")
     (report,) = result["probes"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from finetune_jax import config as config_lib
 from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
@@ -128,6 +129,11 @@ def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
 def _config_file(name: str) -> Path:
     file, known = Path(name), shipped()
     if file.is_file():
+        if file.suffix in (".yaml", ".yml", ".json", ".toml"):
+            raise UserError(
+                f"{name}: expected a Python file with a function get_config that returns a config; "
+                f"it begins with finetune_jax.config.default() and changes keys"
+            )
         return file
     if name in known:
         return known[name]
@@ -140,7 +146,8 @@ def _config_file(name: str) -> Path:
 
 def _member(module: ModuleType, name: str) -> Any:
     if not hasattr(module, name):
-        raise UserError(f"expected {name} in the file, found none.{nearest(name, vars(module))}")
+        own = [found for found in vars(module) if not found.startswith("__")]
+        raise UserError(f"expected {name} in the file, found none.{nearest(name, own)}")
     return getattr(module, name)
 
 
@@ -217,8 +224,30 @@ def _key(message: str) -> str:
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
         return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
     if bare := re.fullmatch(r"\W*(\w+)\W*", message):
-        return f"no config key {bare[1]!r}; finetune_jax/config.py lists them all"
+        hint = _abbreviated(bare[1]) or "; finetune_jax/config.py lists them all"
+        return f"no config key {bare[1]!r}{hint}"
+    for pattern, expected in _EXPECTED.items():
+        if wrong := re.fullmatch(rf"(flag --[^=]+)=(.*?): {pattern}.*", message, re.S):
+            return f"{wrong[1]}: expected {expected}, found {wrong[2]!r}"
     return message
+
+
+# Python's texts about a value that a flag cannot read, and what is expected.
+_EXPECTED = {
+    "invalid literal for int": "a whole number, such as 1000",
+    "could not convert string to float": "a number, such as 0.1 or 1e-3",
+    r"\('Non-boolean argument": "True or False",
+}
+
+
+def _abbreviated(name: str) -> str:
+    """The end of a message with the keys that a word such as ``lr`` may mean; "" without one."""
+    found = []
+    for key in config_lib.keys(config_lib.default()):
+        last = key.rpartition(".")[2]
+        if name in (last, "".join(word[0] for word in last.split("_"))):
+            found.append(repr(key))
+    return f". Did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def _text(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -364,6 +364,15 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
             "artifact.contents: 'delta' stores the difference from a weight file, and "
             "pretrained.path is empty; expected 'all'"
         )
+
+
+def keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields the names of all keys, such as ``optimizer.learning_rate``."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -194,12 +194,12 @@ def unused_keys(setup: Setup) -> Iterator[str]:
     The lines are remarks and not errors, because one config may serve several settings: an ablation
     over optimizers sets the momentum of one and the decay rates of another.
     """
-    defaults = dict(_flat(config_lib.to_json(config_lib.default())))
-    changed = {
-        key: value
-        for key, value in _flat(config_lib.to_json(setup.config))
-        if value != defaults.get(key)
-    }
+    # As JSON, because a config that was read from a file has lists in place of tuples.
+    own, default = (
+        ml_collections.ConfigDict(config_lib.to_json(config))
+        for config in (setup.config, config_lib.default())
+    )
+    changed = {key: own[key] for key in config_lib.keys(own) if own[key] != default[key]}
     facts = _Facts(setup)
     said: set[str] = set()
     for keys, is_read, why in _RULES:
@@ -207,11 +207,3 @@ def unused_keys(setup: Setup) -> Iterator[str]:
             if key in changed and key not in said and not is_read(facts):
                 said.add(key)
                 yield f"{key}={changed[key]!r} does nothing in this config: {why}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from commands import ONE_DEVICE, ROOT, run_command
 
+from finetune_jax import cli
+from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default, validate
 from finetune_jax.data.images import decode
 from finetune_jax.data.listing import FileList
@@ -19,7 +21,7 @@ from finetune_jax.data.sources import open_source
 from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.folder import lock_workdir
 from finetune_jax.training.loop import train
 
@@ -332,3 +334,32 @@ def test_trouble_of_the_disk_is_recognised(error, expected):
             raise RuntimeError("while saving")  # noqa: B904
     except RuntimeError as later:
         assert disk_trouble(later) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lr", "no config key 'lr'. Did you mean 'optimizer.learning_rate'?"),
+        (
+            "batch_size",
+            "no config key 'batch_size'. Did you mean 'eval.batch_size' or 'train.batch_size'?",
+        ),
+        (
+            "flag --config.train.steps=1e3: invalid literal for int() with base 10: '1e3'",
+            "flag --config.train.steps: expected a whole number, such as 1000, found '1e3'",
+        ),
+        (
+            "flag --config.model.remat=yes: ('Non-boolean argument to boolean flag', 'yes')",
+            "flag --config.model.remat: expected True or False, found 'yes'",
+        ),
+    ],
+)
+def test_what_libraries_say_about_a_flag_becomes_a_sentence(given, message):
+    assert cli._key(given) == message
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.json", "config.toml"])
+def test_a_config_that_is_no_python_file_is_told_what_one_is(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="expected a Python file with a function get_config"):
+        cli.load_config(str(tmp_path / name))

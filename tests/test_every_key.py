@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from finetune_jax.config import default
+from finetune_jax.config import default, keys
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json
 from finetune_jax.models import build, initialise
@@ -169,16 +168,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def flat(values: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
 def test_the_walk_has_every_key():
-    assert set(CHANGES) == set(flat(default()))
+    assert set(CHANGES) == set(keys(default()))
     assert set(SAME_NUMBERS) <= set(CHANGES)
 
 

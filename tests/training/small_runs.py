@@ -99,6 +99,15 @@ def tensors(folder):
         return {name: file.read(name) for name in file.names()}
 
 
+def same_end(one, other):
+    """Asserts that two run folders end with the same bits and logged the same losses."""
+    expected, found = tensors(one), tensors(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert np.array_equal(value, found[name]), name
+    assert losses(one) == losses(other)
+
+
 def losses(folder):
     """Training losses of a run folder, by step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

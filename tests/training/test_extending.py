@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
-from small_runs import config_of, losses, tensors
+from small_runs import config_of, same_end
 
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
@@ -20,14 +19,6 @@ def run(weights, folder, steps, scheme="head", **changes):
     return train(open_setup(config_of(weights, scheme, train__steps=steps, **changes)), folder)
 
 
-def same(one, other):
-    expected, found = tensors(one), tensors(other)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        assert np.array_equal(value, found[name]), name
-    assert losses(one) == losses(other)
-
-
 @pytest.mark.slow
 def test_a_finished_run_goes_on_to_the_bits_of_the_longer_run(weights, tmp_path, capsys):
     options = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 2}
@@ -40,7 +31,7 @@ def test_a_finished_run_goes_on_to_the_bits_of_the_longer_run(weights, tmp_path,
     assert "the run had 4 steps and now has 6; it goes on after step 4" in said
     assert "the schedule 'constant' has the same learning rates up to here" in said
     assert "resuming from step 4" in said
-    same(tmp_path / "whole", folder)
+    same_end(tmp_path / "whole", folder)
     for key in ("steps", "audit", "test", "validation", "train_flops", "selected_step"):
         assert longer[key] == whole[key], key
     change = {"step": 4, "changes": ["length: 4 -> 6 steps"]}
@@ -80,7 +71,7 @@ def test_a_stretched_schedule_is_said_and_an_extension_is_resumed(
     assert not (tmp_path / "two" / "artifact").exists()
     result = train(open_setup(longer), tmp_path / "two")
     assert result["accepted"] == [{"step": 3, "changes": ["length: 3 -> 6 steps"]}]
-    same(tmp_path / "one", tmp_path / "two")
+    same_end(tmp_path / "one", tmp_path / "two")
 
 
 def test_only_the_last_phase_gets_another_length(weights, tmp_path):

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from small_runs import config_of, losses, tensors
+from small_runs import config_of, losses, same_end, tensors
 
 from finetune_jax import tree
 from finetune_jax.errors import UserError
@@ -37,14 +37,6 @@ def run_until(config, folder, stop, monkeypatch):
         patch.setattr(Checkpoints, "save", save)
         with pytest.raises(Stop):
             train(open_setup(config), folder)
-
-
-def same_end(one, other):
-    expected, found = tensors(one), tensors(other)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        assert np.array_equal(value, found[name]), name
-    assert losses(one) == losses(other)
 
 
 @pytest.mark.slow
@@ -282,7 +274,7 @@ def test_options_run_under_the_audit(weights, tmp_path, changes):
 
 
 def test_a_frozen_random_head_is_refused(weights):
-    from finetune_jax.setup import load_variables
+    from finetune_jax.base_variables import load_variables
 
     with pytest.raises(UserError, match="add ' . head' to train these leaves"):
         load_variables(open_setup(config_of(weights, "lora(rank=2)")))

@@ -41,10 +41,11 @@ def features_of(config: Any, on: str) -> Features:
     """
     import jax
 
+    from finetune_jax.base_variables import load_variables
     from finetune_jax.data.batches import Encoder, eval_batches
     from finetune_jax.data.text import TextPreprocess
     from finetune_jax.evaluation.step import make_forward
-    from finetune_jax.setup import load_variables, open_setup
+    from finetune_jax.setup import open_setup
 
     setup = open_setup(config)
     key = next(iter(setup.task.abstract(1)), "")

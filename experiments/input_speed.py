@@ -138,9 +138,10 @@ def wait(steps: int) -> None:
     config = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
     config.train.steps = steps
 
+    from finetune_jax.base_variables import load_variables
     from finetune_jax.data.batches import TrainBatches, cached
     from finetune_jax.mesh import put_batch
-    from finetune_jax.setup import load_variables, open_setup
+    from finetune_jax.setup import open_setup
     from finetune_jax.training.phase import PhaseRun
 
     setup = open_setup(config)

@@ -15,13 +15,13 @@ import ml_collections
 
 from finetune_jax import cli
 from finetune_jax.artifact import Artifact as Artifact
+from finetune_jax.base_variables import load_variables
 from finetune_jax.errors import UserError as UserError
 from finetune_jax.errors import nearest
 from finetune_jax.evaluation.evaluator import open_evaluator, open_run
 from finetune_jax.reporting.plan_tables import plan_tables
 from finetune_jax.schemes import Plan as Plan
 from finetune_jax.setup import Setup as Setup
-from finetune_jax.setup import load_variables
 from finetune_jax.setup import open_setup as open_setup
 from finetune_jax.training import loop
 from finetune_jax.training.metrics_writer import OnMetrics
@@ -71,7 +71,7 @@ def _child(node: Any, name: str, key: str) -> Any:
 
 
 def load_weights(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Loads the pretrained weights of a setup; see `finetune_jax.setup.load_variables`.
+    """Loads the pretrained weights of a setup; see `finetune_jax.base_variables.load_variables`.
 
     Returns:
       (variables, manifest): the variables are ``{"params": …, "batch_stats": …}``; the manifest

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -30,22 +29,11 @@ from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.hosts import primary_first
-from finetune_jax.mesh import make_mesh, put_leaf, use_cpu_devices
+from finetune_jax.mesh import make_mesh, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
-from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from finetune_jax.pretrained import Selection, load
-from finetune_jax.pretrained.class_names import (
-    artifact_class_names,
-    compare_described,
-    described_class_names,
-    read_class_names,
-    require_same_classes,
-    shared_rows,
-)
 from finetune_jax.pretrained.sizes import settle_model
-from finetune_jax.pretrained.sources import companion_folder, resolve
-from finetune_jax.progress import say
+from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task, require_classification
@@ -120,10 +108,10 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     """Resolves a config into a setup.
 
     The order is fixed, because each step needs the result of an earlier step: 1. validation of the
-    values, 2. devices, 3. the name of the model with its sizes, which may be those of the weight
-    file, 4. mesh, 5. metadata of the data source, 6. preprocessing, 7. task, 8. model, 9. abstract
-    variables, 10. phases with their plans. Weights, surgery, train state and restore follow later
-    (`training.loop`).
+    values, 2. devices, 3. mesh, 4. metadata of the data source, 5. the name of the model with its
+    sizes, which may be those of the weight file, 6. preprocessing, 7. task, 8. model, 9. abstract
+    variables, 10. phases with their plans. Weights and surgery (`base_variables`), train state and
+    restore (`training.loop`) follow later.
 
     Raises:
       UserError: anything in the config is wrong; nothing has been compiled yet, and only a model of
@@ -305,105 +293,3 @@ def _features(model: StagedModel, preprocess: Preprocess) -> int:
         preprocess.abstract(1),
     )
     return out.shape[-1]
-
-
-def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Loads the pretrained weights, or draws random weights if ``pretrained.path`` is empty.
-
-    On a mesh of several devices each leaf is put on the mesh as soon as the leaf is read: a large
-    leaf is sharded over ``fsdp`` and is never whole on a device.
-
-    Returns:
-      (variables, manifest as JSON).
-
-    Raises:
-      UserError: the file does not fit the model, or a re-initialised leaf is frozen.
-    """
-    settings = setup.config.pretrained
-    if not settings.path:
-        variables = setup.initial_variables()
-        own_head = setup.task.start_head(variables["params"]["head"], _head_key(setup))
-        if own_head:
-            variables["params"]["head"] = own_head
-        return variables, {"file": None, "rows": []}
-    if jax.process_count() > 1:
-        primary_first(lambda: resolve(settings.path))
-    rows: dict[int, int] = {}
-    if settings.head_init == "copy":
-        rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))
-    init = setup.initial_variables(stages=("head", *setup.model.fresh_stages))
-    own_head = setup.task.start_head(init["params"]["head"], _head_key(setup))
-    init["params"]["head"] = own_head or _start_head(
-        init["params"]["head"], settings.head_init, setup
-    )
-    if not (settings.new_head or settings.head_init or own_head):
-        known = artifact_class_names(resolve(settings.path))
-        require_same_classes(settings.path, known, setup.task.class_names)
-        folder = companion_folder(settings.path, ["config.json"], fetch=False)
-        described = () if known else described_class_names(folder)
-        compare_described(settings.path, described, setup.task.class_names)
-    variables, manifest = load(
-        settings.path,
-        entry_of(setup.config.model.name).family,
-        init,
-        setup.model,
-        name_map=settings.name_map,
-        reinitialise_head=settings.new_head or own_head is not None,
-        resize=settings.resize,
-        copy_rows=rows,
-        place=_placer(setup.mesh),
-        selection=Selection(settings.weights, settings.prefix, settings.ignore),
-    )
-    _check_colours(manifest.origin, setup.preprocess)
-    fresh = [
-        row.leaf.removeprefix("params/")
-        for row in manifest.rows
-        if row.decision == "reinitialised" and row.leaf and row.leaf.startswith("params/")
-    ]
-    stuck = [
-        path
-        for path in fresh
-        if path not in setup.trainable and not (own_head and path.startswith("head/"))
-    ]
-    if stuck:
-        stages = dict.fromkeys(path.split("/")[0] for path in stuck)
-        term = "head" if [*stages] == ["head"] else f"stages({', '.join(map(repr, stages))})"
-        raise UserError(
-            f"scheme {setup.scheme!r} freezes new leaves, which have random values: "
-            f"{', '.join(stuck)}; add ' + {term}' to train these leaves"
-        )
-    return variables, manifest.to_json()
-
-
-def _check_colours(origin: str, preprocess: Preprocess) -> None:
-    """Says that torchvision's weights do not see the colours that they were trained on."""
-    mean = getattr(preprocess, "mean", IMAGENET_MEAN)
-    if origin == "torchvision" and any(
-        abs(a - b) > 1e-3 for a, b in zip(mean, IMAGENET_MEAN, strict=True)
-    ):
-        say(
-            f"warning: the names of the weights are torchvision's, whose models read images of the "
-            f"mean {IMAGENET_MEAN} and the std {IMAGENET_STD}; data.mean is {tuple(mean)}"
-        )
-
-
-def _placer(mesh: Mesh) -> Callable[[str, Any], Any] | None:
-    """Returns a function that puts a leaf on the mesh; None for a mesh of one device."""
-    if mesh.size == 1:
-        return None
-    return lambda leaf, array: put_leaf(array, mesh)
-
-
-def _start_head(head: dict[str, Any], how: str, setup: Setup) -> dict[str, Any]:
-    """Returns the start values of the head: of the model's initialiser, zero, or LeCun normal."""
-    if how == "zero":
-        return jax.tree.map(jnp.zeros_like, head)
-    if how == "lecun":
-        shape = head["kernel"].shape
-        draw = jax.nn.initializers.lecun_normal()(_head_key(setup), shape, jnp.float32)
-        return {**jax.tree.map(jnp.zeros_like, head), "kernel": draw}
-    return head
-
-
-def _head_key(setup: Setup) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(setup.config.seed), 1)

@@ -15,12 +15,13 @@ import pytest
 from commands import QUICK_COMPILE, ROOT
 
 from finetune_jax import tree
+from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default
 from finetune_jax.mesh import put_batch
 from finetune_jax.models import MODELS, Entry, Inputs
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import save_native
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.phase import PhaseRun
 
 STEPS = 3

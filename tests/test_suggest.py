@@ -10,8 +10,9 @@ import pytest
 from commands import run_command
 
 from finetune_jax import tree
+from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.importance import by_stage, measure, propose
 from finetune_jax.training.phase import PhaseRun
 

@@ -14,13 +14,14 @@ from PIL import Image
 
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact
+from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default
 from finetune_jax.data.sources import open_source
 from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, Entry
 from finetune_jax.models.registry import CAFFE
 from finetune_jax.models.vgg import DEPTHS, HEADS, VGG
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training import loop
 
 WIDTHS, HIDDEN, CLASSES = (4, 4, 8, 8, 8), (16, 12), 9

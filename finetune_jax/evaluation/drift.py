@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from finetune_jax import tree
+from finetune_jax.base_variables import load_variables
 from finetune_jax.deltas import Adapted, merge, unmergeable
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.evaluation.scores import forward_all
 from finetune_jax.evaluation.step import make_forward
-from finetune_jax.setup import load_variables
 
 
 @dataclasses.dataclass(frozen=True)

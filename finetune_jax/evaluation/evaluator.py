@@ -16,6 +16,7 @@ from finetune_jax import config as config_lib
 from finetune_jax import identity
 from finetune_jax.artifact import Artifact
 from finetune_jax.artifact.providers import config_doors
+from finetune_jax.base_variables import load_variables
 from finetune_jax.data.augment import canonical, make_input_pipeline
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.cut_texts import cut_texts
@@ -34,7 +35,7 @@ from finetune_jax.mesh import put_batch, state_sharding, use_cpu_devices
 from finetune_jax.metrics.probes import sample
 from finetune_jax.models import StagedModel
 from finetune_jax.progress import say
-from finetune_jax.setup import Setup, load_variables, open_setup
+from finetune_jax.setup import Setup, open_setup
 from finetune_jax.tasks import Task, require_classification
 from finetune_jax.tasks.relabel import host_part
 

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from finetune_jax.base_variables import load_variables
 from finetune_jax.data.batches import TrainBatches, gather
 from finetune_jax.evaluation.step import make_forward
 from finetune_jax.mesh import put_batch
 from finetune_jax.progress import say
-from finetune_jax.setup import Setup, load_variables, open_setup
+from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training import head_solver, importance
 from finetune_jax.training.cost import phase_figures
 from finetune_jax.training.phase import PhaseRun

@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune_jax import config as config_lib
 from finetune_jax import identity, tree
+from finetune_jax.base_variables import load_variables
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.skip import bad_images
@@ -23,7 +24,7 @@ from finetune_jax.files import write_json
 from finetune_jax.hosts import is_primary, require_same
 from finetune_jax.mesh import local_rows, put_batch
 from finetune_jax.progress import say
-from finetune_jax.setup import Setup, load_variables
+from finetune_jax.setup import Setup
 from finetune_jax.training.checkpoints import Checkpoints, OtherPlan
 from finetune_jax.training.data_remarks import data_remarks
 from finetune_jax.training.extending import changed_length, remarks, set_aside

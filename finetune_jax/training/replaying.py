@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tasks, tree
+from finetune_jax.base_variables import load_variables
 from finetune_jax.data.augment import make_input_pipeline
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import read_config
 from finetune_jax.mesh import use_cpu_devices
-from finetune_jax.setup import Setup, load_variables, open_setup
+from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.kept_step import KeptStep, read_step
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.state import Frozen, State, variables

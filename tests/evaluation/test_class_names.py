@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune_jax.base_variables import load_variables
 from finetune_jax.cli import load_config
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.pretrained.class_names import compare_described, described_class_names
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}

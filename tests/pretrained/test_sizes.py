@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact
+from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default, to_json
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, entry_of, initial_variables
@@ -22,7 +23,7 @@ from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import load, open_weights, save_as
 from finetune_jax.pretrained.inspection import report
 from finetune_jax.pretrained.sizes import settle_model
-from finetune_jax.setup import _tokenizer_beside, load_variables, open_setup
+from finetune_jax.setup import _tokenizer_beside, open_setup
 from finetune_jax.training.loop import train
 
 BERT = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from finetune_jax.artifact import Artifact
+from finetune_jax.base_variables import load_variables
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import score
 from finetune_jax.models import build, initial_variables
@@ -21,7 +22,7 @@ from finetune_jax.models.pretraining import (
     with_projection,
 )
 from finetune_jax.pretrained import save_native
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
 AUGMENT = "random_crop(pad=2) + flip"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune_jax.artifact import Artifact
+from finetune_jax.base_variables import load_variables
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.sources import open_source
 from finetune_jax.data.text import TextPreprocess
@@ -18,7 +19,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.predictions import predict_split
 from finetune_jax.reporting.mistakes import mistakes
-from finetune_jax.setup import load_variables, open_setup
+from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import run_arms
 from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun

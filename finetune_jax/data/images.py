@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +68,19 @@ def missing_reader(suffix: str) -> str:
     if suffix.lower() not in _OPTIONAL.keys() - SUFFIXES:
         return ""
     return f"; {suffix} files need pillow-heif: pip install 'finetune_jax[heif]'"
+
+
+def path_hint(path: str) -> str:
+    """What may be wrong with the path of a missing image, as the end of a message; else ""."""
+    if "\\" in path:
+        return "; its path has backslashes: write / between folders"
+    if re.search(r"\bhttps?:/", path):
+        return "; images are read from files, not from addresses: download them first"
+    for suffix in sorted(SUFFIXES) if "\0" not in path else ():
+        for found in (path + suffix, path + suffix.upper()):
+            if os.path.exists(found):
+                return f"; there is {found}: write names with their suffix"
+    return ""
 
 
 @functools.cache
@@ -142,7 +156,7 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
     else:
         path, name = Path(source), str(source)
         if not os.path.isfile(name):  # false, too, for a name that no file can have
-            raise BadImage(f"{name}: no such image file")
+            raise BadImage(f"{name}: no such image file{path_hint(name)}")
         file, size = path, path.stat().st_size
     if not size:
         raise BadImage(f"{name}: the file is empty (0 bytes); expected an image")

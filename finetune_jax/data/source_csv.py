@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.images import SUFFIXES
+from finetune_jax.data.images import path_hint
 from finetune_jax.data.label_columns import encode_columns, find_columns, unknown_of
 from finetune_jax.data.label_columns import strata as label_strata
 from finetune_jax.data.labels import Place, encode_labels, present
@@ -184,20 +184,9 @@ def _with_place(error: UserError, images: Mapping[str, list[str]], place: Place)
     for files in images.values():
         for row, file in enumerate(files):
             if not os.path.lexists(file):
-                return UserError(f"{place(row)}: {error}{_path_hint(file)}")
+                hint = path_hint(file) or "; paths are relative to the folder of the table"
+                return UserError(f"{place(row)}: {error}{hint}")
     return error
-
-
-def _path_hint(file: str) -> str:
-    if "\\" in file:
-        return "; its path has backslashes: write / between folders"
-    if re.search(r"\bhttps?:/", file):
-        return "; images are read from files, not from addresses: download them first"
-    for suffix in sorted(SUFFIXES):
-        for found in (file + suffix, file + suffix.upper()):
-            if os.path.exists(found):
-                return f"; there is {found}: write names with their suffix"
-    return "; paths are relative to the folder of the table"
 
 
 def _image_name(folder: Path, written: str) -> str:

@@ -304,3 +304,15 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path, capsys, monkeypatch):
         assert decode(tmp_path / f"{name}.png").max() == round(largest / 257)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "dark.png: pixels of 16 bits have values up to 4080" in lines[0]
+
+
+def test_what_may_be_wrong_with_a_path_is_said(tmp_path):
+    save(Image.new("L", (4, 4)), tmp_path / "7.png")
+    for path, hint in (
+        ("https://x.y/cat.jpg", "not from addresses: download them first"),
+        ("a\\b.jpg", "its path has backslashes"),
+        (str(tmp_path / "7"), "there is .*7.png: write names with their suffix"),
+        (str(tmp_path / "8"), "no such image file$"),
+    ):
+        with pytest.raises(BadImage, match=hint):
+            decode(path)

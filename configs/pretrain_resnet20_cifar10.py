@@ -1,4 +1,4 @@
-"""Trains CIFAR-10 ResNet-20 from scratch: where the shipped weights come from.
+"""Trains CIFAR-10 ResNet-20 from scratch; the shipped weights were trained with this config.
 
 Command:
   python -m finetune_jax.train --config=configs/pretrain_resnet20_cifar10.py --workdir=DIR \\
@@ -19,10 +19,10 @@ def get_config(epochs: str = "32"):
     config = default()
     config.scheme = "full"
     config.model.name = "resnet20_cifar"
-    # On CPUs whose XLA fuses f32 convolutions badly this took a quarter off the step.
+    # This made the step a quarter faster on CPUs on which XLA fuses f32 convolutions badly.
     config.model.dtype = "bfloat16"
     config.data.source = "tfds:cifar10"
-    # Nothing is selected, so nothing is held out; the test set is scored once, at the end.
+    # No checkpoint is selected, so no examples are held out; test is scored once, at the end.
     config.data.train = "train"
     config.data.validation = ""
     config.data.augment = "random_crop(pad=4) + flip"

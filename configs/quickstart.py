@@ -7,8 +7,8 @@ Commands:
   python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(3)'
 
 `make quickstart` runs the four schemes of `QUICKSTART` one after another and prints them as one
-table. The learning rates are the best on validation of six, the same six for every scheme
-(`experiments/tune_quickstart.py`, one seed).
+table. Each learning rate is the best on validation among six rates, which are the same for every
+scheme (`experiments/tune_quickstart.py`, one seed).
 """
 
 from finetune_jax.config import default

@@ -6,15 +6,15 @@ Commands:
       --config.pretrained.path=vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5
   python -m finetune_jax.plan --config=configs/vgg16_keras.py:flatten_mlp
 
-The argument is the head: ``last_fc_only`` (fc1 and fc2 as published), ``flatten_mlp`` (both drawn
-afresh), ``gap_linear`` or ``concat_pool``; see `finetune_jax.models.vgg`. `keras:vgg16` is the file
-that keras.applications.VGG16(weights="imagenet") leaves in Keras' cache. Expected score: not run,
-it needs that file and a GPU.
+The argument is the head: ``last_fc_only`` (fc1 and fc2 as published), ``flatten_mlp`` (fc1 and fc2
+with new random values), ``gap_linear`` or ``concat_pool``; see `finetune_jax.models.vgg`.
+`keras:vgg16` is the file that keras.applications.VGG16(weights="imagenet") writes to Keras' cache.
+Expected score: not run, because the run needs that file and a GPU.
 """
 
 from finetune_jax.config import default
 
-# What the frozen convolutions leave to train, by head.
+# The scheme by head: the convolutions are frozen, and these stages train.
 SCHEMES = {
     "last_fc_only": "linear_probe",
     "flatten_mlp": "stages('fc1', 'fc2') + head",

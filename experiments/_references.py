@@ -17,7 +17,7 @@ class Features:
     """Features and targets of the training and test examples, input of every reference.
 
     Attributes:
-      train, test: f[n, width]: pixels, or what the pretrained model's head would read; of a pair
+      train, test: f[n, width]: pixels, or the features that the pretrained head reads; of a pair
         of texts f[n, 2, width], each of length 1.
       train_label, test_label: the task's targets [n, …].
     """
@@ -32,12 +32,12 @@ Reference = Callable[["Features"], dict[str, str]]
 
 
 def features_of(config: Any, on: str) -> Features:
-    """What a reference reads, by the config's own splits and preprocessing.
+    """The features of a config's examples, by the config's own splits and preprocessing.
 
     Args:
-      config: of the run.
-      on: ``pixels``, what the head of the ``base`` model would read, or that of each text of a
-        ``pair`` by itself.
+      config: config of the run.
+      on: ``pixels``; ``base`` for the features that the head of the pretrained model reads; or
+        ``pair`` for these features of each text of a pair.
     """
     import jax
 
@@ -136,7 +136,7 @@ def neighbour_labels(f: Features) -> dict[str, str]:
 
 
 def threshold_and_neighbour(f: Features) -> dict[str, str]:
-    """Ink where it is (masks are made by a threshold), of the nearest picture's digit."""
+    """Segments by the threshold that made the masks; the digit is that of the nearest picture."""
     from finetune_jax.metrics.classification import confusion
     from finetune_jax.metrics.segmentation import mean_iou
 

@@ -38,7 +38,8 @@ def run_ablation(name: str) -> tuple[Outcome, dict[str, Any]]:
     conductor = Conductor(load_study(path), config, RUNS / name, make_launcher("local", {}))
     outcome = conductor.run(provenance(path, config, command))
     for file in write_report(outcome, RESULTS / name):
-        if file.suffix in (".html", ".pdf"):  # large, and the same command can write them again
+        # The files are large, and the same command can write them again.
+        if file.suffix in (".html", ".pdf"):
             file.unlink()
     return outcome, {k: outcome.provenance[k] for k in ("config_hash", "versions", "seconds")}
 

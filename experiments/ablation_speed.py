@@ -35,7 +35,9 @@ _CASE = flags.DEFINE_enum(
     "case", "grid", ["grid", "blocks", "lora_vit", "lora_resnet"], "Which arms."
 )
 _WAYS = flags.DEFINE_list("ways", ["ablate", "commands"], "ablate, commands, torch.")
-_REPEATS = flags.DEFINE_integer("repeats", 1, "Of each way; the median counts.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 1, "Measurements of each way; the median counts.", lower_bound=1
+)
 
 CONFIG = "configs/ablations/speed.py"
 

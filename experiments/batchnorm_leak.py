@@ -1,4 +1,4 @@
-"""What a linear probe loses when the BatchNorm statistics continue to follow the batches.
+"""Measures the harm to a linear probe whose BatchNorm statistics follow the batches.
 
 BatchNorm statistics are state: in train mode a "frozen" backbone drifts away from its weights
 (others measured that logits differ by 44 % of their scale after head-only training). This

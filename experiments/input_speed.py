@@ -116,7 +116,7 @@ def decode(images: int, repeats: int) -> None:
         for _ in range(repeats):
             for name, way in ways.items():
                 batches = way()
-                next(batches)  # the workers have started
+                next(batches)  # the first batch, after the workers have started
                 began, used = time.perf_counter(), time.process_time()
                 count = sum(batches)
                 wall[name].append(count / (time.perf_counter() - began))

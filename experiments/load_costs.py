@@ -1,4 +1,4 @@
-"""What loading a ViT-L-sized safetensors file costs, against a plain read of the same file.
+"""Measures the cost of loading a ViT-L-sized safetensors file, against a plain read of the file.
 
 Command:
   python -m experiments.load_costs [--repeats=8]
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-_REPEATS = flags.DEFINE_integer("repeats", 8, "Of each measurement; the median counts.")
+_REPEATS = flags.DEFINE_integer("repeats", 8, "Repeats of each measurement; the median counts.")
 
 _MODEL, _ORIGIN = "vit_l16", "timm"
 

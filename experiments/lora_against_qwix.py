@@ -1,4 +1,4 @@
-"""Compares qwix's LoRA with ours on the same Linen modules: what each costs and what each can do.
+"""Compares qwix's LoRA with ours on the same Linen modules: costs and abilities.
 
 Commands:
   pip install -r requirements.txt -r requirements-reference.txt
@@ -153,7 +153,7 @@ def values(own: Side, other: Side, size: int, spread: float) -> tuple[Any, Any, 
     Args:
       own: our side.
       other: qwix's side.
-      size: of the images.
+      size: side of the images in pixels.
       spread: standard deviation of B; 0 leaves both at their start.
     """
     base = initialise(own.model.model, size, jax.random.key(1))

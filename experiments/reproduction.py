@@ -1,4 +1,4 @@
-"""What a reproduction claims, what was measured, and the verdict that follows from both.
+"""The claim of a reproduction, the measured figures, and the verdict that follows from both.
 
 ``python -m experiments`` lists the modules of this folder that define ``REPRODUCTION``. Such a
 module measures its figures in `main`, or defines a ``TABLE`` of runs for ``python -m experiments
@@ -47,7 +47,7 @@ class Target:
 
     @property
     def wanted(self) -> str:
-        """What counts as reproduced, as text."""
+        """The condition under which the target counts as reproduced, as text."""
         if self.kind == "within":
             return f"{self.value:g} ± {self.tolerance:g} {self.unit}"
         return f"interval {self.kind} {self.value:g} {self.unit}"

@@ -92,7 +92,8 @@ def run_table(table: RunTable, folder: Path | None = None) -> None:
     facts = {
         "config_hash": hashes,
         "versions": versions(),
-        "seconds": sum(seconds.values()),  # of all runs, earlier ones included
+        # The seconds of all runs, those of earlier calls included.
+        "seconds": sum(seconds.values()),
         "command": command,
     }
     lacking = NotRun("all the runs it is made of")

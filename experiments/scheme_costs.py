@@ -4,8 +4,8 @@ Command:
   python -m experiments.scheme_costs [--model=vit_s16] [--batch_size=16] [--output=FILE.md]
 
 FLOPs and temporary bytes are XLA's figures for one AdamW step; bytes of the optimizer state are
-counted from its arrays. All are ratios to full fine-tuning. Temporary bytes on a CPU only indicate
-those on an accelerator.
+counted from its arrays. All figures are ratios to full fine-tuning. The temporary bytes on a CPU
+are only an indication of the temporary bytes on an accelerator.
 """
 
 from __future__ import annotations

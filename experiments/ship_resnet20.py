@@ -31,7 +31,7 @@ from finetune_jax.pretrained import save_native
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the finished run.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
-_HARDWARE = flags.DEFINE_string("hardware", "2 CPU cores", "What it was trained on.")
+_HARDWARE = flags.DEFINE_string("hardware", "2 CPU cores", "Hardware of the training.")
 _OUTPUT = flags.DEFINE_string(
     "output",
     str(Path(__file__).parent.parent / "finetune_jax" / "weights" / "resnet20_cifar10.safetensors"),
@@ -43,7 +43,7 @@ def ship(workdir: Path, data_dir: str, output: Path, hardware: str) -> dict[str,
     """Writes weights and card; returns the card."""
     artifact = Artifact.load(workdir)
     config, result = read_json(workdir / "config.json"), read_json(workdir / "result.json")
-    # The path of the data on the training machine is not published.
+    # The local path of the data is not published.
     config["data"]["data_dir"] = ""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:

@@ -39,7 +39,7 @@ from finetune_jax.progress import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of tasks; all without it.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the runs.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the runs.")
 
 DATA = Path(os.environ.get("FINETUNE_JAX_DATA", "data"))
 OUT = Path(__file__).with_suffix(".md")
@@ -260,7 +260,7 @@ def carry_out(name: str, entry: Entry, runs: Path, seed: int) -> dict[str, Any]:
 def written(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
     lines = [
-        "# What the tasks score",
+        "# Scores of the tasks",
         "",
         "Written by `python -m experiments.task_results`; test splits, 95 % intervals in brackets "
         "(Wilson for shares, bootstrap over examples otherwise), one run each.",

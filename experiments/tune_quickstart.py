@@ -4,8 +4,8 @@ Command:
   python -m experiments.tune_quickstart [--seeds=3]
 
 Prints the validation accuracy per scheme and rate as mean over seeds, and the best rate. A best
-rate at an end of the grid is marked, because rates beyond the end may be better. The test split is
-not read.
+rate at an end of the grid is marked, because rates beyond the end may be better. The command does
+not read the test split.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _require_trained(setup: Setup, fresh: Sequence[str]) -> None:
 
 
 def _check_colours(origin: str, preprocess: Preprocess) -> None:
-    """Says that torchvision's weights do not see the colours that they were trained on."""
+    """Warns if weights of torchvision get images normalised otherwise than in their training."""
     mean = getattr(preprocess, "mean", IMAGENET_MEAN)
     if origin == "torchvision" and any(
         abs(a - b) > 1e-3 for a, b in zip(mean, IMAGENET_MEAN, strict=True)

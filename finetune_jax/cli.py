@@ -20,7 +20,7 @@ from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
 
-# absl then counts a flag that is defined here as a flag of the command, and --help shows the flag.
+# With this, absl counts a flag that is defined here as a flag of the command, and --help shows it.
 flags.disclaim_key_flags()
 
 

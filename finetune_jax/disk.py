@@ -23,7 +23,7 @@ _REASONS = {
         errno.EEXIST, errno.ENOTEMPTY, errno.ETXTBSY, errno.EXDEV,
     )
 }  # fmt: skip
-# Reasons that are recognised in the text of other errors: no other trouble has these words.
+# Reasons that are recognised in the text of other errors, because only errors of disks have them.
 _IN_TEXTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG,
              errno.ESTALE, errno.ENOENT)  # fmt: skip
 

@@ -99,7 +99,7 @@ def _unraisable_hook(arguments: sys.UnraisableHookArgs) -> None:
 
 
 def drop_output() -> None:
-    """Sends to nowhere what Python still flushes at the exit after a pipe was closed."""
+    """Discards the output that Python would flush at its exit after the pipe was closed."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class Blocked(UserError):
-    """The file system or another process is in the way; the same command may succeed later.
+    """The file system or another process prevents the command, which may succeed later.
 
     An ablation therefore does not record the error as the result of an arm.
     """

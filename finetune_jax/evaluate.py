@@ -12,8 +12,8 @@ scores of each class under per_class; null where a score is undefined. More flag
   --drift --knn --few_shot=1,5,10                         how far features moved, what they hold
   --report=FILE.html          all of it on one page
 
-The data is read that the config of the run names. For a run that you have not trained on this
-machine, --trust allows that, once.
+The command reads the data that the config of the run names. For a run that you have not trained on
+this machine, this needs --trust, once.
 """
 
 from __future__ import annotations

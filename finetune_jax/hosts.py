@@ -76,7 +76,7 @@ def connect(how: str, seconds: float = 120.0) -> None:
             shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
             **options,
         )
-        # The first call counts: processes that end without an error have told the others so.
+        # Only the first call has an effect. Processes that end without an error announce it first.
         atexit.register(_leave_peers, failed=True)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -147,7 +147,7 @@ def _leave_together(error: Interrupted) -> NoReturn:
         print(error, file=sys.stderr)
     wait("interrupted")
     _leave_peers(failed=False)
-    if is_primary():  # whose end the others would take for an error
+    if is_primary():  # the others would otherwise take the end of this process for an error
         time.sleep(_PRIMARY_LINGERS)
     leave(error.status)
 

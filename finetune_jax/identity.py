@@ -1,8 +1,9 @@
-"""What a run is made of: the identity of data, tokenizer, weights and teacher, and versions.
+"""The identity of a run's inputs (data, tokenizer, weights, teacher), and the library versions.
 
-Two runs of one config are made of the same things if these identities are equal, wherever the files
-are and whenever they were written. Checkpoints, artifacts and ledgers of ablations keep them, and a
-run is not continued with other things unless its user accepts that.
+Two runs of one config have the same inputs if these identities are equal, wherever the files are
+and whenever they were written. Checkpoints, artifacts and ledgers of ablations keep the identities,
+and a run is not continued with other inputs unless its user accepts that. ``made_of`` is the name
+of this record in the code and in files.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _teacher(path: str) -> dict[str, Any]:
     folder = Path(path).expanduser()
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
     card = files.read_json(folder / "artifact.json")
-    # What the teacher answers depends on these values; its scores and versions do not matter.
+    # The outputs of the teacher depend on these values, and not on its scores and versions.
     kept = {key: card.get(key) for key in ("fingerprint", "model", "deltas", "task", "preprocess")}
     tokenizer = folder / "tokenizer.json"
     text = content_digest(tokenizer) if tokenizer.is_file() else ""

@@ -1,7 +1,8 @@
 """Digests that this user knows on this machine: configs that were run, tokenizers that were tried.
 
 The digests are lines of a file for each kind, in the folder ``$FINETUNE_JAX_STATE``, or
-``$XDG_STATE_HOME/finetune_jax``, or ``~/.local/state/finetune_jax``. To forget all, remove it.
+``$XDG_STATE_HOME/finetune_jax``, or ``~/.local/state/finetune_jax``. To forget all digests, remove
+this folder.
 """
 
 from __future__ import annotations

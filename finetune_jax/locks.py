@@ -1,11 +1,12 @@
 """One process at a time writes into a folder: a lock file that names its owner.
 
-The lock ``.lock`` is taken over when the process of its owner is dead. On the same machine the
-process tells: the number and the start time of a process together are never used twice. For an
-owner on another machine the age of the file tells, because a living owner touches the file every
-15 seconds. Ages are differences of two times of the same file system, so that clocks of machines
-may differ. The file is created with its content by a hard link, and a dead lock is replaced under a
-lock of its own, so exactly one of several processes gets it, also over NFS.
+The lock ``.lock`` is taken over when the process of its owner is dead. On the same machine, the
+number and the start time of the process show this, because the two together are never used twice.
+For an owner on another machine the age of the file shows it, because a living owner touches the
+file every 15 seconds. Ages are differences of two times of the same file system, so that clocks of
+machines may differ. The file is created with its content by a hard link, and a dead lock is
+replaced while the process holds a second lock. So exactly one of several processes gets the lock,
+also over NFS.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Owner:
     command: str
 
     def __str__(self) -> str:
-        """The owner for a message; nothing of the file can break the line."""
+        """The owner for a message, in one line whatever the file contains."""
         text = f"process {self.pid} on {self.host} since {self.since}: {self.command}"
         return text if text.isprintable() else repr(text)
 
@@ -149,7 +150,7 @@ class FolderLock:
         A scheduler starts a job on another machine seconds after it has killed it on the first one.
 
         Raises:
-          Blocked: the owner beats.
+          Blocked: the owner is alive.
         """
         say(f"{self._name}: waiting to see whether {owner} is alive")
         while (found := _read(path)) and found[1] == owner.id:
@@ -214,7 +215,7 @@ class FolderLock:
             os.close(self._file)
         self._file = -1
         if self._made:
-            with contextlib.suppress(OSError):  # which has files in most cases
+            with contextlib.suppress(OSError):  # the folder has files in most cases
                 self._folder.rmdir()
 
     def _remove(self) -> None:
@@ -250,7 +251,7 @@ def _is_owned(folder: Path) -> bool:
 
 
 class _Heart:
-    """The thread that beats for all locks of this process; it ends with the last lock."""
+    """The thread that touches all lock files of this process; it runs until the last lock ends."""
 
     def __init__(self) -> None:
         self._locks: dict[int, FolderLock] = {}

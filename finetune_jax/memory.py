@@ -1,4 +1,4 @@
-"""Gives memory that was freed back to the system."""
+"""Returns freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ _last = -_SECONDS
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory to the system, if the C library is glibc; at most every ten seconds.
+    """Returns freed memory to the operating system, if the C library is glibc.
+
+    The function does nothing if its last call was less than ten seconds ago.
 
     glibc keeps freed blocks for each thread that allocated them. A checkpoint is written by many
     threads, so a run that saves often would seem to grow by megabytes a minute, up to hundreds.

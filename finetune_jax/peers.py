@@ -2,8 +2,8 @@
 
 JAX alone waits for minutes for a process that never comes, names none, and ends a process with a
 stack dump when a port is taken or another process dies. Process 0 listens at the address of the
-run, until every other process has said its number; then JAX takes the port. The connections stay
-open: a process that ends closes them.
+run until every other process has sent its number; then JAX uses the port. The connections stay
+open, so that the other processes notice when a process ends and its connections close.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from finetune_jax.interruption import leave
 
 _GREETING = "finetune_jax"
 _RETRY_SECONDS = 0.2
-_HELLO_SECONDS = 5.0  # within which a process that has connected says who it is
-# Within which a process that hears of the end of another one ends by itself, with its own message.
+# Time in which a process that has connected must send its number.
+_HELLO_SECONDS = 5.0
+# Time in which a process, after another process has ended, may end with a message of its own.
 _GRACE_SECONDS = 3.0
 
 
@@ -57,7 +58,7 @@ class Peers:
         self._lost.set()
         for other in self._connections.keys() - {number}:
             self._connections[other].send({"ended": ended})
-        if message:  # it has ended by itself, and perhaps for a reason that this process sees too
+        if message:  # the other process may have ended for a reason that also ends this process
             time.sleep(_GRACE_SECONDS)
         if not self._leaving:
             print(self._message, file=sys.stderr)
@@ -194,7 +195,7 @@ def _hellos(server: socket.socket, end: float) -> Iterator[tuple[_Connection, di
             if hello and hello.get("what") == _GREETING:
                 yield connection, hello
                 continue
-        connection.close()  # something else that tries ports
+        connection.close()  # another program, such as a port scanner
 
 
 def _problem(hello: dict[str, Any], count: int, there: dict[int, _Connection]) -> str:
@@ -239,7 +240,7 @@ def _join(host: str, port: int, count: int, number: int, end: float, seconds: fl
             if "go" in message:
                 return connection
             if "missing" not in message:
-                heard = f"; at {host}:{port} answers another program"
+                heard = f"; another program answers at {host}:{port}"
                 break
             missing = message["missing"]
         connection.close()

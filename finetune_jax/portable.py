@@ -1,4 +1,4 @@
-"""A config without what depends on the machine: equal wherever its files lie."""
+"""Removes from a config what depends on the machine, such as the folders of paths."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def portable(values: dict[str, Any]) -> dict[str, Any]:
 
     The result is for hashes and comparisons. Of an absolute path the last component is kept, and
     folders of caches and downloads and the number of data workers are left out. So two configs are
-    equal if only a home folder, a package or the data was moved. What a path leads to is part of
-    the identity of a run (`finetune_jax.identity`).
+    equal if only a home folder, a package or the data was moved. The content of the files is part
+    of the identity of a run (`finetune_jax.identity`).
     """
     values = copy.deepcopy(values)
     for key in _NO_EFFECT:

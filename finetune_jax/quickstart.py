@@ -85,7 +85,8 @@ def _run(workdir: Path) -> None:
     results, rows = [], []
     schemes = cli.config_constant(path, "QUICKSTART")
     folders = [workdir / re.sub(r"\W+", "_", scheme).strip("_") for scheme in schemes]
-    for folder in folders:  # before the first run, so that a refusal costs no minutes
+    # Checked before the first run, so that an error does not come after minutes of training.
+    for folder in folders:
         make_anew(folder)
     for (scheme, learning_rate), folder in zip(schemes.items(), folders, strict=True):
         config = _CONFIG.value.copy_and_resolve_references()

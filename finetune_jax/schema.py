@@ -178,8 +178,8 @@ _SIMPLE: dict[Any, Check] = {
 def options_of(cls: type, values: Any, key: str) -> dict[str, Any]:
     """The arguments of a dataclass, read from an object of its fields.
 
-    Types follow from the annotations of the fields. Ranges are the matter of the class itself,
-    which checks them in ``__post_init__`` wherever its values come from.
+    Types follow from the annotations of the fields. The class itself checks ranges, in its
+    ``__post_init__``, because its values may also come from other places.
 
     Raises:
       UserError: an unknown or missing field, or a field of another type.

@@ -130,7 +130,8 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     task = tasks.create(config.task, source, preprocess)
     for column in {"label", "mask"} & task.abstract(1).keys():
         require_column(source, column, f"data.{column}_column")
-    host_part(task, source.class_names, f"data.source={source.name}")  # refuses names for numbers
+    # The task refuses labels that are names if it needs numbers.
+    host_part(task, source.class_names, f"data.source={source.name}")
     _check_task(config, task, preprocess)
     task, model = _model(config, task, preprocess)
     abstract = initial_variables(model, preprocess.size, stages=())

@@ -19,7 +19,7 @@ _TASKS_WITHOUT_NECK = ("classification", "multilabel", "ordinal", "regression", 
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What decides whether a key is read."""
+    """The properties of a run that decide which keys the run reads."""
 
     setup: Setup
 
@@ -185,14 +185,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[_Facts], Any], str], ...] = (
         "the scheme adds no parameters beside the model's",
     ),
 )
-"""(keys, whether they are read, why they are not read). The first rule that applies is said."""
+"""(keys, whether they are read, reason why they are not). The first rule that applies counts."""
 
 
 def unused_keys(setup: Setup) -> Iterator[str]:
     """Yields a line for each key of the config that is not at its default and does nothing.
 
     The lines are remarks and not errors, because one config may serve several settings: an ablation
-    over optimizers sets the momentum of one and the decay rates of another.
+    over optimizers sets the momentum of SGD and the decay rates of AdamW.
     """
     # As JSON, because a config that was read from a file has lists in place of tuples.
     own, default = (

@@ -102,7 +102,7 @@ def test_another_program_at_the_port_is_no_process_of_the_run(port):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert "answers another program" in meeting(port, [(2, 1)], seconds=1.0)[0]
+        assert "another program answers" in meeting(port, [(2, 1)], seconds=1.0)[0]
         thread.join()
 
 

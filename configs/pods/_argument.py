@@ -1,4 +1,4 @@
-"""What the config files for pods share: reading their argument, and keeping some of train back."""
+"""Shared functions of the configs for pods: reading the argument, and holding out some of train."""
 
 from finetune_jax.errors import UserError, nearest
 

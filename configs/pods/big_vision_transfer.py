@@ -8,7 +8,7 @@ Published, mean and range of 5 runs (big_vision, configs/transfer.py): imagenet2
 94.00], oxford_flowers102 99.43 [99.42, 99.45]. Not run (needs accelerators, data and weights).
 
 The release starts from gs://vit_models/augreg/B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-
-sd_0.0.npz; this config from timm's AugReg B/32, which may be another of those runs.
+sd_0.0.npz. This config starts from timm's AugReg B/32, which may come from another AugReg run.
 """
 
 from finetune_jax.configs.pods._argument import read_argument, tfds_images
@@ -25,7 +25,7 @@ TASKS = {
 }
 ARGUMENTS = tuple(TASKS)
 
-# The original's random crops see the whole image, ours what the central crop of evaluation keeps.
+# The original takes random crops of the whole image; ours are crops of evaluation's central crop.
 AUGMENT = {
     "inception": "random_resized_crop(scale=(0.05, 1.0)) + flip",
     "small": "random_crop(pad=32) + flip",
@@ -43,7 +43,7 @@ def get_config(argument="cifar10"):
     config.pretrained.head_init = "zero"
     config.data.image_size = 384
     config.data.crop = 384 / 448
-    # Enlarging by whole factors, the original's "area" repeats pixels.
+    # The original resizes by "area", which repeats pixels if an image is enlarged by whole factors.
     config.data.interpolation = "nearest" if crop == "small" else "bilinear"
     config.data.augment = AUGMENT[crop]
     config.train.batch_size = 512

@@ -4,10 +4,11 @@ Command (TFDS holds the data; the weights come from the hub):
   python -m finetune_jax.train --config=configs/pods/bit_hyperrule.py:r50x1,cifar10 --workdir=DIR
 
 Kolesnikov et al. 2019 (arXiv 1912.11370). Published, CIFAR-10 / CIFAR-100 / ImageNet (README of
-google-research/big_transfer): R50x1 97.3 / 86.4 / 80.68, R152x2 98.5 / 91.2 / 85.15; its CIFAR
-figures are of 128 images a step at a rate of 0.001. Not run (needs accelerators, data and weights).
-Images are squeezed to a square; the original crops 128 of 160 and 480 of 512 pixels to train, this
-config out of an image with the same margin around it.
+google-research/big_transfer): R50x1 97.3 / 86.4 / 80.68, R152x2 98.5 / 91.2 / 85.15. The CIFAR
+figures in the README were reached with 128 images per step at a rate of 0.001. Not run (needs
+accelerators, data and weights). Images are resized to a square without a crop. For training, the
+original crops 128 of 160 and 480 of 512 pixels; this config crops from an image that is padded by
+the same margin.
 """
 
 from finetune_jax.configs.pods._argument import arguments, read_argument, tfds_images
@@ -16,7 +17,7 @@ from finetune_jax.config import default
 from finetune_jax.errors import UserError
 
 MODELS = ("r50x1", "r152x2")
-# Training examples, side of the images in pixels (of ImageNet about), share to train on.
+# Training examples, side of the images in pixels (for ImageNet approximate), share to train on.
 DATA = {
     "cifar10": (50_000, 32, 98),
     "cifar100": (50_000, 32, 98),

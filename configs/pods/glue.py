@@ -4,11 +4,12 @@ Command (TFDS holds the data; the weights come from the hub, tokenizer.json besi
   python -m finetune_jax.train --config=configs/pods/glue.py:sst2,lora --workdir=DIR
 
 LoRA (Hu et al. 2021, arXiv 2106.09685), from its scripts: r=8, alpha=16 on query and value, 512
-tokens, linear decay, warm-up 6 %, decay 0.1; rates, epochs and images a step by task, those of
-SST-2 and CoLA recalled. Its MRPC, RTE and STS-B start from an adapter of MNLI and have no config
-here. BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): 1e-3, 8 texts, 16 epochs, 128 tokens. Full
-fine-tuning: 2e-5 for RoBERTa and 1e-5 for BERT. Published figures: experiments/glue_lora_bitfit.py.
-Not run (needs an accelerator, data and weights).
+tokens, linear decay, warm-up 6 %, decay 0.1. Rates, epochs and texts per step depend on the task;
+the values of SST-2 and CoLA are recalled from memory. LoRA's MRPC, RTE and STS-B start from an
+adapter of MNLI and have no config here. BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): rate
+1e-3, 8 texts per step, 16 epochs, 128 tokens. Full fine-tuning: rate 2e-5 for RoBERTa and 1e-5 for
+BERT. Published figures: experiments/glue_lora_bitfit.py. Not run (needs an accelerator, data and
+weights).
 
 The test labels of GLUE are secret: as in the papers the validation split is scored, once, after
 training on all of train; to choose a rate, keep some of train back and leave data.test empty.
@@ -30,7 +31,7 @@ TASKS = {
     "mnli": (392_702, ("premise", "hypothesis")),
     "stsb": (5_749, ("sentence1", "sentence2")),
 }
-# Rate, epochs and texts a step.
+# Rate, epochs and texts per step.
 LORA = {
     "mnli": (5e-4, 30.0, 128),
     "sst2": (5e-4, 60.0, 128),
@@ -38,7 +39,7 @@ LORA = {
     "qnli": (4e-4, 25.0, 256),
     "qqp": (5e-4, 25.0, 128),
 }
-# Of RoBERTa the classifier's first layer is the stage `pooler`, of which the file knows another.
+# The first layer of RoBERTa's classifier is the stage `pooler` here; the file has another pooler.
 METHODS = {
     "full_roberta": ("roberta_base", "full", 512, 0.1),
     "lora": (
@@ -69,7 +70,7 @@ def get_config(argument="sst2,lora"):
     config.scheme = scheme
     config.model.name = model
     config.model.dropout = 0.1
-    config.frozen_dropout = "train"  # as PyTorch has it, whose frozen layers keep their dropout
+    config.frozen_dropout = "train"  # as in PyTorch, where frozen layers keep their dropout
     config.pretrained.path = WEIGHTS[model]
     config.pretrained.new_head = True
     config.data.source = f"tfds:glue/{task}"
@@ -78,7 +79,7 @@ def get_config(argument="sst2,lora"):
     config.data.train, config.data.validation = "train", ""
     config.data.test = "validation"
     if task == "mnli":
-        # LoRA's table averages over both kinds, BitFit's is of the first.
+        # LoRA's table has the mean over both kinds of test texts, BitFit's table only the first.
         both = "validation_matched+validation_mismatched"
         config.data.test = both if model == "roberta_base" else "validation_matched"
     if task == "stsb":

@@ -4,10 +4,11 @@ Command (TFDS holds the data; the weights come from the hub):
   python -m finetune_jax.train --config=configs/pods/ssf_cifar100.py:ssf --workdir=DIR
 
 Lian et al. 2022 (arXiv 2210.08823): SSF 93.99 (best test epoch, with an average of the weights),
-full 93.82, linear 88.70, bias 93.39, adapter 93.34, VPT-deep 93.17 (all but the first recalled).
-Not run (needs an accelerator, data and weights). Rates of SSF, full and linear are those of its
-scripts, the other rates ours; the augmentation is what its train.py does by default. This config
-keeps 2 % of training back and counts the last epoch.
+full 93.82, linear 88.70, bias 93.39, adapter 93.34, VPT-deep 93.17 (all but the first are recalled
+from memory). Not run (needs an accelerator, data and weights). The rates of SSF, full and linear
+are those of SSF's scripts, and the other rates are our choice. The augmentation follows the
+defaults of SSF's train.py. This config holds out 2 % of the training split and reports the last
+epoch.
 """
 
 from finetune_jax.configs.pods._argument import read_argument, tfds_images

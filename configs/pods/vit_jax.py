@@ -6,8 +6,8 @@ Command (TFDS holds the data; the weights come from the hub):
 Published (README of google-research/vision_transformer, no dropout), CIFAR-10 / CIFAR-100 /
 ImageNet: B/16 99.02 / 92.06 / 84.53, B/32 98.88 / 92.31 / 81.66, L/16 99.13 / 92.91 / 84.47, L/32
 99.06 / 93.29 / 81.89. Those scores may leave out the last test batch. Not run (needs accelerators,
-data and weights). The models are ours with the tanh form of GELU, as in Flax; images are squeezed
-to a square, as there.
+data and weights). As in the original, the models have the tanh form of GELU, and images are resized
+to a square without a crop.
 """
 
 from finetune_jax.configs.pods._argument import arguments, read_argument, tfds_images

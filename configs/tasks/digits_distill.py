@@ -1,4 +1,4 @@
-"""Distillation: from the answers of a fine-tuned ResNet-20, another learns digits of 16 pixels.
+"""Distillation: a ResNet-20 learns digits of 16 pixels from the outputs of a fine-tuned ResNet-20.
 
 Commands:
   python -m finetune_jax.train --config=configs/quickstart.py --config.scheme=full \\

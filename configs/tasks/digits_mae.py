@@ -6,8 +6,8 @@ Commands:
       --config.pretrained.path=runs/mae/artifact
 
 Expected on the test split (seed 0, n=360, 95 % interval): loss 0.5908 [0.5764, 0.6053]. Beside it:
-mean of each place in training: loss 0.6424. So it has learned little in 15 epochs; see
-digits_vit.py for what that does to fine-tuning. From experiments/task_results.py.
+mean of each place in training: loss 0.6424. So the model has learned little in 15 epochs;
+digits_vit.py has the effect on fine-tuning. From experiments/task_results.py.
 """
 
 from finetune_jax.config import default

@@ -1,4 +1,4 @@
-"""Multi-label classification: what is true of a handwritten digit (odd, prime, has a loop, …).
+"""Multi-label classification: properties of a handwritten digit (odd, prime, has a loop, …).
 
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_multilabel.py --workdir=DIR

@@ -1,4 +1,4 @@
-"""Semantic segmentation: which pixels of a picture are ink, and of which digit.
+"""Semantic segmentation: the digit of each pixel of ink, and the background.
 
 Command:
   python -m finetune_jax.train --config=configs/tasks/digits_segmentation.py --workdir=DIR

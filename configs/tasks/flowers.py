@@ -21,7 +21,8 @@ def get_config():
     config.pretrained.path = f"{data}/mobilenet_v1_025_imagenet/mobilenet_v1_0.25_224.h5"
     config.pretrained.new_head = True
     config.data.source = f"folder:{data}/flowers224"
-    # Chosen on a tenth of the training photographs; the published validation split is the test.
+    # A tenth of the training photographs is for validation; the published validation split is
+    # for test.
     config.data.train, config.data.validation = "train[:90%]", "train[90%:]"
     config.data.test = "validation"
     config.train.batch_size = 64

@@ -5,8 +5,8 @@ Commands (FINETUNE_JAX_DATA names the folder that holds text_sst2/, text_trec/, 
   python -m finetune_jax.train --config=configs/tasks/text_classification.py:trec --workdir=DIR
   python -m finetune_jax.train --config=configs/tasks/text_classification.py:banking77 --workdir=DIR
 
-The encoder is frozen and run once per text; for two of the three the head is solved as logistic
-regression, its strength chosen on validation.
+The encoder is frozen and runs once per text. For two of the three data sets the head is solved as
+logistic regression, whose strength is chosen on validation.
 
 Expected on the test split (95 % interval), beside logistic regression (C=10) and 20-nearest
 neighbours on the same frozen features: sst2 accuracy 0.8116 [0.7930, 0.8289] (n=1821), 0.8133,
@@ -16,7 +16,7 @@ neighbours on the same frozen features: sst2 accuracy 0.8116 [0.7930, 0.8289] (n
 
 from finetune_jax.configs.tasks._minilm import DATA, minilm
 
-# Longest texts in tokens; what is longer is cut.
+# Largest number of tokens of a text; longer texts are cut.
 _TOKENS = {"sst2": 64, "trec": 32, "banking77": 48}
 
 
@@ -49,7 +49,7 @@ def get_config(name: str = "sst2"):
         folder = f"{DATA}/text_banking77"
         config.data.source = f"csv:{folder}/train.csv,{folder}/test.csv"
         config.data.label_column = "category"
-    if name == "banking77":  # of so many classes, steps are faster than the solver
+    if name == "banking77":  # with so many classes, training steps are faster than the solver
         config.train.epochs = 30.0
         config.optimizer.learning_rate = 1e-2
         config.eval.every_epochs = 5.0

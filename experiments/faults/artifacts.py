@@ -3,9 +3,10 @@
   python -m experiments.faults.artifacts --write
 
 Half of the trials damage a file at random. The others edit a value of ``artifact.json``: another
-type, a huge number, a doubled or reversed list, a removed or added key. Of these, half get a new
-checksum, as a stranger's artifact may have: what is opened must then be refused, or be a valid
-artifact whose predictions are finite and carry the class names that it declares.
+type, a huge number, a doubled or reversed list, a removed or added key. Half of the edited
+artifacts get a new checksum, as an artifact from an unknown source may have. Such an artifact must
+be refused, or be a valid artifact whose predictions are finite and have the class names that the
+artifact declares.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every campaign shares: random damage to files, kinds of outcomes, and their counts.
+"""Shared code of the campaigns: random damage to files, kinds of outcomes, and their counts.
 
-A trial is numbered, and its random choices depend on the seed of the campaign and on its number
-alone. So ``--only=17`` repeats trial 17.
+Trials are numbered. The random choices of a trial depend on the seed of the campaign and on the
+number of the trial alone, so that ``--only=17`` repeats trial 17.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetune_jax.progress import each, muted
 
 RESULTS = Path(__file__).parent.parent / "results" / "faults"
 
-IDENTICAL = "identical"  # the result is bit-identical to the result without the fault
+IDENTICAL = "identical"  # the result has the same bits as the result without the fault
 REFUSED = "refused"  # one readable message, and no result
 WRONG = "silently wrong"  # a result that differs, with status 0
 TRACEBACK = "traceback"
@@ -120,7 +120,7 @@ def run_campaign(name: str, trial: Trial, trials: int, seed: int) -> dict[str, A
         if outcome in (WRONG, TRACEBACK, HANG):
             bad.append({"trial": number, "outcome": outcome, "what": what})
             print(f"{name}, trial {number}: {outcome}: {what}", flush=True)
-        if (number + 1) % _EVERY == 0:  # what a campaign that is cut off has found
+        if (number + 1) % _EVERY == 0:  # shows the counts of a campaign that is ended early
             print(f"{name}, {number + 1} of {trials} trials: {dict(counts)}", flush=True)
     return {
         "campaign": name,

@@ -1,9 +1,10 @@
-"""Campaign: the disk of a run is full, limited or gone at a random moment, and mended afterwards.
+"""Campaign: the disk of a run becomes full, limited or absent at a random moment.
 
   python -m experiments.faults.full_disk --write
 
-The run must end with one message, and the same call must then end with the bits of the run that had
-room. Full file systems need the right to mount a tmpfs; without it only the other kinds are tried.
+The run must end with one message. After the fault is removed, the same call must end with the bits
+of a run without a fault. Full file systems need the right to mount a tmpfs; without this right only
+the other kinds of faults are tried.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def writing_config() -> ConfigDict:
 
 
 def make_trial(folder: Path, kinds: tuple[str, ...] = ()) -> Trial:
-    """Trains the run with room.
+    """Trains the run without a fault.
 
     Args:
       folder: empty folder for all runs.
-      kinds: what is tried, each as often as the others; all that is possible here by default.
+      kinds: kinds of faults, which are tried equally often; by default all that are possible here.
 
     Returns:
       The function of a trial.
@@ -92,7 +93,8 @@ def _outcome(
 
     def remove(step: int, split: str, _: dict[str, Any]) -> None:
         if step == removed_at and split == "train":
-            workdir.rename(place / "removed")  # at once, as a removal never is
+            # Renamed first, because a rename takes effect at once and a removal does not.
+            workdir.rename(place / "removed")
             shutil.rmtree(place / "removed", ignore_errors=True)
 
     def attempt() -> bool:
@@ -100,13 +102,13 @@ def _outcome(
         return same()
 
     def same() -> bool:
-        # What a user has removed from the metrics stays removed.
+        # Metrics that were removed with the folder stay removed.
         kept = slice(3) if removed_at else slice(None)
         return _end(workdir)[kept] == expected[kept]
 
     with contextlib.ExitStack() as active:
         done = active.enter_context(fault)
-        undo.push(active.pop_all())  # a mount outlives the first training
+        undo.push(active.pop_all())  # the mount stays for the second training
         outcome, message = outcome_of(attempt)
     done += f", step {removed_at}" if removed_at else ""
     if outcome not in (REFUSED, IDENTICAL) or "\n" in message:
@@ -118,7 +120,7 @@ def _outcome(
 
 
 def _end(workdir: Path) -> tuple[Any, ...]:
-    """What a finished run leaves, as far as it must not depend on the time of a fault."""
+    """The results of a finished run that must not depend on the time of a fault."""
     result = read_json(workdir / "result.json")
     weights = (workdir / "artifact" / "model.safetensors").read_bytes()
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -151,7 +153,7 @@ def _mounted(place: Path, option: str) -> Iterator[str]:
 
 
 def _mend(place: Path) -> None:
-    """Gives room to the run."""
+    """Removes the fault."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

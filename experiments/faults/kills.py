@@ -212,7 +212,7 @@ def _log(workdir: Path) -> str:
 
 
 def _end(kind: str, workdir: Path) -> Any:
-    """All that must not depend on kills: fingerprints, metrics, and the records of the ledger."""
+    """The results that must not depend on kills: fingerprints, metrics, records of the ledger."""
     if kind != "ablation":
         return _end_of_run(workdir)
     lines = (workdir / "results.jsonl").read_text().splitlines()
@@ -231,7 +231,8 @@ def _end_of_run(workdir: Path) -> tuple[str, str]:
 
 def _make_trial(kind: str) -> Trial:
     folder = tempfile.mkdtemp(prefix="faults_kills_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # killed copies do not get here
+    # Copies that were killed do not reach this line.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return make_trial(kind, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""Damages the ledger of a finished ablation, and looks at what the next call makes of it.
+"""Campaign: the ledger of a finished ablation is damaged, and the ablation is called again.
 
 A trial changes ``results.jsonl``: random damage of the file, or an edit of its lines. The ablation
 is then continued in this process, with a launcher that runs nothing: the results of its arms are in
@@ -95,14 +95,14 @@ def _swap_keys(lines: list[bytes], rng: np.random.Generator) -> str:
 
 
 def _other_type(lines: list[bytes], rng: np.random.Generator) -> str:
-    """A record of a wrong type, sealed: as a faulty program would write it."""
+    """A record with a value of a wrong type and a valid checksum, as a faulty program writes it."""
     number = int(rng.integers(len(lines)))
     record = json.loads(lines[number])
     record.pop(SEAL, None)
     key = sorted(record)[int(rng.integers(len(record)))]
     value = [None, [], {}, "text", 3, True][int(rng.integers(6))]
     if key in ("point", "others", "asked", "config", "made_of", "row", "seed", "share", "steps"):
-        value = None  # values of the right type can be right
+        value = None  # values of the right type can be valid
     record[key] = value if type(value) is not type(record[key]) else None
     lines[number] = json.dumps(seal(record)).encode()
     return f"{key} of line {number + 1} is {value!r}, sealed"

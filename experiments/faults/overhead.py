@@ -1,12 +1,12 @@
-"""What checksums and locks cost: their share of the time of a save, and of the time of a run.
+"""Measures the cost of checksums and locks, as a share of the time of a save and of a run.
 
   python -m experiments.faults.overhead [--repeats=7] [--write]
 
 ``save``: a checkpoint of ViT-B/16 with two moments, from the call until the files are complete.
 ``run``: the quickstart, 60 steps with a save at every tenth step; the lock, the checksums of the
 checkpoints and the search for NaN are counted. The time inside of the checks is divided by the time
-of everything else, and the median of some repeats is taken: the difference of two runs, one of them
-without checks, is smaller than what a run varies by.
+of everything else, and the median of some repeats is taken. Two runs, one of them without checks,
+cannot be compared instead, because their difference is smaller than the variation between runs.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
   python -m experiments.faults.pairs --write
 
 The folder must end as one of the commands alone leaves it. The other command must end with one
-message, or find what the first has left and say so.
+message, or report that the first command has finished the work.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _start(command: tuple[list[str], str], workdir: Path) -> subprocess.Popen[st
 
 
 def _end(workdir: Path) -> dict[str, Any]:
-    """What a command leaves in its folder, without times and names of folders."""
+    """The files that a command leaves in its folder, without times and names of folders."""
     found: dict[str, Any] = {"names": sorted(path.name for path in workdir.iterdir())}
     found["names"] = [name for name in found["names"] if not name.startswith("events")]
     weights = workdir / "artifact" / "model.safetensors"

@@ -2,7 +2,8 @@
 
   python -m experiments.faults.prefix_cache --write
 
-The run must end with the bits of the run without damage: it computes a damaged entry anew.
+The run must end with the bits of the run without damage, because a run computes damaged entries
+anew.
 """
 
 from __future__ import annotations

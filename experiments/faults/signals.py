@@ -59,7 +59,7 @@ def make_trial(folder: Path, processes: float = 0.25) -> Trial:
     config.train.steps = STEPS
     config.checkpoint.every_steps = 10
     setup = open_setup(config)
-    train(setup, folder / "warm")  # its compiled programs are cached for all that follows
+    train(setup, folder / "warm")  # the compiled programs are cached for all later trials
     began = time.monotonic()
     train(setup, folder / "whole")
     seconds = time.monotonic() - began
@@ -115,12 +115,12 @@ def _in_process(folder: Path, workdir: Path, share: float) -> tuple[str, bool]:
             process.send_signal(signal.SIGTERM)
     status, last = process.wait(), lines[-1].strip()
     right = status == 143 and "interrupted" in last and "the same command continues" in last
-    right |= status == 0  # the run was at its end
+    right |= status == 0  # the run had ended before the signal
     return f"process, line {wanted}: status {status}: {last}", right and "Traceback" not in lines
 
 
 def _end(workdir: Path) -> tuple[Any, ...]:
-    """What a finished run leaves, as far as it must not depend on a signal."""
+    """The results of a finished run that must not depend on a signal."""
     result = read_json(workdir / "result.json")
     weights = (workdir / "artifact" / "model.safetensors").read_bytes()
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -4,12 +4,12 @@
 
 One run trains for the whole time, with a checkpoint at every tenth step and an evaluation at every
 twentieth, with TensorBoard and probes. With ``--steps``, runs of so many steps and of different
-schemes are trained one after another instead, each into a fresh folder and with its artifact. Every
-minute one line has the memory, the threads and the open files. ``rss_mib`` is the resident memory;
+schemes are trained one after another instead, each into a fresh folder and with its artifact. A
+line per minute has the memory, the threads and the open files. ``rss_mib`` is the resident memory;
 ``own_mib`` is the memory that the process allocated, swapped pages included, and leaves out pages
 of files, which the system drops when others need memory. At the end the slope of both after the
-warm-up is fitted by least squares; the command ends with status 1 if that of ``own_mib`` is above
-1 MiB per minute, or if there are more threads or files in the second half than in the first.
+warm-up is fitted by least squares. The command ends with status 1 if the slope of ``own_mib`` is
+above 1 MiB per minute, or if the second half has more threads or open files than the first half.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from finetune_jax.training.loop import train
 MOST_MIB_PER_MINUTE = 1.0
 _RESULTS = Path(__file__).parent.parent / "results" / "faults"
 
-_NO_END = 1_000_000  # steps, more than fit into the time
+_NO_END = 1_000_000  # a number of steps that no run reaches in the time
 _ONE = 2  # number of the run that trains for the whole time: ``full``
 _SCHEMES = ("linear_probe", "last_k(1)", "full", "lora(rank=2) + head", "lp_ft")
 
@@ -133,7 +133,8 @@ def verdict(rows: Sequence[dict[str, Any]], warm_up: float) -> dict[str, Any]:
         name: round(float(np.polyfit(minutes, [row[name] for row in kept], 1)[0]), 3)
         for name in ("rss_mib", "own_mib")
     }
-    # While a run writes a checkpoint it has more of both, so halves are compared by their largest.
+    # A run has more threads and files while it writes a checkpoint, so the maxima of the two
+    # halves are compared.
     half = len(kept) // 2
     growth = {
         name: max(row[name] for row in kept[half:]) - max(row[name] for row in kept[:half])

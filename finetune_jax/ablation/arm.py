@@ -1,4 +1,4 @@
-"""An arm: one run of an ablation, identified by its config and by what it is made of."""
+"""An arm: one run of an ablation, identified by its config and by its inputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Arm:
       config: resolved config as JSON. Its test split is empty, because no arm reads the test split
         during training.
       made_of: digests of data, tokenizer, weights and teacher (`identity.digests`).
-      known_as: key under which an earlier call recorded the arm, if its user accepted that the arm
-        was made of other things then; else empty.
+      known_as: key under which an earlier call recorded the arm, if the arm had other inputs then
+        and the user accepted this; else empty.
     """
 
     row: str
@@ -43,15 +43,15 @@ class Arm:
 
     @functools.cached_property
     def key(self) -> str:
-        """16 hex digits of a hash of the config and of what the arm is made of.
+        """16 hex digits of a hash of the config and of the inputs in `made_of`.
 
-        The hash depends on what the paths of the config lead to, and not on where that is.
+        The hash depends on the content behind the paths of the config, and not on the paths.
         """
         return self.known_as or digest([self.config_hash, dict(self.made_of)])[:16]
 
     @functools.cached_property
     def config_hash(self) -> str:
-        """16 hex digits of the SHA-256 of the config without places (`portable`)."""
+        """16 hex digits of the SHA-256 of the config without the folders of paths (`portable`)."""
         return digest(portable(self.config))[:16]
 
 

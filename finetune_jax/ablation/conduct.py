@@ -43,7 +43,7 @@ class Conductor:
       unit_arms: largest number of arms in a unit, so that several machines can share the arms of
         one structure; 0 puts all arms of one structure into one unit.
       accept_changed_data: whether to keep the records of arms whose data, tokenizer, weights or
-        teacher were other ones than now. That the user accepts this is recorded.
+        teacher have changed since they were recorded. The acceptance is recorded.
 
     Raises:
       UserError: an invalid row, point or search, a folder that cannot be written, or a damaged
@@ -236,7 +236,7 @@ class Conductor:
         for name in arms:
             folders = [self._folder(arm) for arm in missing.values() if arm.row == name]
             if folders:
-                # An arm that is made of other things than its run was accepted above.
+                # A difference between the inputs of an arm and of its run was accepted above.
                 accept = any(arm.known_as for arm in missing.values() if arm.row == name)
                 units.append(
                     worker.score_unit(

@@ -1,4 +1,4 @@
-"""What the arms of an ablation are made of: data, tokenizer, weights and teacher."""
+"""The inputs of the arms of an ablation: data, tokenizer, weights and teacher."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from finetune_jax.setup import Setup, open_setup
 
 
 class Contents:
-    """Finds what arms are made of, once for all arms that name the same files."""
+    """Identifies the inputs of arms, once for all arms that name the same files."""
 
     def __init__(self) -> None:
         self._found: dict[str, MadeOf] = {}
         self._weights: dict[str, str | None] = {}
 
     def of(self, config: dict[str, Any], setup: Setup | None = None) -> MadeOf:
-        """What an arm is made of.
+        """The identity of an arm's inputs (`identity.made_of`).
 
         Args:
           config: resolved config, as JSON.

@@ -66,7 +66,7 @@ class Ledger:
             say(f"{path}: {unsealed} records of an earlier version have no checksum")
 
     def _repair(self, content: bytes, rest: bytes) -> None:
-        """Completes or removes the last line of the file, which has no end."""
+        """Completes or removes the last line of the file, which has no newline at its end."""
         try:
             record, sealed = _parse(rest)
         except UserError:

@@ -1,4 +1,4 @@
-"""The outcome of an ablation: what each row reached, the input of every table, figure and test."""
+"""The outcome of an ablation: the scores and costs of each row, from which the report is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_jax.ablation.study import RowSpec
 
 @dataclasses.dataclass(frozen=True)
 class RunCost:
-    """What one run of a row trains, and the resources that the run takes.
+    """The number of scalars that one run of a row trains, and the resources of the run.
 
     Attributes:
       trainable: number of scalars that any phase trains.

@@ -1,4 +1,4 @@
-"""Compares what arms are made of with what the records of earlier calls were made of."""
+"""Compares the inputs of arms (data, tokenizer, weights, teacher) with those of their records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Recorded:
         self._ledger, self._workdir, self._accept = ledger, workdir, accept
 
     def arm(self, arm: Arm, made_of: MadeOf) -> Arm:
-        """An arm with what it is made of; if it was recorded, under the key of its record.
+        """An arm with the digests of its inputs; a recorded arm keeps the key of its record.
 
         Args:
           arm: arm of a config.

@@ -100,7 +100,7 @@ def accepted_key(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 
 
 def _common(arm: Arm, what: str, result: Mapping[str, Any]) -> Record:
-    # An arm that failed, or that was trained by an earlier version, did not say what it is made of.
+    # The record of an arm that failed, or that an earlier version trained, has no `made_of`.
     found = result.get("made_of")
     parts = identity.digests(found) if found else dict(arm.made_of)
     versions = found["versions"] if found else identity.versions()

@@ -152,8 +152,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of an arm's training, or ``{"error": message}``.
 
     Returns:
-      None if the arm has not ended, or if its result is damaged: then the arm runs again, which
-      takes no time if its run is complete.
+      None if the arm has not ended, or if its result is damaged. The arm then runs again, which
+      takes little time if its run is complete.
     """
     # error.json is read first: an arm that failed has no artifact, whatever other files it has.
     return _read(folder / "error.json") or _read(folder / "trained.json")

@@ -86,7 +86,8 @@ class Artifact:
             deltas = tuple(from_json(delta) for delta in card.get("deltas", ()))
             variables = weights.read_variables(folder, card, model, deltas, str(base))
         except UserError as error:
-            # The parts name a key or a file of theirs; the artifact may be one of several.
+            # The message has a key or a file. The path of the artifact is added, because a
+            # command may read several artifacts.
             text = str(error)
             raise UserError(text if str(folder) in text else f"{folder}: {text}") from None
         return cls(Adapted(model, deltas), variables, task, preprocess, card)
@@ -150,9 +151,9 @@ class Artifact:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields (number of the item, what the task reads from its outputs), in their order.
 
-        Takes the arguments of `predict` and raises its errors, but where an item is bad it raises
-        only after all items were read, so that the message has them all. A caller therefore uses
-        no reading before the last one has come.
+        The method takes the arguments of `predict` and raises the same errors. An error about a bad
+        item is raised only after all items were read, so that the message has all bad items. A
+        caller therefore uses no reading before the iterator is exhausted.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: expected a positive number, found {batch_size}")
@@ -333,9 +334,11 @@ def save_artifact(
         "made_of": dict(made_of or {}),
         "accepted": list(accepted),
     }
-    if contents == "delta":  # whose own leaves can then be checked without the base
+    # Checksums of the artifact's own leaves, which are then checked without the base.
+    if contents == "delta":
         card["own_fingerprint"] = tree.fingerprint(tree.unflatten(kept))
     providers = providers_of(card)
     card |= {"providers": providers} if providers else {}
-    schema.card_of(plain(card), str(folder / schema.FILE))  # what is written can be read
+    # Checks that the written card can be read.
+    schema.card_of(plain(card), str(folder / schema.FILE))
     write_json(folder / schema.FILE, seal(card))

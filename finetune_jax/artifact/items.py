@@ -161,7 +161,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-    """The image files below a folder in the order of their paths; others are counted and said."""
+    """The image files below a folder in the order of their paths; reports how many others exist."""
     files = sorted(map(_require_utf8, map(str, files_below(Path(folder)))))
     images = [file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES]
     others = sorted({os.path.splitext(file)[1].lower() for file in files} - SUFFIXES)

@@ -1,9 +1,9 @@
 """Predictions as a table or as JSON, in a file that is complete or absent.
 
 A row of a table has the columns of the input (``image``, ``text``, or the two columns of a pair),
-``prediction``, and what the task reads beside it. ``class_1`` and ``probability_1`` (``share_1`` of
-segmentation) are the most probable class, ``class_2`` and ``probability_2`` the next one. Several
-labels of one input are joined by ``|``.
+``prediction``, and the other values that the task reads from the outputs. ``class_1`` and
+``probability_1`` (``share_1`` for segmentation) are the most probable class, ``class_2`` and
+``probability_2`` the second most probable class. Several labels of one input are joined by ``|``.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 def card_of(content: dict[str, Any], where: str) -> dict[str, Any]:
     """Checks the types and the ranges of a card.
 
-    A key at the top that this version does not know is said, and not read.
+    A key at the top that this version does not know is reported, and not read.
 
     Raises:
       UserError: a missing key, or a value of another type or out of its range.

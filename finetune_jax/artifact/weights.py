@@ -1,4 +1,4 @@
-"""The leaves of an artifact: its own file, completed by the base of a ``delta`` artifact."""
+"""The leaves of an artifact: from its own file and, for a ``delta`` artifact, from its base."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _encoded(examples: Examples, index: int, encode: Encode) -> dict[str, np.nda
     """One encoded example; the message of an error has the number of the example."""
     try:
         return encode(examples[index])
-    except BadImage:  # the message has the path of the image
+    except BadImage:  # the error's own message has the path of the image
         raise
     except UserError as error:
         raise UserError(f"example {index}: {error}") from error

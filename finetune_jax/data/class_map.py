@@ -68,7 +68,8 @@ def read_classes(path: str | Path) -> dict[str, tuple[str, ...]]:
     """Reads a file of classes; see the top of this module.
 
     Returns:
-      By the name of each class, in order, the names in the data of what becomes this class.
+      For each class, in order: by its name, the names of the classes of the data that become this
+      class.
 
     Raises:
       UserError: the file cannot be read, has no line, or has a name twice.

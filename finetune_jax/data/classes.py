@@ -60,14 +60,14 @@ def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> tupl
 
     Args:
       found: names of the classes of some data, in the order of their numbers.
-      known: names of the classes that a model answers, in the order of its outputs.
+      known: names of the classes that a model predicts, in the order of its outputs.
       what: name of the data, for the message.
 
     Raises:
       UserError: `found` is empty or has a class that is not in `known`; the message lists both.
     """
     exact = {name: number for number, name in enumerate(known)}
-    # A name as it is written goes first: two forms of one name may be two classes of the model.
+    # Equal spelling has priority: two Unicode forms of one name may be two classes of the model.
     places = {class_name(name): n for name, n in exact.items()} | exact
     wanted = [n if n in exact else class_name(n) for n in found]
     unknown = [name for name in wanted if name not in places]

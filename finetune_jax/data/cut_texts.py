@@ -7,14 +7,15 @@ import numpy as np
 from finetune_jax.data.examples import EncodedExamples, Examples
 from finetune_jax.data.text import TextPreprocess
 
-_MOST, _SAMPLE = 10_000, 1_000  # texts that are tokenized once more
+_MOST, _SAMPLE = 10_000, 1_000  # largest number of texts that are tokenized a second time
 
 
 def cut_texts(preprocess: TextPreprocess, opened: Examples, encoded: Examples) -> str:
     """Returns a line about the texts that are cut; "" if none is.
 
     All texts are looked at if they are encoded in memory and at most 10,000 inputs are full, or if
-    there are at most 1,000; otherwise a sample that is spread over the split.
+    the split has at most 1,000 examples. Otherwise a sample that is spread over the split is looked
+    at.
 
     Args:
       preprocess: tokenizes the texts.

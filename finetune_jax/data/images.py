@@ -155,7 +155,7 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
         file, size, name = io.BytesIO(source), len(source), name or "image"
     else:
         path, name = Path(source), str(source)
-        if not os.path.isfile(name):  # false, too, for a name that no file can have
+        if not os.path.isfile(name):  # also false for a name that no file can have
             raise BadImage(f"{name}: no such image file{path_hint(name)}")
         file, size = path, path.stat().st_size
     if not size:
@@ -198,7 +198,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
     # Adobe stores CMYK JPEGs inverted, and Pillow inverts every CMYK JPEG.
     inverted = image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
-    ImageOps.exif_transpose(image, in_place=True)  # not in place, it copies upright images too
+    # Without in_place, Pillow also copies upright images.
+    ImageOps.exif_transpose(image, in_place=True)
     if inverted:
         image = image.point(lambda value: 255 - value)
     if image.mode == "F":

@@ -19,7 +19,7 @@ KINDS = ("", "class", "classes", "number", "text")
 Place = Callable[[int], str]
 """Where the row with a number stands, such as ``data.csv, line 7``, for a message."""
 
-# What pandas, spreadsheets and databases write for a value that is missing or is no number.
+# Texts that pandas, spreadsheets and databases write for a value that is missing or no number.
 _MISSING = frozenset(("", "NA", "None", "NaT", "NULL"))
 _MISSING_IN_ANY_CASE = frozenset(
     (

@@ -1,7 +1,7 @@
-"""What stands in two splits: parts that two expressions share, and examples with equal inputs.
+"""Finds what two splits have in common: parts of their expressions, and examples of equal inputs.
 
-An example that is trained on and scored makes the score too good. Nothing is left out: a run says
-what it finds.
+An example that is both trained on and scored makes the score too good. A run reports such examples
+and leaves none of them out.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def shared_examples(
 ) -> Iterator[tuple[str, str, int, str]]:
     """Pairs of splits with examples whose inputs are equal.
 
-    Inputs are compared bit by bit where both splits are encoded in memory and not too large;
-    otherwise the texts of tables, or the paths and the contents of image files. Only files of equal
-    sizes are read, and none where these are too many.
+    Inputs are compared bit by bit where both splits are encoded in memory and not too large.
+    Otherwise the texts of tables, or the paths and the contents of image files, are compared. Only
+    files of equal sizes are read, and no file is read if there are too many files of equal sizes.
 
     Args:
       opened: examples by name of the split, as the source reads them.
@@ -100,9 +100,9 @@ def _rows(array: Any) -> Iterator[bytes]:
 
 
 def _written(examples: Examples, columns: Sequence[str]) -> list[tuple[bool, tuple[str, ...]]]:
-    """For each example whether it is of image files, and their paths or its texts.
+    """For each example: whether it has image files, and the paths of the files or its texts.
 
-    The list is empty where neither is known without reading the examples.
+    The list is empty where paths and texts are not known before the examples are read.
     """
     if isinstance(examples, Subset):
         whole = _written(examples.examples, columns)
@@ -129,7 +129,7 @@ def _by_content(
         return dict(paths)
     by_size: dict[int, list[str]] = {}
     for file in split_of:
-        with contextlib.suppress(OSError):  # a missing file is another message
+        with contextlib.suppress(OSError):  # another check reports a missing file
             by_size.setdefault(os.stat(file).st_size, []).append(file)
     alike = {
         size: files

@@ -77,8 +77,8 @@ class Source:
       class_names: names of the classes, in label order; empty where the labels are not classes.
       splits: number of examples per split.
       reader: function of a split in TFDS syntax, such as ``train[:90%]``, to its examples.
-      origin: place and version of the data; part of the keys of caches, so that two versions of the
-        data under one name are told apart. Times of change count, because a cache must not be old.
+      origin: place and version of the data, which are part of the keys of caches, so that caches of
+        two versions of the data differ. It includes the times of the last change of files.
       columns: names of the columns of an example; empty where the source does not know them.
       on_bad_image: ``error``, or ``skip``: `read` decodes all images of the split once, prints the
         names of bad images and leaves them out.

@@ -20,7 +20,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""Names of folders, files and values, in lower case, and the split that each name stands for."""
+"""The split by its names, in lower case, as folders, files and values of a column have them."""
 
 _PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 

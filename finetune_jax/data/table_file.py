@@ -1,8 +1,9 @@
 """Reads a table in a text file: its encoding, its separator, and its rows with their lines.
 
 Compressed files (gzip, bzip2, xz) are unpacked. A byte order mark tells the encoding. Where
-``data.csv.sep`` is empty and the first line has no separator of the usual kind, another one that
-the first lines agree on is taken, and said. A file that is no table is refused by what it is.
+``data.csv.sep`` is empty and the first line has no separator of the usual kind, another separator
+that the first lines have in common is used, and a line reports this. A file that is no table is
+refused with a message that names its format.
 """
 
 from __future__ import annotations

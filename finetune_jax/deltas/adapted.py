@@ -75,7 +75,7 @@ class Adapted:
             return self.model.apply(changed, x, mode, start=start, stop=stop, **options)
 
     def _interceptor(self, leaves: Arrays) -> Callable[..., Any]:
-        """Flax's method interceptor that leads the calls of modules through their deltas."""
+        """Flax's method interceptor, which passes the calls of modules through their deltas."""
         deltas_at: dict[str, list[Delta]] = {}
         for delta in self.nested:
             for module in delta.modules:

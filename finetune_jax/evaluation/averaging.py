@@ -166,7 +166,7 @@ class _Members:
         )
 
     def with_statistics(self, variables: Variables) -> Variables:
-        """The variables with recomputed BatchNorm statistics, where the members' differ."""
+        """The variables, with recomputed BatchNorm statistics where those of the members differ."""
         if not self.statistics:
             return variables
         new = reestimate(

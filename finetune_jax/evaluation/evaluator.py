@@ -278,16 +278,16 @@ def open_run(
     require_allowed(config_doors(config), allow_imports, str(workdir / "config.json"))
     require_trust(values, path, trust, ("data.data_dir",) if data_dir else ())
     override(config, data_dir=data_dir, batch_size=batch_size)
-    # Before the artifact is read, because that uses a device.
+    # This comes before the artifact is read, because reading uses a device.
     use_cpu_devices(config.mesh.cpu_devices)
     evaluator = open_evaluator(config, Artifact.load(workdir, base, allow_imports))
     if lines := changed_data(evaluator):
-        say(f"{workdir}: the data is not the data that the run was made of: {'; '.join(lines)}")
+        say(f"{workdir}: this is not the data that the run was trained on: {'; '.join(lines)}")
     return evaluator
 
 
 def changed_data(evaluator: Evaluator) -> list[str]:
-    """Lines about differences of the config's data from the data that the artifact was made of."""
+    """Lines about differences of the config's data from the training data of the artifact."""
     known = evaluator.artifact.card.get("made_of", {}) if evaluator.artifact else {}
     return identity.differences(known, {"data": evaluator.source.identity})
 

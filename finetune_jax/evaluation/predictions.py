@@ -116,7 +116,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
         **predictions.about,
         "arrays": tree.checksums(arrays),
     }
-    # As it will be read: JSON turns tuples into lists, and all keys of objects into texts.
+    # The object as a reader gets it: JSON turns tuples into lists, and all keys into texts.
     arrays["about"] = np.array(json.dumps(seal(json.loads(json.dumps(about)))))
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -1,9 +1,9 @@
-"""Whether a network computes what its weights were trained for, told by its BatchNorm statistics.
+"""Checks by BatchNorm statistics whether a network computes what its weights were trained for.
 
-Names and shapes of tensors do not tell strides, padding, activations, pooling, the epsilon of a
-norm, or the range of the inputs. The stored statistics do: they are the means and variances that
-the norms met in training. Where a network computes something else, the statistics of real images
-leave the stored ones, from the first wrong stage on.
+Names and shapes of tensors do not show strides, padding, activations, pooling, the epsilon of a
+norm, or the range of the inputs. The stored statistics show an error in any of them, because they
+are the means and variances of the norms' inputs in training. Where a network computes something
+else, the statistics of real images differ from the stored statistics from the first wrong stage on.
 """
 
 from __future__ import annotations

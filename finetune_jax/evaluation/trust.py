@@ -1,9 +1,9 @@
-"""Whether the config of a run may be followed: which files and addresses its evaluation reads.
+"""Whether an evaluation may read the files and addresses that the config of a run names.
 
 An artifact is predicted from its own folder alone. An evaluation reads the data that the config of
 the run names, which may be any path and any address. The configs that this user has trained on this
-machine are known (`finetune_jax.known`), by the digest of their content; a config that names what a
-known config names leads nowhere else. Another config is followed only where the user says so, once.
+machine are known (`finetune_jax.known`) by the digest of their content. Any other config is used
+only after the user has trusted it, which is needed once.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def require_trust(
     listed = "; ".join(read)
     if not trust:
         raise UserError(
-            f"{where} is not the config of a run that you trained on this machine. To follow it "
-            f"is to read: {listed}. If you trust its author, give --trust (in Python: trust=True), "
-            f"which is needed once; predict reads the artifact alone and needs no trust"
+            f"{where} is not the config of a run that you trained on this machine. An evaluation "
+            f"with this config reads: {listed}. If you trust its author, give --trust (in Python: "
+            "trust=True), which is needed once; predict reads the artifact alone and needs no "
+            "trust"
         )
     say(f"{where} is trusted, and these are read: {listed}")
     remember(CONFIGS, key)

@@ -70,8 +70,8 @@ def described_class_names(folder: Path | None) -> tuple[str, ...]:
 def compare_described(source: str, described: Sequence[str], ours: Sequence[str]) -> None:
     """Compares the classes of the data with those that a file beside a weight file describes.
 
-    Names are compared without case; other names altogether, such as WordNet numbers in place of
-    words, are said, because they may be right.
+    Names are compared without case. If the names are completely different, such as WordNet numbers
+    in place of words, a warning is printed, because the order may still be right.
 
     Args:
       source: ``pretrained.path``, for the message.
@@ -95,11 +95,11 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
 
 
 def require_same_classes(source: str, known: Sequence[str], ours: Sequence[str]) -> None:
-    """Checks that the head of a weight file answers the classes of the data, in the same order.
+    """Checks that the head of a weight file has the classes of the data, in the same order.
 
     Args:
       source: ``pretrained.path``, for the message.
-      known: class names of the head; empty where the file does not tell.
+      known: class names of the head; empty where the file does not have them.
       ours: class names of the data; empty for a task without classes.
 
     Raises:

@@ -78,7 +78,7 @@ def load(
       place: function called with each leaf (``params/…``) and its values as soon as the values are
         read. The result takes the place of the values, for example an array on a device.
       selection: which tensors of the file are the model's. A prefix of all names that the name map
-        knows is taken off, and said; so is the choice between several sets of weights.
+        knows is removed. The prefix, and the choice between several sets of weights, are printed.
 
     Returns:
       (variables with the structure, shapes and dtypes of `init`, as NumPy arrays or as the results
@@ -137,8 +137,9 @@ def _is_float(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-_MANY_PROBLEMS = 10  # from which on the file is likely to be that of another model
-_MOST_PROBLEMS = 60  # lines of one error
+# Number of problems from which on the file is probably the file of another model.
+_MANY_PROBLEMS = 10
+_MOST_PROBLEMS = 60  # largest number of lines in an error
 
 _Source = tuple[str | None, tuple[int, ...] | None, str | None]
 
@@ -163,7 +164,7 @@ class _Load:
       belongs: whether a name map knows a name as that of a leaf of the model.
       problems: messages of the problems found so far.
       unused: names of tensors that belong to no leaf.
-      unknown: those of them that the name map does not know at all.
+      unknown: names in `unused` that the name map does not know at all.
       missing: names of the tensors that leaves lack, by leaf.
       rows: rows of the manifest.
       arrays: the result, by ``collection/leaf path``.

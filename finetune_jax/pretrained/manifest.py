@@ -55,7 +55,7 @@ class Manifest:
         read.
       rows: rows in the order of the file, then leaves that the file lacks, in the model's order.
       weights: role of the tensors in a file with several sets of weights, one of `roles.ROLES`.
-      prefix: text before the names of the model's tensors, which was taken off.
+      prefix: text before the names of the model's tensors, which was removed from the names.
     """
 
     file: str

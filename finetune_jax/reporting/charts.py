@@ -50,7 +50,7 @@ def numbered(names: Sequence[str]) -> str:
     """The sentence about classes that a figure shows by their numbers; empty without such names."""
     if all(drawable(shorten(name, 32)) for name in names):
         return ""
-    return " Names that the figure cannot draw stand there by their number in the table."
+    return " The figure shows a class by its number in the table if it cannot draw the name."
 
 
 class _Drawing:

@@ -1,4 +1,4 @@
-"""Text that a figure can draw with the font that matplotlib ships, and what stands in for the rest.
+"""Which text a figure can draw with the font of matplotlib, and replacements for other text.
 
 Figures use DejaVu Sans alone, so that equal figures are equal files on all machines. The font has
 Latin, Greek, Cyrillic, Arabic and Hebrew letters and many symbols, but no Chinese, Japanese or

@@ -1,4 +1,4 @@
-"""What a scheme may know of a model, and what a term of a scheme selects."""
+"""The facts about a model that a scheme reads, and the selection that a term makes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What a scheme may know of a model.
+    """The facts about a model that a scheme may read.
 
     Attributes:
       stages: stage names in forward order.

@@ -1,4 +1,4 @@
-"""What the terms or rules of a scheme have decided so far, before it becomes a plan."""
+"""Collects the decisions of a scheme's terms or rules, from which the plan is made."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _add(builder: PlanBuilder, name: str, rates: dict[str, Any], selection: Sele
     if not free:
         other = builder.group_of[next(iter(selected))]
         if other == name:
-            raise UserError(f"scheme {builder.text!r}: the term {name!r} stands there twice")
+            raise UserError(f"scheme {builder.text!r}: the term {name!r} is given twice")
         raise UserError(
             f"scheme {builder.text!r}: the term {name!r} is shadowed: all its leaves belong to "
             f"earlier terms, such as {other!r}; drop {name!r} or put it first"

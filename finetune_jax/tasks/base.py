@@ -34,7 +34,7 @@ class Task:
       random_inputs: whether `inputs` is random in evaluation too. The PRNG key is then the same in
         every evaluation, and no activation of the task is cached.
       needs_augment: whether the task needs ``data.augment``.
-      numeric: whether the target is a number, which the name of a class may be.
+      numeric: whether the target is a number; the names of classes may then be numbers.
       labels: what the column ``label`` of an example is: ``class``, ``classes`` (any number of
         them), ``number``, or empty for a task that reads no label or any kind.
     """
@@ -265,7 +265,7 @@ def scores_by_class(
 
 
 def one_class(labels: np.ndarray, names: tuple[str, ...]) -> str:
-    """The answer of `Task.degenerate` to labels i[n] of one class each."""
+    """The result of `Task.degenerate` for labels i[n] of one class each."""
     if len(np.unique(labels)) > 1:
         return ""
     return f"all labels are of the class {names[int(labels[0])]!r}; expected at least two classes"

@@ -85,7 +85,7 @@ class MaskedPixels(Task):
 
     @property
     def head_size(self) -> int:
-        """1, which is not used: in `adapt`, the head gets one output per value of a patch."""
+        """1, which no code uses: in `adapt`, the head gets one output per value of a patch."""
         return 1
 
     def adapt(self, model: StagedModel) -> StagedModel:

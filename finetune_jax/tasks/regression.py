@@ -34,7 +34,7 @@ def real_value(label: Any) -> np.ndarray:
 
 
 def constant(values: np.ndarray) -> str:
-    """The answer of `Task.degenerate` to real targets f[n]."""
+    """The result of `Task.degenerate` for real targets f[n]."""
     if np.ptp(values) > 0:
         return ""
     return f"all targets are {float(values[0]):.6g}; expected at least two different values"
@@ -78,7 +78,7 @@ class Regression(Task):
         """Raises UserError for a mean that is not finite, or a deviation that is not above 0."""
         schema.number()(self.mean, "mean of the targets")
         if not schema.number()(self.std, "deviation of the targets") > 0:
-            raise UserError(f"deviation of the targets: expected it above 0, found {self.std:g}")
+            raise UserError(f"deviation of the targets: expected a number > 0, found {self.std:g}")
 
     @classmethod
     def create(cls, settings: ConfigDict, source: Source, preprocess: Preprocess) -> Regression:

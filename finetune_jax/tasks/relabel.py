@@ -36,7 +36,7 @@ class Valued:
 
     Attributes:
       task: the task.
-      values: number that the name of a class is, by number of the class in the source.
+      values: number that the name of a class stands for, by number of the class in the source.
     """
 
     task: Task

@@ -80,7 +80,7 @@ class ActivationFolder:
 
     def mark_used(self) -> None:
         """Makes the folder the one that `make_room` removes last."""
-        with contextlib.suppress(OSError):  # a folder that is only readable
+        with contextlib.suppress(OSError):  # the folder may be read-only
             os.utime(self.path / "meta.json")
 
     def write(
@@ -197,7 +197,7 @@ def damage_of(path: Path, part: int = 0, parts: int = 1) -> str:
 def make_room(parent: Path, allowed: int) -> None:
     """Removes the least recently used activation folders until the others take `allowed` bytes.
 
-    What runs that ended early have left is removed after a day.
+    Unfinished folders of runs that ended early are removed after a day.
     """
     if not parent.is_dir():
         return

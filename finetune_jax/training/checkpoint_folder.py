@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: which steps are whole, and what becomes of the others."""
+"""The folder of a run's checkpoints: finds damaged checkpoints and moves them away."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _repair_metrics(folder: Path, steps: list[int]) -> None:
             if repair_metrics(folder / str(step)):
                 say(f"checkpoint at step {step}: its scores were damaged, and are written anew")
         except UserError:
-            continue  # found again when the checkpoint is verified or restored
+            continue  # the damage is found again when the checkpoint is verified or restored
         except OSError as error:
             raise UserError(f"{folder / str(step)}: cannot write: {error.strerror}") from None
 

@@ -67,7 +67,7 @@ def seal_meta(
     leaves = named_leaves(content)
     checksums = tree.checksums(leaves, tree.crc32)
     described = {n: [x.dtype.name, list(x.shape), checksums[n]] for n, x in leaves.items()}
-    # As it will be read: JSON turns tuples into lists, and all keys of objects into texts.
+    # The object as a reader gets it: JSON turns tuples into lists, and all keys into texts.
     return seal(json.loads(json.dumps({**meta, "metrics": metrics, "leaves": described})))
 
 

@@ -104,11 +104,11 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
                     best_fn=lambda metrics: sign * metrics[metric],
-                    # What a killed run has not finished would take room for ever.
+                    # Otherwise unfinished checkpoints of a killed run would stay on the disk.
                     cleanup_tmp_directories=True,
                 ),
             )
-        # It reads the metrics of all steps, and raises any exception for what it cannot read.
+        # Orbax reads the metrics of all steps, and raises any exception for damaged files.
         except Exception as error:
             raise UserError(f"{self._folder}: cannot be opened: {one_line(error)}") from error
 
@@ -275,7 +275,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After an error, a process of several must not wait for the others, which wait for it.
+        # After an error, this process must not wait for the others, which wait for this process.
         if error is None:
             self.close()
         elif jax.process_count() == 1:

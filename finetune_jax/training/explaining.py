@@ -1,4 +1,4 @@
-"""What a run that ends early says: which checkpoint is safe, and that the same command goes on."""
+"""The message of a run that ends early: which checkpoint is complete, and how to continue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_jax.interruption import Interrupted
 
 @contextlib.contextmanager
 def explained(workdir: Path) -> Iterator[None]:
-    """Adds what is safe to the message of a signal or of a full or broken disk.
+    """Adds the latest complete checkpoint to the message of a signal or of a full or broken disk.
 
     Raises:
       Blocked: the file system failed.

@@ -63,8 +63,8 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
             old = json.loads(path.read_text())
         except ValueError:
             raise UserError(f"{path} is damaged; remove it or use another --workdir") from None
-        # A moved home, package or data folder is no other config; the identity of what a path leads
-        # to is compared with that of the checkpoint.
+        # A config stays the same if its home, package or data folder was moved. The identity of the
+        # files is compared with the identity in the checkpoint.
         old = portable(config_lib.completed(old))
         lines = config_lib.difference(old, portable(config))
         if is_length_alone(lines):

@@ -65,7 +65,7 @@ class FusedStep:
         return alone | {number: outputs[number] for number in requests}
 
     def _with_another_batch(self, requests: dict[int, StepRequest]) -> dict[int, StepRequest]:
-        """Requests for another batch than most of their row, of arms that went back.
+        """Requests of arms that went back: their batch is not the batch of most arms in their row.
 
         Their states are copies, because the single step donates them and `_last` may hold them.
         """

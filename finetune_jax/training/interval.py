@@ -1,4 +1,4 @@
-"""What is logged of the steps between two logs: means of their metrics, learning rates, and times.
+"""The values that a log has for the steps since the previous log: mean metrics, rates and times.
 
 A step's metrics stay on the devices until they are logged or saved, so that no step waits for them.
 """
@@ -23,7 +23,7 @@ _ROWS = 16
 """Steps whose metrics are joined on the devices, because many small transfers take long."""
 
 _MOST_JOINED = 64
-"""Joined metrics that are kept on the devices at most."""
+"""Largest number of joined metrics that are kept on the devices."""
 
 _BLOCK = 256
 """Steps whose learning rates are computed at once."""

@@ -1,8 +1,9 @@
 """The folder ``nonfinite/step_N`` of a run: the batch and the state of a bad step, for `replay`.
 
 ``batch.npz`` has the arrays of the host's batch by name, ``state.safetensors`` the leaves of the
-state before the step and the modified leaves, and ``step.json`` all else, with the numbers and the
-names of the examples. A process of several keeps the rows of the batch that it reads itself.
+state before the step and the modified leaves, and ``step.json`` all other values, among them the
+numbers and the names of the examples. In a run of several processes, each process keeps the rows of
+the batch that it reads itself.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def keep_step(
         return f"kept in {where}"
     try:
         if state is None and len([*(folder / FOLDER).glob("step_*")]) >= _MOST_SKIPPED:
-            return "not kept, because many are"
+            return f"not kept, because {_MOST_SKIPPED} skipped steps are kept already"
         where.mkdir(parents=True, exist_ok=True)
         (where / "state.safetensors").unlink(missing_ok=True)
         arrays: dict[str, Any] = {n: _plain(x) for n, x in tree.flatten(batch).items()}

@@ -133,7 +133,8 @@ def _steps(
         try:
             return (yield from _pass(setup, workdir, caches, on_metrics, lock, back, options))
         except GoBack as found:
-            back = found.with_traceback(None)  # whose frames hold the state of the run
+            # The frames of the traceback hold the state of the run.
+            back = found.with_traceback(None)
             before = None  # the folder has the new length by now
 
 
@@ -146,7 +147,7 @@ def _pass(
     back: GoBack | None,
     options: dict[str, Any],
 ) -> Steps:
-    """A run from its latest checkpoint to its end; raises GoBack where it is to start once more."""
+    """A run from its latest checkpoint to its end; raises GoBack if the run must go back."""
     # 1. to 4., see `prepare_run`, which takes the options.
     run, meta = prepare_run(setup, workdir, caches, on_metrics, **options)
     run.lock = lock

@@ -21,7 +21,7 @@ TIMES = ("seconds", "examples_per_second")
 
 
 def rows_without_times(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl`` without `TIMES`, which no interruption changes."""
+    """The rows of ``metrics.jsonl`` without `TIMES`, which are equal with and without a resume."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 

@@ -158,7 +158,7 @@ class _Prefix:
         return ActivationExamples(folder.reader(), targets, self.views)
 
     def _usable(self, folder: ActivationFolder) -> bool:
-        """Whether the folder is there and whole; a damaged folder is removed, and this is said."""
+        """Whether the folder exists and is complete; a damaged folder is removed and reported."""
         if not all_agree(folder.exists):
             return False
         damage = folder.damage(jax.process_index(), jax.process_count())

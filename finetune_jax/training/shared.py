@@ -41,7 +41,7 @@ class SharedCaches:
       arms: number of runs that share the caches.
       opened_splits: examples by split name (``train``, …), as the source reads them.
       decoded_splits: examples by split name, decoded into memory if they fit.
-      said: remarks that one run has made for all, by what the remarks are about.
+      said: remarks that one run has printed for all runs, by the topic of the remarks.
       teachers: loaded teacher by the path of its artifact.
       create_states: jitted `state.create` by number of the phase.
       train_steps: compiled train step by (number of the phase, whether its batches hold

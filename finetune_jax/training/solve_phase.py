@@ -42,7 +42,7 @@ def solve_phase(run: Run, index: int, method: str) -> None:
         _features(run, phase, "validation"),
         run.setup.task.head_size,
     )
-    # Solvers on different hosts may differ in the last bits, so all hosts take the head of one.
+    # Solvers on different hosts may differ in the last bits, so all hosts use the primary's head.
     head = broadcast_from_primary(head)
     chosen = report["chosen"]
     if bad := tree.first_nonfinite(head):

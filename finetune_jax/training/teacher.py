@@ -60,7 +60,7 @@ def open_teacher(task: Task, preprocess: Preprocess, mesh: Mesh) -> Teacher:
     expected, found = (t.to_json().get("class_names") for t in (task, artifact.task))
     if artifact.task.name != task.name or expected != found:
         raise UserError(
-            f"task.loss: the teacher {task.teacher} answers {artifact.task.name} with classes "
+            f"task.loss: the teacher {task.teacher} predicts {artifact.task.name} with classes "
             f"{_shown(found)}; expected {task.name} with classes {_shown(expected)}"
         )
     variables = jax.tree.map(lambda x: put_leaf(x, mesh), artifact.variables)

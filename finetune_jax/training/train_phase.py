@@ -195,7 +195,8 @@ def _train(
         interval.note(metrics)
         logs = number % config.log.every_steps == 0 or number == stop
         evaluates = validation is not None and (number % eval_every == 0 or number == stop)
-        # The end of a phase is the start of the next, whose first checkpoint comes later.
+        # The variables at the end of a phase start the next phase, which saves its first
+        # checkpoint only later.
         saves = evaluates or number % save_every == 0 or number == stop
         taken = Taken(
             phase, number, batches, cached, before, training.state, metrics, training.modified

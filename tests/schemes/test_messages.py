@@ -87,7 +87,7 @@ def test_brackets_are_the_parsers(model):
         ("head(lr=-1)", "lr must be a number > 0, found -1$"),
         ("head(lr=0)", "to freeze leaves, use the group 'frozen'$"),
         ("llrd(0.75, lr=2)", "scales the rates of the other terms and takes no lr"),
-        ("head + head", "the term 'head' stands there twice"),
+        ("head + head", "the term 'head' is given twice"),
         ("gradual(epochs=-1)", "scheme gradual\\(epochs=-1\\): epochs: expected a number > 0"),
         ("chain_thaw(epochs=0)", "scheme chain_thaw.*expected a number > 0"),
         ("fine_tune(freeze_epochs='a')", "freeze_epochs: expected a number > 0"),

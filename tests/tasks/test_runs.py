@@ -210,7 +210,7 @@ def test_a_teacher_of_other_classes_is_refused(tiny, teacher):
         train(open_setup(tiny("classification", data__image_size=8)), teacher)
     setup = open_setup(tiny("classification", f"distill(teacher={str(teacher)!r})"))
     other = dataclasses.replace(setup.task, class_names=("a", "b"))
-    with pytest.raises(UserError, match="answers classification with classes 0, 1, 2, 3, 4, 5, …"):
+    with pytest.raises(UserError, match="predicts classification with classes 0, 1, 2, 3, 4, 5, …"):
         open_teacher(other, setup.preprocess, setup.mesh)
 
 

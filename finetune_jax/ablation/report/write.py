@@ -42,7 +42,7 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
         cannot be written.
     """
     comparisons = compare(outcome)
-    make_folder(folder, str(folder))  # before minutes of resampling and drawing
+    make_folder(folder, str(folder))  # checked before minutes of resampling and drawing
     contents: dict[str, str | bytes] = {}
     reports = []
     for prefix, comparison in zip(_prefixes(list(outcome.tables)), comparisons, strict=True):

@@ -1,4 +1,4 @@
-"""Roles of weights that one file holds several of: those of training, an average, two networks.
+"""Roles of the sets of weights in one file: trained weights, their average, two networks.
 
 A checkpoint of training with an average has the trained weights (``raw``) and their average
 (``ema``). Self-supervised methods have a network that is trained (``student``) and one that follows

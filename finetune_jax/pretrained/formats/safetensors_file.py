@@ -100,7 +100,8 @@ def write_safetensors(
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.touch()  # with the mode that the umask gives; the library would give 0600
+        # Written here with the mode of the umask; the library would set the mode 0600.
+        unfinished.touch()
         mode = unfinished.stat().st_mode
         save_file(ordered, unfinished, metadata=dict(metadata))
         unfinished.chmod(mode)

@@ -113,7 +113,8 @@ def _places(content: Mapping[Any, Any]) -> list[tuple[str, ...]]:
     others = [place for place in found if role_of(place)[0] != RAW]
     usual = [place for place in raw if strangeness(place) == 0]
     averages = {role_of(place)[0] for place in others} == {"ema"}
-    # A teacher and a student are complete; beside an average there are the averaged weights.
+    # The state dicts of a teacher and of a student are complete. The entry beside an average holds
+    # the weights that were averaged.
     if not usual and others and not averages:
         return others
     least = min(map(strangeness, raw), default=0)

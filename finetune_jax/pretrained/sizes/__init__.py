@@ -1,11 +1,11 @@
-"""Settles the model of a config: its sizes and its pooling, from the files beside the weights.
+"""Determines the sizes and the pooling of a config's model from the files beside the weights.
 
 A config may name a model without sizes, ``model.name=bert``. Its options come from the name
 itself, from ``config.json`` beside the weights, or from the names and shapes of the weights, in
 this order. The pooling of a text encoder comes from ``model.pooling``, or from the pooling file of
-sentence-transformers beside the weights, whatever the entry of the registry has. The settled name
-has all options: ``bert(depth=2, heads=2, …)``. Artifacts and runs keep it, and need none of these
-files.
+sentence-transformers beside the weights, whatever the entry of the registry has. The complete name
+has all options: ``bert(depth=2, heads=2, …)``. Artifacts and runs keep the complete name, and so
+they do not need the files beside the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from finetune_jax.pretrained.sources import companion_folder
 from finetune_jax.progress import say
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
-_OLD_CONFIG = "bert_config.json"  # of the first files of BERT
+_OLD_CONFIG = "bert_config.json"  # name of config.json in BERT's first release
 _POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 _LENGTH = "sentence_bert_config.json"
 # Options that only a config shows, and that change what a network computes without any error.
@@ -44,14 +44,14 @@ _say_once = functools.cache(say)
 
 
 def settle_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with a settled ``model.name``, and with the preprocessing of a generic model.
+    """The config with a complete ``model.name``, and with the preprocessing of a generic model.
 
-    Keys of ``config.data`` that the user has set stay as they are. A config without anything to
-    settle is returned as it is.
+    Keys of ``config.data`` that the user has set stay as they are. A config whose model has all
+    sizes already is returned as it is.
 
     Raises:
       UserError: sizes or pooling are not known, or the files beside the weights describe a model
-        that the options cannot express, or another one than the registry's entry.
+        that the options cannot express, or another model than the registry's entry.
     """
     base, given = _given(config)
     entry = {**MODELS, **GENERIC}.get(base)
@@ -159,7 +159,7 @@ def _sized(
 
 
 def _say_overridden(given: dict[str, Any], theirs: dict[str, Any], file: Path) -> None:
-    """Says which options of the user contradict a file; the pooling is said elsewhere."""
+    """Warns about options of the user that contradict a file; `_pooling` reports the pooling."""
     differs = [o for o in given if o in theirs and given[o] != theirs[o]]
     if differs:
         ours = ", ".join(f"{option}={given[option]!r}" for option in differs)

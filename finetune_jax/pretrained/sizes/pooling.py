@@ -28,8 +28,8 @@ def read_pooling(folder: Path) -> tuple[str, Path] | None:
     """The pooling that ``1_Pooling/config.json`` sets, and the file; None if there is no such file.
 
     ``modules.json`` beside the weights, or in the folder above (weights in ``0_Transformer``),
-    names the folder of the pooling. A module after the pooling that our model does not have is
-    said.
+    names the folder of the pooling. A message names each module after the pooling that our model
+    does not have.
 
     Args:
       folder: folder of the weight file.

@@ -32,7 +32,7 @@ def from_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if values.get("do_flip_channel_order", False):
         raise UserError(
             f"{path}: do_flip_channel_order: the colours of this model are in the order blue, "
-            f"green, red, which is not expressed here"
+            f"green, red, which no key of config.data can express"
         )
     if values.get("do_normalize", True):
         for key, theirs in (("mean", "image_mean"), ("std", "image_std")):

@@ -34,8 +34,8 @@ def leaf_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a weight file's tensors by the leaves that they fill.
 
-    All name maps that know equally many of the file's names are used: one of them may ignore a
-    stage, such as the pooler, that another one reads.
+    All name maps that know equally many of the file's names are used, because one name map may
+    ignore a stage, such as the pooler, that another name map reads.
 
     Args:
       source: see `finetune_jax.pretrained.sources.resolve`.

@@ -36,7 +36,7 @@ def download(address: str) -> Path:
     download that is interrupted or has another checksum leaves no file.
 
     Anybody between this machine and the server of an ``http://`` address can read which file is
-    fetched, and can send another one, which only the checksum shows; this is said.
+    fetched, and can send another file, which only the checksum shows. A warning says so.
 
     Raises:
       UserError: the address has no checksum, the file has another checksum, or the file is not

@@ -55,8 +55,8 @@ GROUPS = {
         ),
     },
 }  # fmt: skip
-# The tasks with a config. The labels of the other tasks are computed from objects, boxes, or pairs of
-# neighbouring values, for which TFDS has no column.
+# The tasks with a config. The labels of the other tasks are computed from objects, boxes, or
+# pairs of neighbouring values, for which TFDS has no column.
 TASKS = {k: v for tasks in GROUPS.values() for k, v in tasks.items() if v}
 
 # Scheme, rate and weight decay.

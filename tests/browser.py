@@ -23,16 +23,17 @@ _SCRIPT = """<script>
 
 
 def told_by(content: str, script: str, folder) -> dict:
-    """What a script tells about a page that is 1,200 pixels wide; skips without a browser.
+    """The result of a script in a page that is 1,200 pixels wide; skips without a browser.
 
     Args:
-      content: of the page.
-      script: run at the end of the body; what it puts into ``told`` is returned.
-      folder: for the page and for the browser.
+      content: HTML of the page.
+      script: runs at the end of the body; the entries that it adds to ``told`` are returned.
+      folder: folder for the files of the page and of the browser.
 
     Returns:
-      Beside what the script told: ``requests``, addresses that were fetched; ``wide``, by how many
-      pixels the page is wider than the window; ``images``, and how many of them are ``broken``.
+      The entries of ``told``, and ``requests``, addresses that were fetched; ``wide``, by how many
+      pixels the page is wider than the window; ``images``, the number of images; and ``broken``,
+      the number of images that were not loaded.
     """
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:

@@ -1,4 +1,4 @@
-"""What several tests share. Eight virtual CPU devices, as a stand-in for a small pod."""
+"""Fixtures that several tests share, and eight virtual CPU devices in place of a small pod."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if _CACHE_OWNER:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# What this user has run or tried on this machine; a folder for each process of the suite.
+# Folder of the digests of configs and tokenizers (finetune_jax.known), one for each process.
 os.environ["FINETUNE_JAX_STATE"] = tempfile.mkdtemp(prefix="finetune_jax_state_")
 
 from commands import QUICK_COMPILE  # noqa: E402
@@ -37,14 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its seed
+@pytest.hookimpl(tryfirst=True)  # set before hypothesis reads its seed
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--hypothesis-seed", None) is None:
         config.option.hypothesis_seed = str(config.getoption("--seed"))
 
 
 def pytest_collection_finish() -> None:
-    # What the imports made stays for the whole session; the collector need not look at it again.
+    # Objects of the imports stay alive for all tests, so the garbage collector need not visit them.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)

@@ -180,7 +180,7 @@ def test_a_mistyped_weight_file_does_not_claim_the_workdir(weights, tmp_path):
         train(open_setup(config), tmp_path)
     config.pretrained.path = str(weights)
     assert train(open_setup(config), tmp_path)["steps"] == 1
-    # Now it is claimed.
+    # Now the folder belongs to the config.
     config.seed = 1
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         train(open_setup(config), tmp_path)
@@ -359,7 +359,7 @@ def test_what_libraries_say_about_a_flag_becomes_a_sentence(given, message):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "config.json", "config.toml"])
-def test_a_config_that_is_no_python_file_is_told_what_one_is(tmp_path, name):
+def test_the_message_about_a_config_that_is_no_python_file_says_what_a_config_is(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="expected a Python file with a function get_config"):
         cli.load_config(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Values that would do nothing, or not what they say, are refused or said."""
+"""Values that would have no effect, or another effect than expected, are refused or reported."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_a_warm_up_leaves_a_step_that_trains(schedule, total):
         assert float(rate(0)) == 0
 
 
-def test_a_cut_warm_up_and_small_statistics_are_said():
+def test_a_cut_warm_up_and_small_statistics_are_reported():
     def remarks(**changes):
         config = default()
         config.update_from_flattened_dict(

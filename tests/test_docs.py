@@ -1,4 +1,4 @@
-"""The documentation: what it names exists, its examples are tested code, its notebook runs."""
+"""The documentation: named files exist, examples are tested code, and the notebook runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of the config changes what a run is, does or leaves; or is refused, or is said."""
+"""Every key of the config changes a run or its files, or is refused or reported."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ ROLES = ("model", "ema_model")
 MASKS = {"data.source": "digits:masks", "task.name": "segmentation"}
 LOST = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
 
-# A value other than the default, and what the config needs for the key to be read. A key that
-# neither the numbers nor the files of a run show says how else it acts.
+# For each key, a value other than the default, and other keys that are needed for the key to be
+# read. `SAME_NUMBERS` has the effect of keys that change no number of a run.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (1, {}),
     "scheme": ("full", {}),
@@ -220,7 +220,7 @@ def config_of(changes: dict[str, Any], folder: Path, weights: Path) -> ConfigDic
 
 
 def plan_of(setup: Setup) -> dict[str, Any]:
-    """What is known of a run before its first step."""
+    """The facts about a run that are known before its first step."""
     examples, encode = setup.source.read(setup.config.data.train), setup.encode
     some = [{k: np.asarray(v).tolist() for k, v in encode(examples[i]).items()} for i in range(3)]
     return {
@@ -236,7 +236,7 @@ def plan_of(setup: Setup) -> dict[str, Any]:
 
 
 def traces_of(setup: Setup, workdir: Path, capsys: Any) -> dict[str, Any]:
-    """What a run leaves, without its config and its times."""
+    """The files of a finished run, without its config and its times."""
     capsys.readouterr()
     result: Any
     try:
@@ -272,7 +272,7 @@ BASES: dict[str, Any] = {}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(CHANGES))
-def test_a_key_acts_or_is_refused_or_is_said(key, folder, weights, tmp_path, capsys):
+def test_a_key_acts_or_is_refused_or_is_reported(key, folder, weights, tmp_path, capsys):
     value, context = CHANGES[key]
     text = json.dumps({k: v for k, v in context.items() if k != key})
     config = config_of({**json.loads(text), key: value}, folder, weights)

@@ -1,4 +1,4 @@
-"""Small JSON files: what is read is what was written, or a readable error."""
+"""Small JSON files: the written content is read back, or a readable error is raised."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ VALUES = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(),
     st.text(max_size=5),
-    # Strings that hold a door, quotes or what could stand for a door while the text is parsed.
+    # Strings with a door, with quotes, or with an identifier that could replace a door for the
+    # parser.
     st.lists(st.one_of(DOORS, st.sampled_from(["'", '"', "\\", "door0_0", " + "])), max_size=4).map(
         "".join
     ),

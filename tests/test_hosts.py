@@ -31,9 +31,9 @@ VIT = (
     "--config.optimizer.name=adamw",
     "--config.optimizer.learning_rate=0.001",
 )
-# At a larger rate rounding grows from step to step until two runs have little in common.
+# At a larger rate, differences by rounding grow from step to step until two runs diverge.
 SLOWLY = "--config.optimizer.learning_rate=0.0005"
-# Of each kind of thing that all hosts must do alike.
+# A config for each kind of work that all hosts must do in the same way.
 RUNS = [
     pytest.param(("--config.scheme=last_k(1)",), id="behind_a_cached_prefix"),
     pytest.param(
@@ -69,7 +69,7 @@ def environment(devices):
 
 
 def start(count, config, workdir, *overrides, second=()):
-    """One process of four devices, or two of two each; the second may be told otherwise."""
+    """Starts one process of four devices, or two of two; the second may get other arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -90,7 +90,7 @@ def start(count, config, workdir, *overrides, second=()):
 
 
 def ended(processes):
-    """Status and what was printed of each."""
+    """Exit status and output of each process."""
     try:
         told = [process.communicate(timeout=280)[1] for process in processes]
     finally:
@@ -138,10 +138,10 @@ def test_two_hosts_train_the_run_of_one(overrides, small_config, vit_weights, tm
     places = {"{vit}": str(vit_weights), "{cache}": str(tmp_path / "cache")}
     for name, path in places.items():
         overrides = [text.replace(name, path) for text in overrides]
-    (leader, told), (other, silent) = ended(start(2, small_config, tmp_path / "two", *overrides))
-    assert (leader, other) == (0, 0), told + silent
+    (primary, told), (other, silent) = ended(start(2, small_config, tmp_path / "two", *overrides))
+    assert (primary, other) == (0, 0), told + silent
     assert "bit-identical" in told and "step 6" in told
-    # The other one says that it is there, and leaves the rest to the leader.
+    # The other process prints only that it has connected; the primary prints the rest.
     assert "finetune_jax.train in" in silent
     assert "step 6" not in silent and "weights" not in silent
     if (tmp_path / "cache").exists():
@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, 
         ("--workdir={other}", "not the same folder for all processes"),
     ],
 )
-def test_hosts_that_are_told_otherwise_are_refused(second, message, small_config, tmp_path):
+def test_hosts_with_other_arguments_are_refused(second, message, small_config, tmp_path):
     second = second.format(other=tmp_path / "other")
     results = ended(start(2, small_config, tmp_path / "run", second=[second]))
     for status, told in results:

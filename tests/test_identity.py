@@ -1,4 +1,4 @@
-"""The identity of what a run is made of: equal wherever the data is, and changes are named."""
+"""The identity of a run's inputs: equal wherever the data is, and changes are named."""
 
 import os
 import shutil
@@ -120,7 +120,7 @@ def test_values_of_an_edited_file_are_compared_without_a_traceback():
         assert identity.differences({"data": other}, {"data": data})
 
 
-def test_other_tokenizers_teachers_and_class_names_are_told(short_run, tmp_path):
+def test_other_tokenizers_teachers_and_class_names_are_reported(short_run, tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\n")
     shutil.copytree(short_run / "artifact", tmp_path / "teacher/artifact")
     config = load_config("quickstart")
@@ -137,7 +137,7 @@ def test_other_tokenizers_teachers_and_class_names_are_told(short_run, tmp_path)
 
     before = found("one")
     assert identity.differences(before, found("one")) == []
-    # Scores and versions of a teacher do not matter, its weights do.
+    # Scores and versions of a teacher do not change its identity; its weights do.
     card = tmp_path / "teacher/artifact/artifact.json"
     content = read_json(card)
     write_json(card, {**content, "scores": {}, "made_of": {}})
@@ -176,7 +176,7 @@ def begin(config, workdir, count):
 def test_a_run_goes_on_with_its_own_data_only(photos_config, tmp_path):
     photos, workdir = tmp_path / "photos", tmp_path / "run"
     begin(photos_config, workdir, 2)
-    # Another place is no other data.
+    # Data in another folder is the same data.
     photos.rename(tmp_path / "x")
     (tmp_path / "home").mkdir()
     (tmp_path / "x").rename(tmp_path / "home/photos")
@@ -197,7 +197,7 @@ def test_a_run_goes_on_with_its_own_data_only(photos_config, tmp_path):
     assert card["made_of"]["versions"]["jax"]
 
 
-def test_other_weights_and_other_versions_are_told(photos_config, weights, tmp_path, capsys):
+def test_other_weights_and_other_versions_are_reported(photos_config, weights, tmp_path, capsys):
     path = tmp_path / "w.safetensors"
     shutil.copy(weights, path)
     photos_config.pretrained.path = str(path)
@@ -216,7 +216,7 @@ def test_other_weights_and_other_versions_are_told(photos_config, weights, tmp_p
     assert "other versions than up to step 1: finetune_jax 0.1.0 -> 9.9" in capsys.readouterr().err
 
 
-def test_scores_on_changed_data_are_told(photos_config, tmp_path, capsys):
+def test_scores_on_changed_data_are_reported(photos_config, tmp_path, capsys):
     from finetune_jax.evaluation.evaluator import open_run
 
     photos_config.train.steps = 1
@@ -238,7 +238,7 @@ def test_a_key_that_changes_no_result_makes_no_other_config():
     ]
 
 
-def test_a_new_class_is_told_as_other_data_and_not_as_another_plan(photos_config, tmp_path):
+def test_a_new_class_is_reported_as_other_data_and_not_as_another_plan(photos_config, tmp_path):
     workdir = tmp_path / "run"
     begin(photos_config, workdir, 2)
     shutil.copytree(tmp_path / "photos/cat", tmp_path / "photos/emu")

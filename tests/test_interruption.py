@@ -1,4 +1,4 @@
-"""Signals: a run finishes its step, saves and says how to go on; a second one ends it at once."""
+"""Signals: a run finishes its step, saves and says how to go on; a second signal ends it."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ def test_a_second_signal_ends_a_process_at_once(inside):
     try:
         assert process.stdout.readline() == b"go\n"
         process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)  # as a wrapper repeats it
+        # The same signal again, as a wrapper process may repeat it.
+        process.send_signal(signal.SIGTERM)
         time.sleep(interruption._SAME_SIGNAL_SECONDS + 0.1)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)

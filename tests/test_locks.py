@@ -1,4 +1,4 @@
-"""The lock of a folder: one owner, taken over when it is dead, by exactly one of several."""
+"""The lock of a folder: one owner, and one of several processes replaces a dead owner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_jax.locks import NAME, FolderLock, writing
 
 
 def owner(**changes):
-    """The content of the lock of a living process of this machine: this one."""
+    """The content of a lock of this process, which is alive and on this machine."""
     values = locks.Owner(
         "0123abcd", "elsewhere", locks._machine(), os.getpid(), locks._start_of(os.getpid()),
         "2026-01-02 03:04:05", "python -m finetune_jax.train --workdir=run",
@@ -48,7 +48,8 @@ def test_a_second_owner_is_refused_with_the_first_in_one_line(tmp_path):
     assert " since 20" in message and "python" in message and "\n" not in message
     with FolderLock(tmp_path / "run"):
         pass
-    assert names(tmp_path) == []  # a folder that the lock made, and that stayed empty
+    # A folder that the lock created, and that stayed empty, is removed.
+    assert names(tmp_path) == []
 
 
 def test_the_lock_is_removed_after_an_error(tmp_path):
@@ -60,7 +61,7 @@ def test_the_lock_is_removed_after_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "age", "dead"),
     [
-        (owner(), 1000, False),  # of this machine: the process tells, not the age
+        (owner(), 1000, False),  # on this machine, the process decides and not the age
         (owner(pid=2**22 - 1), 0, True),
         (owner(started="1"), 0, True),  # the number of the process was used again
         (owner(machine="another"), 100, True),

@@ -1,4 +1,4 @@
-"""Eight devices: FSDP cuts the state and not the losses, and a probe exchanges what it trains."""
+"""Eight devices: FSDP shards the state without changing losses; a probe exchanges few bytes."""
 
 import functools
 import json
@@ -49,7 +49,7 @@ def phase_run(scheme, data, fsdp):
 
 
 def train(data, fsdp):
-    """Losses of some steps under `full`, and where the state lies before and after them."""
+    """Losses of some steps under `full`, and the placement of the state before and after them."""
     phase = phase_run("full", data, fsdp)
     generator = np.random.default_rng(0)
     variables = {
@@ -75,7 +75,7 @@ def train(data, fsdp):
 
 
 def load_cut(path):
-    """Loads a file straight onto the mesh; where its params lie, and their fingerprint."""
+    """Loads a file onto the mesh; returns the placement of the params, and their fingerprint."""
     phase = phase_run("full", 2, 4)
     phase.setup.config.pretrained.path = path
     params = load_variables(phase.setup)[0]["params"]
@@ -86,7 +86,7 @@ def load_cut(path):
 
 
 def placement(state):
-    """{leaf of params or moments: [bytes, bytes on each device, devices it lies on]}."""
+    """{leaf of params or moments: [bytes, bytes on each device, devices that hold the leaf]}."""
     found = {}
     parts = {"params": state.params, "opt_state": state.opt_state}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(parts):
@@ -155,7 +155,7 @@ def test_fsdp_cuts_large_leaves_and_their_moments(sharded):
             assert len(owners) == 3
             assert sum(path.startswith("['params']") for path in owners) == 1
         whole, part = (sum(row[i] for row in where.values()) for i in (0, 1))
-        # The cut leaves are two thirds of this model, so half of the state leaves each device.
+        # Two thirds of this model are sharded, so each device holds about half of the state.
         assert part < 0.55 * whole
 
 

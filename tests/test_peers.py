@@ -1,4 +1,4 @@
-"""Processes of one run meet, or say which of them is missing; threads stand for processes."""
+"""Processes of one run connect, or name the missing processes; threads stand for processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ended(monkeypatch):
 
 
 def meeting(port, processes, seconds=10.0):
-    """What `meet` gives or raises for processes of (count, number)."""
+    """The results or errors of `meet` for processes of (count, number)."""
     found = [None] * len(processes)
 
     def one(place, count, number):

@@ -1,6 +1,6 @@
 """Weights as they were published, loaded from their own files and scored on real data.
 
-What is not in the repository is read from the folder that FINETUNE_JAX_DATA names.
+Files that are not in the repository are read from the folder that FINETUNE_JAX_DATA names.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def test_squeezenet_gives_its_golden_outputs():
 
 
 def fits_of(name: str, model, variables, images: list[np.ndarray]):
-    """What the check of statistics finds with the registry's preprocessing."""
+    """The result of the check of statistics with the registry's preprocessing."""
     inputs = MODELS[name].inputs
     pixels = [resize(image, inputs.size, inputs.interpolation, inputs.crop) for image in images]
     mean, std = np.float32(inputs.mean), np.float32(inputs.std)
@@ -218,7 +218,7 @@ def test_the_statistics_of_every_known_file_fit_its_images(name, count):
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_a_network_that_only_its_statistics_tell_apart_is_told_apart(wrong):
+def test_a_network_that_differs_in_its_statistics_alone_is_found(wrong):
     name = "mobilenetv2_100_gluon"
     images = [image for _, image in pictures(data(IMAGES["photographs"][0]), every=40)]
     model, variables, _ = published(name, data(KNOWN[name][0]), headless=True)

@@ -135,7 +135,7 @@ def test_eight_devices_give_the_losses_of_one(small_config, finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_smoothed_run_on_two_devices_is_scored_as_it_scored_itself(small_config, tmp_path):
+def test_a_smoothed_run_on_two_devices_has_the_score_of_the_evaluation(small_config, tmp_path):
     process = train(
         small_config,
         tmp_path,

@@ -1,4 +1,4 @@
-"""The seeds of tests are printed, can be set, and decide what random tests draw."""
+"""The seeds of tests are printed, can be set, and determine the draws of random tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of other people in terminals, figures and pages: shown, and never acted upon."""
+"""Names with control characters are shown in terminals, figures and pages without any effect."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def _acts(text):
     return not text.isprintable()
 
 
-def test_what_is_shown():
+def test_escapes_of_characters():
     assert shown("\x1b[31m") == r"\x1b[31m" and shown("a\nb") == r"a\nb"
     assert shown("a\n\tb\r", lines=True) == "a\n\tb\\r"
     assert shown(EVIL[2]) == r"a\u202egpj.exe" and shown(EVIL[8]) == r"bytes \udc80"

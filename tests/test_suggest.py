@@ -1,4 +1,4 @@
-"""What to unfreeze: the profile is the gradient's, and the proposals follow from it."""
+"""Proposals of what to unfreeze: the profile of gradients, and the schemes that follow."""
 
 import json
 

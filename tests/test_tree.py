@@ -72,7 +72,7 @@ def test_the_first_leaf_that_is_not_finite_is_named():
     assert tree.first_nonfinite(dataclasses.replace(state, opt_state=moments)) == "opt_state/0/mu/w"
     low = {**state.params, "c": jnp.bfloat16([np.nan, 2])}
     assert tree.first_nonfinite(dataclasses.replace(state, params=low)) == "params/c"
-    # What an accelerator runs.
+    # The program that an accelerator runs.
     assert bool(tree._reduce_finite(jnp.ones(2))) and not bool(
         tree._reduce_finite(jnp.asarray(bad))
     )

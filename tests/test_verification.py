@@ -1,4 +1,4 @@
-"""`verify`: every kind of file of a run and of an ablation, whole and damaged."""
+"""`verify`: every kind of file of a run and of an ablation, undamaged and damaged."""
 
 import json
 import shutil
@@ -121,7 +121,7 @@ def test_a_delta_artifact_is_checked_without_its_base(run):
     assert damaged(run) == set()
     flip(folder / "model.safetensors")
     assert damaged(run) == {"artifact"}
-    del card["own_fingerprint"]  # as older versions wrote it
+    del card["own_fingerprint"]  # a checkpoint in the form of older versions
     write_json(folder / "artifact.json", seal(card))
     assert states(run)["artifact"] == SKIPPED
 

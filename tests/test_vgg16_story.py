@@ -1,4 +1,4 @@
-"""A Keras VGG-16 file, fine-tuned to ten digits, kept as an artifact, and asked about a picture."""
+"""A Keras VGG-16 file is fine-tuned to ten digits, and the artifact predicts a picture."""
 
 from __future__ import annotations
 

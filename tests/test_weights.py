@@ -1,4 +1,4 @@
-"""The shipped weights and the published ones, scored by the evaluate command on real data."""
+"""The shipped weights and published weights, scored by the evaluate command on real data."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from finetune_jax.ablation.search.base import Trial
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """Rows of every kind: extra columns, a hostile name, an edge, some failures, only failures."""
+    """Rows of every kind: extra columns, a name with markup, a best point at an end, failures."""
     folder = tmp_path_factory.mktemp("outcome")
 
     def others(level):

@@ -59,7 +59,7 @@ def test_too_few_seeds_have_no_interval_and_no_p_value():
 
 def test_differences_without_spread():
     assert t_test([0.0, 0.0, 0.0]) == 1
-    # One and the same difference with every seed, up to rounding.
+    # The difference is the same with every seed, up to rounding.
     assert math.isnan(t_test([0.93 - 0.92, 0.83 - 0.82, 0.53 - 0.52]))
 
 
@@ -87,7 +87,7 @@ def test_differences_are_paired_over_common_seeds(tmp_path):
     assert difference.value == pytest.approx(0.045)
     assert difference.low == pytest.approx(0.045 - 12.7062047362 * 0.005, abs=1e-6)
     assert found["other"].p_seeds == pytest.approx(1 - 2 * math.atan(0.045 / 0.005) / math.pi)
-    # Of the common seeds: 4 and 5 examples more are right, none less.
+    # With the common seeds, 4 and 5 more examples are right, and no example becomes wrong.
     assert found["other"].p_examples == pytest.approx(binomial(9, 0))
 
 
@@ -136,7 +136,7 @@ def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
         comparison, by_label = only(make_outcome(rows, "rmse", better="min"))
         assert comparison.test == "paired bootstrap"
         found[seeds] = by_label["other"].p_examples
-    # Three equal runs know no more about the examples than one.
+    # Three equal runs have no more information about the examples than one run.
     assert found[3] == found[1]
     draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
     gaps = np.sqrt((other[draws] ** 2).mean(1)) - np.sqrt((base[draws] ** 2).mean(1))
@@ -152,9 +152,10 @@ def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
     base = {s: regressed(e) for s, e in enumerate(errors)}
     rows = [
         make_row(tmp_path, "base", base),
-        # A little nearer in every example: sure, if the same examples are drawn for both.
+        # Every example is a little better, which is significant if the same examples are drawn for
+        # both rows.
         make_row(tmp_path, "nearer", {s: regressed(0.97 * e) for s, e in enumerate(errors)}),
-        # Better with one seed, as much worse with the other.
+        # The row is better with one seed, and worse by the same amount with the other seed.
         make_row(tmp_path, "either", {0: regressed(0.5 * errors[0]), 1: regressed(
             1.5 * errors[1])}),
     ]  # fmt: skip
@@ -169,7 +170,7 @@ def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
 
 
 def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
-    # More answers of one are right, but its wrong ones are far off: kappa says the other.
+    # One row has more right predictions, but its errors are large, so kappa is lower.
     label = np.arange(200) % 5
     near = np.where(np.arange(200) % 10 < 5, label, np.clip(label + 1, 0, 4))
     far = np.where(np.arange(200) % 10 < 8, label, 4 - label)
@@ -236,10 +237,11 @@ def test_dominated_is_what_a_row_that_takes_no_more_is_surely_better_than(tmp_pa
     rows = [make_row(tmp_path, k, runs[k], cost=costs[k]) for k in runs]
     comparison, found = only(make_outcome(rows, seeds=(0,)))
     assert found["poor"].dominated_by == ("good",)
-    # 3 examples better is no sure difference; "rich" is, and takes no more than "near".
+    # A difference of 3 examples is not significant. "rich" is significantly better, and costs no
+    # more than "near".
     assert binomial(3, 0) > 0.05
     assert found["near"].dominated_by == ("rich",)
-    # Nothing takes as few FLOPs as "thrifty", and "rich" trains more than "good".
+    # No other row has as few FLOPs as "thrifty", and "rich" trains more scalars than "good".
     assert found["thrifty"].dominated_by == found["good"].dominated_by == ()
     assert found["rich"].front == ("trainable", "step_flops")
     assert found["good"].front == ("trainable",) and found["thrifty"].front == ("step_flops",)

@@ -58,7 +58,7 @@ def records(folder):
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row in rows:
         row.get("cost", {}).pop("seconds", None)
-        del row[SEAL]  # which is also over the seconds
+        del row[SEAL]  # the digest is also over the seconds
     return {(row["key"], row["what"]): row for row in rows}
 
 
@@ -130,7 +130,7 @@ def test_a_finished_ablation_runs_nothing(finished, small_config, study):
 def test_a_changed_arm_runs_anew_and_the_others_do_not(finished, small_config, study, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
-    # One more seed of the chosen points, and nothing else.
+    # Only one more seed of the chosen points is trained.
     launcher = Here()
     wider = dataclasses.replace(study, seeds=(0, 1, 2))
     Conductor(wider, base(small_config), folder, launcher).run({})
@@ -138,7 +138,7 @@ def test_a_changed_arm_runs_anew_and_the_others_do_not(finished, small_config, s
     assert seeds == [2, 2] and len(records(folder)) == len(records(finished[0])) + 4
 
 
-def test_another_question_is_asked_of_the_arms_that_there_are(
+def test_another_score_specification_scores_the_recorded_arms(
     finished, small_config, study, tmp_path
 ):
     folder = tmp_path / "copy"
@@ -153,13 +153,13 @@ def test_another_question_is_asked_of_the_arms_that_there_are(
     for row in outcome.rows:
         with np.load(row.predictions[0]) as kept:
             assert len(kept["observed/loss"]) == 30
-    # The first answers are still there for the first question.
+    # The first scores are still recorded for the first score specification.
     again = Conductor(study, base(small_config), folder, Here()).run({})
     assert [r.test for r in again.rows] == [r.test for r in finished[2].rows]
 
 
 @pytest.mark.slow
-def test_cut_short_after_any_arm_it_goes_on_where_it_was(finished, small_config, study, tmp_path):
+def test_an_ablation_that_ends_after_any_arm_continues(finished, small_config, study, tmp_path):
     whole = records(finished[0])
     for stop_after in (1, 3, 3):
         with pytest.raises(KeyboardInterrupt):
@@ -193,7 +193,9 @@ def test_an_arm_that_diverges_is_kept_as_failed_and_not_chosen(small_config, tmp
         ({"rows": over("scheme", ["gradual"])}, "and the phases with a length take"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(small_config, tmp_path, changes, message):
+def test_impossible_studies_are_refused_before_anything_runs(
+    small_config, tmp_path, changes, message
+):
     study = Study(**{"rows": over("scheme", ["head"]), "tune": RATES, **changes})
     with pytest.raises(UserError, match=message):
         Conductor(study, base(small_config), tmp_path / "new", Here())

@@ -127,7 +127,7 @@ def test_sbatch_keeps_what_says_which_cluster_and_not_the_limits_of_this_job(tmp
     script = (tmp_path / "script").read_text()
     for flag in ("array=0-1%2", "time=9", "constraint=a100", "exclusive", "requeue"):
         assert f"#SBATCH --{flag}\n" in script
-    assert script.count("--cpus-per-task=3") == 2  # srun does not take it from sbatch
+    assert script.count("--cpus-per-task=3") == 2  # srun does not inherit this value from sbatch
 
 
 def running():
@@ -156,9 +156,10 @@ def test_slurm_array_with_requeued_units_finishes_exactly(small_config, tmp_path
             saved = tmp_path / "found" / "runs" / number / "checkpoints"
             if number not in ("2", "5") or number in done or not any(saved.glob("[0-9]*")):
                 continue
-            if number == "2":  # as an administrator does, or preemption
+            if number == "2":  # requeued as by an administrator or by preemption
                 subprocess.run(["scontrol", "requeue", job], check=True)
-            elif process := worker_process(job):  # as SLURM says that the time limit is near
+            # The signal that SLURM sends before the time limit.
+            elif process := worker_process(job):
                 os.kill(process, signal.SIGUSR2)
             else:
                 continue
@@ -215,7 +216,8 @@ def test_slurm_jobs_that_a_killed_launcher_left_end_before_new_ones_start(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(slurm_launcher, "_cancel", lambda name: None)  # as if there was no time to
+        # As if the launcher were killed before it could cancel its jobs.
+        patch.setattr(slurm_launcher, "_cancel", lambda name: None)
         make_launcher("slurm", {"minutes": 10}).run(units[:2], stop)
     assert running()
     seen = []
@@ -263,7 +265,8 @@ def test_ray_jobs_that_a_killed_launcher_left_end_before_new_ones_start(
     small_config, tmp_path, cluster, monkeypatch
 ):
     address, client = cluster
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # what is given comes first
+    # The argument has priority over the environment.
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     units = make_units(small_config, tmp_path, long=(0, 1))
 
     def stop():
@@ -308,6 +311,6 @@ def test_a_ray_unit_whose_node_is_lost_starts_again(small_config, tmp_path, clus
             killed.append(job.submission_id)
 
     make_launcher("ray", {"address": address}).run(units, poll)
-    assert killed and max(alive) == 1  # never two of one unit
+    assert killed and max(alive) == 1  # at most one job of each unit
     assert sum(str(units[2]) in x.entrypoint for x in client.list_jobs()) == 2
     same(tmp_path, expected)

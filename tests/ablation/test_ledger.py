@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_grows_on(
     path, content = tmp_path_factory.getbasetemp() / "cut.jsonl", four_records
     path.write_bytes(content[:cut])
     again = Ledger(path)
-    # A line of which nothing is missing but its end is whole.
+    # A line that lacks only its newline is complete.
     ends = [number for number, byte in enumerate(content) if byte == ord("\n")]
     assert len(again) == sum(end <= cut for end in ends)
     for key in "abcd":
@@ -129,7 +129,7 @@ def test_a_record_that_has_lost_its_checksum_is_refused(tmp_path):
         Ledger(path)
 
 
-def test_records_of_an_earlier_version_are_read_and_told(tmp_path, capsys):
+def test_records_of_an_earlier_version_are_read_and_reported(tmp_path, capsys):
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(record(key)) + "\n" for key in "ab"))
     ledger = Ledger(path)
@@ -138,7 +138,7 @@ def test_records_of_an_earlier_version_are_read_and_told(tmp_path, capsys):
     assert len(Ledger(path)) == 3
 
 
-def test_a_folder_in_its_place_is_told(tmp_path):
+def test_a_folder_in_place_of_the_ledger_is_reported(tmp_path):
     (tmp_path / "results.jsonl").mkdir()
     with pytest.raises(UserError, match="expected a file of records, found a folder"):
         Ledger(tmp_path / "results.jsonl")
@@ -155,7 +155,7 @@ def test_a_torn_line_is_removed_even_if_it_reads_as_a_record(tmp_path):
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
 
 
-def test_records_of_one_arm_are_told_apart_by_their_kind(tmp_path):
+def test_records_of_one_arm_are_distinguished_by_their_kind(tmp_path):
     ledger = Ledger(tmp_path / "results.jsonl")
     ledger.append(record("a", 1))
     assert ledger.find("a", "scored 0") is None

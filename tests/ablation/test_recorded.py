@@ -104,7 +104,7 @@ def test_changed_data_and_weights_are_refused_and_can_be_accepted(config, tmp_pa
     outcome, count = run(config, tmp_path / "ablation", wider, accept_changed_data=True)
     assert count == {"train": 2, "score": 2}
     assert any(message in line for line in outcome.provenance["accepted"])
-    # It stays accepted, but another change is another question.
+    # The first change stays accepted, but another change must be accepted again.
     _, count = run(config, tmp_path / "ablation", wider)
     assert count == {"train": 0, "score": 0}
     (tmp_path / "photos/dog/004.png").unlink()
@@ -147,7 +147,7 @@ def test_files_of_one_name_are_not_one_arm(config, tmp_path):
         run(config, tmp_path / "ablation", study)
 
 
-def test_other_versions_are_told(config, tmp_path, capsys, monkeypatch):
+def test_other_versions_are_reported(config, tmp_path, capsys, monkeypatch):
     run(config, tmp_path / "ablation")
     monkeypatch.setattr(
         "finetune_jax.ablation.recorded.versions", lambda: {"python": "9", "jax": "99"}
@@ -182,7 +182,7 @@ def test_damaged_results_of_arms_are_computed_again(config, tmp_path, damage):
     assert count["train"] >= 2 and count["score"] >= 1
 
 
-def test_a_result_that_cannot_be_written_and_a_damaged_unit_are_told(config, tmp_path):
+def test_a_result_that_cannot_be_written_and_a_damaged_unit_are_reported(config, tmp_path):
     with pytest.raises(UserError, match="trained.json: cannot be written"):
         (tmp_path / "arm/trained.json").mkdir(parents=True)
         worker.write_result(tmp_path / "arm", {"steps": 3})

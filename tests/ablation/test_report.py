@@ -44,7 +44,7 @@ def test_several_tables_have_files_of_their_own(tmp_path, monkeypatch):
     assert all(f"<h2>{name}</h2>" in page for name in {row.spec.table for row in rows})
 
 
-def test_where_it_cannot_write_it_says_so(outcome, tmp_path):
+def test_an_unwritable_folder_is_reported(outcome, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot write there"):
         write_report(outcome, tmp_path / "file")
@@ -86,7 +86,7 @@ def test_the_page_says_where_it_comes_from_and_takes_names_as_text(written):
     assert "default-src 'none'" in page and not re.search(r"@import|url\(|<link|<iframe", page)
 
 
-def test_an_outcome_about_which_little_is_known_has_a_page(tmp_path):
+def test_an_outcome_with_few_facts_has_a_page(tmp_path):
     outcome = dataclasses.replace(
         make_outcome([make_row(tmp_path, "a", rights(0.5))]), provenance={}
     )

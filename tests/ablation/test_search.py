@@ -1,4 +1,4 @@
-"""Searches propose points with equal budgets, and continue where they were."""
+"""Searches propose points with equal budgets, and continue after an interruption."""
 
 import math
 
@@ -20,7 +20,7 @@ def row_of(name, points):
 
 
 def drive(search, rows, value):
-    """Asks until nothing is proposed; returns the trials by row."""
+    """Calls the search until it proposes nothing; returns the trials by row."""
     tried = {x.name: [] for x in rows}
     while True:
         proposals = {x.name: search.propose(x, tried) for x in rows}
@@ -45,7 +45,8 @@ def test_a_grid_with_its_best_inside_is_not_extended():
 
 def test_an_end_is_extended_for_every_row_so_that_budgets_stay_equal():
     rows = [row_of("a", over("lr", RATES)), row_of("b", over("lr", RATES))]
-    aims = {"a": 10.0, "b": 0.1}  # a is best beyond the end, b inside
+    # Row a is best beyond the end of the grid, row b inside of the grid.
+    aims = {"a": 10.0, "b": 0.1}
     tried = drive(
         parse_search("grid(extend=2)"), rows, lambda n, p, s: -abs(math.log(p["lr"] / aims[n]))
     )
@@ -200,7 +201,7 @@ def test_a_budget_counts_shares():
     st.sampled_from(["grid(extend=2)", "halving(factor=2, rungs=3)"]),
     st.integers(0, 10**6),
 )
-def test_a_search_asked_anew_with_part_of_the_answers_goes_on(values, text, seed):
+def test_a_search_continues_from_a_part_of_its_trials(values, text, seed):
     def value(name, point, share):
         return math.sin(seed * point["lr"] + share)
 

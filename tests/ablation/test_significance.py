@@ -91,7 +91,7 @@ def test_the_difference_is_ours_minus_the_reference_and_paired_by_seed(tmp_path)
     gains = {0: 1, 1: 3, 2: 5}
     runs = {
         "reference": {s: classified(np.arange(n) < k) for s, k in reference.items()},
-        # The seeds come in another order: differences must not depend on it.
+        # The seeds are in another order, on which differences must not depend.
         "better": {s: classified(np.arange(n) < reference[s] + gains[s]) for s in (2, 0, 1)},
     }
     (comparison,) = compare(make_outcome(_rows(tmp_path, runs)))

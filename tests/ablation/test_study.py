@@ -33,7 +33,7 @@ def test_an_arm_reads_no_test_split_and_is_named_by_its_config():
     arm = make_arm(base, "r", {"scheme": "head"}, {"optimizer.learning_rate": 0.5}, 3)
     assert arm.config["data"]["test"] == "" and base.data.test == "test"
     assert arm.config["seed"] == 3 and arm.config["optimizer"]["learning_rate"] == 0.5
-    # How a row calls itself is not part of what runs; any value of the config is.
+    # The name of a row is not part of the key of an arm; every value of the config is.
     assert arm.key == make_arm(base, "s", {"scheme": "head", **arm.point}, {}, 3).key
     others = [
         make_arm(base, "r", {"scheme": "head"}, {"optimizer.learning_rate": 0.5}, 4),

@@ -1,4 +1,4 @@
-"""Artifacts: predictions in batches of one program, and doors that somebody must allow."""
+"""Artifacts: predictions in batches of one program, and doors that the user must allow."""
 
 import json
 import sys
@@ -68,7 +68,7 @@ def test_predictions_do_not_depend_on_the_batch_size_and_keep_their_order(folder
     inputs = np.stack([artifact.preprocess.host({"image": x})["image"] for x in images])
     logits = artifact.model.apply(artifact.variables, artifact.preprocess.device({"image": inputs}))
     expected = np.asarray(jax.nn.softmax(logits))
-    assert np.abs(expected[0] - expected[1]).max() > 1e-3  # so that another order is seen
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3  # so that the test notices another order
     for size in (1, 2, 4, 5, 32):
         results = artifact.predict(images, batch_size=size)
         assert len(results) == 5
@@ -189,7 +189,7 @@ def test_a_door_that_the_file_does_not_list_must_be_allowed_too(package, tmp_pat
         Artifact.load(tmp_path / "artifact")
 
 
-def test_another_version_of_a_package_is_said(package, tmp_path, capsys):
+def test_another_version_of_a_package_is_reported(package, tmp_path, capsys):
     changed(tmp_path / "artifact", lambda card: card["providers"][0].update(version="1.2"))
     Artifact.load(tmp_path / "artifact", allow_imports=[package])
     said = capsys.readouterr().err

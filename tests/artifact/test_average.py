@@ -54,7 +54,7 @@ def test_greedy_soup_keeps_what_does_not_hurt():
 
 @pytest.fixture(scope="module")
 def runs(weights, tmp_path_factory):
-    """Three runs from one base: last stage twice, once as a delta artifact, and LoRA."""
+    """Three runs from one base: two of the last stage, one of them a delta artifact, and LoRA."""
     folder = tmp_path_factory.mktemp("members")
     settings = {"a": ("last_k(1)", 0), "b": ("last_k(1)", 1), "c": ("lora(rank=2) + head", 0)}
     for name, (scheme, seed) in settings.items():

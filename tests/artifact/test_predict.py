@@ -32,7 +32,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Eleven images in a folder with what folders of people hold beside images."""
+    """Eleven images in a folder that also holds other files, as folders of users do."""
     root = tmp_path_factory.mktemp("photos")
     draw = np.random.default_rng(0)
     (root / "b").mkdir()

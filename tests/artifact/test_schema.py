@@ -168,12 +168,12 @@ def test_deep_nesting_is_refused(edited):
         Artifact.load(folder)
 
 
-def test_a_new_key_is_said_and_not_read(edited, capsys):
+def test_a_new_key_is_reported_and_not_read(edited, capsys):
     Artifact.load(edited(at("colour_space", "srgb")))
     assert "unknown keys, which are not read: colour_space" in capsys.readouterr().err
 
 
-def test_an_older_artifact_is_read_and_said(whole, edited, capsys):
+def test_an_older_artifact_is_read_and_reported(whole, edited, capsys):
     def older(card):
         card["version"] = 1
         del card["preprocess"]["max_pixels"]

@@ -68,7 +68,7 @@ def test_same_key_same_pixels_in_range_and_one_program(text):
     for pixels in (first, *others):
         assert pixels.shape == PIXELS.shape and pixels.dtype == jnp.float32
         assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
-    # Not one draw for the whole batch.
+    # Each image has its own draw.
     changed = np.abs(first - np.asarray(PIXELS)).reshape(len(PIXELS), -1).mean(1)
     assert len(set(np.round(changed, 5))) > (1 if text == "flip" else 3)
 
@@ -264,7 +264,7 @@ def test_pixels_augmented_before_normalising_are_normalised_pixels_augmented(cha
     )
 
 
-def test_colours_are_told_apart_whatever_order_the_model_wants():
+def test_colours_are_distinguished_whatever_order_the_model_wants():
     rgb = ImagePreprocess(12, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), crop=0)
     bgr = ImagePreprocess(12, (0.6, 0.5, 0.4), (0.25, 0.3, 0.2), crop=0, channels="bgr")
     outs = []

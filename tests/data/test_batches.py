@@ -69,7 +69,7 @@ def test_order_is_the_same_from_any_start_and_on_any_number_of_hosts(start, host
 
 def test_the_order_is_right_when_another_thread_asks_in_between():
     class Interrupted(TrainBatches):
-        """Another epoch is asked for whenever something was kept: the worst moment there is."""
+        """Requests another epoch after every assignment to the cache, as another thread could."""
 
         def __setattr__(self, name, value):
             super().__setattr__(name, value)

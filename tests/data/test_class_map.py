@@ -134,7 +134,7 @@ def test_a_class_that_only_another_split_has_is_refused_or_left_out(tmp_path):
         open_configured(config.data)
 
 
-def test_a_rare_class_that_no_training_example_has_is_said(tmp_path, capsys):
+def test_a_rare_class_that_no_training_example_has_is_reported(tmp_path, capsys):
     rows = [f"{i},common" for i in range(8)] + ["8,rare"]  # the ninth of ten is for validation
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     config = default()

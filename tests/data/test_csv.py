@@ -1,4 +1,4 @@
-"""Tables in text files: columns, labels, splits, formats; and the real ones where they are."""
+"""Tables in text files: columns, labels, splits, formats; and published tables, if installed."""
 
 import os
 
@@ -96,7 +96,7 @@ def test_labels_are_inferred_or_as_said(tmp_path, values, options, names, labels
         ("a,label\n1,x\n", {"encoding": "utf-9"}, "unknown encoding"),
     ],
 )  # fmt: skip
-def test_a_table_that_is_not_as_expected_is_told_by_place(tmp_path, text, options, message):
+def test_a_table_that_is_not_as_expected_is_reported_by_place(tmp_path, text, options, message):
     path = write(tmp_path / "t.csv", text)
     with pytest.raises(UserError, match=message):
         open_source(f"csv:{path}", Options(**options))
@@ -139,7 +139,7 @@ def test_a_table_may_have_pairs_of_images(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             open_source(f"csv:{path}", Options(image_column=wanted))
-    # A bad one is found wherever it stands.
+    # A bad label is found in any row.
     (tmp_path / "3.png").write_bytes(b"")
     skipping = Options(image_column="left,right", on_bad_image="skip")
     kept = open_source(f"csv:train={path}", skipping).read("train")

@@ -55,7 +55,8 @@ def test_factors_are_never_negative():
     found, _ = draw("colour_jitter(brightness=3)")
     assert np.asarray(found).min() >= 0
     dark = (np.asarray(found) < 0.05).all((1, 2, 3)).mean()
-    assert dark < 0.1  # factors in [0, 4]; from -2 on, a third of them would give black
+    # Factors are in [0, 4]; if they began at -2, a third of the images would be black.
+    assert dark < 0.1
 
 
 def test_the_hue_turns_both_ways_up_to_its_range():
@@ -86,7 +87,7 @@ def test_offsets_of_a_crop_are_uniform_from_one_edge_to_the_other():
 
 def test_an_erased_box_is_noise_of_its_own_per_image():
     erased = np.asarray(draw("random_erasing(p=1, area=(1, 1), ratio=(1, 1))")[0])
-    assert erased.std(axis=0).min() > 0.25  # a uniform has 0.29
+    assert erased.std(axis=0).min() > 0.25  # a uniform distribution has 0.29
     assert abs(erased.mean() - 0.5) < 0.01
 
 
@@ -106,7 +107,8 @@ def test_defaults_of_mixing():
 
 def test_a_box_of_cutmix_has_its_share_of_the_area():
     images = jnp.broadcast_to(jnp.arange(200.0)[:, None, None, None], (200, 12, 12, 3))
-    # So narrow a distribution is its mean, 1/2: a side of 12 / sqrt(2) = 8.49 pixels.
+    # The distribution is so narrow that all draws are near its mean, 1/2: a side of
+    # 12 / sqrt(2) = 8.49 pixels.
     mixed, batch = draw("cutmix(1e6)", images)
     assert 1 - np.asarray(batch["mix"]).min() == pytest.approx(8 * 8 / 144)
     other = np.asarray(mixed != images)[..., 0].mean((1, 2))

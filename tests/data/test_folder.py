@@ -53,7 +53,7 @@ def test_one_folder_of_classes_is_split_the_same_way_for_ever(tmp_path):
     assert [again.read("test")[i]["path"] for i in range(10)] == seen[-10:]
     other = open_source(f"folder:{tmp_path}", Options(split_seed=1))
     assert [other.read("test")[i]["path"] for i in range(10)] != seen[-10:]
-    # A slice is a sample of all classes, not the first one.
+    # A slice is a sample of all classes, and does not hold the first class alone.
     assert set(labels(source, "train[:30%]")) == {0, 1, 2}
 
 
@@ -127,7 +127,7 @@ def test_a_class_whose_files_cannot_be_read_does_not_vanish(tmp_path):
         open_source(f"folder:{tmp_path}")
 
 
-def test_one_level_too_high_is_said(tmp_path, capsys):
+def test_one_level_too_high_is_reported(tmp_path, capsys):
     fill(tmp_path / "photos", {"photos/train/a": 2, "photos/train/b": 2})
     with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}/photos/photos"):
         open_source(f"folder:{tmp_path / 'photos'}")
@@ -138,7 +138,7 @@ def test_one_level_too_high_is_said(tmp_path, capsys):
     assert open_source(f"folder:{tmp_path / 'one'}").class_names == ("a",)
 
 
-def test_a_flat_test_folder_is_said_and_left_out(tmp_path, capsys):
+def test_a_flat_test_folder_is_reported_and_left_out(tmp_path, capsys):
     fill(tmp_path, {"train/a": 2, "train/b": 2, "test": 3})
     source = open_source(f"folder:{tmp_path}")
     assert len(source.read("train")) == 4 and "test" not in source.splits
@@ -154,7 +154,7 @@ def test_no_such_folder(tmp_path):
         open_source(f"folder:{tmp_path / 'none'}")
 
 
-def test_files_that_are_no_images_by_name_are_said(tmp_path, capsys):
+def test_files_that_are_no_images_by_name_are_reported(tmp_path, capsys):
     fill(tmp_path, {"a": 2})
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden").write_text("x")
@@ -162,7 +162,7 @@ def test_files_that_are_no_images_by_name_are_said(tmp_path, capsys):
     assert "1 files are not images by name" in capsys.readouterr().err
 
 
-def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):
+def test_bad_images_are_an_error_or_left_out_and_reported(tmp_path, capsys):
     fill(tmp_path, {"train/a": 3, "train/b": 2})
     (tmp_path / "train" / "b" / "text.jpg").write_text("no image")
     (tmp_path / "train" / "b" / "empty.png").touch()
@@ -173,7 +173,8 @@ def test_bad_images_are_an_error_or_left_out_and_said(tmp_path, capsys):
     source = open_source(f"folder:{tmp_path}", Options(on_bad_image="skip"))
     examples = source.read("train")
     told = capsys.readouterr()
-    assert told.out == ""  # a command may print one JSON object there
+    # Standard output stays empty, because a command may print one JSON object to it.
+    assert told.out == ""
     out = told.err
     assert "2 of 7 images left out" in out
     assert "text.jpg: not an image" in out and "empty.png: the file is empty" in out
@@ -251,7 +252,7 @@ def test_images_without_folders_of_classes_are_named(tmp_path):
         open_source(f"folder:{tmp_path}")
 
 
-def test_folders_that_differ_in_case_are_said(tmp_path, capsys):
+def test_folders_that_differ_in_case_are_reported(tmp_path, capsys):
     fill(tmp_path, {"Cat": 10, "cat": 10})
     assert open_source(f"folder:{tmp_path}").class_names == ("Cat", "cat")
     assert "1 classes are written in several ways, such as 'Cat', 'cat'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Hugging Face datasets saved to disk, and what is said where there are none."""
+"""Hugging Face datasets saved to disk, and the errors about datasets that do not exist."""
 
 import sys
 
@@ -54,7 +54,7 @@ def test_texts_with_names_as_labels_and_one_split(datasets, tmp_path):
     assert all(row["label"] == int(row["text"][1:]) % 2 for row in seen)
 
 
-def test_labels_are_what_they_look_like(datasets, tmp_path):
+def test_labels_are_read_strictly(datasets, tmp_path):
     def opened(labels, options=None, **features):
         rows = {"text": [f"t{i}" for i in range(len(labels))], "label": labels}
         kind = datasets.Features({"text": datasets.Value("string"), **features})

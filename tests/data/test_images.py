@@ -1,4 +1,4 @@
-"""Pictures as they come from the world: right, or an error that names the file."""
+"""Image files of all kinds: decoded correctly, or refused with an error that names the file."""
 
 import contextlib
 import io
@@ -113,7 +113,7 @@ def test_cmyk_with_and_without_adobes_inversion(tmp_path):
     at = inverted.index(b"\xff\xee")
     assert inverted[at + 4 : at + 9] == b"Adobe"
     np.testing.assert_allclose(decode(path), RED, atol=3)
-    # The same samples without Adobe's marker mean what they say.
+    # The same samples without Adobe's marker are not inverted.
     length = int.from_bytes(inverted[at + 2 : at + 4], "big")
     plain = tmp_path / "plain.jpg"
     plain.write_bytes(inverted[:at] + inverted[at + 2 + length :])
@@ -296,7 +296,7 @@ def test_a_limit_above_pillows_own_holds(tmp_path, monkeypatch):
     assert decode(path, max_pixels=5000).shape == (50, 100, 3)
 
 
-def test_twelve_bits_in_sixteen_are_said(tmp_path, capsys, monkeypatch):
+def test_twelve_bits_in_sixteen_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("finetune_jax.data.images._said_dark", [])
     for name, largest in (("light", 65535), ("dark", 4080), ("dark_too", 255)):
         gray = np.linspace(0, largest, 256).astype(np.uint16).reshape(16, 16)
@@ -306,7 +306,7 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path, capsys, monkeypatch):
     assert len(lines) == 1 and "dark.png: pixels of 16 bits have values up to 4080" in lines[0]
 
 
-def test_what_may_be_wrong_with_a_path_is_said(tmp_path):
+def test_what_may_be_wrong_with_a_path_is_reported(tmp_path):
     save(Image.new("L", (4, 4)), tmp_path / "7.png")
     for path, hint in (
         ("https://x.y/cat.jpg", "not from addresses: download them first"),

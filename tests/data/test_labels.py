@@ -1,4 +1,4 @@
-"""Labels are what they look like, or refused with their place and what to do."""
+"""Labels are read strictly; other labels are refused with their place and what to do."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_regression_reads_numbers_and_nothing_else(tmp_path, text, cure):
     (tmp_path / "train.csv").write_text(f'text,label\na,"{text}"\nb,"{text}"\n')
     config = default()
     config.data.source = f"csv:train={tmp_path}/train.csv"
-    # All labels may be alike, or one of many.
+    # All labels may be of this kind, or only one of many.
     for line in (2, 4):
         with pytest.raises(UserError, match=f"train.csv, line {line}: expected a number.*{cure}"):
             open_configured(config.data, "number")
@@ -128,7 +128,7 @@ def test_several_labels_in_one_text():
         encode_labels(["x", ""], task, "t")
 
 
-def test_names_that_are_written_in_several_ways_are_said(capsys):
+def test_names_that_are_written_in_several_ways_are_reported(capsys):
     encode_labels(["Cat", "cat", "dog"], Options(), "t.csv")
     encode_labels(["1", "1.0", "2"], Options(label_kind="class"), "t.csv")
     encode_labels(["1", "10", "a", "b"], Options(label_kind="class"), "t.csv")

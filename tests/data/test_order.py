@@ -23,7 +23,7 @@ def order(count, batch_size, seed, steps):
 
 
 def test_an_order_is_its_seeds_for_ever():
-    # Written down, because a resumed run must find the order that its first part had.
+    # The numbers are fixed here, because a resumed run must have the order of its first part.
     assert order(7, 4, seed=0, steps=4) == [0, 5, 1, 6, 2, 4, 3, 2, 0, 4, 1, 5, 3, 6, 5, 1]
     assert order(7, 4, seed=1, steps=4) == [0, 5, 4, 1, 2, 6, 3, 2, 6, 3, 1, 4, 0, 5, 6, 0]
 

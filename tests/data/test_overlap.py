@@ -1,4 +1,4 @@
-"""What stands in two splits is counted and said."""
+"""Examples that are in two splits are counted and reported."""
 
 from types import SimpleNamespace
 
@@ -83,7 +83,7 @@ def test_without_reading_files_paths_are_compared(tmp_path, monkeypatch):
         assert count == found
 
 
-def test_overlapping_expressions_are_said_once():
+def test_overlapping_expressions_are_reported_once():
     config = default()
     config.data.train, config.data.validation, config.data.test = "train[:8]", "train[6:]", "test"
     images = np.arange(12, dtype=np.uint8)[:, None]

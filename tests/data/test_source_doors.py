@@ -75,6 +75,6 @@ def test_a_config_names_a_source():
         ("foldr:x", "unknown source 'foldr:x'. Did you mean 'folder'?"),
     ],
 )
-def test_a_source_that_is_not_there(name, message):
+def test_an_unknown_source_of_another_package_is_refused(name, message):
     with pytest.raises(UserError, match=message):
         open_source(name)

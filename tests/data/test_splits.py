@@ -64,7 +64,7 @@ def test_a_held_out_part_is_a_tenth_of_each_label_in_random_order():
 def test_an_order_is_a_permutation_by_seed():
     assert sorted(shuffled(30, 1).tolist()) == list(range(30))
     assert shuffled(30, 1).tolist() == shuffled(30, 1).tolist() != shuffled(30, 2).tolist()
-    # Written down: an order decides which examples are in a slice such as train[:90%].
+    # The order is fixed here, because it decides which examples are in a slice such as train[:90%].
     assert shuffled(6, 0).tolist() == [0, 1, 3, 2, 5, 4]
 
 

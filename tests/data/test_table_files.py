@@ -1,4 +1,4 @@
-"""Tables as other programs write them: read right, or refused with the cure."""
+"""Tables of other programs: read correctly, or refused with a message that says what to do."""
 
 import bz2
 import gzip
@@ -73,7 +73,7 @@ def test_a_command_that_predicts_reads_the_same_tables(tmp_path):
     assert [one.item for one in inputs] == [{"text": "ä one"}, {"text": "two"}]
 
 
-def test_what_was_inferred_or_left_out_is_said(tmp_path, capsys):
+def test_what_was_inferred_or_left_out_is_reported(tmp_path, capsys):
     opened(tmp_path, PLAIN)
     assert capsys.readouterr().err == ""
     opened(tmp_path, PLAIN.replace(",", ";") + ";\n;\n")

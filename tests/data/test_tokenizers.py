@@ -52,7 +52,7 @@ TWICE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        # Each ends the process, or panics, while the library loads it or encodes a text.
+        # Each tokenizer ends the process, or panics, while the library loads it or encodes a text.
         (
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
             "ends its process by signal 6: memory allocation",
@@ -285,7 +285,7 @@ def test_what_is_no_text_is_not_tokenized(value):
     assert words(cutting(), text=7) == ""
 
 
-def test_a_tokenizer_that_does_not_fit_its_config_is_said(tmp_path):
+def test_a_tokenizer_that_does_not_fit_its_config_is_reported(tmp_path):
     from finetune_jax.data.tokenizer_file import remarks
 
     config = tmp_path / "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""Worker processes and hosts never change what is read, nor in which order."""
+"""Worker processes and hosts change neither the examples of a batch nor their order."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def joined(start, stop, hosts, workers=0):
     return [sum(slices, []) for slices in zip(*parts, strict=True)]
 
 
-EXPECTED = stream(0, 14)  # three epochs and a bit
+EXPECTED = stream(0, 14)  # a little more than three epochs
 
 
 def test_an_epoch_has_every_example_once():

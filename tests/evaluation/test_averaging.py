@@ -1,4 +1,4 @@
-"""What an average is chosen by: exact end points, weights in their order, validation alone."""
+"""The choice of an average: exact end points, weights in their order, validation alone."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Common corruptions: as published where that can be computed otherwise, and well-behaved."""
+"""Common corruptions: equal to independent computations where there are any, and well-behaved."""
 
 import importlib.util
 import os
@@ -81,10 +81,11 @@ def test_severity_grows_and_type_range_and_keys_are_kept(name, photographs):
         distances.append(np.abs(found - clean).mean())
     assert min(distances) > 0
     if name not in UNORDERED:
-        # Of the same width, the longer trail of motion_blur at 4 is cut where nothing is left.
+        # Severities 3 and 4 of motion_blur have one width, so the longer trail of 4 may change
+        # nothing.
         least = 0 if name == "motion_blur" else 1e-6
         assert (np.diff(distances) >= least).all(), distances
-    # The same picture wherever it stands in a batch, and the same every time.
+    # The result depends neither on the place of an image in its batch nor on earlier calls.
     whole = corrupt(name, photographs, 3, seed=1)
     later = corrupt(name, np.roll(photographs, -4, axis=0), 3, seed=1, first=4)
     assert np.abs(whole[4:].astype(int) - later[:4]).max() <= 1
@@ -226,7 +227,7 @@ def test_a_trail_of_angle_0_goes_along_a_row():
     found = np.asarray(filters.motion(point, weights, 0.0))
     np.testing.assert_allclose(found[4, 3:8], [0, 0.2, 0.3, 0.5, 0], atol=1e-6)
     assert found.sum() == pytest.approx(1)
-    # Down the column: each pixel sees those below it.
+    # The blur goes down the column: each pixel is mixed with the pixels below.
     found = np.asarray(filters.motion(point, weights, 90.0))
     np.testing.assert_allclose(found[1:6, 6], [0, 0.2, 0.3, 0.5, 0], atol=1e-6)
 
@@ -252,7 +253,7 @@ def test_frost_is_a_part_of_a_photograph_on_top(side):
     assert len(photographs) == 5
     for part in parts:
         assert part.min() > -1e-3 and part.max() < 1 + 1e-3
-        # Somewhere in one of them its first row stands as it is.
+        # The first row of the part occurs unchanged in one of the photographs.
         rows = (
             np.abs(np.lib.stride_tricks.sliding_window_view(p[..., 0], side, 1) - part[0, :, 0])
             for p in photographs
@@ -362,7 +363,8 @@ def test_a_published_network_loses_accuracy_with_severity(capsys):
             print(f"{name:18} " + " ".join(f"{score:.3f}" for score in scores))
             if scores[-1] > clean - 0.01:
                 wrong.append(f"{name} costs nothing")
-            # Up to the noise of five hundred images. The second snow is whiter than the third.
+            # The limit allows for the noise of five hundred images. Snow of severity 2 is whiter
+            # than snow of severity 3.
             if name not in UNORDERED | {"snow"} and (np.diff(scores) > 0.03).any():
                 wrong.append(f"{name} gets easier")
     assert not wrong

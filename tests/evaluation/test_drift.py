@@ -23,7 +23,7 @@ def test_frozen_stages_did_not_move_and_the_trained_one_did(evaluator):
     rows = {row["stage"]: row for row in parameter_movement(evaluator, start)}
     assert list(rows) == list(evaluator.setup.model.stages)
     for stage, row in rows.items():
-        if stage == "head":  # asked to be new
+        if stage == "head":  # the config asks for a new head
             assert (row["leaves"], row["new"]) == (0, 2)
         else:
             assert (row["moved"] > 0) == (stage == "layer3_block0")

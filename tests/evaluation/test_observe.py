@@ -52,7 +52,7 @@ def test_every_example_is_observed_once_in_order_and_padding_is_not():
     )
     np.testing.assert_array_equal(found["number"], np.arange(1, N + 1))
     np.testing.assert_array_equal(found["two"], 2 * np.arange(1, N + 1)[:, None])
-    # One shape for the compiled step, with zeros behind the last example; the mask stays here.
+    # All batches have one shape, with zeros after the last example; the step does not get the mask.
     assert [len(batch["number"]) for batch in seen] == [BATCH] * 3
     np.testing.assert_array_equal(seen[-1]["number"], [9, 10, 0, 0])
     assert all("mask" not in batch for batch in seen)

@@ -23,7 +23,7 @@ from finetune_jax.tasks import Classification, MultiLabel, Regression
 
 
 def classifier(right, seed=0, classes=("a", "b", "c"), example=None):
-    """Predictions of a classifier that is right where it is told to be."""
+    """Predictions of a classifier that is right at the given examples."""
     generator = np.random.default_rng(seed)
     labels = np.random.default_rng(1).integers(0, len(classes), len(right))
     logits = generator.normal(size=(len(right), len(classes))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Shifted test sets: scored by class name, absent ones said to be so, robustness beyond a line."""
+"""Shifted test sets: scores by class name, sets that are not installed, effective robustness."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def test_a_set_that_is_there_is_scored_and_one_that_is_not_says_what_it_needs(sh
 def test_effective_robustness_is_beyond_the_line_among_the_classes_of_the_set(
     monkeypatch, tmp_path
 ):
-    # The model's most probable class is a bee where it says (1, 9, 2), and the set has no bees.
+    # With the outputs (1, 9, 2) the most probable class is a bee, and the set has no bees.
     logits = np.array([[1, 9, 2], [3, 9, 2], [0, 0, 5], [4, 0, 1], [0, 1, 8]], np.float32)
     labels = np.array([2, 2, 2, 0, 0])
     encoded = []

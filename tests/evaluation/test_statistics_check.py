@@ -1,4 +1,4 @@
-"""The check of BatchNorm statistics: the formula, and what it tells apart."""
+"""The check of BatchNorm statistics: the formula, and the errors that the check finds."""
 
 import jax
 import numpy as np
@@ -72,7 +72,7 @@ def test_the_first_stage_that_does_not_fit_is_named(trained):
     wrong = {**variables, "batch_stats": tree.unflatten(stats)}
     text = verdict(check_statistics(model, wrong, [images]))
     assert "WARNING: from the stage layer2_block0 on" in text
-    # Inputs of another range are seen at once.
+    # Inputs of another range already differ in the first stage.
     text = verdict(check_statistics(model, variables, [255 * images]))
     assert "WARNING: from the stage stem on" in text
 

@@ -1,4 +1,4 @@
-"""Whose config is followed: an own run's, or a stranger's that the user trusts."""
+"""Configs that an evaluation uses: those of the user's own runs, and those that are trusted."""
 
 import json
 import shutil
@@ -17,12 +17,12 @@ from finetune_jax.files import write_json
 
 
 class Opened(Exception):
-    """Raised where a config would be followed."""
+    """Raised in place of reading the files that a config names."""
 
 
 @pytest.fixture
 def run(short_run, tmp_path, monkeypatch):
-    """A copy of a run whose config would not be followed further than to its first use."""
+    """A copy of a run; the first use of its config raises `Opened`."""
 
     def opened(*arguments):
         raise Opened
@@ -89,7 +89,7 @@ def test_a_config_that_names_no_place_needs_no_trust(tmp_path):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_state_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
+def test_a_state_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FINETUNE_JAX_STATE", str(tmp_path / "file" / "state"))
     require_trust({"data": {"data_dir": "/x"}}, tmp_path, trust=True)

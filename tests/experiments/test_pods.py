@@ -97,7 +97,7 @@ def test_targets_of_pods_are_what_their_configs_make():
     assert sorted(Path(one.config).stem for one in of_pods) == CONFIGS
     for one in of_pods:
         if one.name == "vtab_1k":
-            continue  # means of what its config makes
+            continue  # means of the figures of its config
         module = importlib.import_module(f"finetune_jax.configs.pods.{Path(one.config).stem}")
         assert {target.name for target in one.targets} <= {*module.ARGUMENTS}, one.name
 
@@ -167,7 +167,7 @@ def test_splits_of_vtab_are_apart_and_of_a_thousand_examples():
         "cifar100": 50_000, "caltech101": 3_059, "oxford_iiit_pet": 3_680, "svhn_cropped": 73_257,
         "eurosat/rgb": 27_000, "resisc45": 31_500,
     }  # fmt: skip
-    # What task_adaptation trains on, in per cent; its validation split begins there.
+    # Per cent of the training split that task_adaptation trains on; validation begins after them.
     shares = {
         "cifar100": 90, "caltech101": 90, "oxford_iiit_pet": 80, "svhn_cropped": 90,
         "eurosat/rgb": 60, "resisc45": 60,
@@ -327,7 +327,7 @@ def test_a_table_runs_what_is_there_and_says_what_the_rest_needs(tmp_path):
     mean = 50 * sum(one["test"]["accuracy"] for one in trained)
     assert a["found"]["value"] == pytest.approx(mean, abs=1e-9)
     assert twice["found"]["value"] == pytest.approx(2 * mean, abs=1e-9)
-    # Of ten even classes, (accuracy - 1/10) / (1 - 1/10) is about the Matthews correlation.
+    # For ten classes of equal size, Matthews correlation is about (accuracy - 1/10) / (1 - 1/10).
     assert c["found"]["value"] == pytest.approx((mean - 10) / 0.9, abs=3)
     assert result["seconds"] == pytest.approx(sum(one["seconds"] for one in trained))
     assert result["command"] == "python -m experiments run tiny --seeds=2"

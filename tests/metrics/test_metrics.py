@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from finetune_jax.metrics import calibration, classification, ordinal, regression, segmentation
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # scikit-learn's, at the edges
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of scikit-learn in edge cases
 
 # Few values, so that ties are common.
 COARSE = st.integers(-4, 4).map(lambda x: x / 2)
@@ -171,7 +171,7 @@ def test_risk_at_full_coverage_is_the_error_and_the_order_does_not_matter(case, 
     logits, labels = case
     coverage, risk = calibration.selective(logits, labels)
     assert coverage[-1] == 1
-    # Of the probabilities: two logits that differ by less than their rounding are a tie.
+    # Ties are those of the probabilities: logits that differ by less than rounding are equal there.
     chosen = np.exp(calibration.log_softmax(logits)).argmax(-1)
     same(risk[-1], (chosen != labels).mean())
     order = np.array(random.sample(range(len(labels)), len(labels)))
@@ -194,7 +194,7 @@ def test_temperature_undoes_a_known_one_and_never_raises_the_loss():
     assert found == pytest.approx(3, rel=0.05)
     assert calibration.nll(3 * logits / found, labels) < calibration.nll(3 * logits, labels)
     assert calibration.ece(3 * logits / found, labels) < 0.02 < calibration.ece(3 * logits, labels)
-    # Nothing within 1 % of it is better.
+    # No temperature within 1 % of the result is better.
     for near in (0.99, 1.01):
         best = calibration.nll(3 * logits / found, labels)
         assert calibration.nll(3 * logits / (found * near), labels) > best

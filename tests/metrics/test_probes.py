@@ -27,7 +27,7 @@ def blobs(n, seed=0, spread=0.6, width=12, classes=4):
 def test_neighbours_agree_with_scikit_learn(k, seed):
     train, test = blobs(60, seed, 1.5), blobs(40, seed + 1, 1.5)
 
-    def weights(distance):  # of cosine
+    def weights(distance):  # scikit-learn's distance is 1 - cosine
         return np.exp((1 - distance) / 0.07)
 
     theirs = KNeighborsClassifier(k, metric="cosine", weights=weights).fit(*train).score(*test)
@@ -52,7 +52,7 @@ def test_few_shot_is_the_ridge_of_scikit_learn_on_its_examples():
     assert few_shot(train, test, shots=100) == pytest.approx(theirs, abs=1e-9)
 
 
-def test_more_shots_help_and_separated_classes_are_told_apart():
+def test_more_shots_help_and_separated_classes_are_distinguished():
     train, test = blobs(400), blobs(400, 1)
     probes = parse_probes("knn(k=5) + few_shot(1) + few_shot(20, draws=2)")
     scores = probe_scores(probes, train, test)

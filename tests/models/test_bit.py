@@ -25,7 +25,7 @@ def test_parts_make_the_whole():
 
 
 @pytest.mark.parametrize("origin", ["npz", "timm", "transformers"])
-def test_names_lead_there_and_back(origin):
+def test_names_map_to_leaves_and_back(origin):
     check_names("bit", origin, SMALL)
 
 
@@ -53,7 +53,7 @@ def test_the_border_of_the_pooling_is_zero():
     run = jax.jit(lambda v, x: SMALL.apply(v, x, stop="layer1_block0"))
     stem = np.asarray(run(draw(SMALL), x))
     assert stem.shape == (1, 8, 8, 8)
-    # With minus infinity there, as in other ResNets, a maximum at the border could be negative.
+    # If the border were minus infinity, as in other ResNets, a maximum there could be negative.
     assert stem[:, 0].min() == stem[:, :, 0].min() == 0
 
 

@@ -1,7 +1,8 @@
 """Constants that published weights depend on: strides, paddings, epsilons, activations, pooling.
 
-Random weights of a parity test hide some of them; here each is compared with the number that the
-reference implementation has. Everything is read from traced programs, without compiling a model.
+The random weights of a parity test hide some of these constants. Here each constant is compared
+with the number in the reference implementation. All constants are read from traced programs,
+without compiling a model.
 """
 
 from __future__ import annotations

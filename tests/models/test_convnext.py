@@ -28,7 +28,7 @@ def test_parts_make_the_whole(model):
 
 @pytest.mark.parametrize("origin", ["timm", "facebook", "transformers"])
 @pytest.mark.parametrize(("family", "model"), [("convnext", V1), ("convnextv2_1x1", V2)])
-def test_names_lead_there_and_back(family, model, origin):
+def test_names_map_to_leaves_and_back(family, model, origin):
     check_names(family, origin, model)
 
 

@@ -20,7 +20,7 @@ def test_logits_are_f32_when_the_rest_is_bfloat16():
 @pytest.mark.parametrize(
     ("origin", "model"), [("torchvision", SMALL), ("transformers", BASIC), ("keras", KERAS)]
 )
-def test_names_lead_there_and_back(origin, model):
+def test_names_map_to_leaves_and_back(origin, model):
     check_names("resnet", origin, model)
 
 

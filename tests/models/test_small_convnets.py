@@ -57,7 +57,7 @@ def test_logits_are_f32_when_the_rest_is_bfloat16(model):
         ("squeezenet", "webnn", SqueezeNet(5)),
     ],
 )
-def test_names_lead_there_and_back(family, origin, model):
+def test_names_map_to_leaves_and_back(family, origin, model):
     check_names(family, origin, model, 64)
 
 
@@ -126,6 +126,6 @@ def test_gluons_mobilenet_v2_has_the_strides_of_its_weights():
     def side(stop):
         return jax.eval_shape(lambda v, x: model.apply(v, x, stop=stop), abstract, images).shape[1]
 
-    # What block_N reads is what the block before gives.
+    # The input of block_N is the output of the block before.
     sides = {number: side(f"block_{number + 1}") for number in (0, 1, 3, 6, 9, 10, 13)}
     assert sides == {0: 112, 1: 56, 3: 28, 6: 28, 9: 28, 10: 14, 13: 7}

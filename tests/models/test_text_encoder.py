@@ -63,7 +63,7 @@ def test_running_in_two_parts_equals_running_through(variables, model):
 
 
 @pytest.mark.parametrize("model", [SMALL, MEAN], ids=["pooler", "mean"])
-def test_what_lies_outside_the_mask_changes_nothing(variables, model):
+def test_tokens_outside_the_mask_change_nothing(variables, model):
     variables = variables if model is SMALL else without_pooler(variables)
     run = lambda text: np.asarray(model.apply(variables, text))  # noqa: E731
     padded = run({"input_ids": IDS, "attention_mask": MASK})
@@ -146,7 +146,7 @@ def test_published_parameter_counts():
         ("roberta", "transformers_classifier", ROBERTA),
     ],
 )
-def test_names_lead_there_and_back(family, origin, model):
+def test_names_map_to_leaves_and_back(family, origin, model):
     names = map_of(family, origin)
     for leaf in tree.flatten(abstract(model)):
         source = names.source(leaf)

@@ -41,7 +41,7 @@ def test_parts_make_the_whole(kind):
         ("vgg16_bn", "torchvision", NORMS), ("vgg16_bn", "timm", NORMS),
     ],
 )  # fmt: skip
-def test_names_lead_there_and_back(family, origin, model):
+def test_names_map_to_leaves_and_back(family, origin, model):
     check_names(family, origin, model)
 
 

@@ -87,7 +87,8 @@ def test_dropout_of_each_stage_is_active_where_it_is_asked_for():
     assert not np.allclose(pooled, pooled_again)
 
 
-# timm's counts, without a head if the published model has none. CLIP's projection has a bias here.
+# timm's counts, without a head if the published model has no head. Here, CLIP's projection has a
+# bias.
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -130,7 +131,7 @@ def test_names_read_both_ways(origin, variant, lacks):
             assert leaf in {t.leaf for t in names.targets(source)}
 
 
-def test_our_own_files_are_told_from_those_of_big_vision():
+def test_our_own_files_are_distinguished_from_those_of_big_vision():
     leaves = tree.flatten(abstract(VARIANTS["map"]))
     assert closest_map(maps_of("vit"), leaves, leaves)[0].origin == "native"
     theirs = [map_of("vit", "big_vision").source(leaf) for leaf in leaves]

@@ -17,8 +17,8 @@ _DEPTHS, _WIDTHS, _GROUPS, _STEM = (2, 1, 1, 1), (32, 64, 96, 128), 4, 16
 def _draw(module: torch.nn.Module) -> torch.nn.Module:
     """Random weights whose activations stay near 1.
 
-    Standardised kernels enlarge what they read by the root of their window, whatever is drawn for
-    them; what the norms scale is kept that much smaller.
+    A standardised kernel enlarges its input by the root of its window's size, whatever its values
+    are. The scales of the norms are drawn smaller by this factor.
     """
     randomise(module)
     with torch.no_grad():

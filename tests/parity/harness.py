@@ -40,22 +40,26 @@ class Case:
 
     Attributes:
       name: such as ``vit/timm/token``.
-      family, origin: of the name map.
-      build: the reference as a torch module with random weights, in eval mode.
-      model: ours.
-      stages: our stage -> name of the reference's module whose output it should equal; stages
-        without a counterpart are left out.
-      logits: the reference's final output from its input; default calls it and takes ``.logits``.
-      save: writes the reference's weights into a folder and returns the file; default safetensors
-        of its state dict.
-      turn: a reference's stage output in our layout, by stage; default NCHW to NHWC for 4 axes.
-      inputs: f32[b, h, w, 3], by seed; what our model gets.
-      feed: our input as the reference's; default NCHW.
-      gradients: compare the gradient of a loss with respect to every leaf.
-      training: compare outputs and statistics in training mode (BatchNorm).
-      export: write ours under the origin's names; the reference must load it strictly, bit for bit.
-      restore: puts an exported file into the reference, strictly; default `load_state_dict`.
-      headless: the reference has no head of its own: its `logits` are the features ours reads.
+      family, origin: family and origin of the name map.
+      build: makes the reference, a torch module with random weights, in eval mode.
+      model: our model.
+      stages: by our stage, the name of the reference's module with the same output; stages without
+        a counterpart are left out.
+      logits: computes the reference's final output from its input; by default, calls the reference
+      and takes ``.logits``.
+        save: writes the reference's weights into a folder and returns the file; by default, writes
+      the state dict as safetensors.
+      turn: converts the output of a stage of the reference to our layout; by default, 4 axes from
+      NCHW to NHWC.
+      inputs: makes the inputs of our model, f32[b, h, w, 3], from a seed.
+      feed: converts our input to the reference's input; by default to NCHW.
+      gradients: whether the gradients of a loss with respect to every leaf are compared.
+      training: whether outputs and statistics in training mode (BatchNorm) are compared.
+      export: whether our variables are written under the origin's names; the reference must load
+      the file strictly, bit for bit.
+      restore: loads an exported file into the reference, strictly; by default `load_state_dict`.
+      headless: whether the reference has no head; its `logits` are then the features that our head
+      reads.
     """
 
     name: str
@@ -85,7 +89,7 @@ class Delta:
     """The largest difference of one comparison.
 
     Attributes:
-      what: such as ``logits``, ``block_0``, ``gradient of block_0/mlp_in/kernel``.
+      what: compared value, such as ``logits``, ``block_0``, ``gradient of block_0/mlp_in/kernel``.
       absolute: max |ours - theirs|.
       scale: max |theirs|.
     """
@@ -313,8 +317,8 @@ def _training(
 ) -> list[Delta]:
     """Outputs under batch statistics, and the running statistics afterwards.
 
-    torch keeps the unbiased variance n / (n - 1), flax the biased one: ours are compared after the
-    running mean, and with the mean of variances that differ by that factor of a whole batch.
+    torch keeps the unbiased variance, and flax the biased variance, which is smaller by the factor
+    (n - 1) / n. The comparison takes this factor into account.
     """
     module.train()
     theirs = reference_outputs(case, module, x)
@@ -376,10 +380,10 @@ def assert_shapes(
     """A reference's names and shapes fill every leaf of a registered model exactly once.
 
     Args:
-      name: of the registered model, at its published size.
-      origin: whose names the state has.
-      state: shapes by name, such as a torch module's on the meta device.
-      headed: whether they include our head.
+      name: name of the registered model, at its published size.
+      origin: origin of the names in `state`.
+      state: shapes by name, such as those of a torch module on the meta device.
+      headed: whether `state` includes our head.
     """
     entry = MODELS[name]
     model = build(name, entry.classes or 1000)

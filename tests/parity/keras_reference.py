@@ -14,8 +14,8 @@ class KerasReference:
     """Wraps a functional Keras model with new random weights.
 
     Args:
-      model: built, and without the activation after its logits.
-      seed: of the weights, none of which stays zero or one.
+      model: built model, without the activation after its logits.
+      seed: seed of the weights; no weight stays zero or one.
     """
 
     def __init__(self, model: Any, seed: int = 0) -> None:

@@ -65,7 +65,7 @@ def state_dict():
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state", "teacher"])
-def test_what_torch_saves(tmp_path, zipped, key):
+def test_files_that_torch_saves(tmp_path, zipped, key):
     content = state_dict()
     import torch
 
@@ -84,7 +84,7 @@ def test_a_pickled_module_is_refused(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("safe", [True, False])
-def test_what_the_hub_shards(tmp_path, safe):
+def test_files_that_the_hub_shards(tmp_path, safe):
     hub = pytest.importorskip("huggingface_hub", reason=NEEDS)
     torch = pytest.importorskip("torch", reason=NEEDS)
     content = {f"layer.{i}.weight": torch.randn(50, 7) for i in range(9)}
@@ -93,7 +93,7 @@ def test_what_the_hub_shards(tmp_path, safe):
     assert_same(read_all(tmp_path), {name: as_numpy(tensor) for name, tensor in content.items()})
 
 
-def test_what_transformers_saves(tmp_path):
+def test_files_that_transformers_saves(tmp_path):
     transformers = pytest.importorskip("transformers", reason=NEEDS)
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -13,8 +13,8 @@ import pytest
 from finetune_jax.evaluation.corruptions import apply, image_keys
 
 _SIDE = 224
-# Largest difference in grey levels of 255. Published contrast and brightness round in other places,
-# and zoom_blur and saturate go through other implementations of scipy and skimage.
+# Largest difference in grey levels of 255. The published contrast and brightness round at other
+# steps, and the published zoom_blur and saturate use scipy and skimage.
 _NAMES = {
     "brightness": 1,
     "contrast": 1,
@@ -33,7 +33,7 @@ def published():
     if found is None or not found.submodule_search_locations:
         pytest.skip("not run: needs requirements-reference.txt")
     root = Path(found.submodule_search_locations[0])
-    # The package asks a part of setuptools that new versions lack for the place of its images.
+    # The package finds its images by a module of setuptools that new versions lack.
     stub = types.ModuleType("pkg_resources")
     stub.resource_filename = lambda package, name: str(root / name)  # type: ignore[attr-defined]
     sys.modules.setdefault("pkg_resources", stub)

@@ -1,6 +1,7 @@
 """Writes weight files of Vision Transformers in other projects' formats, from timm's state dicts.
 
-Each writer has a reader of timm's beside it, which proves that the file is in the project's format.
+Each writer has a counterpart that reads the file with timm, which proves that the file has the
+project's format.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def fuzz(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any],
     assert grown < MEMORY, f"reading took {grown} bytes"
 
 
-# --- What must hold of any file -------------------------------------------------------------------
+# --- Properties that must hold for any file -------------------------------------------------------
 
 
 def honest(path: Path) -> dict[str, np.ndarray] | None:

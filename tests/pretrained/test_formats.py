@@ -300,7 +300,7 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_file_and_one_of_another_format_are_told_apart(tmp_path, kind):
+def test_an_empty_file_and_one_of_another_format_are_distinguished(tmp_path, kind):
     path = tmp_path / kind
     path.write_bytes(b"")
     with pytest.raises(UserError, match="empty"):

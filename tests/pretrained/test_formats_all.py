@@ -44,7 +44,7 @@ def test_a_tensor_that_is_not_there_is_named_with_its_nearest(sample):
         weights.read(f"{name}x")
 
 
-def test_a_file_under_another_suffix_is_told_what_it_is(sample, tmp_path):
+def test_the_message_about_a_wrong_suffix_names_the_format(sample, tmp_path):
     path, _ = sample
     known = {".npz", ".safetensors", ".pth", ".h5", ".keras", ".msgpack"}
     kinds = {".th": ".pth", ".bin": ".pth", ".zip": ".npz"}
@@ -72,7 +72,7 @@ def test_a_file_under_another_suffix_is_told_what_it_is(sample, tmp_path):
     ],
 )
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".msgpack", ".h5", ".keras"])
-def test_what_holds_no_weights_is_told(tmp_path, suffix, content, message):
+def test_files_without_weights_are_reported(tmp_path, suffix, content, message):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):

@@ -289,7 +289,7 @@ def test_a_library_that_hangs_or_crashes_is_a_user_error(tmp_path, monkeypatch, 
         open_weights(path)
 
 
-def test_values_in_the_header_and_none_at_all_are_told_apart(tmp_path):
+def test_values_in_the_header_and_none_at_all_are_distinguished(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         compact.set_layout(h5py.h5d.COMPACT)

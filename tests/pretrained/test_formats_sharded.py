@@ -83,7 +83,7 @@ def test_a_missing_shard_is_named(tmp_path):
     sorted(index.parent.glob("*.safetensors"))[1].unlink()
     with pytest.raises(UserError, match="'model-00002-of-00002.safetensors' is missing") as error:
         open_weights(index)
-    # Another shard is not the missing one under another name.
+    # Another shard is not the missing shard under another name.
     assert "Did you mean" not in str(error.value) and "(1 of 2)" in str(error.value)
     with pytest.raises(UserError, match="The folder has model-00001-of-00002") as error:
         open_weights(index.with_name("model-00002-of-00002.safetensors"))

@@ -314,12 +314,12 @@ def _raise(folder: Path) -> None:
     ("work", "message"),
     [(_crash, "died with -9"), (_run_code, "ran what a file asked for"), (_raise, "escaped")],
 )
-def test_the_watch_itself_notices(tmp_path, work, message):
+def test_the_restricted_process_finds_violations(tmp_path, work, message):
     with pytest.raises(pytest.fail.Exception, match=message):
         apart(work, tmp_path)
 
 
-def test_the_survey_itself_notices(tmp_path):
+def test_the_survey_finds_wrong_values(tmp_path):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("w.npy", npy(ARRAYS["count"]))

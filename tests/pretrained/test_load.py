@@ -217,7 +217,7 @@ def test_an_overflowing_cast_is_refused(tmp_path, tensors):
         load(tmp_path / "w.safetensors", "resnet_cifar", resnet20(dtype=np.float16))
 
 
-def test_a_file_of_another_world_names_the_known_origins(refused, tmp_path, init):
+def test_a_file_without_known_names_lists_the_known_origins(refused, tmp_path, init):
     assert "known origins: native, akamaster" in refused({"encoder.w": np.ones(2, np.float32)})
     save_file({"w": np.ones(1)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="Did you mean 'resnet_cifar'"):

@@ -11,7 +11,7 @@ from finetune_jax.models import MODULE_OF_FAMILY
 from finetune_jax.models.registry import FAMILY_MODULES
 from finetune_jax.pretrained.maps import all_maps
 
-# Modules that several families share, and what a family keeps in a module of its own.
+# Modules that several families share, and additional modules of one family.
 HELPERS = {"keras_layers": FAMILY_MODULES, "vit_flax": ("vit",)}
 
 _IMPORTED = """

@@ -1,4 +1,4 @@
-"""Files that are no weights of a model of ours say what they are."""
+"""The error about a file that is no weights of our models names the kind of the file."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_adapters_and_flax_names_are_named(tmp_path, name, message):
         load(tmp_path / "x.safetensors", "resnet_cifar", initial_variables(model, 16), model)
 
 
-def test_a_path_that_does_not_exist_is_said(tmp_path):
+def test_a_path_that_does_not_exist_is_reported(tmp_path):
     model = build("resnet8_cifar", 10, image_size=16)
     with pytest.raises(UserError, match="no such file or folder"):
         load(tmp_path / "bert", "resnet_cifar", initial_variables(model, 16), model)

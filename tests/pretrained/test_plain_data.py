@@ -1,4 +1,4 @@
-"""What training scripts pickle beside their tensors is read as plain data, and nothing runs."""
+"""Objects that training scripts pickle beside tensors are read as plain data; no code runs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def model_of(name, path="", **changes):
 
 
 def same(model, other):
-    """Both modules compute the same: 0 and None stand for values that others spell out."""
+    """Whether both modules compute the same; 0 and None stand for default values."""
 
     def plain(m):
         changes = {}
@@ -65,7 +65,7 @@ def same(model, other):
             changes["inner"] = m.inner or 4 * m.width
         if isinstance(m, ViT):
             changes |= {"class_token": m.has_class_token, "layer_scale": float(m.layer_scale > 0)}
-            # Both are far below the variances of tokens.
+            # Both epsilons are far below the variances of tokens.
             changes["epsilon"] = 1e-6 if m.epsilon == 1e-12 else m.epsilon
             if m.registers == 0 and m.has_class_token:
                 changes["positions"] = "all"
@@ -199,7 +199,7 @@ def test_a_vit_gets_its_preprocessing_from_the_folder(tmp_path):
     data = settled.data
     assert (data.image_size, data.crop, data.interpolation) == (16, 0.0, "bicubic")
     assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    # What the user sets stays.
+    # Keys that the user sets stay as they are.
     assert settle("vit", folder, **{"data.mean": (0.5,) * 3}).data.mean == (0.5,) * 3
     crop = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 16, "resample": 2}
     data = settle("vit", write(folder, PREPROCESSING | crop, "preprocessor_config.json")).data
@@ -238,14 +238,14 @@ def test_the_folder_of_the_weights_decides_the_pooling(tmp_path, capsys, mode, p
     assert (
         f"pooling='{pooling}': from {folder / '1_Pooling/config.json'}" in capsys.readouterr().err
     )
-    # An entry of the registry does not keep another pooling in silence, as for a file of bge.
+    # An entry of the registry does not silently keep another pooling than the folder's.
     (folder / "config.json").unlink()
     found = settle("minilm_l6", folder).model.name
     assert found == ("minilm_l6" if pooling == "mean" else "minilm_l6(pooling='cls')")
     assert build(found, 1).pooling == pooling
 
 
-def test_a_pooling_that_is_asked_for_is_used_and_said(tmp_path, capsys):
+def test_a_pooling_that_is_asked_for_is_used_and_reported(tmp_path, capsys):
     folder = pooling_files(write(tmp_path, BERT), "cls_token")
     assert model_of("bert", folder, **{"model.pooling": "mean"}).pooling == "mean"
     assert "pooling='mean' as asked, although" in capsys.readouterr().err
@@ -409,7 +409,7 @@ def test_a_run_of_a_generic_model_keeps_its_sizes(vit_folder, tmp_path):
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model"]["name"].startswith("vit(activation='gelu', ")
     assert saved["data"]["mean"] == [0.1, 0.2, 0.3]
-    # The same config is that run, which is finished.
+    # The same config names the same run, which is finished.
     assert train(open_setup(config), tmp_path / "run")["steps"] == 1
     for file in ("config.json", "preprocessor_config.json"):
         (folder / file).unlink()
@@ -480,7 +480,7 @@ def test_the_tokenizer_lies_in_the_folder_of_the_weights(tmp_path):
     assert _tokenizer_beside(folder) == folder / "tokenizer.json"
 
 
-def test_colours_other_than_those_of_the_weights_are_said(tmp_path, capsys):
+def test_colours_other_than_those_of_the_weights_are_reported(tmp_path, capsys):
     folder = write(tmp_path, PREPROCESSING, "preprocessor_config.json")
     settle("vit_b16", folder)
     said = capsys.readouterr().err
@@ -490,7 +490,7 @@ def test_colours_other_than_those_of_the_weights_are_said(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_colours_of_torchvision_are_said(tmp_path, capsys):
+def test_colours_of_torchvision_are_reported(tmp_path, capsys):
     path, _ = save(tmp_path, ViT(24, 1, 3, 4, 1), "vit", "torchvision", 8)
     config = default()
     config.model.name, config.pretrained.path = "vit(heads=3)", str(path)

@@ -96,7 +96,7 @@ def test_a_pinned_address_is_fetched_once_and_verified_each_time(server, cache, 
     assert left(cache) == [path]
 
 
-def test_an_address_without_encryption_is_said(server, capsys):
+def test_an_address_without_encryption_is_reported(server, capsys):
     resolve(pinned(server))
     assert "is not encrypted; only its checksum shows" in capsys.readouterr().err
 

@@ -55,7 +55,7 @@ PREFIXES = (
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_what_all_names_begin_with_is_taken_off_and_said(tmp_path, trained, capsys, prefix):
+def test_what_all_names_begin_with_is_taken_off_and_reported(tmp_path, trained, capsys, prefix):
     save_file(akamaster(trained, prefix), tmp_path / "w.safetensors")
     variables, manifest = loaded(tmp_path / "w.safetensors")
     assert tree.fingerprint(variables) == tree.fingerprint(trained)
@@ -126,7 +126,7 @@ def choose(arrays, family, **selection):
          {"student": "a", "teacher": "b"}),
     ],
 )  # fmt: skip
-def test_one_of_several_state_dicts_is_chosen_and_said(
+def test_one_of_several_state_dicts_is_chosen_and_reported(
     tmp_path, trained, other, capsys, wrap, default, roles
 ):
     path = tmp_path / "w.pth"
@@ -160,7 +160,7 @@ def test_one_of_several_state_dicts_is_chosen_and_said(
         ("params/", "ema_params/", "raw", "ema"),
     ],
 )
-def test_one_of_several_sets_of_names_is_chosen_and_said(
+def test_one_of_several_sets_of_names_is_chosen_and_reported(
     tmp_path, trained, other, capsys, first, second, default, asked
 ):
     path = tmp_path / "w.safetensors"
@@ -221,7 +221,7 @@ def test_an_average_in_a_train_state_of_flax(tmp_path, trained, other):
 # --- Prefixes and tensors that the user names.
 
 
-def test_a_head_outside_of_the_prefix_needs_the_word_of_the_user(tmp_path, trained):
+def test_a_head_outside_of_the_prefix_needs_a_choice_of_the_user(tmp_path, trained):
     whole = akamaster(trained, "model.backbone.")
     file = {n: a for n, a in whole.items() if "linear" not in n}
     file |= {n.replace("backbone.", ""): a for n, a in whole.items() if "linear" in n}

@@ -1,4 +1,4 @@
-"""What an ablation says while it runs."""
+"""The output of an ablation while it runs."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The page of a run: whole, self-contained, and sortable in a browser."""
+"""The page of a run: complete, self-contained, and sortable in a browser."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from finetune_jax.reporting import charts
 from finetune_jax.reporting import html as pieces
 from finetune_jax.reporting.mistakes import mistakes
 
-# Without a value there is nothing to fetch: the rest may hold an address.
+# Only these attributes make a browser fetch an address.
 FETCHING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a test asks about: headings, figures, tables, addresses, whether tags are balanced."""
+    """The facts about a page that tests check: headings, figures, tables, addresses, open tags."""
 
     def __init__(self, content):
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(short_run, tmp_path_factory):
-    """(page, what the command printed, folder): everything the command can tell, in one call."""
+    """(page, output of the command, folder) of one call with all flags that measure something."""
     folder = tmp_path_factory.mktemp("report")
     process = run_command(
         "evaluate", f"--workdir={short_run}", f"--report={folder / 'page.html'}",
@@ -62,7 +62,7 @@ def written(short_run, tmp_path_factory):
     return (folder / "page.html").read_text(), json.loads(process.stdout), folder
 
 
-def test_the_command_tells_what_it_was_asked(written, short_run):
+def test_the_command_gives_the_results_of_all_its_flags(written, short_run):
     _, found, folder = written
     own = json.loads((short_run / "result.json").read_text())["test"]
     assert found["accuracy"] == own["accuracy"] and found["n_scored"] == 50

@@ -1,4 +1,4 @@
-"""Deltas: exact at the start, every leaf alive, counted by formula, merged without a difference."""
+"""Deltas: exact start, gradients for every leaf, counts by formula, and exact merging."""
 
 import math
 
@@ -215,7 +215,8 @@ def test_prompts_leave_as_many_tokens_as_came(pooling, deep):
     bare = model.apply(variables, images(), stop="norm")
     assert seen["norm"].shape == bare.shape
     assert not np.array_equal(seen["norm"], bare)
-    # Shallow prompts travel through all blocks, deep ones through their own.
+    # Shallow prompts pass through all blocks; the prompts of a deep scheme pass through one block
+    # each.
     assert seen["block_1"].shape[1] == bare.shape[1] + (0 if deep else 3)
 
 

@@ -1,6 +1,5 @@
-"""Every scheme that adds no parameters, on both families: what it declares is what moves.
-
-Those that add parameters are in test_deltas.py.
+"""Every scheme without added parameters, on both families: exactly the declared leaves move.
+Schemes that add parameters are in test_deltas.py.
 """
 
 import math
@@ -33,7 +32,8 @@ MASKS = {
 }
 
 
-# Of both families; the other schemes are tried on the ResNet alone, and on both by the slow tests.
+# Schemes that are tried on both families. The other schemes are tried on the ResNet, and in the
+# slow tests on both families.
 QUICK = ("full", "last_k(1)", "bias_only", "norm_only")
 
 

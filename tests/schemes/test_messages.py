@@ -1,4 +1,4 @@
-"""What a user reads who mistypes a scheme: the nearest name, and the place."""
+"""The message about a mistyped scheme: the nearest name, and the place of the error."""
 
 import pytest
 

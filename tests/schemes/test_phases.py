@@ -190,7 +190,7 @@ def test_a_delta_trains_in_the_phases_that_name_it():
     assert trained(second) == set() and second.plan.deltas == first.plan.deltas
     for phase in phases_of("vit_ti16", "gradual(groups=2) + lora(rank=2)"):
         assert trained(phase) == trained(first)
-    # What a first phase added is no module of the base.
+    # Modules that a first phase added are no modules of the base.
     _, after = phases_of("vit_ti16", "houlsby + head >> ssf + head")
     assert not any("adapter" in delta.module for delta in after.plan.deltas[24:])
     _, control = phases_of("vit_ti16", "lora(rank=2) >> random_mask('lora(rank=2)') + head")

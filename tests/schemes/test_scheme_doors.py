@@ -86,7 +86,7 @@ def test_the_plan_records_who_provides_what():
     values = json.loads(json.dumps(plan.to_json()))
     assert values["providers"] == expected
     assert doors_of(values) == tuple(names)
-    # A file may keep quiet about what it needs; the kinds of its deltas are imported all the same.
+    # A file may not list all packages that it needs; the kinds of its deltas are imported anyway.
     del values["providers"]
     assert doors_of(values) == ("other_schemes:Shift",)
     assert doors_of_deltas(values["deltas"]) == ("other_schemes:Shift",)

@@ -203,7 +203,8 @@ def test_a_random_mask_is_drawn_by_its_seed():
 
 
 def test_a_delta_beside_a_batch_norm_does_not_track_its_statistics():
-    # SSF adds a scale and a shift under the path of the norm, and neither is the norm's own.
+    # SSF adds a scale and a shift under the path of the norm, which are not leaves of the norm
+    # itself.
     frozen = plan_of("ssf(on='norm1') + head", STATISTICS)
     assert any(leaf.delta and leaf.path.startswith("block_1/norm1/") for leaf in frozen.leaves)
     assert frozen.tracked == ()
@@ -307,7 +308,7 @@ def test_programs_are_these_phases(scheme, expected):
 
 
 @pytest.mark.parametrize("scheme", ["gradual", "llrd(0.5)", "discriminative", "slice(0.1, 1.0)"])
-def test_what_goes_from_block_to_block_needs_blocks(scheme):
+def test_schemes_by_block_need_blocks(scheme):
     params = {"stem": PARAMS["stem"], "head": PARAMS["head"]}
     with pytest.raises(UserError, match="scheme .*: .* no blocks"):
         resolve_phases(scheme, ("stem", "head"), params, {})

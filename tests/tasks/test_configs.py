@@ -1,4 +1,4 @@
-"""The configs of configs/tasks: they load, and the published figure among them is met."""
+"""The configs of configs/tasks load, and one of them reaches its published figure."""
 
 from __future__ import annotations
 

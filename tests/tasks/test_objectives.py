@@ -1,4 +1,4 @@
-"""Losses are what their papers say, by formulas written out in numpy."""
+"""Losses equal the formulas of their papers, which are written out in NumPy here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_cross_entropy_with_smoothing_and_mixed_images():
     found = task.per_example(LOGITS, batch, {"label_smoothing": 0.2})["loss"]
     blend = share[:, None] * ONES + (1 - share[:, None]) * np.eye(4)[other]
     near(found, -((0.8 * blend + 0.2 / 4) * log_softmax(LOGITS)).sum(-1))
-    # A score is the plain cross-entropy, whatever trained.
+    # The score is the plain cross-entropy, whatever the training loss is.
     plain = Classification(tuple("abcd"), "focal").per_example(LOGITS, {"label": LABELS})["loss"]
     near(plain, -log_softmax(LOGITS)[np.arange(6), LABELS])
 
@@ -51,7 +51,7 @@ def test_focal():
     near(parse_loss("focal(gamma=0)", SINGLE)(LOGITS, ONES), -log_p)
     expected = -((1 - np.exp(log_p)) ** 2.5) * log_p
     near(parse_loss("focal(gamma=2.5)", SINGLE)(LOGITS, ONES), expected)
-    # Its slope is finite where the prediction is certain.
+    # The gradient is finite where the prediction is certain.
     sure = jnp.array([[200.0, 0, 0, 0]])
     loss = parse_loss("focal(gamma=0.5)", SINGLE)
     assert np.isfinite(jax.grad(lambda x: loss(x, ONES[:1]).sum())(sure)).all()
@@ -182,7 +182,7 @@ def test_distillation_by_features_of_another_width():
     hard = -log_softmax(LOGITS)[np.arange(6), LABELS]
     loss = parse_loss("distill_features(teacher='x', weight=10)", SINGLE)
     found = np.asarray(loss(LOGITS, ONES, given))
-    # The paper's: the whole square over b², as a mean over examples.
+    # The paper's loss is the sum of squares over b², here as a mean over examples.
     assert (found - hard).mean() == pytest.approx(
         10 * ((grams[0] - grams[1]) ** 2).sum() / 36, rel=1e-4
     )
@@ -234,7 +234,7 @@ def test_contrastive_pretraining_losses():
     task = SimCLR()
     found = task.per_example(z, {})
     near(found["loss"], np.reshape(contrast(z, np.arange(8) // 2, 0.5), (4, 2)).mean(1))
-    # Alone of its class, an image still has its other view.
+    # An image that is alone in its class still has its other view.
     near(
         SupCon(("a", "b", "c", "d"), "supcon(temperature=0.5)").per_example(
             z, {"label": np.arange(4)}
@@ -322,7 +322,7 @@ def test_gradients_of_similarity_are_finite_even_for_nothing(loss):
         ("masked(normalise=1)", (masked,), "expected True or False as normalise, found 1"),
     ],
 )
-def test_wrong_losses_are_told(text, known, message):
+def test_wrong_losses_are_reported(text, known, message):
     with pytest.raises(UserError, match=message):
         parse_loss(text, known)
 

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training: its scores, and that what it trained loads back."""
+"""Self-supervised pre-training: the scores, and loading the trained leaves into plain models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MASKED = "masked(mask=0.75, width=8, depth=1, heads=2)"
 
 
 def same_stages(pretrained, config, stages):
-    """The variables a config starts from, whose `stages` must be the artifact's."""
+    """The start variables of a config; those of `stages` must equal the artifact's."""
     variables, manifest = load_variables(open_setup(config))
     artifact = Artifact.load(pretrained)
     for stage in stages:
@@ -49,11 +49,11 @@ def test_contrastive_pretraining(name, tiny, tmp_path):
     result = train(open_setup(config), tmp_path / "run")
     found = result["test"]
     assert np.isfinite(found["loss"]) and 0 <= found["knn_accuracy"] <= 1
-    # The command scores it as the run did: its draws are the same every time.
+    # The command gives the score of the run, because the random draws are the same every time.
     again = score(config, "test", Artifact.load(tmp_path / "run"))
     assert again["loss"] == pytest.approx(found["loss"], rel=1e-4)
     assert again["knn_accuracy"] == found["knn_accuracy"]
-    # The encoder loads into the plain model; the projection is left behind and said to be.
+    # The encoder loads into the plain model; the projection is dropped, and a line reports this.
     config = tiny("classification", pretrained__path=str(tmp_path / "run" / "artifact"))
     config.pretrained.new_head = True
     stages = ("stem", "block_0", "block_1", "norm")
@@ -144,7 +144,7 @@ def autoencoder(**options):
 def test_the_encoder_sees_the_visible_patches_alone():
     model, key = autoencoder(), jax.random.key(3)
     variables = initial_variables(model, 16)
-    # The head starts at zero, from which nothing can be told.
+    # The head starts at zero, so that all outputs are equal; the test sets other values.
     variables["params"]["head"]["kernel"] = jax.random.normal(key, (8, 48))
     images = jax.random.normal(key, (2, 16, 16, 3))
     see = jax.jit(lambda x: model.apply(variables, x, stop="block_0"))
@@ -152,13 +152,13 @@ def test_the_encoder_sees_the_visible_patches_alone():
     assert visible(16, 0.75) == 4
     assert tokens.shape == (2, 1 + 4, 16)
     np.testing.assert_array_equal(order, patch_order(key, 2, 16))
-    # What it sees are the stem's tokens, in that order, after the class token.
+    # The encoder gets the tokens of the stem in this order, after the class token.
     plain = build("tiny_vit", 1)
     stem = jax.jit(lambda x: plain.apply(variables, x, stop="block_0"))(images)
     for i in range(2):
         seen = stem[i, np.asarray([0, *(1 + order[i, :4])])]
         np.testing.assert_allclose(tokens[i], seen, atol=1e-6)
-    # A hidden patch changes no answer; a visible one does.
+    # A hidden patch does not change the outputs; a visible patch does.
     forward = jax.jit(lambda x: model.apply(variables, {"image": x, "key": key}))
     before = forward(images)
     assert before.shape == (2, 16, 48)
@@ -182,7 +182,7 @@ def test_stages_of_an_autoencoder_run_in_parts():
     for stage in ("block_1", "decoder", "head"):
         part = forward(forward(x, stop=stage), start=stage)
         np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-5)
-    # Images alone are seen whole.
+    # All patches of images are visible if the input has no key.
     tokens, _ = jax.eval_shape(lambda x: model.apply(variables, x, stop="norm"), x["image"])
     assert tokens.shape == (2, 17, 16)
     assert autoencoder() == model and autoencoder(depth=2) != model

@@ -33,7 +33,7 @@ def losses(workdir):
 
 
 def predicted(workdir, tmp_path, text=""):
-    """What the artifact says of a digit, or of a text."""
+    """The prediction of the artifact for a digit, or for a text."""
     kind = "text" if text else "image"
     if not text:
         text = str(tmp_path / "digit.png")
@@ -47,7 +47,7 @@ def predicted(workdir, tmp_path, text=""):
     return answer
 
 
-# What a head that reads cached activations, and one behind the whole model, must agree on.
+# Values that must be equal for a head on cached activations and a head on the whole model.
 CACHED = [
     pytest.param("classification", "class_balanced", {}, "probabilities",
                  marks=pytest.mark.slow),
@@ -160,13 +160,13 @@ def test_a_pretrained_encoder_is_scored_as_it_is_by_similarity(keys, tiny, tmp_p
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A place for the artifact that the first test of it makes."""
+    """The folder of the teacher's artifact, which the first test that needs it writes."""
     return tmp_path_factory.mktemp("teacher") / "run"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["distill", "distill_features"])
-def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
+def test_a_teacher_is_read_and_not_saved(loss, tiny, teacher, tmp_path):
     if not teacher.exists():
         train(open_setup(tiny("classification", data__image_size=8)), teacher)
     text = f"{loss}(teacher={str(teacher)!r})"
@@ -174,7 +174,7 @@ def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
     setup = open_setup(tiny("classification", text, scheme="linear_probe"))
     result = train(setup, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")).all()
-    # Nothing of it trains, and nothing of it is kept.
+    # No leaf of the teacher trains, and no leaf of the teacher is saved.
     assert result["audit"]["frozen_leaves"] + result["audit"]["moved_leaves"] == len(
         setup.plan.leaves
     )
@@ -190,7 +190,7 @@ def test_a_teacher_is_read_and_left_behind(loss, tiny, teacher, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_student_as_wise_as_its_teacher_has_nothing_to_learn(tiny, teacher, tmp_path):
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(tiny, teacher, tmp_path):
     if not teacher.exists():
         train(open_setup(tiny("classification", data__image_size=8)), teacher)
     config = tiny(

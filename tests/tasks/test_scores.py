@@ -72,13 +72,13 @@ def test_multilabel():
 
 
 def test_unknown_labels_are_in_no_score(monkeypatch, rng):
-    # All examples once, in place of the many samples of an interval.
+    # One sample with every example once, in place of the many resamples of an interval.
     monkeypatch.setattr(multilabel, "bootstrap", lambda f, n, **_: (f(np.arange(n)), 2.0))
     task = MultiLabel(tuple("abcd"))
     logits = rng.normal(size=(N, 4)).astype(np.float32)
     hot = (rng.random((N, 4)) < 0.4).astype(np.float32)
     unknown = rng.random((N, 4)) < 0.3
-    unknown[:, 3] = True  # a label that nobody knows
+    unknown[:, 3] = True  # a label that is unknown in every example
     unknown[unknown.all(1), 0] = False
     found = task.report(observed(task, logits, {"label": np.where(unknown, -1, hot)}))
     of = [(hot[~x, i], logits[~x, i]) for i, x in enumerate(unknown.T[:3])]
@@ -141,7 +141,7 @@ def test_segmentation_of_more_classes_than_bytes_can_multiply():
     accuracy = sk.accuracy_score(masks[counted], predicted[counted])
     assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert sum(task.read(grid[:1])[0]["shares"].values()) == pytest.approx(1)
-    # Where nothing counts, nothing is lost.
+    # The loss is 0 where no label is known.
     empty = np.full((1, 8, 8), 255, np.uint8)
     assert task.per_example(grid[:1], {"class_map": empty})["loss"] == 0
 

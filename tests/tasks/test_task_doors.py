@@ -80,7 +80,7 @@ def test_a_loss_is_called_with_its_options():
         ("tasks_of_another:hinge + focal", "unknown loss 'tasks_of_another:hinge . focal'"),
     ],
 )
-def test_a_loss_that_is_not_there(text, message):
+def test_an_unknown_loss_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         parse_loss(text, SINGLE)
 
@@ -106,7 +106,7 @@ def test_a_task_goes_through_json_by_its_door():
         ("Halved", "unknown task 'Halved'.* named package.module:NAME"),
     ],
 )
-def test_a_task_that_is_not_there(name, message):
+def test_an_unknown_task_is_refused(name, message):
     with pytest.raises(UserError, match=message):
         tasks.kind_of(name)
 

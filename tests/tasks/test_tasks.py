@@ -1,4 +1,4 @@
-"""Tasks by themselves: what they make of a source's examples, and their way through JSON."""
+"""Tasks by themselves: their targets for the examples of a source, and their JSON."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_texts_become_tokens(tokenizer):
         apart.host({"one": "a", "another": "b"})
 
 
-def test_a_tokenizer_that_does_not_work_is_told(tokenizer, tmp_path):
+def test_a_tokenizer_that_does_not_work_is_reported(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(UserError, match="not a tokenizer's JSON"):
         TextPreprocess.open(tmp_path / "tokenizer.json", 8, ("text",), "joined")

@@ -1,4 +1,4 @@
-"""What the tests of training share: small models, steps, batches and runs."""
+"""Small models, steps, batches and runs that the tests of training share."""
 
 import functools
 import json

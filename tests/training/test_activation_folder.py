@@ -1,4 +1,4 @@
-"""Cached activations on disk: what is damaged is found, removed and never trained on."""
+"""Cached activations on disk: damage is found, removed and never used for training."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_room_is_made_beside_damaged_and_foreign_folders(folder, meta):
     assert {path.name for path in parent.iterdir()} == {"mine", ".half-new"}
 
 
-def test_a_damaged_entry_is_computed_anew_and_said_once(weights, tmp_path, capsys):
+def test_a_damaged_entry_is_computed_anew_and_reported_once(weights, tmp_path, capsys):
     cache = tmp_path / "cache"
     options = {"prefix_cache__dir": str(cache), "prefix_cache__bytes": 0, "train__steps": 4}
     setup = open_setup(config_of(weights, "head", **options))

@@ -86,7 +86,8 @@ def test_an_arm_ends_when_all_arms_have_saved_their_last_step(setups, whole, tmp
 
     with pytest.raises(Killed):
         run_arms(setups, folders, done=ended)
-    # What is left has as many arms beside it as before, so its scores come from the same programs.
+    # The remaining arms train in a group of the same size as before, so their scores come from the
+    # same programs.
     run_arms(setups[1:], folders[1:])
     assert GroupRecord.read(folders[1]).arms == 3
     for ours, theirs in zip(folders, whole, strict=True):
@@ -114,7 +115,7 @@ def test_arms_go_back_to_the_newest_step_that_all_hold(tmp_path, held, left):
     assert [steps_in(folder / "checkpoints") for folder in folders] == left
 
 
-def test_a_damaged_record_is_said_and_made_anew(tmp_path, capsys):
+def test_a_damaged_record_is_reported_and_made_anew(tmp_path, capsys):
     record = GroupRecord(2, [tmp_path.name, "1"], {"phase 0": True})
     record.write([tmp_path])
     assert GroupRecord.read(tmp_path) == record

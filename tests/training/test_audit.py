@@ -28,7 +28,7 @@ def change(variables, path, value):
     return tree.map_with_path(lambda p, x: value(x) if p == path else x, variables)
 
 
-def test_a_clean_run_passes_and_is_counted(trained):
+def test_a_run_without_violations_passes_and_is_counted(trained):
     plan, before, after = trained
     counts = audit(plan, before, after)
     assert counts["moved_leaves"] == len(plan.trainable)
@@ -84,7 +84,7 @@ def test_a_leaf_with_updates_below_its_last_bit_is_no_error_but_a_leaf_without_g
     assert counts["unmoved_leaves"] == 1
     assert counts["moved_leaves"] == len(plan.trainable) - 1
     assert "1 trainable leaves did not change: params/head/bias" in capsys.readouterr().err
-    # Nothing excuses a frozen leaf that changed.
+    # A frozen leaf that changed is an error in every case.
     broken = change(still, "params/stem/conv/kernel", lambda x: x + 1)
     with pytest.raises(AuditError, match="frozen leaves changed.*did not move"):
         audit(plan, before, broken, reached=lambda: {"head/bias"}, steps=1)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: which one a run continues from, what it says, and what it leaves alone."""
+"""Damaged checkpoints: from which checkpoint a run continues, its messages, and other files."""
 
 import json
 import shutil
@@ -112,11 +112,12 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_ends_with_the_same_b
     small_config, whole, killed, capsys
 ):
     folder, aside = killed / "checkpoints", killed / "damaged_checkpoints"
-    shutil.copytree(folder / "5", aside / "5")  # of an earlier damage
+    shutil.copytree(folder / "5", aside / "5")  # moved there after earlier damage
     break_leaf(folder / "5")
     scores = read_json(folder / "4" / "metrics" / "metrics")
     (folder / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.99}')
-    (folder / "4" / "state" / "array_metadatas" / "process_0").unlink()  # says what is a key
+    # The file that tells which leaf is a PRNG key.
+    (folder / "4" / "state" / "array_metadatas" / "process_0").unlink()
     (folder / "99").mkdir()
     (folder / "98").write_text("")
     (folder / "notes").mkdir()
@@ -182,10 +183,12 @@ def test_a_damaged_best_checkpoint_is_refused_with_what_to_do(small_config, tmp_
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_an_older_version_is_restored_and_said(small_config, whole, killed, capsys):
+def test_a_checkpoint_of_an_older_version_is_restored_and_reported(
+    small_config, whole, killed, capsys
+):
     path = killed / "checkpoints" / "5" / "meta" / "metadata"
     meta = read_json(path)
-    # All that the first version wrote.
+    # The keys that the first version wrote.
     kept = ("phase", "next_step", "base_fingerprint", "snapshot", "audits", "probes",
             "train_flops", "plan")  # fmt: skip
     path.write_text(json.dumps({key: meta[key] for key in kept}))

@@ -50,7 +50,7 @@ def test_a_finished_run_goes_on_to_the_bits_of_the_longer_run(weights, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_stretched_schedule_is_said_and_an_extension_is_resumed(
+def test_a_stretched_schedule_is_reported_and_an_extension_is_resumed(
     weights, tmp_path, capsys, monkeypatch
 ):
     from test_phases_run import run_until

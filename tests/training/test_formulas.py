@@ -85,7 +85,7 @@ def test_the_average_is_its_formula(params, decay):
             {"params": state.params, "stats": {}},
         )
         assert_close(state.ema, expected)
-        # The average and the weights are too far apart for one to pass for the other.
+        # The average differs from the weights by so much that the test distinguishes the two.
         kernels = (state.ema["params"]["head"]["kernel"], state.params["head"]["kernel"])
         assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
         found = state_lib.variables(state, frozen)["params"]["head"]
@@ -257,7 +257,7 @@ def test_warm_up_is_the_runs_in_the_first_phase_and_the_phases_own_in_later_ones
 
 
 def marked(state):
-    """An optimizer state whose values all differ, so that no leaf can pass for another."""
+    """An optimizer state whose values all differ, so that an exchange of leaves is noticed."""
     leaves, structure = jax.tree.flatten(state)
     numbered = [jnp.full_like(x, number + 1) for number, x in enumerate(leaves)]
     return jax.tree.unflatten(structure, numbered)

@@ -1,4 +1,4 @@
-"""What a log says of its steps: means, learning rates of the groups, and times."""
+"""The values of a log: means over its steps, learning rates of the groups, and times."""
 
 import json
 import math

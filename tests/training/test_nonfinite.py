@@ -1,4 +1,4 @@
-"""What a run does when a step is not finite, by ``train.on_nan``."""
+"""The reaction of a run to a step that is not finite, by ``train.on_nan``."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_back_up_leaves_out_the_batches_up_to_the_bad_one(weights, tmp_path, poi
 
     with pytest.raises(Stop):
         train(setup, tmp_path / "again", interrupt)
-    poison.update([0, 1, 2])  # which a run that continues must not read
+    poison.update([0, 1, 2])  # a run that continues must not read this file
     train(setup, tmp_path / "again")
     for name, tensor in tensors(tmp_path / "run").items():
         np.testing.assert_array_equal(tensors(tmp_path / "again")[name], tensor)

@@ -1,4 +1,4 @@
-"""A frozen leaf costs nothing, in compiled FLOPs and in bytes, whatever reads the gradients."""
+"""A frozen leaf costs no FLOPs and no bytes, whichever options read the gradients."""
 
 import jax
 import jax.numpy as jnp

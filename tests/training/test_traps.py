@@ -149,7 +149,7 @@ def stepped(**options):
         plan.adapt(model), TASK, plan, tx,
         InputPipeline(scaled), **options,
     )  # fmt: skip
-    # Away from the anchor, so that the pull towards the anchor is not zero.
+    # The start differs from the anchor, so that the pull towards the anchor is not zero.
     start = variables["params"]["head"]
     moved = {**variables["params"], "head": jax.tree.map(lambda x: x + 0.01, start)}
     state, frozen = state_lib.create(

@@ -3,9 +3,9 @@
   python tests/data/golden/write.py
 
 The folder of the version then holds an interrupted run with its checkpoints (``run/``), the
-artifact of the same run and what it gives for some images (``artifact/``, ``outputs.npy``), and a
-ledger (``results.jsonl``). A folder that exists is not written again: it stays as its version wrote
-it.
+artifact of the same run and its outputs for some images (``artifact/``, ``outputs.npy``), and a
+ledger (``results.jsonl``). A folder that exists is not written again, so that the files stay those
+of their version.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _main() -> None:
         sys.argv[1:] = rest
         # Each command defines its own flags at import: one command is imported, and no other.
         package = Path(__file__).parent / command
-        if package.is_dir():  # whose import takes longer than --help may
+        if package.is_dir():  # read as a file, because importing the package is too slow for --help
             runpy.run_path(str(package / "__main__.py"), run_name="__main__")
         else:
             runpy.run_module(f"finetune_jax.{command}", run_name="__main__", alter_sys=True)

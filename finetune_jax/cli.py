@@ -66,11 +66,11 @@ def define_accept_changed_data() -> flags.FlagHolder[Any]:
 
 
 def define_trust() -> flags.FlagHolder[bool]:
-    """Defines ``--trust``: whether files that a stranger's config names are read."""
+    """Defines ``--trust``: whether files that the config of another user names are read."""
     return flags.DEFINE_bool(
         "trust",
         False,
-        "Read the files and addresses that the config of a stranger's run names.",
+        "Read the files and addresses that the config of another user's run names.",
     )
 
 

@@ -428,7 +428,7 @@ def _text_or_list(value: Any, key: str) -> Any:
 
 _CHECKS: dict[type, schema.Check] = {
     bool: schema.flag,  # before int, of which bool is a subclass
-    int: schema.whole(-(2**63), 2**63 - 1),
+    int: schema.integer(-(2**63), 2**63 - 1),
     float: schema.number(),
     str: schema.text(10**6),
 }

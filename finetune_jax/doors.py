@@ -87,7 +87,7 @@ def _distributions() -> dict[str, list[str]]:
 
 
 def require_allowed(doors: Iterable[str], allowed: Iterable[str], file: str) -> None:
-    """Raises UserError for a door that a file names and nobody has allowed to be imported.
+    """Raises UserError for a door that a file names and that the user has not allowed.
 
     Importing a module runs the module's code, and a file that comes from elsewhere must not choose
     what runs. A package is allowed by name, or because the process has imported the package.

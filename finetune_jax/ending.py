@@ -23,7 +23,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     """Returns the message and the exit status for an error.
 
     Returns:
-      None if the error is a bug, whose traceback is needed. The message is empty if there is nobody
+      None if the error is a bug, whose traceback is needed. The message is empty if there is no one
       to read it.
     """
     if isinstance(error, UserError | CheckFailed):

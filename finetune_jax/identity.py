@@ -139,7 +139,7 @@ def version_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 def require_same_parts(
     old: Mapping[str, Any], new: Mapping[str, Any], what: str, *, accept: bool
 ) -> list[str]:
-    """Refuses what is made of other data, tokenizer, weights or teacher.
+    """Refuses a checkpoint or record that was made from other inputs than the present inputs.
 
     Args:
       old: `MadeOf` of what was written earlier.
@@ -156,7 +156,7 @@ def require_same_parts(
     lines = differences(old, new)
     if lines and not accept:
         raise UserError(
-            f"{what} was made of other things than those that are there now:\n"
+            f"{what} was made from other inputs than the present ones:\n"
             + "\n".join(f"  {line}" for line in lines)
             + f"\nput back what changed, or use another --workdir; {ACCEPT} continues with what "
             f"is there now, and records it"

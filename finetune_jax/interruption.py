@@ -129,8 +129,8 @@ def signal_number() -> int:
 def held() -> Iterator[None]:
     """In this context a signal raises nothing; the code asks `signal_number` and saves first.
 
-    Several contexts may be open at the same time. The end of the last one raises `Interrupted` if
-    there was a signal.
+    Several contexts may be open at the same time. The end of the last context raises
+    `Interrupted` if there was a signal.
     """
     _SIGNALS.holds += 1
     try:

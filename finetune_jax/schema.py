@@ -4,7 +4,7 @@ A check is a function of a value and of the key under which the value was found.
 value as the package uses it (a list becomes a tuple), or raises a `UserError` that names the key,
 what was expected and what was found. A file of this package is described by a table of checks::
 
-    card = record({"version": whole(1), "classes": list_of(text(), least=1)}, {"note": text()})
+    card = record({"version": integer(1), "classes": list_of(text(), least=1)}, {"note": text()})
     card(read_json(path), str(path))
 """
 
@@ -51,7 +51,7 @@ def flag(value: Any, key: str) -> bool:
     return value
 
 
-def whole(least: int = 0, most: int = 2**53) -> Check:
+def integer(least: int = 0, most: int = 2**53) -> Check:
     """Accepts whole numbers in [least, most]."""
 
     def check(value: Any, key: str) -> int:
@@ -171,7 +171,7 @@ def check_of(annotation: Any) -> Check:
 
 
 _SIMPLE: dict[Any, Check] = {
-    int: whole(-(2**53)), float: number(), str: text(100_000), bool: flag,
+    int: integer(-(2**53)), float: number(), str: text(100_000), bool: flag,
 }  # fmt: skip
 
 

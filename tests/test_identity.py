@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_its_own_data_only(photos_config, tmp_path):
     begin(photos_config, workdir, 1)
 
     (tmp_path / "home/photos/cat").rename(tmp_path / "home/photos/kat")
-    with pytest.raises(UserError, match=r"at step 3 was made of other things") as refused:
+    with pytest.raises(UserError, match=r"at step 3 was made from other inputs") as refused:
         train(open_setup(photos_config), workdir)
     assert "classes: 'cat' -> 'kat'" in str(refused.value)
     assert "--accept_changed_data" in str(refused.value)
@@ -242,7 +242,7 @@ def test_a_new_class_is_reported_as_other_data_and_not_as_another_plan(photos_co
     workdir = tmp_path / "run"
     begin(photos_config, workdir, 2)
     shutil.copytree(tmp_path / "photos/cat", tmp_path / "photos/emu")
-    with pytest.raises(UserError, match=r"was made of other things[^!]*classes: none -> 'emu'"):
+    with pytest.raises(UserError, match=r"was made from other inputs[^!]*classes: none -> 'emu'"):
         train(open_setup(photos_config), workdir)
     with pytest.raises(UserError, match="was written under another plan"):
         train(open_setup(photos_config), workdir, accept_changed_data=True)

@@ -73,7 +73,7 @@ class Ledger:
             sealed = False
         try:
             with self._path.open("r+b") as file:
-                # Without a checksum, nobody knows whether the text goes on.
+                # Without a checksum, it is unknown whether the line is complete.
                 if sealed and self.find(record["key"], record["what"]) in (None, record):
                     file.seek(0, os.SEEK_END)
                     file.write(b"\n")

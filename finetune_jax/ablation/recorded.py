@@ -42,7 +42,8 @@ class Recorded:
           made_of: what the arm is made of now.
 
         Raises:
-          UserError: the record of the arm was made of other things, and that is not accepted.
+          UserError: the record of the arm was made from other inputs, and the user does not
+          accept that.
         """
         arm = dataclasses.replace(arm, made_of=digests(made_of))
         if self._ledger.find(arm.key, TRAINED) is not None:
@@ -60,7 +61,7 @@ class Recorded:
         if self._ledger.find(accepted_key(old, arm.made_of), ACCEPTED) is None:
             known = worker.read_result(self._workdir / "runs" / record["key"]) or {}
             before, now = old, dict(arm.made_of)
-            if digests(known.get("made_of", {})) == old:  # which says more than digests
+            if digests(known.get("made_of", {})) == old:  # the record then says more than digests
                 before, now = known["made_of"], made_of
             what = f"--workdir={self._workdir}: the arm {arm.row!r} with seed {arm.seed}"
             changes = require_same_parts(before, now, what, accept=self._accept)
@@ -77,7 +78,7 @@ class Recorded:
           result: see `worker.read_result`.
 
         Raises:
-          UserError: the arm was trained on other things, and that is not accepted.
+          UserError: the arm was trained on other inputs, and the user does not accept that.
         """
         if "made_of" in result:
             what = f"{self._workdir / 'runs' / arm.key}: the arm {arm.row!r} with seed {arm.seed}"

@@ -125,7 +125,7 @@ def row_specs(study: Study, base: ml_collections.ConfigDict) -> list[RowSpec]:
 def _check_rows(specs: Sequence[RowSpec], study: Study) -> None:
     names = [spec.name for spec in specs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"rows: expected different ones, found twice: {', '.join(repeated)}")
+        raise UserError(f"rows: expected different rows, found twice: {', '.join(repeated)}")
     counts = {spec.name: len(spec.points) for spec in specs}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())

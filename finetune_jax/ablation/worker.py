@@ -107,7 +107,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
         _write(folder / "error.json", result)
         return
     _write(folder / "trained.json", result)
-    with contextlib.suppress(FileNotFoundError):  # of an earlier try
+    with contextlib.suppress(FileNotFoundError):  # the error of an earlier try, if there was one
         (folder / "error.json").unlink()
 
 

@@ -155,7 +155,7 @@ class _Reader:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The paths of a pattern, sorted; hidden ones only where the pattern says so."""
+    """The paths of a pattern, sorted; hidden files only if the pattern names them."""
     found = glob.glob(os.path.expanduser(pattern), recursive=True)
     return sorted(map(_require_utf8, found))
 

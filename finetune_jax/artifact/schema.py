@@ -19,12 +19,12 @@ from finetune_jax.progress import say
 from finetune_jax.schema import (
     LARGEST_SIDE,
     an_object,
+    integer,
     list_of,
     mapping,
     maybe,
     record,
     text,
-    whole,
 )
 from finetune_jax.tasks import Task
 
@@ -49,20 +49,20 @@ _SELECTION = {
 }
 
 CARD = {
-    "version": whole(1, VERSION),
+    "version": integer(1, VERSION),
     "model": record(
         {
             "name": text(1000, least=1),
             "family": _FEW,
-            "num_classes": whole(1, 10**6),
+            "num_classes": integer(1, 10**6),
             # Of a model of texts, the number of tokens.
-            "image_size": whole(1, LARGEST_SIDE),
+            "image_size": integer(1, LARGEST_SIDE),
             "dtype": text(choices=DTYPES),
         },
         {"head": _FEW},
     ),
     "task": record({"name": _FEW}, rest=True),
-    "preprocess": record({"kind": _FEW, "size": whole(1, LARGEST_SIDE)}, rest=True),
+    "preprocess": record({"kind": _FEW, "size": integer(1, LARGEST_SIDE)}, rest=True),
     "contents": text(choices=("all", "delta")),
     "base": record(
         {"file": maybe(text())},

@@ -74,8 +74,8 @@ class ImagePreprocess(Inputs):
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of its range; the message names its key in a config."""
-        schema.whole(1, schema.LARGEST_SIDE)(self.size, "data.image_size")
-        schema.whole(1, 2**40)(self.max_pixels, "data.max_pixels")
+        schema.integer(1, schema.LARGEST_SIDE)(self.size, "data.image_size")
+        schema.integer(1, 2**40)(self.max_pixels, "data.max_pixels")
         schema.list_of(schema.number(-1000, 1000), 3, 3)(self.mean, "data.mean")
         schema.list_of(schema.number(1e-6, 1000), 3, 3)(self.std, "data.std")
         schema.text(choices=("nearest", "bilinear", "bicubic"))(

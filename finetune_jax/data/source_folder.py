@@ -126,7 +126,7 @@ def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones and those that systems make."""
+    """The folders in a folder, without hidden folders and folders that systems create."""
     found = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     return sorted(p for p in found if p.name not in _OF_SYSTEMS)
 

@@ -133,7 +133,7 @@ def open_(name: str, dataset: str, options: Options) -> Source:
     names = tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
     if options.label_columns:
         names = find_columns(options, features, repr(name))
-        # One example does not tell whether the others have one label each.
+        # One example does not show whether every example has exactly one label.
         kind = options.label_kind or options.task_labels or "classes"
         options = dataclasses.replace(options, label_columns=names, label_kind=kind)
         columns = {f: target for f, target in columns.items() if target[0] != "label"}

@@ -1,6 +1,6 @@
 """Reads a table in a text file: its encoding, its separator, and its rows with their lines.
 
-Compressed files (gzip, bzip2, xz) are unpacked. A byte order mark tells the encoding. Where
+Compressed files (gzip, bzip2, xz) are unpacked. A byte order mark gives the encoding. Where
 ``data.csv.sep`` is empty and the first line has no separator of the usual kind, another separator
 that the first lines have in common is used, and a line reports this. A file that is no table is
 refused with a message that names its format.
@@ -202,7 +202,8 @@ def _separator(path: Path, text: str, options: Options) -> tuple[str, int]:
     """The text between two fields, and the number of lines before the table, 0 or 1."""
     start = text[:16].splitlines()[:1]
     if start and start[0].strip('"').startswith("sep=") and len(start[0].strip('"')) == 5:
-        return _SEPARATORS.get(options.sep, options.sep) or start[0].strip('"')[4], 1  # by Excel
+        # Excel writes a first line such as "sep=;".
+        return _SEPARATORS.get(options.sep, options.sep) or start[0].strip('"')[4], 1
     if options.sep:
         return _SEPARATORS.get(options.sep, options.sep), 0
     compressed = path.suffix.lower() in (".gz", ".bz2", ".xz")
@@ -269,7 +270,8 @@ def _names(row: Sequence[str]) -> list[str]:
     names = [name.strip() for name in row]
     if len({*names}) < len({*row}):
         names = list(row)
-    while names and not names[-1] and names.count("") > 1:  # of a spreadsheet's empty columns
+    # Empty columns of a spreadsheet have empty names.
+    while names and not names[-1] and names.count("") > 1:
         names.pop()
     if names.count("") > 1:
         names = [name or f"column {number}" for number, name in enumerate(names, 1)]

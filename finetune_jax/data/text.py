@@ -39,7 +39,7 @@ class TextPreprocess:
     A text is cut as the tokenizer's own file says: at its end or at its start (direction), and of
     two joined texts the longer one, only the first or only the second (strategy); without such
     settings, the longer text at its end. Only the first `LONGEST_TEXT` characters of a text are
-    tokenized, or only the last ones if texts are cut at their start.
+    tokenized, or only the last characters if texts are cut at their start.
 
     Attributes:
       tokenizer: content of a ``tokenizer.json`` of the tokenizers library.
@@ -58,7 +58,7 @@ class TextPreprocess:
 
     def __post_init__(self) -> None:
         """Raises UserError for a wrong number of tokens, columns, or treatment of pairs."""
-        schema.whole(1, schema.LARGEST_SIDE)(self.size, "data.max_tokens")
+        schema.integer(1, schema.LARGEST_SIDE)(self.size, "data.max_tokens")
         schema.text(choices=PAIRS)(self.pairs, "pairs")
         if len(self.columns) not in (1, 2):
             raise UserError(

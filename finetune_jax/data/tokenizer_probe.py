@@ -1,6 +1,6 @@
 """Loads a tokenizer and encodes difficult texts: a script, run in a process of its own.
 
-The library is written in Rust. A file of a stranger can make it panic, allocate without end, end
+The library is written in Rust. A hostile file can make the library panic, allocate without end, end
 the process or never return, and none of these is an exception of Python. The script reads the
 ``tokenizer.json`` from standard input, and prints ``fine``, or what went wrong.
 """

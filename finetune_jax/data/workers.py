@@ -55,7 +55,7 @@ def ordered(function: Callable[[int], Any], start: int, stop: int, workers: int)
     try:
         # A process inherits that SIGINT is blocked: Ctrl-C in a terminal reaches all processes, and
         # this process then ends the others.
-        resource_tracker.ensure_running()  # which would unblock the signal
+        resource_tracker.ensure_running()  # started here, because its start unblocks the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             first = next(iterator)

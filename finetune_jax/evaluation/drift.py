@@ -38,7 +38,7 @@ def load_start(evaluator: Evaluator, path: str = "") -> Start:
       path: replaces the run's ``pretrained.path``; empty keeps it.
 
     Raises:
-      UserError: the run did not start from a weight file, or the file is another one.
+      UserError: the run did not start from a weight file, or the file differs from that file.
     """
     config = evaluator.config.copy_and_resolve_references()
     if path:

@@ -51,7 +51,7 @@ class StageFit:
 
     @property
     def fits(self) -> bool:
-        """Whether both numbers are as small as those of a network that computes the right thing."""
+        """Whether both numbers are as small as for a network that fits the weights."""
         return self.shift <= MOST_SHIFT and self.ratio <= MOST_RATIO
 
 

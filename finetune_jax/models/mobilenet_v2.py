@@ -230,8 +230,8 @@ ENTRIES = {
         classes=1001,
         labels="background, then ImageNet-1k in order of WordNet ID",
     ),
-    # MXNet's Gluon: the trunk alone. No name and no shape tells its strides and its activation, but
-    # the stored statistics do: on 63 ImageNet photographs the mean |log ratio| of variances is 0.13
+    # MXNet's Gluon: the trunk alone. Names and shapes do not show its strides and its activation,
+    # but stored statistics do: on 63 ImageNet photographs the mean |log ratio| of variances is 0.13
     # with these strides and ReLU, 0.18 with ReLU6, and 0.22 with the strides of the paper.
     "mobilenetv2_100_gluon": dataclasses.replace(
         _entry(

@@ -85,7 +85,7 @@ def _value(where: str, option: str, annotation: str, value: Any) -> Any:
     if annotation.startswith("tuple"):
         numbers = tuple(value) if isinstance(value, tuple | list) else ()
         most = _MOST_BLOCKS if option == "depths" else _MOST
-        if not numbers or not all(_is_whole(n) and n > 0 for n in numbers) or sum(numbers) > most:
+        if not numbers or not all(_is_integer(n) and n > 0 for n in numbers) or sum(numbers) > most:
             raise UserError(f"{where}: expected positive integers such as (2, 2), found {value!r}")
         return numbers
     if annotation == "str" or annotation.startswith("bool"):
@@ -93,7 +93,7 @@ def _value(where: str, option: str, annotation: str, value: Any) -> Any:
         if not isinstance(value, kind):
             raise UserError(f"{where}: expected a {kind.__name__}, found {value!r}")
         return value
-    if not (_is_whole(value) or (annotation == "float" and isinstance(value, float))):
+    if not (_is_integer(value) or (annotation == "float" and isinstance(value, float))):
         kind_of_number = "a whole number" if annotation == "int" else "a number"
         raise UserError(f"{where}: expected {kind_of_number}, found {value!r}")
     least = 0 if option in _MAY_BE_ZERO else (1 if annotation == "int" else 1e-30)
@@ -103,5 +103,5 @@ def _value(where: str, option: str, annotation: str, value: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

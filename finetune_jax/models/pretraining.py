@@ -1,7 +1,7 @@
 """Models for self-supervised pre-training: with a projection head, or as a masked autoencoder.
 
-Each of them is a model with one more stage. All other leaves have the same paths as before, so that
-they can be loaded into the plain model.
+Each of these models is a model with one more stage. All other leaves have the same paths as before,
+so that they can be loaded into the plain model.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class TextEncoder(StagedModel):
         self.head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=_INIT)
 
     def pool(self, x: jax.Array | Tokens) -> jax.Array:
-        if not isinstance(x, tuple):  # of the stage `pooler`
+        if not isinstance(x, tuple):  # the output of the stage `pooler`
             return x.astype(jnp.float32)
         tokens, mask = x
         if self.pooling == "cls":

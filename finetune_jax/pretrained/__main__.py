@@ -6,7 +6,7 @@
 
 SOURCE is a path, or any other value of a config's pretrained.path. With --check_statistics, the
 BatchNorm statistics of the file are compared with those of the images in a folder, stage by stage:
-names and shapes do not tell a wrong stride, padding, activation or range of inputs.
+names and shapes do not show a wrong stride, padding, activation or range of inputs.
 
 `export` takes a run's folder or an artifact. Before the export, parameters that a scheme added are
 merged into the model's kernels; a scheme whose parameters cannot be merged is refused.

@@ -1,7 +1,8 @@
 """The names of a file's tensors: the prefix that they have, and the set of weights to take.
 
 Wrappers of training put prefixes before every name (``module.``, ``_orig_mod.``, ``backbone.``),
-and some files hold several networks (a teacher and a student). The name maps tell what is a prefix.
+and some files hold several networks (a teacher and a student). A prefix is the text before the
+names that the name maps know.
 """
 
 from __future__ import annotations

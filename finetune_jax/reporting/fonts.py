@@ -2,7 +2,8 @@
 
 Figures use DejaVu Sans alone, so that equal figures are equal files on all machines. The font has
 Latin, Greek, Cyrillic, Arabic and Hebrew letters and many symbols, but no Chinese, Japanese or
-Korean ones and few emoji. In place of a missing letter, a figure of classes shows the number of the
+Korean characters and few emoji. Instead of a missing letter, a figure of classes has the number of
+the
 class, which the table beside the figure explains, and any other label shows an escape such as
 ``\\u732b``. Pages are drawn by the browser, which has more fonts.
 """

@@ -38,7 +38,7 @@ def movement(evaluator: Evaluator, base: str) -> Section:
     )
 
 
-_SHAPE = schema.list_of(schema.whole())
+_SHAPE = schema.list_of(schema.integer())
 _PLAN = schema.record(
     {
         "hash": schema.text(),
@@ -84,7 +84,7 @@ _MANIFEST = schema.record(
 
 
 def _checked(path: Path, check: schema.Check) -> dict[str, Any]:
-    """The content of a file of a run, which may be a run of somebody else."""
+    """The content of a file of a run, which may be a run of another user."""
     content: dict[str, Any] = check(read_json(path), str(path))
     return content
 

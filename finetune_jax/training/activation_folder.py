@@ -2,9 +2,9 @@
 
 A folder holds the activations as an ArrayRecord file of one record per example and view, the
 targets as ``targets.npz``, and ``meta.json``. It is written under a temporary name and renamed when
-complete, so that no reader sees a part of it. ``meta.json`` and the targets have a SHA-256. A
-record ends with a CRC-32 of its values, of its number and of the folder's name. All checksums are
-verified when the folder is opened, and that of a record again whenever the record is read.
+complete, so that no reader sees an incomplete folder. ``meta.json`` and the targets have a SHA-256.
+A record ends with a CRC-32 of its values, of its number and of the folder's name. All checksums are
+verified when the folder is opened, and the checksum of a record again whenever the record is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a group of arms must keep when it is interrupted, so that it continues to the same bits.
+"""The record of a group of arms with which an interrupted group continues to the same bits.
 
 Arms whose steps are one program round their results differently from arms that train one after
 another, and so do groups of other sizes. The size of a group depends on the free memory, and the

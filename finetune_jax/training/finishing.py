@@ -159,7 +159,8 @@ def _base(run: Run) -> dict[str, Any]:
     base = {"file": run.manifest["file"], "sha256": run.manifest.get("sha256")}
     settings = run.setup.config.pretrained
     how = {key: settings[key] for key in ("name_map", "weights", "prefix") if settings[key]}
-    # The names and not the expression: those who read the artifact run no expression of a stranger.
+    # The artifact has the names and not the expression, so that a reader of the artifact does not
+    # run an expression of an unknown author.
     ignored = [row["source_name"] for row in run.manifest["rows"] if row["reason"] == IGNORED]
     return {**base, **how, **({"ignored": ignored} if ignored else {})}
 

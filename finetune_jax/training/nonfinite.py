@@ -3,9 +3,9 @@
 A step is bad if its loss, the norm of its gradient or the state after it holds NaN or infinity, or
 if its loss is above `DIVERGED` times the larger of 1 and the run's first loss. The steps are
 checked where the run reads their results anyway: when it logs, evaluates and saves. NaN in the
-state stays in the state, so no checkpoint and no score can be made of it. Which step was the first
-bad one is found by a second pass from the latest checkpoint, in which every step is checked; a run
-without bad steps computes nothing more than before.
+state stays in the state, so no checkpoint and no score can be made from this state. A second pass
+from the latest checkpoint, in which every step is checked, finds the first bad step. A run without
+bad steps computes nothing in addition.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def prepare_run(
       checkpoint.
 
     Raises:
-      UserError: bad input, or the latest checkpoint was made of other things.
+      UserError: bad input, or the latest checkpoint was made from other inputs.
     """
     # 1. Data, decoded once if they fit in memory; the task fitted to them; the teacher.
     splits, left_out = _read_splits(setup, caches)
@@ -89,7 +89,7 @@ def prepare_run(
         variables = {**variables, "batch_stats": _reestimated(setup, variables, splits["train"])}
         modified = {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
 
-    # 3. The latest checkpoint, if there is one, tells the phase to continue with.
+    # 3. The latest checkpoint, if there is one, has the number of the phase to continue with.
     checkpoints = _open_checkpoints(setup, workdir)
     resumed = checkpoints.latest_step
     made_of = identity.made_of(setup, manifest.get("sha256"))

@@ -30,7 +30,7 @@ def mixup(alpha: float = 0.2) -> Mix:
 
 
 def cutmix(alpha: float = 1.0) -> Mix:
-    """Replaces a box of each image by the same box of another (Yun et al. 2019, arXiv 1905.04899).
+    """CutMix: a box of each image is that of another image (Yun et al. 2019, arXiv 1905.04899).
 
     The box has the aspect ratio of the image and the share 1 - w of its area, with w from
     Beta(alpha, alpha), before the box is clipped at the edges; ``mix`` is the share of the pixels

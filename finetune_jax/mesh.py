@@ -23,6 +23,9 @@ def use_cpu_devices(count: int) -> None:
     This function must be called before the first use of a device. Two devices on two cores ran the
     ResNet-20 train step about twice as fast as one device with two threads, because XLA's CPU code
     for weight gradients of convolutions hardly uses a second thread.
+
+    Raises:
+      UserError: JAX already runs with another number of devices in this process.
     """
     # JAX declares its options at run time, so their types are unknown.
     if count and jax.config.jax_num_cpu_devices != count:  # type: ignore[attr-defined]

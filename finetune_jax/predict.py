@@ -64,12 +64,14 @@ def main(argv: Sequence[str]) -> None:
 
 def _predict(arguments: Sequence[str], output: Path | None) -> None:
     from finetune_jax.artifact import Artifact
-    from finetune_jax.artifact.items import given
+    from finetune_jax.artifact.items import prediction_inputs
     from finetune_jax.artifact.prediction_file import cut, predict_rows, write_predictions
     from finetune_jax.progress import say
 
     artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
-    found = given(arguments, artifact.preprocess, _table_options(arguments), _COLUMNS.value)
+    found = prediction_inputs(
+        arguments, artifact.preprocess, _table_options(arguments), _COLUMNS.value
+    )
     table = output is not None and output.suffix.lower() == ".csv"
     default = None if _JSON.value or (output and not table) else 5 if table else 3
     rows = predict_rows(

@@ -23,7 +23,7 @@ TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class PredictionInput:
     """One input to predict.
 
     Attributes:
@@ -37,12 +37,12 @@ class Given:
     named: dict[str, str]
 
 
-def given(
+def prediction_inputs(
     arguments: Sequence[str],
     preprocess: Preprocess,
     options: Options | None = None,
     columns: Sequence[str] = (),
-) -> list[Given]:
+) -> list[PredictionInput]:
     """The inputs that the arguments of a command name, in the order of the arguments.
 
     For a model of images, an argument is an image file, a folder (all images below it in the order
@@ -71,12 +71,12 @@ class _Reader:
     options: Options
     columns: tuple[str, ...]
 
-    def read(self, argument: str) -> Iterator[Given]:
+    def read(self, argument: str) -> Iterator[PredictionInput]:
         if self.preprocess.kind == "text":
             return self._texts(argument)
         return self._images(argument)
 
-    def _texts(self, argument: str) -> Iterator[Given]:
+    def _texts(self, argument: str) -> Iterator[PredictionInput]:
         columns = self.preprocess.columns
         if argument.lower().endswith(TABLES):
             paths = [argument] if os.path.isfile(argument) else _matches(argument)
@@ -93,7 +93,7 @@ class _Reader:
             example = self.preprocess.read(argument)
             yield self._of([example[column] for column in columns])
 
-    def _images(self, argument: str, pattern: bool = True) -> Iterator[Given]:
+    def _images(self, argument: str, pattern: bool = True) -> Iterator[PredictionInput]:
         pair = len(self.preprocess.columns) == 2
         if os.path.isfile(argument) and argument.lower().endswith(TABLES):
             yield from self._table(argument)
@@ -116,7 +116,7 @@ class _Reader:
             for path in paths:
                 yield from self._images(path, pattern=False)
 
-    def _table(self, path: str) -> Iterator[Given]:
+    def _table(self, path: str) -> Iterator[PredictionInput]:
         table = read_table(Path(path), self.options).columns
         texts = self.preprocess.kind == "text"
         wanted = self.columns or (self.preprocess.columns if texts else self._image_columns(table))
@@ -144,14 +144,14 @@ class _Reader:
             return self.preprocess.columns
         return tuple(name.strip() for name in wanted.split(","))
 
-    def _of(self, values: Sequence[str]) -> Given:
+    def _of(self, values: Sequence[str]) -> PredictionInput:
         """An input from its paths or its texts, one for each column of the preprocessing."""
         columns = self.preprocess.columns
         names = columns if len(columns) > 1 else (self.preprocess.kind,)
         named = dict(zip(names, values, strict=True))
         if self.preprocess.kind == "text":
-            return Given(dict(zip(columns, values, strict=True)), named)
-        return Given("\t".join(values), named)
+            return PredictionInput(dict(zip(columns, values, strict=True)), named)
+        return PredictionInput("\t".join(values), named)
 
 
 def _matches(pattern: str) -> list[str]:

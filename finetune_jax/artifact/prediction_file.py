@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.artifact.folder import Artifact
-from finetune_jax.artifact.items import Given
+from finetune_jax.artifact.items import PredictionInput
 from finetune_jax.errors import UserError
 from finetune_jax.files import write_json, write_text
 
@@ -26,8 +26,8 @@ RANKED = {"probabilities": "probability", "shares": "share"}
 SUFFIXES = (".csv", ".json")
 """File name suffixes of the files that `write_predictions` writes."""
 
-Row = tuple[dict[str, str], dict[str, Any]]
-"""What names an input, see `Given.named`, and what the task reads from its outputs."""
+PredictionRow = tuple[dict[str, str], dict[str, Any]]
+"""The name of an input (`PredictionInput.named`), and what the task reads from its outputs."""
 
 
 def require_writable(path: Path, flag: str) -> None:
@@ -42,13 +42,13 @@ def require_writable(path: Path, flag: str) -> None:
 
 def predict_rows(
     artifact: Artifact,
-    given: Sequence[Given],
+    given: Sequence[PredictionInput],
     *,
     top: int | None,
     batch_size: int,
     on_bad_image: str = "error",
-) -> list[Row]:
-    """Predicts the inputs of `items.given`, in their order.
+) -> list[PredictionRow]:
+    """Predicts the inputs of `items.prediction_inputs`, in their order.
 
     Args:
       artifact: the model.
@@ -93,7 +93,7 @@ def columns_of(reading: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def write_predictions(path: Path, rows: Iterable[Row]) -> None:
+def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
     """Writes a table (``.csv``, UTF-8) or a JSON array (``.json``) of predictions.
 
     After a crash the file has the old or the new content.

@@ -44,7 +44,11 @@ _COMMANDS = ("inspect", "export")
 
 
 def inspect(sources: Sequence[str]) -> None:
-    """Prints the tensors of weight files, and the models that fit."""
+    """Prints the tensors of weight files, and the models that fit.
+
+    Raises:
+      UserError: no source is given, or a file or folder cannot be read.
+    """
     from finetune_jax.pretrained import Selection, open_weights
     from finetune_jax.pretrained.inspection import report
 
@@ -88,7 +92,11 @@ def _only_model(weights: Weights, selection: Selection) -> str:
 
 
 def export(rest: Sequence[str]) -> None:
-    """Writes a fine-tuned model under another project's names."""
+    """Writes a fine-tuned model under another project's names.
+
+    Raises:
+      UserError: a flag is missing, or the origin cannot express the model.
+    """
     for name, value in (("workdir", _WORKDIR), ("origin", _ORIGIN), ("output", _OUTPUT)):
         if not value.value:
             raise UserError(f"export needs --{name}")

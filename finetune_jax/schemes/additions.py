@@ -35,6 +35,9 @@ def lora(
       dora: whether to decompose the kernel into length and direction.
       pissa: whether to start from the leading singular vectors of the kernel.
       plus: ratio of the learning rate of B to the learning rate of A.
+
+    Raises:
+      UserError: an argument has another type or is out of range, or `on` matches no module.
     """
     positive("plus and alpha", plus, 1 if alpha is None else alpha)
     if not isinstance(rank, int) or isinstance(rank, bool):
@@ -67,6 +70,9 @@ def ssf(spec: ModelSpec, on: str = ".*", std: float = 0.0) -> Selection:
 
     A convolution without bias needs no delta: a norm follows the convolution, and the norm's scale
     and shift express the same map.
+
+    Raises:
+      UserError: `std` is no number of at least 0, or `on` matches no module with a bias.
     """
     if not isinstance(std, int | float) or isinstance(std, bool) or not 0 <= std < math.inf:
         raise UserError(f"std must be a number >= 0, found {std!r}")
@@ -111,7 +117,11 @@ def adaptformer(spec: ModelSpec, size: int = 64, scale: float = 0.1) -> Selectio
 
 
 def vpt(spec: ModelSpec, tokens: int = 5, deep: bool = False) -> Selection:
-    """Visual prompt tuning, shallow or deep; see `deltas.Prompt`."""
+    """Visual prompt tuning, shallow or deep; see `deltas.Prompt`.
+
+    Raises:
+      UserError: `tokens` is no whole number above 0, or the model reads texts.
+    """
     positive_int("tokens", tokens)
     if "stem/word/embedding" in spec.leaves:
         raise UserError(

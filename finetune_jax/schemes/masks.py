@@ -56,6 +56,9 @@ def stages(spec: ModelSpec, *names: str) -> Selection:
     """The stages whose whole name matches one of the regexes: surgical fine-tuning.
 
     Lee et al. 2022, arXiv 2210.11466: ``stages('stem', 'layer1_.*')``.
+
+    Raises:
+      UserError: no name is given, a name is no regular expression, or it matches no stage.
     """
     chosen: list[str] = []
     if not names:
@@ -72,7 +75,11 @@ def stages(spec: ModelSpec, *names: str) -> Selection:
 
 
 def norm(spec: ModelSpec) -> Selection:
-    """Scale and bias of every normalisation layer."""
+    """Scale and bias of every normalisation layer.
+
+    Raises:
+      UserError: the model has no normalisation layer.
+    """
     norms = [p for p in spec.paths if NORM.fullmatch(p)]
     if not norms:
         raise UserError("this model has no normalisation layer")
@@ -107,6 +114,9 @@ def random_mask(spec: ModelSpec, of: str, seed: int = 0) -> Selection:
       spec: the model's spec.
       of: text of a scheme of one phase.
       seed: seed of the draw, >= 0.
+
+    Raises:
+      UserError: `of` or `seed` is invalid, or `of` trains no scalar, or too many, outside the head.
     """
     if not isinstance(of, str):
         raise UserError(f"expected the text of a scheme, found {of!r}")

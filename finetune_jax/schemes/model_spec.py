@@ -128,7 +128,11 @@ class ModelSpec:
         return matched
 
     def body_modules(self, on: str, leaf: str) -> list[str]:
-        """`modules` outside the head, which trains as a whole."""
+        """`modules` outside the head, which trains as a whole.
+
+        Raises:
+          UserError: `on` matches no module, or only the head.
+        """
         modules = [m for m in self.modules(on, leaf) if m.split("/", 1)[0] != "head"]
         if not modules:
             raise UserError(

@@ -33,6 +33,9 @@ def gradual(
       order: ``top_down`` starts with the stages after the blocks; ``bottom_up`` starts with the
         first blocks and the stages after the blocks.
       groups: number of groups into which the blocks are cut; 0 makes each block a group.
+
+    Raises:
+      UserError: an argument is invalid, or the model has no blocks.
     """
     if order not in _ORDERS:
         raise UserError(f"unknown order {order!r}.{nearest(order, _ORDERS)}")

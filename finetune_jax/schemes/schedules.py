@@ -39,6 +39,9 @@ def onecycle(total: int, pct: float = 0.25, div: float = 25.0, final: float = 1e
       pct: share of the steps that rise, in (0, 1).
       div: the first factor is 1/div; > 0.
       final: the last factor is 1/final; > 0.
+
+    Raises:
+      UserError: an argument is out of its range.
     """
 
     if not (0 < pct < 1 and div > 0 and final > 0):
@@ -66,6 +69,9 @@ def slanted(total: int, cut: float = 0.1, ratio: float = 32.0) -> Schedule:
       total: number of steps.
       cut: share of the steps that rise, in (0, 1).
       ratio: the first and the last factor are 1/ratio; > 0.
+
+    Raises:
+      UserError: an argument is out of its range.
     """
     if not (0 < cut < 1 and ratio > 0):
         raise UserError(

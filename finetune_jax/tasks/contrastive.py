@@ -124,7 +124,11 @@ class SimCLR(Task):
     def inputs(
         self, key: jax.Array, draw: Callable[[jax.Array], tuple[Any, Batch]]
     ) -> tuple[Any, Batch]:
-        """Two views of each image, in consecutive rows: f32[2 b, size, size, 3]."""
+        """Two views of each image, in consecutive rows: f32[2 b, size, size, 3].
+
+        Raises:
+          UserError: the augmentation mixes images.
+        """
         (one, batch), (other, _) = (draw(k) for k in jax.random.split(key))
         if "mix" in batch:
             raise UserError(

@@ -139,6 +139,7 @@ class Checkpoints:
           meta: JSON object with at least ``phase`` (number of the phase) and ``base_fingerprint``.
           metrics: validation scores, if the run was evaluated at this step.
         """
+        # "settled" is the name of the modified leaves in the files of all versions.
         content = {"state": state, "settled": modified}
         meta = {**meta, "plan": self._plans[meta["phase"]].to_json()}
         self._manager.save(

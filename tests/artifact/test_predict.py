@@ -12,7 +12,7 @@ from PIL import Image
 from test_artifact import CLASSES, saved
 
 from finetune_jax.artifact import Artifact
-from finetune_jax.artifact.items import given
+from finetune_jax.artifact.items import prediction_inputs
 from finetune_jax.artifact.prediction_file import (
     columns_of,
     predict_rows,
@@ -58,7 +58,7 @@ def named(found, root):
 
 
 def test_a_folder_stands_for_its_images_in_order(artifact, photos, capsys):
-    found = given([str(photos), str(photos / "3.png")], artifact.preprocess)
+    found = prediction_inputs([str(photos), str(photos / "3.png")], artifact.preprocess)
     assert named(found, photos) == [*SEEN, "3.png"]
     assert "1 files are not images by name: .txt" in capsys.readouterr().err
     rows = predict_rows(artifact, found, top=2, batch_size=4)
@@ -73,7 +73,9 @@ def test_a_folder_stands_for_its_images_in_order(artifact, photos, capsys):
 
 def test_patterns_match_as_in_a_shell(artifact, photos):
     def names(*patterns):
-        return named(given([str(photos / p) for p in patterns], artifact.preprocess), photos)
+        return named(
+            prediction_inputs([str(photos / p) for p in patterns], artifact.preprocess), photos
+        )
 
     assert names("?.png") == SEEN[:8]
     assert names("*/deep.*") == ["b/deep.JPG"]
@@ -87,29 +89,31 @@ def test_patterns_match_as_in_a_shell(artifact, photos):
 
 def test_a_folder_without_images_is_refused(artifact, tmp_path):
     with pytest.raises(UserError, match="holds no image .*it holds no files"):
-        given([str(tmp_path)], artifact.preprocess)
+        prediction_inputs([str(tmp_path)], artifact.preprocess)
     (tmp_path / "a.raw").write_bytes(b"x")
     with pytest.raises(UserError, match="holds no image .*files of other kinds: .raw"):
-        given([str(tmp_path)], artifact.preprocess)
+        prediction_inputs([str(tmp_path)], artifact.preprocess)
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     with pytest.raises(UserError, match=r"udcff.png': the name of this file is not UTF-8"):
-        given([str(tmp_path)], artifact.preprocess)
+        prediction_inputs([str(tmp_path)], artifact.preprocess)
 
 
 def test_tables_name_images_relative_to_their_folder(artifact, photos, tmp_path):
     table = photos / "table.csv"
     table.write_text("\ufeffid,image\n7,5.png\n8,b/deep.JPG\n", encoding="utf-8")
-    found = given([str(table)], artifact.preprocess)
+    found = prediction_inputs([str(table)], artifact.preprocess)
     assert named(found, photos) == ["5.png", "b/deep.JPG"]
     table.write_text("file;n\n5.png;1\n")
     with pytest.raises(UserError, match="no column 'image'.*--columns"):
-        given([str(table)], artifact.preprocess)
+        prediction_inputs([str(table)], artifact.preprocess)
     options = Options(sep=";", image_column="file")  # as the run read its tables
-    assert named(given([str(table)], artifact.preprocess, options), photos) == ["5.png"]
+    assert named(prediction_inputs([str(table)], artifact.preprocess, options), photos) == ["5.png"]
     options = Options(sep=";")
-    assert named(given([str(table)], artifact.preprocess, options, ["file"]), photos) == ["5.png"]
+    assert named(
+        prediction_inputs([str(table)], artifact.preprocess, options, ["file"]), photos
+    ) == ["5.png"]
     with pytest.raises(UserError, match="--columns: the model reads image, which are 1 columns"):
-        given([str(table)], artifact.preprocess, options, ["file", "n"])
+        prediction_inputs([str(table)], artifact.preprocess, options, ["file", "n"])
     table.unlink()
 
 
@@ -117,12 +121,12 @@ def test_pairs_come_from_tables_and_tabs(photos):
     pair = ImagePairPreprocess(16)
     table = photos / "pairs.csv"
     table.write_text("left,right\n0.png,1.png\n")
-    (found,) = given([str(table)], pair, Options(image_column="left, right"))
+    (found,) = prediction_inputs([str(table)], pair, Options(image_column="left, right"))
     one, two = str(photos / "0.png"), str(photos / "1.png")
     assert found.named == {"image": one, "image2": two} and found.item == f"{one}\t{two}"
-    assert given([f"{one}\t{two}"], pair) == [found]
+    assert prediction_inputs([f"{one}\t{two}"], pair) == [found]
     with pytest.raises(UserError, match="expected 2 image files separated by a tab, or a table"):
-        given([str(photos)], pair)
+        prediction_inputs([str(photos)], pair)
     table.unlink()
 
 
@@ -152,26 +156,29 @@ def test_bad_images_are_all_listed_or_left_out(artifact, photos, tmp_path, capsy
 def test_texts_are_arguments_or_rows_of_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one, two = TextPreprocess("", 8), TextPreprocess("", 8, ("left", "right"))
-    (found,) = given(["is it *good*?\tyes"], one)
+    (found,) = prediction_inputs(["is it *good*?\tyes"], one)
     assert found.item == found.named == {"text": "is it *good*?\tyes"}
-    (found,) = given(["a\tb"], two)
+    (found,) = prediction_inputs(["a\tb"], two)
     assert found.item == found.named == {"left": "a", "right": "b"}
     Path("some.tsv").write_text("id\ttext\tleft\tright\n1\tso, so\tl\tr\n2\t猫\tm\ts\n")
-    assert [x.item for x in given(["some.tsv"], one)] == [{"text": "so, so"}, {"text": "猫"}]
-    assert [x.item for x in given(["*.tsv", "b"], one, columns=["left"])] == [
+    assert [x.item for x in prediction_inputs(["some.tsv"], one)] == [
+        {"text": "so, so"},
+        {"text": "猫"},
+    ]
+    assert [x.item for x in prediction_inputs(["*.tsv", "b"], one, columns=["left"])] == [
         {"text": "l"}, {"text": "m"}, {"text": "b"},
     ]  # fmt: skip
-    assert given(["some.tsv"], two)[1].named == {"left": "m", "right": "s"}
+    assert prediction_inputs(["some.tsv"], two)[1].named == {"left": "m", "right": "s"}
     with pytest.raises(UserError, match="reviews.csv: no such table"):
-        given(["reviews.csv"], one)
+        prediction_inputs(["reviews.csv"], one)
     with pytest.raises(UserError, match=r"no column 'text'.*--columns"):
         Path("other.csv").write_text("body\nx\n")
-        given(["other.csv"], one)
+        prediction_inputs(["other.csv"], one)
     Path("notes.txt").write_text("x")
     Path("dead").symlink_to("nowhere")
     for name in ("notes.txt", ".", "dead"):
         with pytest.raises(UserError, match="a file or a folder, and the model reads texts"):
-            given([name], one)
+            prediction_inputs([name], one)
 
 
 READINGS = [

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from finetune_jax.artifact.items import given
+from finetune_jax.artifact.items import prediction_inputs
 from finetune_jax.config import default
 from finetune_jax.data.sources import Options, open_source
 from finetune_jax.errors import UserError
@@ -69,7 +69,7 @@ def test_the_same_table_is_read_from_every_form(tmp_path, content, name):
 def test_a_command_that_predicts_reads_the_same_tables(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(PLAIN.replace(",", ";").encode("utf-16")))
-    inputs = given([str(path)], SimpleNamespace(kind="text", columns=("text",)))
+    inputs = prediction_inputs([str(path)], SimpleNamespace(kind="text", columns=("text",)))
     assert [one.item for one in inputs] == [{"text": "ä one"}, {"text": "two"}]
 
 

@@ -35,6 +35,9 @@ def random_crop(pad: int) -> Transform:
 
     Args:
       pad: number of pixels that are added on each side, at least 0.
+
+    Raises:
+      UserError: `pad` is no whole number of at least 0.
     """
     if not isinstance(pad, int) or pad < 0:
         raise UserError(f"random_crop: pad: expected a whole number >= 0, found {pad!r}")

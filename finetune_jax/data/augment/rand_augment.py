@@ -29,6 +29,9 @@ def rand_augment(n: int = 2, m: float = 9) -> Transform:
     Args:
       n: number of operations, applied one after another, at least 1.
       m: level of the operations, in [0, 30].
+
+    Raises:
+      UserError: an argument is out of its range.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"rand_augment: n: expected a whole number of at least 1, found {n!r}")

@@ -88,7 +88,11 @@ class Hdf5File:
         self.specs[name], self._places[name] = (shape, dtype), (stored, held)
 
     def read(self, name: str) -> np.ndarray:
-        """The values of a dataset, C-ordered, in this machine's byte order."""
+        """The values of a dataset, C-ordered, in this machine's byte order.
+
+        Raises:
+          UserError: the file has become shorter since it was opened.
+        """
         shape, dtype = self.specs[name]
         stored, held = self._places[name]
         if isinstance(held, bytes):

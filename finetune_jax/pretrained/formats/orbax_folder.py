@@ -126,7 +126,8 @@ def leaf_opener(folder: Path, content: dict[str, Any]) -> Callable[[str], Any]:
       content: content of its ``_METADATA``.
 
     Returns:
-      A function of the keys of a leaf, joined by '.'.
+      A function of the keys of a leaf, joined by '.'. It raises UserError for keys or links that
+      lead out of the folder.
     """
     driver = "zarr3" if content.get("use_zarr3") is True else "zarr"
     # Older checkpoints do not have this key.

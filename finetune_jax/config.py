@@ -146,10 +146,11 @@ def default() -> ml_collections.ConfigDict:
     c.train.epochs = 10.0
     c.train.steps = 0  # > 0 overrides epochs
     c.train.accumulate = 1  # micro-batches per step
-    # What answers a step that is not finite, or whose loss is above 1e6 times the larger of 1 and
-    # the first loss: stop keeps its batch and state in the run folder and ends the run; skip drops
-    # the update of a step that is not finite (and stops at a finite divergence); back_up goes back
-    # to the latest checkpoint and leaves out the batches up to this step.
+    # How a run reacts to a step that is not finite, or whose loss is above 1e6 times the larger of
+    # 1 and the first loss: stop keeps the batch and the state of the step in the run folder and
+    # ends the run; skip drops the update of a step that is not finite (and stops at a finite
+    # divergence); back_up goes back to the latest checkpoint and leaves out the batches up to this
+    # step.
     c.train.on_nan = "stop"  # stop | skip | back_up
     c.train.nan_limit = 10  # most steps in a row that skip drops, and most returns of back_up
 

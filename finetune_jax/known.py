@@ -1,4 +1,4 @@
-"""Digests that this user knows on this machine: configs that were run, tokenizers that were tried.
+"""Digests of configs that this user has run, and of tokenizers that were tried, on this machine.
 
 The digests are lines of a file for each kind, in the folder ``$FINETUNE_JAX_STATE``, or
 ``$XDG_STATE_HOME/finetune_jax``, or ``~/.local/state/finetune_jax``. To forget all digests, remove

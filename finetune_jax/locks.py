@@ -171,7 +171,8 @@ class FolderLock:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # The file is empty for a moment; a process that sees it so takes it for alive.
+            # The file is empty for a moment; a process that reads the empty file treats the lock as
+            # alive.
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             os.write(file, self._content)
             os.close(file)
@@ -237,7 +238,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def writing(*files: Path) -> Iterator[None]:
-    """Locks the folders of the runs and ablations that some files lie in, if they lie in any."""
+    """Locks the folders of the runs and ablations that contain some files, if there are any."""
     owners = ((p for p in file.absolute().parents if _is_owned(p)) for file in files)
     folders = {folder for found in owners if (folder := next(found, None))}
     with contextlib.ExitStack() as locks:

@@ -1,4 +1,4 @@
-"""The classes that a config asks for: their order, and a file that leaves out, renames and merges.
+"""The classes of a config: their order, and a file that leaves out, renames and merges classes.
 
 The file of ``data.classes`` is a text with a line for each class, in the order of their numbers. A
 line is the name of a class of the data; or a new name and, after it and separated by tabs, the

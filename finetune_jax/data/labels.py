@@ -33,7 +33,7 @@ _WITH_UNIT = re.compile(r"\D{0,6}\d[\d.,\s]*\D{0,6}")
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value of a table stands for none: None, not finite, "", "NaN", "NA", "#N/A", …."""
+    """Whether a value of a table means a missing value: None, not finite, "", "NaN", "NA", …."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return True
     text = str(value).strip()

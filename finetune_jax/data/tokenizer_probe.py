@@ -32,8 +32,8 @@ def texts(content: str) -> list[str]:
     parsed = json.loads(content)
     rules = [parsed.get(key) for key in ("normalizer", "pre_tokenizer")]
     literals = [c for c in dict.fromkeys(_literals(rules)) if c not in _UNITS][:16]
-    # The end makes a pattern that has matched so far fail; the characters after it are there so
-    # that the library does not see from their absence that there is nothing to search.
+    # The control character makes a pattern fail that has matched so far. The characters
+    # of the patterns come after it, because the library does not search a text that lacks them.
     end = "\x01" + "".join(literals)
     return [*_SHORT, *(u * (LONGEST // len(u) - len(end)) + end for u in (*_UNITS, *literals))]
 

@@ -159,7 +159,7 @@ class MultiLabel(ClassTask):
 def _macro(
     score: Callable[[np.ndarray, np.ndarray], float], observed: dict[str, np.ndarray]
 ) -> float:
-    """Mean of a score over the labels; the score of a label is over the examples that know it."""
+    """Mean of a score over the labels; a label's score is over examples with a known value."""
 
     def of_known(logits: np.ndarray, labels: np.ndarray) -> float:
         known = labels >= 0

@@ -22,7 +22,7 @@ class TeacherModel(Protocol):
 class Teacher:
     """A frozen model that a student learns from.
 
-    The variables are an argument of `answer`, because the train step is given them as data: as
+    The variables are an argument of `outputs`, because the train step is given them as data: as
     constants they would be compiled into the program.
 
     Attributes:
@@ -36,7 +36,7 @@ class Teacher:
     variables: dict[str, Any]
     translate: Callable[[Any], Any]
 
-    def answer(self, variables: dict[str, Any], x: Any) -> dict[str, jax.Array]:
+    def outputs(self, variables: dict[str, Any], x: Any) -> dict[str, jax.Array]:
         """Returns the teacher's outputs for inputs of the student, without a gradient.
 
         Args:

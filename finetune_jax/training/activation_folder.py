@@ -51,7 +51,7 @@ class ActivationFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether something is there; see `damage`."""
+        """Whether the path exists; `damage` checks the content."""
         return os.path.lexists(self.path)
 
     def damage(self, part: int = 0, parts: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Checks a step of a run, and answers a bad step as ``train.on_nan`` says."""
+"""Checks a step of a run, and handles a bad step as ``train.on_nan`` says."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def check_step(run: Run, taken: Taken, *, state: bool) -> None:
     raise UserError(_message(run, taken, problem, kept))
 
 
-def answer_evaluation(run: Run, number: int, error: NonFinitePredictions) -> None:
-    """Answers an evaluation whose predictions are not finite although the state is finite.
+def handle_evaluation(run: Run, number: int, error: NonFinitePredictions) -> None:
+    """Handles an evaluation whose predictions are not finite although the state is finite.
 
     Args:
-      run: the run; with ``skip`` it goes on without scores.
+      run: the run; with ``skip`` the run continues without scores.
       number: step of the evaluation.
       error: what the evaluation raised.
 

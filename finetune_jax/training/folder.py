@@ -81,7 +81,7 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """Writes the config into an opened folder, which then belongs to this config.
 
-    The user who trains knows the config from now on; see `finetune_jax.evaluation.trust`.
+    The config then counts as trusted for this user; see `finetune_jax.evaluation.trust`.
     """
     write_json(workdir / "config.json", config)
     remember(CONFIGS, digest(config))

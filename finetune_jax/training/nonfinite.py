@@ -1,4 +1,4 @@
-"""Steps that are not finite or diverge: how a run finds them, and what ``train.on_nan`` answers.
+"""Steps that are not finite or diverge: how a run finds them and reacts (``train.on_nan``).
 
 A step is bad if its loss, the norm of its gradient or the state after it holds NaN or infinity, or
 if its loss is above `DIVERGED` times the larger of 1 and the run's first loss. The steps are
@@ -49,7 +49,7 @@ class GoBack(Exception):
 
 @dataclasses.dataclass
 class Watch:
-    """What a run knows about its bad steps. Checkpoints hold `to_json`.
+    """The record of a run's bad steps. Checkpoints hold `to_json`.
 
     Attributes:
       policy: ``train.on_nan``.
@@ -76,7 +76,7 @@ class Watch:
     def resume(
         cls, settings: ml_collections.ConfigDict, meta: dict[str, Any] | None, back: GoBack | None
     ) -> Watch:
-        """What is known at the start of a pass.
+        """The record at the start of a pass.
 
         Args:
           settings: ``config.train``.
@@ -151,7 +151,7 @@ class Watch:
         return new
 
     def search(self, number: int, problem: str, start: int | None) -> GoBack:
-        """The answer to a bad step that was found at a log, an evaluation or a checkpoint.
+        """The reaction to a bad step that was found at a log, an evaluation or a checkpoint.
 
         Args:
           number: step at which it was found.
@@ -171,7 +171,7 @@ class Watch:
         return GoBack(number, self.searches + 1, self.left_out)
 
     def back_up(self, number: int, problem: str, start: int | None) -> GoBack:
-        """The answer of ``back_up`` to a bad step: leaves out the batches up to this step.
+        """The reaction of ``back_up`` to a bad step: leaves out the batches up to this step.
 
         Args:
           number: first bad step.

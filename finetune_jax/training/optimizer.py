@@ -1,4 +1,4 @@
-"""The gradient transformation of the trainable half, which never sees a frozen leaf.
+"""The gradient transformation of the trainable half, which never gets a frozen leaf.
 
 Clipping, norms and moments therefore cover the trainable leaves and nothing else.
 `optax.multi_transform` keeps the moments of each group. Learning rate and decay are per leaf and

@@ -140,7 +140,7 @@ def _forward(
         raw, start, names = batch, None, plan.stages
         x, batch = task.inputs(augment_key, lambda key: pipeline(key, raw))
         if teacher:
-            batch = {**batch, **teacher.answer(frozen.teacher, x)}
+            batch = {**batch, **teacher.outputs(frozen.teacher, x)}
     yield "inputs", _largest(x)
     all_variables = variables(state, frozen, averaged=False)
     for stage, following in zip(names, [*names[1:], None], strict=True):

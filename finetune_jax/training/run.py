@@ -65,7 +65,7 @@ class Run:
       solver_reports: reports of the solved phases.
       costs: cost of a step of each trained phase of this process.
       train_flops: FLOPs of all steps of each trained phase that has ended.
-      watch: what the run knows about steps that were not finite.
+      watch: record of the steps that were not finite.
     """
 
     setup: Setup

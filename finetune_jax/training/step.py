@@ -68,7 +68,7 @@ def make_loss(
             raw, start = batch, None
             x, batch = task.inputs(augment_key, lambda key: pipeline(key, raw))
             if teacher:
-                batch = {**batch, **teacher.answer(frozen.teacher, x)}
+                batch = {**batch, **teacher.outputs(frozen.teacher, x)}
         variables = {
             "params": tree.merge(params, frozen.params),
             "batch_stats": tree.merge(stats, frozen.stats),

@@ -22,7 +22,7 @@ from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.bad_step import Taken, answer_evaluation, check_step
+from finetune_jax.training.bad_step import Taken, check_step, handle_evaluation
 from finetune_jax.training.cost import measure
 from finetune_jax.training.interval import GroupRates, Interval
 from finetune_jax.training.optimizer import reached
@@ -211,7 +211,7 @@ def _train(
             try:
                 scores = _evaluate(run, training, number, train, validation)
             except NonFinitePredictions as error:
-                answer_evaluation(run, number, error)
+                handle_evaluation(run, number, error)
         if saves:
             _save(run, training, number, scores)
             interval.start()

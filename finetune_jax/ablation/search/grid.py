@@ -64,7 +64,7 @@ def _best_edges(
     """By key, the ends (-1 lowest, 1 highest) at which some row of the table is best."""
     found: dict[str, set[int]] = {}
     for of_row in trials.values():
-        # Only trials of these points count: later trials must not change the answer.
+        # Only trials of these points count: later trials must not change the result.
         best = best_trial([trial for trial in of_row if trial.point in points])
         if best is not None:
             for key, side in edges(best.point, points).items():

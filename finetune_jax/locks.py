@@ -110,7 +110,7 @@ class FolderLock:
         except OSError as error:
             raise Blocked(unwritable(self._name, error)) from None
         before_leaving(self, self._remove)
-        _HEART.add(self)
+        _HEARTBEAT.add(self)
 
     def _claim(self, path: Path) -> None:
         """Creates a lock file; takes it over if its owner is dead."""
@@ -209,7 +209,7 @@ class FolderLock:
         """Removes the lock, if it is still the lock of this object."""
         if self._file < 0:
             return
-        _HEART.remove(self)
+        _HEARTBEAT.remove(self)
         before_leaving(self, None)
         self._remove()
         with contextlib.suppress(OSError):
@@ -251,7 +251,7 @@ def _is_owned(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / "results.jsonl").is_file()
 
 
-class _Heart:
+class _Heartbeat:
     """The thread that touches all lock files of this process; it runs until the last lock ends."""
 
     def __init__(self) -> None:
@@ -283,7 +283,7 @@ class _Heart:
             self._running = False
 
 
-_HEART = _Heart()
+_HEARTBEAT = _Heartbeat()
 
 
 def _read(path: Path) -> tuple[Owner | None, str, float] | None:

@@ -32,7 +32,7 @@ from finetune_jax.files import write_json
 from finetune_jax.models import build, initialise
 from finetune_jax.progress import each, muted
 from finetune_jax.training import checkpoints, loop, train_phase
-from finetune_jax.training.bad_step import Taken
+from finetune_jax.training.bad_step import TakenStep
 from finetune_jax.training.checkpoint_integrity import seal_meta
 from finetune_jax.training.run import Run
 
@@ -60,7 +60,7 @@ class Clock:
         with self.running():
             return seal_meta(meta, content, metrics)
 
-    def check_step(self, run: Run, taken: Taken, *, state: bool) -> None:
+    def check_step(self, run: Run, taken: TakenStep, *, state: bool) -> None:
         """Checks a step as a run does, and counts the time."""
         jax.block_until_ready((taken.after, taken.metrics))
         with self.running():

@@ -12,12 +12,12 @@ import ml_collections
 
 from finetune_jax.ablation import worker
 from finetune_jax.ablation.arm import Arm, apply_overrides, make_arm
+from finetune_jax.ablation.arm_inputs import ArmInputs
 from finetune_jax.ablation.axes import Overrides
-from finetune_jax.ablation.contents import Contents
 from finetune_jax.ablation.launch.base import Launcher
 from finetune_jax.ablation.ledger import Ledger
 from finetune_jax.ablation.outcome import Outcome, RunCost, TableRow
-from finetune_jax.ablation.recorded import Recorded
+from finetune_jax.ablation.recorded import RecordedArms
 from finetune_jax.ablation.records import TRAINED, scored_kind, scored_record, trained_record
 from finetune_jax.ablation.search import parse_search
 from finetune_jax.ablation.search.base import Proposal, Trial, best_trial, budget, edges
@@ -60,7 +60,7 @@ class Conductor:
         *,
         accept_changed_data: bool = False,
     ) -> None:
-        self._accept, self._contents = accept_changed_data, Contents()
+        self._accept, self._inputs = accept_changed_data, ArmInputs()
         self._study, self._base, self._launcher = study, base, launcher
         self._workdir, self._unit_arms = workdir, unit_arms
         self._search = parse_search(study.search)
@@ -70,7 +70,7 @@ class Conductor:
         if (workdir / "config.json").exists():
             raise UserError(f"--workdir={workdir} is the folder of a run; use another")
         self._ledger = Ledger(workdir / "results.jsonl")
-        self._recorded = Recorded(self._ledger, workdir, accept=accept_changed_data)
+        self._recorded = RecordedArms(self._ledger, workdir, accept=accept_changed_data)
         self._recorded.say_versions()
 
     def run(self, provenance: dict[str, Any]) -> Outcome:
@@ -131,7 +131,7 @@ class Conductor:
                 if key not in checked:
                     checked.add(key)
                     setup = open_setup(self._config(row, point))
-                    self._contents.of(arm.config, setup)
+                    self._inputs.of(arm.config, setup)
                     task = setup.task
                     metrics.setdefault((task.metric, task.better), row.name)
         if len(metrics) > 1:
@@ -144,7 +144,7 @@ class Conductor:
 
     def _arm(self, row: RowSpec, point: Overrides, seed: int, share: float = 1.0) -> Arm:
         arm = make_arm(self._base, row.name, row.overrides, point, seed, share)
-        return self._recorded.arm(arm, self._contents.of(arm.config))
+        return self._recorded.arm(arm, self._inputs.of(arm.config))
 
     def _tune(self, live: Live) -> dict[str, list[Trial]]:
         """Trains what the search proposes; returns the trials by row name."""
@@ -213,7 +213,7 @@ class Conductor:
             for key, arm in list(missing.items()):
                 result = worker.read_result(self._folder(arm))
                 if result is not None:
-                    self._recorded.require_expected(arm, self._contents.of(arm.config), result)
+                    self._recorded.require_expected(arm, self._inputs.of(arm.config), result)
                     self._ledger.append(trained_record(arm, result))
                     live.ended(arm.row, self._ledger.get(key, TRAINED), self._metric)
                     del missing[key]

@@ -22,7 +22,7 @@ from finetune_jax.identity import (
 from finetune_jax.progress import say
 
 
-class Recorded:
+class RecordedArms:
     """The arms of a ledger.
 
     Args:

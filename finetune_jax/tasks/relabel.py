@@ -31,7 +31,7 @@ class Relabelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Valued:
+class ClassValues:
     """The host part of a task whose targets are numbers, for classes whose names are numbers.
 
     Attributes:
@@ -49,7 +49,9 @@ class Valued:
         return self.task.host({**example, "label": value})
 
 
-def host_part(task: Task, source_names: Sequence[str], what: str) -> Task | Relabelled | Valued:
+def host_part(
+    task: Task, source_names: Sequence[str], what: str
+) -> Task | Relabelled | ClassValues:
     """Returns the host part of a task for examples of a source.
 
     Args:
@@ -72,7 +74,7 @@ def host_part(task: Task, source_names: Sequence[str], what: str) -> Task | Rela
                     f"such as {name!r:.60}"
                 )
         exact = tuple(value for value in values if value is not None)
-        return task if exact == tuple(range(len(exact))) else Valued(task, exact)
+        return task if exact == tuple(range(len(exact))) else ClassValues(task, exact)
     if not task.class_names:
         return task
     numbers = class_numbers(source_names, task.class_names, what)

@@ -25,7 +25,7 @@ _SHOWN = 8  # number of examples that a message names
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class TakenStep:
     """A step that was taken.
 
     Attributes:
@@ -49,7 +49,7 @@ class Taken:
     modified: dict[str, Any]
 
 
-def check_step(run: Run, taken: Taken, *, state: bool) -> None:
+def check_step(run: Run, taken: TakenStep, *, state: bool) -> None:
     """Checks a step, and the steps before it that were not checked.
 
     Args:
@@ -99,7 +99,7 @@ def handle_evaluation(run: Run, number: int, error: NonFinitePredictions) -> Non
     raise UserError(f"step {number}  {problem}; {REMEDY}")
 
 
-def _skipped(run: Run, taken: Taken) -> None:
+def _skipped(run: Run, taken: TakenStep) -> None:
     """Counts, prints and keeps the steps that were skipped; ends the run after too many."""
     watch = run.watch
     new = watch.newly_skipped()
@@ -118,7 +118,7 @@ def _skipped(run: Run, taken: Taken) -> None:
         raise UserError(_message(run, last, problem, kept))
 
 
-def _keep(run: Run, taken: Taken, number: int, state: State | None, problem: str) -> str:
+def _keep(run: Run, taken: TakenStep, number: int, state: State | None, problem: str) -> str:
     """Keeps the batch of a step, and a state; returns a text that says where."""
     phase, position = taken.phase, number - 1 + run.watch.shift
     indices = taken.batches.indices(position)
@@ -141,7 +141,7 @@ def _names(run: Run, indices: np.ndarray) -> list[str]:
     return names_of(run.caches.opened_splits.get("train", lambda: run.splits["train"]), indices)
 
 
-def _message(run: Run, taken: Taken, problem: str, kept: str) -> str:
+def _message(run: Run, taken: TakenStep, problem: str, kept: str) -> str:
     """The message that ends a run: the step, the leaves, the examples, and what to do."""
     indices = taken.batches.indices(taken.number - 1 + run.watch.shift)
     names = _names(run, indices)
@@ -154,7 +154,7 @@ def _message(run: Run, taken: Taken, problem: str, kept: str) -> str:
     )
 
 
-def _leaves(taken: Taken) -> str:
+def _leaves(taken: TakenStep) -> str:
     """Which leaf is the largest before the step, and which is the first bad leaf after it."""
     before = taken.after if taken.before is None else taken.before
     path, value = largest_leaf(before.params)

@@ -22,7 +22,7 @@ from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
-from finetune_jax.training.bad_step import Taken, check_step, handle_evaluation
+from finetune_jax.training.bad_step import TakenStep, check_step, handle_evaluation
 from finetune_jax.training.cost import measure
 from finetune_jax.training.interval import GroupRates, Interval
 from finetune_jax.training.optimizer import reached
@@ -198,7 +198,7 @@ def _train(
         # The variables at the end of a phase start the next phase, which saves its first
         # checkpoint only later.
         saves = evaluates or number % save_every == 0 or number == stop
-        taken = Taken(
+        taken = TakenStep(
             phase, number, batches, cached, before, training.state, metrics, training.modified
         )
         if logs or saves or searching:
@@ -284,7 +284,7 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
     )
 
 
-def _stop_if_asked(run: Run, training: _Training, taken: Taken, *, saved: bool) -> None:
+def _stop_if_asked(run: Run, training: _Training, taken: TakenStep, *, saved: bool) -> None:
     """Saves a checkpoint after a step and raises `Interrupted` if a signal has come.
 
     All processes of a run stop at the same step: one that logs, because they wait for each other

@@ -10,9 +10,9 @@ from PIL import Image
 
 from finetune_jax.ablation import worker
 from finetune_jax.ablation.arm import make_arm
+from finetune_jax.ablation.arm_inputs import ArmInputs
 from finetune_jax.ablation.axes import over
 from finetune_jax.ablation.conduct import Conductor
-from finetune_jax.ablation.contents import Contents
 from finetune_jax.ablation.provenance import config_hash
 from finetune_jax.ablation.study import Study
 from finetune_jax.cli import load_config
@@ -44,7 +44,7 @@ class Quick:
                         "validation": {"accuracy": arm["config"]["optimizer"]["learning_rate"]},
                         "cost": None, "trainable_params": 1, "total_params": 2, "steps": 3,
                         "train_flops": 0.0, "seconds": 1.0,
-                        "made_of": Contents().of(arm["config"]),
+                        "made_of": ArmInputs().of(arm["config"]),
                     })  # fmt: skip
                 else:
                     scores = {"test": {"accuracy": 0.5, "n_scored": 10}, "others": {}}

@@ -63,7 +63,7 @@ def outcome_of(tmp_path, monkeypatch):
     def run(launcher, better="max", **changes):
         task = types.SimpleNamespace(metric=launcher.metric, better=better)
         monkeypatch.setattr(conduct, "open_setup", lambda _: types.SimpleNamespace(task=task))
-        monkeypatch.setattr(conduct.Contents, "of", lambda *_: {"versions": {}})
+        monkeypatch.setattr(conduct.ArmInputs, "of", lambda *_: {"versions": {}})
         values = {
             "rows": over("scheme", ["head", "full"]), "tune": over(RATE, [0.01, 0.1, 1.0]),
             "search": "grid(extend=0)", "seeds": (0, 1), "tune_seeds": (0,),
@@ -157,7 +157,7 @@ def test_rows_of_tables_with_other_metrics_are_refused(outcome_of, monkeypatch, 
         return types.SimpleNamespace(task=task)
 
     monkeypatch.setattr(conduct, "open_setup", opened)
-    monkeypatch.setattr(conduct.Contents, "of", lambda *_: {"versions": {}})
+    monkeypatch.setattr(conduct.ArmInputs, "of", lambda *_: {"versions": {}})
     study = Study(rows=over("scheme", ["head", "full"]))
     with pytest.raises(UserError, match="one metric, found 'head' accuracy, 'full' rmse"):
         Conductor(study, default(), tmp_path / "new", Scripted(rate, rate))

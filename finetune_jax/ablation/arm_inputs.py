@@ -11,7 +11,7 @@ from finetune_jax.identity import MadeOf, made_of, weight_digest
 from finetune_jax.setup import Setup, open_setup
 
 
-class Contents:
+class ArmInputs:
     """Identifies the inputs of arms, once for all arms that name the same files."""
 
     def __init__(self) -> None:

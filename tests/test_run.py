@@ -238,6 +238,7 @@ def test_another_scheme_in_the_same_workdir_is_refused_with_the_difference(small
     assert (finished[0] / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_plan_is_refused_with_the_leaves(small_config, finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)

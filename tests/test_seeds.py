@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import ROOT
 
 DRAW = """
@@ -38,6 +39,7 @@ def drawn(folder: Path, *options: str) -> tuple[str, list[str]]:
     return header, [line.split()[-1] for line in lines if "drawn" in line]
 
 
+@pytest.mark.slow
 def test_seeds_are_printed_and_decide_what_is_drawn(tmp_path):
     header, numbers = drawn(tmp_path, "--seed=7")
     assert header == "seeds: --seed=7 --hypothesis-seed=7" and len(numbers) == 3

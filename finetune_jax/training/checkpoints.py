@@ -6,7 +6,6 @@ The latest checkpoints and the best checkpoints by a metric are kept.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from finetune_jax.errors import UserError
 from finetune_jax.memory import return_freed_memory
 from finetune_jax.schemes import Plan, difference
+from finetune_jax.training import orbax_memory
 from finetune_jax.training.checkpoint_folder import set_damaged_aside
 from finetune_jax.training.checkpoint_integrity import (
     is_prng_key,
@@ -34,11 +34,7 @@ from finetune_jax.training.state import State
 # score, which is intended.
 logging.getLogger("absl").addFilter(lambda r: "did not provide metrics" not in r.getMessage())
 
-# Orbax reads all metrics of TensorStore at each checkpoint for a line of its log, and TensorStore
-# never frees the texts of these metrics: 14 KiB per checkpoint.
-_orbax = sys.modules.get("orbax.checkpoint._src.serialization.tensorstore_utils")
-if hasattr(_orbax, "get_tensorstore_raw_bytes"):
-    setattr(_orbax, "get_tensorstore_raw_bytes", lambda *_, **__: 0)  # noqa: B010
+orbax_memory.apply()
 
 
 class OtherPlan(UserError):

@@ -1,11 +1,15 @@
 """The verdict of the long test over its lines."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
 from experiments.faults.soak import measure, verdict
+from finetune_jax.training import orbax_memory
 from finetune_jax.training.checkpoints import Checkpoints
 
 
@@ -44,3 +48,38 @@ def test_a_checkpoint_does_not_read_the_metrics_of_tensorstore(tmp_path, monkeyp
     assert Checkpoints  # its module keeps Orbax from reading them
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "checkpoint", {"a": np.ones(2)})
+
+
+def test_a_checkpoint_asks_for_the_address_of_its_folder_and_not_of_each_leaf(
+    tmp_path, monkeypatch
+):
+    assert Checkpoints  # its module keeps Orbax from asking for each leaf
+    asked = []
+
+    def counted(spec):
+        asked.append(spec)
+        return tensorstore.KvStore.Spec(spec)
+
+    orbax = sys.modules["orbax.checkpoint._src.serialization.tensorstore_utils"]
+    own = SimpleNamespace(**{k: getattr(tensorstore, k) for k in dir(tensorstore)})
+    own.KvStore = SimpleNamespace(Spec=counted, open=tensorstore.KvStore.open)
+    monkeypatch.setattr(orbax, "ts", own)
+    leaves = {str(i): np.full(2, i) for i in range(40)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "checkpoint", leaves)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "checkpoint")
+    assert 0 < len(asked) < 20
+    assert all(np.array_equal(restored[key], value) for key, value in leaves.items())
+
+
+def test_the_address_of_a_leaf_is_that_of_orbax():
+    orbax = sys.modules["orbax.checkpoint._src.serialization.tensorstore_utils"]
+    wrapped = orbax._build_ocdbt_kvstore_tspec
+    for name in (None, "a", "b"):
+        assert wrapped("/folder", name) == wrapped.__wrapped__("/folder", name)
+    first = wrapped("/folder", "a")
+    first["base"]["path"] = "changed"
+    assert wrapped("/folder", "a") == wrapped.__wrapped__("/folder", "a")
+    orbax_memory.apply()  # a second call changes nothing
+    assert orbax._build_ocdbt_kvstore_tspec is wrapped

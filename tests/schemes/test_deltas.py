@@ -125,6 +125,7 @@ def test_deltas_survive_rematerialisation(base):
         np.testing.assert_allclose(value, tree.flatten(remat["params"])[path], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_forms_no_full_size_gradient(base):
     """A step costs two products with each frozen kernel per example, forward and input gradient."""
     from finetune_jax.training.cost import flops

@@ -57,7 +57,7 @@ def kill_at_save(monkeypatch, number):
 
 
 @pytest.mark.parametrize(
-    "saves", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7, 3 * STEPS - 1))]
+    "saves", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5, 7, 3 * STEPS - 1))]
 )
 def test_a_group_killed_between_two_saves_continues_to_the_same_bits(
     setups, whole, tmp_path, saves

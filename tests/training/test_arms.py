@@ -48,7 +48,7 @@ GRID = [
         pytest.param("last_k(1) + phase(steps=2) >> last_k(2)", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("augment", ["", "flip"])
+@pytest.mark.parametrize("augment", ["", pytest.param("flip", marks=pytest.mark.slow)])
 def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, augment):
     if augment and scheme != "head":
         pytest.skip("augmentation is tried with one scheme")
@@ -69,6 +69,7 @@ def test_each_arm_equals_its_solo_run(weights, tmp_path, monkeypatch, scheme, au
         assert results[number]["audit"] == solo["audit"]
 
 
+@pytest.mark.slow
 def test_arms_bound_by_arithmetic_run_one_after_another_without_a_fused_program(
     weights, tmp_path, monkeypatch, capsys
 ):

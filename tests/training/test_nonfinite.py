@@ -89,6 +89,7 @@ def test_skip_drops_the_update_of_a_bad_step_and_counts_it(weights, tmp_path, po
     assert [x["skipped"] for x in lines if x["split"] == "train"] == [1]
 
 
+@pytest.mark.slow
 def test_a_finite_run_is_the_same_under_skip(weights, tmp_path):
     for policy in ("stop", "skip"):
         train(setup_of(weights, train__on_nan=policy), tmp_path / policy)
@@ -106,6 +107,7 @@ def test_skip_ends_after_too_many_steps_in_a_row(weights, tmp_path, poison):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["nan_limit"] == 2
 
 
+@pytest.mark.slow
 def test_back_up_leaves_out_the_batches_up_to_the_bad_one(weights, tmp_path, poison, monkeypatch):
     poison.update([3])
     changes = {"checkpoint__every_steps": 2, "eval__every_epochs": 9, "log__every_steps": 6}

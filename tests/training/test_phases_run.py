@@ -63,8 +63,8 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
             "head", 5, {"data__augment": "flip", "prefix_cache__views": 2}, marks=slow
         ),
         ("head + phase(solve='ridge') >> last_k(1)", 3, {}),
-        ("head + phase(steps=2) >> last_k(1) + phase(reset=True)", 3,
-         {"optimizer__ema_decay": 0.9}),
+        pytest.param("head + phase(steps=2) >> last_k(1) + phase(reset=True)", 3,
+                     {"optimizer__ema_decay": 0.9}, marks=slow),
         pytest.param("auto_rgn(batches=2)", 3, {}, marks=slow),
         pytest.param(
             "head + phase(steps=2, optimizer='adamw') >> last_k(1)", 3, {}, marks=slow
@@ -198,6 +198,7 @@ def test_cached_prefix_gives_the_losses_of_the_uncached(weights, tmp_path, schem
     np.testing.assert_allclose(results[True], results[False], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_cache_on_disk_is_shared_bounded_and_safe_from_half_written_files(
     weights, tmp_path, capsys
 ):

@@ -2,6 +2,7 @@
 
   finetune-jax COMMAND [--flags]
   finetune-jax COMMAND --help
+  finetune-jax --help=config      lists all keys of a config
 
 `finetune-jax train` is the same as `python -m finetune_jax.train`.
 """
@@ -12,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from finetune_jax import __version__
+from finetune_jax import __version__, config_keys
 from finetune_jax.ending import reported
 from finetune_jax.errors import nearest
 
@@ -43,6 +44,8 @@ def _main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help", "help"):
         print(_help())
+    elif command == "--help=config":
+        print(config_keys.as_text())
     elif command == "--version":
         print(__version__)
     elif command in COMMANDS:

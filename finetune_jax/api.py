@@ -37,7 +37,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ml_col
       overrides: values by dotted key, such as ``{"train.steps": 100}``.
 
     Returns:
-      The locked config. Its keys are listed in ``finetune_jax/config.py``.
+      The locked config. Its keys are listed in ``docs/config.md``.
 
     Raises:
       UserError: there is no such config or key, or a value has the wrong type.

@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from finetune_jax import config as config_lib
+from finetune_jax import config_keys
 from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
@@ -43,7 +44,7 @@ def define_config() -> flags.FlagHolder[Any]:
         "config",
         None,
         "A shipped config, such as quickstart, or a file, such as configs/mine.py; every key can "
-        "be overridden with --config.key=value.",
+        "be overridden with --config.key=value. --help=config lists the keys.",
     )
     flags.FLAGS["config"].parser = ConfigFile()
     return holder
@@ -190,6 +191,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     module = sys.modules["__main__"]
     module.__doc__ = _as_typed(module.__doc__ or "")
     with reported():
+        if "--help=config" in sys.argv[1:]:
+            print(config_keys.as_text())
+            return
         app.run(guarded, flags_parser=_parse)
 
 
@@ -224,7 +228,7 @@ def _key(message: str) -> str:
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
         return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
     if bare := re.fullmatch(r"\W*(\w+)\W*", message):
-        hint = _abbreviated(bare[1]) or "; finetune_jax/config.py lists them all"
+        hint = _abbreviated(bare[1]) or "; --help=config lists all keys"
         return f"no config key {bare[1]!r}{hint}"
     for pattern, expected in _EXPECTED.items():
         if wrong := re.fullmatch(rf"(flag --[^=]+)=(.*?): {pattern}.*", message, re.S):

@@ -22,15 +22,17 @@ from finetune_jax.errors import UserError, nearest
 def default() -> ml_collections.ConfigDict:
     """Returns a new, locked config with the default of every key."""
     c = ml_collections.ConfigDict()
-    c.seed = 0
+    c.seed = 0  # of new leaves, of the order of the examples, of augmentation and of dropout
 
     # The scheme: which leaves train (finetune_jax/schemes). A text such as
     # "last_k(2) + stages('stem')", phases such as
     # "linear_probe + phase(epochs=2) >> full + phase(lr=0.1)", a program such as "lp_ft", or
     # ordered rules [("head/.*", "head(lr=10)"), (".*", "frozen")], as a list or as a text.
     c.scheme = config_dict.FieldReference("full", field_type=Sequence)
-    c.batch_norm = "frozen"  # frozen | frozen_all | track | reestimate
-    c.frozen_dropout = "eval"  # eval | train
+    # Statistics of BatchNorm: frozen keeps those of stages in which no BatchNorm trains, frozen_all
+    # keeps all, track updates all, reestimate computes all anew after training.
+    c.batch_norm = "frozen"
+    c.frozen_dropout = "eval"  # dropout of frozen stages: eval (off) | train (on)
     c.decay_mask = ".*kernel|.*/lora_[ab]"  # regex of the leaf paths that weight decay applies to
 
     c.model = ml_collections.ConfigDict()
@@ -40,8 +42,8 @@ def default() -> ml_collections.ConfigDict:
     c.model.name = "resnet20_cifar"
     c.model.dtype = "float32"  # compute dtype; trainable leaves always keep f32 masters
     c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16
-    c.model.remat = False
-    c.model.dropout = 0.0
+    c.model.remat = False  # recompute activations in the backward pass: less memory, more time
+    c.model.dropout = 0.0  # rate in [0, 1), for models that have dropout
     # Pooling of tokens: cls, mean or pooler for texts, token, gap or token_gap for a vit; "": that
     # of the pooling file of sentence-transformers beside the weights, or that of the model.
     c.model.pooling = ""
@@ -65,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
     # copy, a class whose name is in the file `class_names` takes the row of the weight file; the
     # file lists the class names of the weight file in order.
     c.pretrained.head_init = ""
-    c.pretrained.class_names = ""
+    c.pretrained.class_names = ""  # path of this file
     # Compare the BatchNorm statistics of the file with those of the first training images.
     c.pretrained.check_statistics = False
     # Leaves that may be resized for another input size: position, patch, channels.
@@ -88,21 +90,20 @@ def default() -> ml_collections.ConfigDict:
     c.data.source = "digits"
     c.data.data_dir = ""  # folder of TFDS or of the hub's cache; empty: the default of the library
     c.data.prepare = False  # tfds and hf: download and prepare a missing data set
-    # Columns of tfds, csv and hf with the image, the label and the mask. A csv file has paths of
-    # images, and no masks. Two image columns, "left,right", are the pairs that
-    # task.name="similarity" compares.
+    # Column of tfds, csv and hf with the image; a csv file has paths of images. Two columns,
+    # "left,right", are the pairs that task.name="similarity" compares.
     c.data.image_column = "image"
-    c.data.label_column = "label"
-    c.data.mask_column = "mask"
+    c.data.label_column = "label"  # column of tfds, csv and hf with the label
+    c.data.mask_column = "mask"  # column of tfds and hf with the mask of each image
     # In place of label_column, columns of 0 and 1 that are the classes, in this order: one-hot
     # columns, or, for task.name="multilabel", labels of which an empty field is unknown: it is left
     # out of the loss and of the scores. For csv, hf and tfds.
     c.data.label_columns = ()
     # Kind of the labels of csv and hf: class | classes (several names joined by label_sep) | number
-    # | text; empty: class or number, inferred. A label ends before the first label_until in it.
+    # | text; empty: class or number, inferred.
     c.data.label_kind = ""
-    c.data.label_sep = "|"
-    c.data.label_until = ""
+    c.data.label_sep = "|"  # text between the names of one example
+    c.data.label_until = ""  # a label ends before this text; empty: it is the whole field
     # Names of the classes in the order of their numbers, which is the order of an ordinal task;
     # empty: sorted, as numbers if all names are numbers. A name in this list may be a text that
     # stands for a missing value elsewhere, such as "NA".
@@ -123,15 +124,17 @@ def default() -> ml_collections.ConfigDict:
     c.data.on_bad_image = "error"  # error | skip: decode all once, then print and skip bad images
     c.data.max_pixels = 64_000_000  # width times height of the largest image that is decoded
     c.data.workers = 0  # processes that read and decode; 0: a thread. The order never changes
-    c.data.train = "train"  # TFDS split syntax, here and below
-    c.data.validation = "validation"
-    c.data.test = "test"
-    # Preprocessing of images; 0, "", () and -1 take the values of the model's published weights.
-    c.data.image_size = 0  # side in pixels
-    c.data.interpolation = ""  # nearest | bilinear | bicubic
-    c.data.mean = ()  # per channel, for pixel values in [0, 1]
-    c.data.std = ()
-    c.data.crop = -1.0  # central square as a share of the short side; 0 resizes without a crop
+    c.data.train = "train"  # split to train on, in the syntax of TFDS, such as "train[:80%]"
+    c.data.validation = "validation"  # split that chooses checkpoints and hyper-parameters
+    c.data.test = "test"  # split that is scored once, at the end; empty: none
+    # Preprocessing of images; the defaults take the values of the model's published weights.
+    c.data.image_size = 0  # side in pixels; 0: that of the published weights
+    c.data.interpolation = ""  # nearest | bilinear | bicubic; empty: that of the published weights
+    c.data.mean = ()  # per channel, for pixel values in [0, 1]; empty: of the published weights
+    c.data.std = ()  # per channel, for pixel values in [0, 1]; empty: of the published weights
+    # Central square as a share of the short side; 0 resizes without a crop; -1: the share of the
+    # published weights.
+    c.data.crop = -1.0
     # Texts: path of the model's tokenizer.json; empty: the file beside the weight file.
     c.data.tokenizer = ""
     c.data.max_tokens = 0  # per input; 0: the number of the model
@@ -143,8 +146,8 @@ def default() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict()
     c.train.batch_size = 128  # over all devices and hosts
-    c.train.epochs = 10.0
-    c.train.steps = 0  # > 0 overrides epochs
+    c.train.epochs = 10.0  # passes over the training split; parts of a pass are allowed
+    c.train.steps = 0  # steps of the optimizer; above 0 it overrides epochs
     c.train.accumulate = 1  # micro-batches per step
     # How a run reacts to a step that is not finite, or whose loss is above 1e6 times the larger of
     # 1 and the first loss: stop keeps the batch and the state of the step in the run folder and
@@ -156,14 +159,14 @@ def default() -> ml_collections.ConfigDict:
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "sgd"  # sgd | adamw
-    c.optimizer.learning_rate = 0.01
-    c.optimizer.momentum = 0.9
-    c.optimizer.nesterov = False
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.weight_decay = 0.0
+    c.optimizer.learning_rate = 0.01  # highest rate; groups of the scheme multiply it
+    c.optimizer.momentum = 0.9  # of sgd, in [0, 1)
+    c.optimizer.nesterov = False  # Nesterov momentum of sgd
+    c.optimizer.b1 = 0.9  # of adamw: decay of the mean of gradients
+    c.optimizer.b2 = 0.999  # of adamw: decay of the mean of squared gradients
+    c.optimizer.weight_decay = 0.0  # decoupled, times the learning rate, on leaves of decay_mask
     c.optimizer.schedule = "cosine"  # cosine | linear | constant | onecycle(...) | slanted(...)
-    c.optimizer.warmup_steps = 0
+    c.optimizer.warmup_steps = 0  # steps in which the rate rises from 0 to its highest value
     c.optimizer.clip_norm = 0.0  # 0: off; limit of the global norm of trainable gradients
     c.optimizer.ema_decay = (
         0.0  # 0: off; average of the trainable half, for evaluation and artifact
@@ -186,20 +189,20 @@ def default() -> ml_collections.ConfigDict:
     c.prefix_cache.views = 0  # with data.augment: number of fixed views per image, one per epoch
 
     c.mesh = ml_collections.ConfigDict()
-    c.mesh.data = -1  # devices per axis; -1: the number of devices divided by the other axis
-    c.mesh.fsdp = 1
+    c.mesh.data = -1  # devices that split the batch; -1: all devices divided by mesh.fsdp
+    c.mesh.fsdp = 1  # devices that split large leaves and their moments
     c.mesh.cpu_devices = 0  # split a CPU into this number of devices; 0: JAX's default
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.every_epochs = 1.0
-    c.eval.batch_size = 256
+    c.eval.every_epochs = 1.0  # epochs between two evaluations on the validation split
+    c.eval.batch_size = 256  # over all devices and hosts
     # Closed-form probes of the features at each evaluation, such as "knn(k=20) + few_shot(10)".
     c.eval.probes = ""
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 0  # 0: at every evaluation
-    c.checkpoint.keep_last = 2  # an older one is used if the newest is damaged
-    c.checkpoint.keep_best = 1
+    c.checkpoint.keep_last = 2  # latest checkpoints to keep; an older one replaces a damaged one
+    c.checkpoint.keep_best = 1  # checkpoints with the best scores to keep
     c.checkpoint.metric = ""  # validation score that ranks checkpoints: loss, or "": the task's
 
     c.artifact = ml_collections.ConfigDict()
@@ -208,8 +211,8 @@ def default() -> ml_collections.ConfigDict:
     c.artifact.select = "last"  # last | best: which checkpoint the artifact is made from
 
     c.log = ml_collections.ConfigDict()
-    c.log.every_steps = 50
-    c.log.tensorboard = True
+    c.log.every_steps = 50  # steps between two lines of metrics.jsonl
+    c.log.tensorboard = True  # write TensorBoard events too
     return c.lock()
 
 

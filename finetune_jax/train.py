@@ -4,7 +4,7 @@
       --config.scheme='last_k(2)' --config.optimizer.learning_rate=0.05
 
 The same command continues a run that was interrupted. Any key of the config (see
-finetune_jax/config.py) can be set with --config.KEY=VALUE. On several hosts the command is the same
+--help=config) can be set with --config.KEY=VALUE. On several hosts the command is the same
 on each, with --distributed=auto.
 """
 

@@ -30,7 +30,7 @@ from finetune_jax.training.loop import train
     ("overrides", "message"),
     [
         (["--config.scheem=full"], "no config key 'scheem'. Did you mean 'scheme'?"),
-        (["--config.xyzzy=1"], "no config key 'xyzzy'; finetune_jax/config.py lists all keys"),
+        (["--config.xyzzy=1"], "no config key 'xyzzy'; --help=config lists all keys"),
         (["--config.train.batch_size=many"], "batch_size"),
         (["--config.optimizer.nane=sgd"], "no config key 'nane'. Did you mean 'name'?"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 from experiments.reproduction import RESULTS, Measured
 from finetune_jax.ablation.outcome import Outcome, TableRow
-from finetune_jax.ablation.report.statistics import t_interval
+from finetune_jax.ablation.report.base import Estimate
+from finetune_jax.ablation.report.example_scores import read_example_scores
+from finetune_jax.ablation.report.statistics import difference_of, estimate, pair_test
+from finetune_jax.metrics import crossed, names
 
 RUNS = Path("runs")
 """Folder of the ablations. An ablation that was interrupted continues; an ablation that is complete
@@ -54,11 +58,17 @@ def find_row(outcome: Outcome, label: str, table: str = "") -> TableRow:
 
 
 def mean_score(
-    by_seed: Mapping[int, Mapping[str, Any]], metric: str, scale: float = 100.0
+    by_seed: Mapping[int, Mapping[str, Any]],
+    metric: str,
+    scale: float = 100.0,
+    bounds: tuple[float, float] = names.UNBOUNDED,
 ) -> Measured:
-    """Mean and t interval of a score over seeds, times `scale`."""
-    values = [scale * by_seed[seed][metric] for seed in sorted(by_seed)]
-    return _measured(values, by_seed)
+    """Mean and 95 % interval over seeds of a score in `bounds`, times `scale`.
+
+    One seed has the interval of its task over examples; two have none.
+    """
+    found = estimate(by_seed, metric, bounds)
+    return _measured(found, by_seed, scale)
 
 
 def mean_difference(
@@ -67,10 +77,32 @@ def mean_difference(
     metric: str,
     scale: float = 100.0,
 ) -> Measured:
-    """Mean and t interval over common seeds of our score minus their score, times `scale`."""
+    """Mean and 95 % interval over common seeds of our score minus their score, times `scale`.
+
+    The interval does not cover testing on other examples; `row_difference` does. Below three
+    seeds there is none.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
-    values = [scale * (ours[seed][metric] - theirs[seed][metric]) for seed in seeds]
-    return _measured(values, ours)
+    gaps = [ours[seed][metric] - theirs[seed][metric] for seed in seeds]
+    found = difference_of(gaps, names.UNBOUNDED, crossed.over_seeds(gaps))
+    return _measured(found, ours, scale)
+
+
+def row_difference(
+    ours: TableRow, theirs: TableRow, metric: str = "accuracy", scale: float = 100.0
+) -> Measured:
+    """Our test score minus their test score, with the 95 % interval over seeds and examples.
+
+    Raises:
+      UserError: predictions of a row are missing, or are of other examples.
+      ValueError: the rows have no common seed.
+    """
+    examples = read_example_scores([ours, theirs], metric)
+    pair = pair_test(ours, theirs, metric, names.named(metric).bounds, examples)
+    if pair is None:
+        raise ValueError(f"{ours.spec.name} and {theirs.spec.name} have no common seed")
+    note = f"interval over {pair.difference.covers}" if pair.difference.covers else ""
+    return dataclasses.replace(_measured(pair.difference, ours.test, scale), note=note)
 
 
 def with_interval(measured: Measured) -> str:
@@ -79,7 +111,7 @@ def with_interval(measured: Measured) -> str:
     return f"{measured.value:.1f}{interval}"
 
 
-def _measured(values: list[float], by_seed: Mapping[int, Mapping[str, Any]]) -> Measured:
-    mean, low, high = t_interval(values)
+def _measured(found: Estimate, by_seed: Mapping[int, Mapping[str, Any]], scale: float) -> Measured:
     examples = int(next(iter(by_seed.values())).get("n_scored") or 0)
-    return Measured(mean, low, high, examples, len(values))
+    value, low, high = (scale * x for x in (found.value, found.low, found.high))
+    return Measured(value, low, high, examples, found.seeds)

@@ -46,27 +46,26 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (
         find_row,
-        mean_difference,
         mean_score,
+        row_difference,
         run_ablation,
         with_interval,
     )
+    from finetune_jax.metrics.names import SHARE
 
     outcome, provenance = run_ablation("anchors")
     lines = [
-        "Accuracy in %, mean over seeds [95 % t interval]:", "",
+        "Accuracy in %, mean over seeds [95 % interval over seeds]:", "",
         "| examples | plain | " + " | ".join(_KINDS) + " |", "|---" * (len(_KINDS) + 2) + "|",
     ]  # fmt: skip
     found = {}
     for size in _SIZES:
         table = f"train=train[:{size}]"
         rows = [find_row(outcome, label, table) for label in ("l2_sp=0.0", *_KINDS)]
-        cells = [with_interval(mean_score(one.test, "accuracy")) for one in rows]
+        cells = [with_interval(mean_score(one.test, "accuracy", bounds=SHARE)) for one in rows]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
         for kind, one in zip(_KINDS, rows[1:], strict=True):
-            found[f"{kind} - plain, {size} examples"] = mean_difference(
-                one.test, rows[0].test, "accuracy"
-            )
+            found[f"{kind} - plain, {size} examples"] = row_difference(one, rows[0])
     record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 

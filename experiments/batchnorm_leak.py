@@ -44,30 +44,32 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (
         find_row,
-        mean_difference,
         mean_score,
+        row_difference,
         run_ablation,
         with_interval,
     )
+    from finetune_jax.metrics.names import POSITIVE, SHARE
 
     outcome, provenance = run_ablation("batchnorm_leak")
     rows = {
         how: find_row(outcome, f"batch_norm={how}") for how in ("frozen", "track", "reestimate")
     }
     drift = {
-        how: mean_score(r.others["drift"], "feature_drift_relative", 1) for how, r in rows.items()
+        how: mean_score(r.others["drift"], "feature_drift_relative", 1, POSITIVE)
+        for how, r in rows.items()
     }
     lines = [
         "| statistics | accuracy, % | drift of features, share of their norm |",
         "|---|---|---|",
     ]
     for how, one in rows.items():
-        accuracy = with_interval(mean_score(one.test, "accuracy"))
+        accuracy = with_interval(mean_score(one.test, "accuracy", bounds=SHARE))
         lines.append(f"| {how} | {accuracy} | {drift[how].value:.4f} |")
     found = {
         "drift, frozen": drift["frozen"],
         "drift, track": drift["track"],
-        "track - frozen": mean_difference(rows["track"].test, rows["frozen"].test, "accuracy"),
+        "track - frozen": row_difference(rows["track"], rows["frozen"]),
     }
     record(REPRODUCTION, found, provenance, "\n".join(lines))
 

@@ -48,14 +48,11 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablation_results import find_row, mean_difference, run_ablation
+    from experiments.ablation_results import find_row, row_difference, run_ablation
 
     outcome, provenance = run_ablation("fastai_schedules")
-    full = find_row(outcome, "full").test
-    found = {
-        f"{name} - full": mean_difference(find_row(outcome, name).test, full, "accuracy")
-        for name in _SCHEMES
-    }
+    full = find_row(outcome, "full")
+    found = {f"{name} - full": row_difference(find_row(outcome, name), full) for name in _SCHEMES}
     record(REPRODUCTION, found, provenance, "All rows: [table.md](table.md).")
 
 

@@ -49,9 +49,11 @@ def main(argv: list[str]) -> None:
         find_row,
         mean_difference,
         mean_score,
+        row_difference,
         run_ablation,
         with_interval,
     )
+    from finetune_jax.metrics.names import SHARE
 
     outcome, provenance = run_ablation("lp_ft")
     rows = {name: find_row(outcome, name) for name in ("linear_probe", "full", "lp_ft")}
@@ -63,14 +65,14 @@ def main(argv: list[str]) -> None:
     for name, one in rows.items():
         off[name], drift[name] = one.others["corruptions"], one.others["drift"]
         cells = [
-            with_interval(mean_score(one.test, "accuracy")),
-            with_interval(mean_score(off[name], "mean_corrupted")),
+            with_interval(mean_score(one.test, "accuracy", bounds=SHARE)),
+            with_interval(mean_score(off[name], "mean_corrupted", bounds=SHARE)),
             f"{mean_score(drift[name], 'feature_drift_relative', 1).value:.3f}",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     full = rows["full"]
     found = {
-        "ID: LP-FT - full": mean_difference(rows["lp_ft"].test, full.test, "accuracy"),
+        "ID: LP-FT - full": row_difference(rows["lp_ft"], full),
         "OOD: LP-FT - full": mean_difference(off["lp_ft"], off["full"], "mean_corrupted"),
         "OOD: probe - full": mean_difference(off["linear_probe"], off["full"], "mean_corrupted"),
         "feature drift: LP-FT - full": mean_difference(

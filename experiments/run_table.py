@@ -18,6 +18,7 @@ from finetune_jax.data.class_map import open_configured
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.identity import versions
+from finetune_jax.metrics.names import named
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.setup import open_setup
 from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
@@ -82,7 +83,7 @@ def run_table(table: RunTable, folder: Path | None = None) -> None:
             by_seed[seed] = _test_scores(result, workdir, metric)
             seconds[workdir] = result["seconds"]
         if by_seed:
-            found[name] = measured[name] = mean_score(by_seed, metric)
+            found[name] = measured[name] = mean_score(by_seed, metric, bounds=named(metric).bounds)
         else:
             found[name] = NotRun(needs)
     if not measured:

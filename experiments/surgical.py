@@ -53,16 +53,17 @@ def main(argv: list[str]) -> None:
 
     from experiments.ablation_results import (
         find_row,
-        mean_difference,
         mean_score,
+        row_difference,
         run_ablation,
         with_interval,
     )
+    from finetune_jax.metrics.names import SHARE
 
     outcome, provenance = run_ablation("surgical")
     found: dict[str, Measured | NotRun] = {}
     lines = [
-        "Accuracy on 2,000 test images in %, mean over seeds [95 % t interval]:",
+        "Accuracy on 2,000 test images in %, mean over seeds [95 % interval over seeds]:",
         "",
         "| corruption | statistics | full | first block | layer2 | layer3 | head |",
         "|---|---|---|---|---|---|---|",
@@ -74,14 +75,14 @@ def main(argv: list[str]) -> None:
             labels = {scheme: f"{scheme}, batch_norm={how}" for scheme in schemes}
             known = {r.spec.label: r for r in outcome.tables[table]}
             cells = [
-                with_interval(mean_score(known[label].test, "accuracy")) if label in known else "–"
+                with_interval(mean_score(known[label].test, "accuracy", bounds=SHARE))
+                if label in known
+                else "–"
                 for label in labels.values()
             ]
             lines.append(f"| {name} | {how} | " + " | ".join(cells) + " |")
             first, full = (find_row(outcome, labels[s], table) for s in (_FIRST, "full"))
-            found[f"first block - full, {name}, {how}"] = mean_difference(
-                first.test, full.test, "accuracy"
-            )
+            found[f"first block - full, {name}, {how}"] = row_difference(first, full)
     record(REPRODUCTION, found, provenance, "\n".join(lines))
 
 

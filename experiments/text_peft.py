@@ -45,12 +45,12 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from experiments.ablation_results import find_row, mean_difference, run_ablation
+    from experiments.ablation_results import find_row, row_difference, run_ablation
 
     outcome, provenance = run_ablation("text_peft")
-    ours = find_row(outcome, "bias_only").test
+    ours = find_row(outcome, "bias_only")
     found = {
-        f"bias_only - {name}": mean_difference(ours, find_row(outcome, label).test, "accuracy")
+        f"bias_only - {name}": row_difference(ours, find_row(outcome, label))
         for name, label in (
             ("full", "full"),
             ("random_mask", "random_mask('bias_only')"),

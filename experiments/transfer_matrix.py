@@ -44,32 +44,35 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from experiments.ablation_results import (
         find_row,
-        mean_difference,
         mean_score,
+        row_difference,
         run_ablation,
         with_interval,
     )
+    from finetune_jax.metrics.names import SHARE
 
     outcome, provenance = run_ablation("transfer_matrix")
     tables = outcome.tables
     flowers = next(name for name in tables if "flowers" in name)
     names = {name: name.split("/")[-1].split(":")[-1] for name in tables}
     lines = [
-        "Test accuracy in %, mean over seeds [95 % t interval]; costs are in the tables beside.",
+        "Test accuracy in %, mean over seeds [95 % interval over seeds]; tables beside have costs.",
         "",
         "| scheme | " + " | ".join(names.values()) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for one in tables[flowers]:
         cells = [
-            with_interval(mean_score(find_row(outcome, one.spec.label, name).test, "accuracy"))
+            with_interval(
+                mean_score(find_row(outcome, one.spec.label, name).test, "accuracy", bounds=SHARE)
+            )
             for name in names
         ]
         lines.append(f"| `{one.spec.label}` | " + " | ".join(cells) + " |")
 
     def gap(ours: str, theirs: str) -> Measured:
-        first, second = (find_row(outcome, label, flowers).test for label in (ours, theirs))
-        return mean_difference(first, second, "accuracy")
+        first, second = (find_row(outcome, label, flowers) for label in (ours, theirs))
+        return row_difference(first, second)
 
     found = {
         "flowers: full - linear_probe": gap("full", "linear_probe"),

@@ -150,12 +150,12 @@ MUTANTS = (
         ("float(2 * t.sf(", "float(t.sf("),
         ("s >= score and t >= thrift", "s > score and t > thrift"),
         (
-            "sign * _differences(one, two, metric).mean() > 0",
-            "_differences(one, two, metric).mean() > 0",
+            "sign * pairs[pair].difference.value > 0",
+            "pairs[pair].difference.value > 0",
         ),
         (
-            "p_seeds_holm, p_examples_holm = _holm(p_seeds), _holm(p_examples)",
-            "p_seeds_holm, p_examples_holm = p_seeds, p_examples",
+            "p_holm = _holm({name: pair.p for name, pair in to_reference.items()})",
+            "p_holm = {name: pair.p for name, pair in to_reference.items()}",
         ),
         ('1 if outcome.better == "max" else -1', "1"),
         ("<= getattr(two.cost, cost)", "< getattr(two.cost, cost)"),

@@ -7,12 +7,15 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import classified, cost, make_outcome, make_row, ordered, regressed, rights
 
-from finetune_jax.ablation.report.statistics import compare, estimate, pareto, t_interval, t_test
+from finetune_jax.ablation.report.statistics import compare, estimate, pareto
 from finetune_jax.errors import UserError
+from finetune_jax.metrics.crossed import over_seeds, p_value
+from finetune_jax.metrics.names import SHARE, UNBOUNDED
 
 property_test = settings(max_examples=60, deadline=None)
 spread_out = st.floats(-1, 1).map(lambda x: round(x, 3))
@@ -21,6 +24,10 @@ spread_out = st.floats(-1, 1).map(lambda x: round(x, 3))
 def only(outcome):
     (comparison,) = compare(outcome)
     return comparison, {x.row.spec.label: x for x in comparison.rows}
+
+
+def by_seed(values):
+    return {seed: {"x": value} for seed, value in enumerate(values)}
 
 
 def binomial(first, second):
@@ -35,41 +42,58 @@ def binomial(first, second):
 def test_with_three_seeds_the_t_distribution_has_a_closed_form(values):
     # Two degrees of freedom: P(|T| > t) = 1 - t / sqrt(t^2 + 2).
     mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(3)
-    found, low, high = t_interval(values)
-    assert found == pytest.approx(mean, abs=1e-12)
-    assert (low, high) == pytest.approx(
+    found = estimate(by_seed(values), "x", UNBOUNDED)
+    assert found.value == pytest.approx(mean, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(
         (mean - 4.302652729911 * error, mean + 4.302652729911 * error), abs=1e-9
     )
+    assert found.covers == "seeds"
     t = abs(mean) / error
-    assert t_test(values) == pytest.approx(1 - t / math.sqrt(t * t + 2), abs=1e-9)
+    assert p_value(mean, over_seeds(values)) == pytest.approx(
+        1 - t / math.sqrt(t * t + 2), abs=1e-9
+    )
 
 
 def test_the_interval_with_five_seeds():
     values = [0.90, 0.92, 0.91, 0.95, 0.93]
     half = 2.7764451051978 * statistics.stdev(values) / math.sqrt(5)
-    assert t_interval(values) == pytest.approx((0.922, 0.922 - half, 0.922 + half), abs=1e-12)
+    found = estimate(by_seed(values), "x", UNBOUNDED)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (0.922, 0.922 - half, 0.922 + half), abs=1e-12
+    )
 
 
-def test_too_few_seeds_have_no_interval_and_no_p_value():
-    assert all(map(math.isnan, t_interval([])))
-    mean, low, high = t_interval([0.5])
-    assert mean == 0.5 and math.isnan(low) and math.isnan(high)
-    assert math.isnan(t_test([0.5])) and math.isnan(t_test([]))
+@pytest.mark.parametrize("values", [[], [0.5], [0.3, 0.8]])
+def test_below_three_seeds_there_is_no_interval_over_seeds_and_no_p_value(values):
+    found = estimate(by_seed(values), "x", SHARE)
+    assert found.seeds == len(values) and found.covers == ""
+    assert math.isnan(found.low) and math.isnan(found.high)
+    if values:
+        assert found.value == pytest.approx(np.mean(values))
+        assert math.isnan(p_value(found.value, over_seeds(values)))
+
+
+@property_test
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=6))
+def test_an_interval_of_a_share_stays_between_0_and_1_around_the_share(values):
+    found = estimate(by_seed(values), "x", SHARE)
+    assert 0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1
 
 
 def test_differences_without_spread():
-    assert t_test([0.0, 0.0, 0.0]) == 1
+    assert p_value(0.0, over_seeds([0.0, 0.0, 0.0])) == 1
     # The difference is the same with every seed, up to rounding.
-    assert math.isnan(t_test([0.93 - 0.92, 0.83 - 0.82, 0.53 - 0.52]))
+    assert math.isnan(p_value(0.01, over_seeds([0.93 - 0.92, 0.83 - 0.82, 0.53 - 0.52])))
 
 
 def test_one_seed_has_the_interval_of_its_task_and_undefined_scores_are_left_out():
     own = {"accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94}
-    assert dataclasses.astuple(estimate({3: own}, "accuracy")) == (0.9, 0.85, 0.94, 1)
-    found = estimate({0: own, 1: {"accuracy": None}, 2: {"accuracy": math.nan}}, "accuracy")
+    found = estimate({3: own}, "accuracy", SHARE)
+    assert dataclasses.astuple(found) == (0.9, 0.85, 0.94, 1, "examples")
+    found = estimate({0: own, 1: {"accuracy": None}, 2: {"accuracy": math.nan}}, "accuracy", SHARE)
     assert (found.value, found.low, found.seeds) == (0.9, 0.85, 1)
-    assert math.isnan(estimate({}, "accuracy").value)
-    assert math.isnan(estimate({0: {"accuracy": 0.5}}, "accuracy").low)
+    assert math.isnan(estimate({}, "accuracy", SHARE).value)
+    assert math.isnan(estimate({0: {"accuracy": 0.5}}, "accuracy", SHARE).low)
 
 
 def test_differences_are_paired_over_common_seeds(tmp_path):
@@ -82,30 +106,81 @@ def test_differences_are_paired_over_common_seeds(tmp_path):
     _, found = only(make_outcome(rows))
     assert found["base"].difference is None
     difference = found["other"].difference
-    # 0.04 and 0.05; one degree of freedom: P(|T| > t) = 1 - 2 atan(t) / pi, quantile 12.706.
-    assert difference.seeds == 2
+    assert difference.seeds == 2 and difference.covers == "examples"
     assert difference.value == pytest.approx(0.045)
-    assert difference.low == pytest.approx(0.045 - 12.7062047362 * 0.005, abs=1e-6)
-    assert found["other"].p_seeds == pytest.approx(1 - 2 * math.atan(0.045 / 0.005) / math.pi)
-    # With the common seeds, 4 and 5 more examples are right, and no example becomes wrong.
-    assert found["other"].p_examples == pytest.approx(binomial(9, 0))
+    # 4 and 5 other examples gain with the two seeds, none of them with both.
+    gaps = np.zeros((2, n))
+    gaps[0, 80:80], gaps[0, 80:84], gaps[1, 85:90] = 0, 1, 1
+    error = math.sqrt(gaps.mean(0).var(ddof=1) / n)
+    assert difference.high - difference.low == pytest.approx(2 * 1.984217 * error, rel=1e-5)
+    # The seeds differ by 0.01 and share no variance, which leaves the t-test with one degree of
+    # freedom: P(|T| > t) = 1 - 2 atan(t) / pi.
+    assert found["other"].test == "random-effects test over seeds and examples"
+    assert found["other"].p == pytest.approx(1 - 2 * math.atan(0.045 / 0.005) / math.pi)
 
 
-@pytest.mark.slow
-@property_test
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=3))
-def test_mcnemar_is_on_the_predictions_of_all_seeds_together(tmp_path_factory, counts):
-    folder = tmp_path_factory.mktemp("mcnemar")
-    ours, theirs = {}, {}
-    for seed, (only_ours, only_theirs) in enumerate(counts):
-        first = np.arange(30) < only_ours
-        second = (np.arange(30) >= only_ours) & (np.arange(30) < only_ours + only_theirs)
-        ours[seed], theirs[seed] = classified(first), classified(second)
-    rows = [make_row(folder, "theirs", theirs), make_row(folder, "ours", ours)]
+def crossed_p(gaps):
+    """The p-value of differences i[seeds, n] by the mean squares of a two-way table."""
+    seeds, n = gaps.shape
+    by_seed, by_example, mean = gaps.mean(1), gaps.mean(0), gaps.mean()
+    rest = gaps - by_seed[:, None] - by_example + mean
+    of_seeds = n * ((by_seed - mean) ** 2).sum() / (seeds - 1)
+    of_examples = seeds * ((by_example - mean) ** 2).sum() / (n - 1)
+    of_rest = (rest**2).sum() / (seeds - 1) / (n - 1)
+    variance = (of_seeds + max(0.0, of_examples - of_rest)) / (seeds * n)
+    freedom = min(n - 1, (seeds - 1) / (of_seeds / seeds / n / variance) ** 1.2)
+    return 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(variance), freedom)
+
+
+def runs_of(chances, generator, n, seeds=3):
+    """Runs of a classifier whose chance to be right is that of each example, f[n]."""
+    return {s: generator.random(n) < chances for s in range(seeds)}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_test_over_seeds_and_examples_is_that_of_the_two_way_table(tmp_path, number):
+    generator = np.random.default_rng(number)
+    n = (40, 150, 400)[number]
+    ours, theirs = (runs_of(generator.beta(2, 1, n), generator, n) for _ in range(2))
+    rows = [make_row(tmp_path, name, {s: classified(x) for s, x in runs.items()})
+            for name, runs in (("theirs", theirs), ("ours", ours))]  # fmt: skip
+    _, found = only(make_outcome(rows))
+    gaps = np.stack([ours[s].astype(int) - theirs[s] for s in range(3)])
+    assert found["ours"].difference.covers == found["ours"].score.covers == "seeds and examples"
+    assert found["ours"].p == pytest.approx(crossed_p(gaps), rel=1e-9)
+
+
+def test_seeds_that_disagree_are_not_taken_for_more_examples(tmp_path):
+    """The predictions of three seeds pooled gave p = 0.01 for a difference that one seed makes."""
+    n = 150
+    base = {s: classified(np.arange(n) < 100) for s in range(3)}
+    gains = {0: 13, 1: 0, 2: 0}
+    other = {s: classified(np.arange(n) < 100 + gains[s]) for s in range(3)}
+    rows = [make_row(tmp_path, "base", base, cost=cost(20, 20)),
+            make_row(tmp_path, "other", other, cost=cost(10, 10))]  # fmt: skip
+    _, found = only(make_outcome(rows))
+    assert binomial(13, 0) < 0.001
+    assert found["other"].p > 0.3 and found["base"].dominated_by == ()
+    assert found["other"].difference.low < 0 < found["other"].difference.high
+
+
+def test_seeds_that_all_agree_are_one_run(tmp_path):
+    n = 150
+    rows = [make_row(tmp_path, name, {s: classified(np.arange(n) < k) for s in range(3)})
+            for name, k in (("base", 100), ("other", 109))]  # fmt: skip
     comparison, found = only(make_outcome(rows))
-    assert comparison.test == "McNemar's test"
-    first, second = map(sum, zip(*counts, strict=True))
-    assert found["ours"].p_examples == pytest.approx(binomial(first, second), abs=1e-9)
+    assert comparison.tests == ("McNemar's test over examples",)
+    assert found["other"].p == pytest.approx(binomial(9, 0))
+
+
+def test_two_seeds_that_disagree_widely_have_no_interval_beyond_the_shares(tmp_path):
+    """Student's interval over two seeds was [-0.84, 1.95] for such shares."""
+    n = 100
+    runs = {s: classified(np.arange(n) < k) for s, k in enumerate((45, 67))}
+    rows = [make_row(tmp_path, "base", runs), make_row(tmp_path, "same", runs)]
+    _, found = only(make_outcome(rows, seeds=(0, 1)))
+    score = found["base"].score
+    assert score.covers == "examples" and 0.4 < score.low < 0.56 < score.high < 0.7
 
 
 def test_holm_is_over_the_rows_of_the_table(tmp_path):
@@ -119,8 +194,7 @@ def test_holm_is_over_the_rows_of_the_table(tmp_path):
     expected = {"c": 3 * p["c"], "b": max(3 * p["c"], 2 * p["b"])}
     expected["a"] = max(expected["b"], p["a"])
     for name, adjusted in expected.items():
-        assert found[name].p_examples_holm == pytest.approx(adjusted)
-        assert math.isnan(found[name].p_seeds_holm)
+        assert found[name].p_holm == pytest.approx(adjusted)
 
 
 @pytest.mark.slow
@@ -134,8 +208,8 @@ def test_a_bootstrap_takes_the_repeats_of_an_example_together(tmp_path):
             make_row(tmp_path, "other", dict.fromkeys(range(seeds), regressed(other))),
         ]
         comparison, by_label = only(make_outcome(rows, "rmse", better="min"))
-        assert comparison.test == "paired bootstrap"
-        found[seeds] = by_label["other"].p_examples
+        assert comparison.tests == ("paired bootstrap over examples",)
+        found[seeds] = by_label["other"].p
     # Three equal runs have no more information about the examples than one run.
     assert found[3] == found[1]
     draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
@@ -160,13 +234,13 @@ def test_a_bootstrap_is_paired_in_examples_and_a_mean_over_seeds(tmp_path):
             1.5 * errors[1])}),
     ]  # fmt: skip
     _, found = only(make_outcome(rows, "rmse", better="min", seeds=(0, 1)))
-    assert found["nearer"].p_examples == 1 / 1000
+    assert found["nearer"].p < 1 / 1000
     draws = np.random.default_rng(1).integers(0, 80, (20_000, 80))
     first, second = (np.sqrt((e[draws] ** 2).mean(1)) for e in errors)
     gaps = (0.5 * second - 0.5 * first) / 2
     expected = 2 * min((gaps <= 0).mean(), (gaps >= 0).mean())
     assert expected > 0.2
-    assert found["either"].p_examples == pytest.approx(expected, abs=0.1)
+    assert found["either"].p > expected
 
 
 def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
@@ -181,16 +255,15 @@ def test_a_metric_that_is_no_share_of_right_answers_is_resampled(tmp_path):
     comparison, found = only(make_outcome(rows, "kappa", seeds=(0,)))
     assert (far == label).mean() > (near == label).mean()
     assert found["near"].score.value > found["far"].score.value
-    assert comparison.test == "paired bootstrap"
+    assert comparison.tests == ("paired bootstrap over examples",)
     assert found["far"].dominated_by == ("near",)
 
 
 def test_a_score_without_an_interval_over_examples_has_no_test_over_them(tmp_path):
     rows = [make_row(tmp_path, name, rights(0.5, start=i)) for i, name in enumerate("ab")]
     comparison, found = only(make_outcome(rows, "macro_f1"))
-    assert comparison.test == ""
-    assert math.isnan(found["b"].p_examples)
-    assert not math.isnan(found["b"].p_seeds)
+    assert comparison.tests == ("paired t-test over seeds",)
+    assert found["b"].difference.covers == "seeds" and not math.isnan(found["b"].p)
     assert found["a"].dominated_by == found["b"].dominated_by == ()
 
 

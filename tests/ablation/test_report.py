@@ -58,20 +58,20 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
       const column = (i) => [...document.querySelectorAll("#s1 tbody tr")].map(
         (row) => row.cells[i].textContent);
       told.heads = heads.map(name); told.before = column(0);
-      for (const text of ["accuracy", "trained scalars", "p, examples", "GFLOPs/step"]) {
+      for (const text of ["accuracy, %", "trained scalars", "p", "GFLOPs/step"]) {
         heads[at(text)].click(); told[text] = column(at(text)); told[text + " rows"] = column(0);
       }
       told.headings = [...document.querySelectorAll("h2")].map((h) => h.textContent);
     """
     told = told_by((written[0] / "index.html").read_text(), script, tmp_path)
     assert told["before"] == ["full", "linear_probe", HOSTILE, "half", "lost"]
-    scores = [float(x.split()[0]) for x in told["accuracy"][:-1]]
-    assert scores == sorted(scores) and told["accuracy"][-1] == "failed"
+    scores = [float(x.split()[0]) for x in told["accuracy, %"][:-1]]
+    assert scores == sorted(scores) and told["accuracy, %"][-1] == "failed"
     assert told["trained scalars"] == ["650", "800", "1,000", "5,000,000", "–"]
     assert told["trained scalars rows"][0] == "linear_probe"
     # A synthetic row without an explicit cost takes 1e9 FLOPs per step.
     assert told["GFLOPs/step"] == ["0", "1e-08", "1", "2", "–"]
-    assert sorted(told["p, examples rows"][-2:]) == ["full", "lost"]
+    assert sorted(told["p rows"][-2:]) == ["full", "lost"]
     assert told["headings"] == ["Test accuracy", "Provenance"]
     assert told["images"] == 5 and told["broken"] == 0
     assert told["requests"] == [] and told["wide"] <= 0

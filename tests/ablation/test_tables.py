@@ -138,23 +138,24 @@ def test_no_row_is_dropped_and_marks_are_explained(written, outcome):
     by_label = {r[0]: dict(zip(rows[0], r, strict=True)) for r in rows[1:]}
     assert by_label["linear_probe"]["chosen"] == "learning_rate=0.1†"
     assert by_label["full"]["chosen"] == "learning_rate=0.1"
-    assert by_label["full"]["difference"] == "reference"
-    assert by_label["lost"]["accuracy"] == "failed" and by_label["lost"]["trained"] == "–"
-    assert by_label["half"]["accuracy"].endswith("(2 of 3 seeds)")
+    assert by_label["full"]["difference, points"] == "reference"
+    assert by_label["lost"]["accuracy, %"] == "failed" and by_label["lost"]["trained"] == "–"
+    assert by_label["half"]["accuracy, %"].endswith("(2 of 3 seeds)")
     assert by_label["full"]["trained"] == "5 M (50 %)"
     assert by_label["linear_probe"]["FLOPs/step"] == "0"
-    assert by_label["full"]["accuracy, cifar10_1"] == "not run"
+    assert by_label["full"]["accuracy, cifar10_1, %"] == "not run"
     assert by_label["full"]["relative feature drift"] == "0.2500 [0.2500, 0.2500]"
-    # Corrupted 0.8, 0.81, 0.82: 0.81 and 4.3027 times 0.01 / sqrt(3).
-    assert by_label["full"]["accuracy, corrupted"] == "0.8100 [0.7852, 0.8348]"
+    # Corrupted 0.8, 0.81, 0.82: standard error 0.01 / sqrt(3), t quantile 4.3027.
+    # The effective number of examples is 0.81 * 0.19 * 3 / 0.0001, and Wilson's interval of it:
+    assert by_label["full"]["accuracy, corrupted, %"] == "81.0 [78.4, 83.4]"
     assert "P F" in by_label["linear_probe"]["marks"]
     text = (folder / "table.md").read_text()
     for said in ("†: the smallest or the largest value tried",
                  "half: failed with seed 1: loss is nan at step 7",
                  "lost: failed: every point", "cifar10_1: not run, needs CIFAR-10.1",
                  "budget of every row: 2 runs", "on 200 examples", "over seeds 0, 1, 2",
-                 "Differences are to full", "McNemar's test",
-                 "after Holm's adjustment"):  # fmt: skip
+                 "Differences are to full", "random-effects test over seeds and examples",
+                 "After Holm's adjustment"):  # fmt: skip
         assert said in text, said
 
 
@@ -168,7 +169,7 @@ def test_dominated_rows_are_marked_and_the_better_one_is_named(tmp_path):
     assert "poor: dominated by good." in table.notes
     assert "seed 0 [95 % interval over examples]" in table.caption
     # Wilson's interval of 90 of 100.
-    assert table.rows[0][2] == "0.9000 [0.8256, 0.9448]"
+    assert table.rows[0][2] == "90.0 [82.6, 94.5]"
 
 
 def test_the_csv_has_every_figure_in_full(written, outcome):
@@ -188,9 +189,13 @@ def test_the_csv_has_every_figure_in_full(written, outcome):
             assert float(found[f"test_accuracy_seed{seed}"]) == scores["accuracy"]
         if compared.difference:
             p_values = {k: v for k, v in vars(compared).items() if k.startswith("p_")}
-            assert len(p_values) == 4
+            p_values["p"] = compared.p
+            assert len(p_values) == 2 and found["test"] == compared.test
             for name, value in {**vars(compared.difference), **p_values}.items():
                 cell = found[f"difference_{name}"]
+                if name == "covers":
+                    assert cell == value
+                    continue
                 assert (cell == "") if math.isnan(value) else float(cell) == value
         assert json.loads(found["overrides"]) == row.spec.overrides
         assert float(found[f"chosen.{RATE}"]) == row.point[RATE]
@@ -201,9 +206,12 @@ def test_the_csv_has_every_figure_in_full(written, outcome):
 
 def test_intervals_for_people():
     nan = math.nan
-    assert interval(Estimate(0.5, 0.25, 0.75, 3)) == "0.5000 [0.2500, 0.7500]"
-    assert interval(Estimate(0.02, -0.0004, 0.04, 3), "+") == "+0.0200 [-0.0004, +0.0400]"
-    assert interval(Estimate(0.5, nan, nan, 1)) == "0.5000" and interval(
-        Estimate(nan, nan, nan, 0)
+    assert interval(Estimate(0.5, 0.25, 0.75, 3), "accuracy") == "50.0 [25.0, 75.0]"
+    assert (
+        interval(Estimate(0.02, -0.0004, 0.04, 3), "kappa", sign=True)
+        == "+0.0200 [-0.0004, +0.0400]"
+    )
+    assert interval(Estimate(0.5, nan, nan, 1), "rmse") == "0.5000" and interval(
+        Estimate(nan, nan, nan, 0), "accuracy"
     ) == "–"  # fmt: skip
-    assert interval(Estimate(2e-7, 1e-7, 3e-7, 3)) == "2e-07 [1e-07, 3e-07]"
+    assert interval(Estimate(2e-7, 1e-7, 3e-7, 3), "loss") == "2e-07 [1e-07, 3e-07]"

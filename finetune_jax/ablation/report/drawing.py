@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune_jax.ablation.report.layout import one_line
+from finetune_jax.metrics import names
 from finetune_jax.reporting import charts
 from finetune_jax.reporting.fonts import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _LINE = 11.0
@@ -102,6 +104,12 @@ def shorten(label: str, length: int = 56) -> str:
     if len(label) <= length:
         return label
     return f"{label[: length // 2]}…{label[-(length // 2 - 1) :]}"
+
+
+def in_percent(axis: Axis, score: str) -> None:
+    """Writes the numbers along an axis in per cent, where the score is written so."""
+    if names.named(score).percent:
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
 
 
 def label_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:

@@ -11,12 +11,14 @@ from finetune_jax.ablation.report.base import COSTS, Comparison, Estimate, Extra
 from finetune_jax.ablation.report.drawing import (
     Drawing,
     height_for,
+    in_percent,
     label_beside,
     new_drawing,
     width_for,
 )
 from finetune_jax.ablation.report.layout import one_line
 from finetune_jax.ablation.report.sensitivity import sensitivity
+from finetune_jax.metrics import names
 from finetune_jax.reporting import charts
 from finetune_jax.reporting.fonts import drawn
 
@@ -60,7 +62,7 @@ def score_against_cost(comparison: Comparison, cost: str, outcome: Outcome) -> D
     labels = [x.row.spec.label for x in rows]
     costs = [float(getattr(x.row.cost, cost)) for x in rows]
     on_front = [cost in x.front for x in rows]
-    title = f"Test {outcome.metric} against {_NAMES[cost]}"
+    title = f"Test {names.named(outcome.metric).name} against {_NAMES[cost]}"
     size = width_for(labels), height_for(len(rows))
     with new_drawing(f"cost_{cost}", title, *size) as (grid, drawing):
         axes = grid[0, 0]
@@ -80,6 +82,7 @@ def score_against_cost(comparison: Comparison, cost: str, outcome: Outcome) -> D
         axes.margins(x=0.08)
         axes.set_xlabel(_NAMES[cost])
         axes.set_ylabel(_score_axis_label(outcome))
+        in_percent(axes.yaxis, outcome.metric)
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         points = [(c, x.score.value) for c, x in zip(costs, rows, strict=True)]
         label_beside(axes, [(*p, label) for p, label in zip(points, labels, strict=True)])
@@ -105,7 +108,8 @@ def shifted_against_test(
     if not rows:
         return None
     labels = [label for label, *_ in rows]
-    title = f"{column.name.capitalize()} against test {outcome.metric}"
+    title = f"{column.heading} against test {names.named(outcome.metric).name}"
+    title = title[:1].upper() + title[1:]
     with new_drawing(name, title, width_for(labels), height_for(len(rows))) as (grid, drawing):
         axes = grid[0, 0]
         for _, test, shifted in rows:
@@ -115,7 +119,9 @@ def shifted_against_test(
         axes.axline((0, 0), slope=1, ls="--", color=charts.SOFT, lw=1, zorder=0, label="equal")
         axes.set(xlim=limits[0], ylim=limits[1])
         axes.set_xlabel(_score_axis_label(outcome))
-        axes.set_ylabel(f"{drawn(one_line(column.name))} (95 % interval)", parse_math=False)
+        axes.set_ylabel(f"{drawn(one_line(column.heading))} (95 % interval)", parse_math=False)
+        in_percent(axes.xaxis, outcome.metric)
+        in_percent(axes.yaxis, column.score)
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
         label_beside(axes, [(test.value, shifted.value, label) for label, test, shifted in rows])
     return drawing
@@ -123,7 +129,7 @@ def shifted_against_test(
 
 def _score_axis_label(outcome: Outcome) -> str:
     less = "" if outcome.better == "max" else ", less is better"
-    return f"test {outcome.metric} (95 % interval{less})"
+    return f"test {names.heading(outcome.metric)} (95 % interval{less})"
 
 
 def _draw_point(axes: Axes, x: Estimate, y: Estimate, color: str) -> None:

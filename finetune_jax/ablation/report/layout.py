@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from finetune_jax.ablation.axes import Overrides
 from finetune_jax.ablation.outcome import Outcome, TableRow
 from finetune_jax.ablation.report.base import (
+    BOTH,
     COSTS,
+    EXAMPLES,
+    SEEDS,
     ComparedRow,
     Comparison,
     Estimate,
     ExtraColumn,
 )
-from finetune_jax.ablation.report.example_scores import MCNEMAR
-from finetune_jax.reporting.html import number
+from finetune_jax.ablation.report.statistics import BOOTSTRAP, COVERED, CROSSED, MCNEMAR
+from finetune_jax.metrics import names
+from finetune_jax.metrics.crossed import MIN_SEEDS
 from finetune_jax.tables import count, size
 
 EDGE = "†"
@@ -57,10 +61,11 @@ def lay_out(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outco
     columns: dict[str, list[str]] = {
         "row": [x.row.spec.label for x in rows],
         "chosen": [chosen(x.row) for x in rows],
-        outcome.metric: [score_text(x, outcome) for x in rows],
-        "difference": [difference_text(x, comparison.reference) for x in rows],
-        "p, examples": [p_value_text(x.p_examples_holm) for x in rows],
-        "p, seeds": [p_value_text(x.p_seeds_holm) for x in rows],
+        names.heading(outcome.metric): [score_text(x, outcome) for x in rows],
+        difference_heading(outcome): [
+            difference_text(x, comparison.reference, outcome) for x in rows
+        ],
+        "p": [p_value_text(x.p_holm) for x in rows],
         "trained": [_trained(x.row) for x in rows],
     }
     for name, attribute, show in (
@@ -72,13 +77,15 @@ def lay_out(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outco
     ):
         columns[name] = [show(getattr(x.row.cost, attribute)) if x.row.cost else "–" for x in rows]
     for column in extra:
-        columns[column.name] = [
-            "not run" if column.not_run else interval(column.estimates[x.row.spec.name])
+        columns[column.heading] = [
+            "not run"
+            if column.not_run
+            else interval(column.estimates[x.row.spec.name], column.score)
             for x in rows
         ]
     columns["marks"] = [marks(x) for x in rows]
     return Table(
-        title=comparison.name or outcome.metric,
+        title=comparison.name or names.named(outcome.metric).name,
         caption=caption(comparison, outcome),
         header=tuple(columns),
         numeric=frozenset(range(2, len(columns) - 1)),
@@ -92,25 +99,32 @@ def caption(comparison: Comparison, outcome: Outcome) -> str:
     counts = {s["n_scored"] for x in comparison.rows for s in x.row.test.values()}
     examples = "/".join(f"{n:,}" for n in sorted(counts)) or "no"
     seeds = ", ".join(map(str, outcome.seeds))
-    several = f"mean over seeds {seeds} [95 % t interval]"
-    single = f"seed {seeds} [95 % interval over examples]"
+    several = f"mean over seeds {seeds}" if len(outcome.seeds) > 1 else f"seed {seeds}"
     tuned = f"{outcome.tuning_seeds} seed{'s' * (outcome.tuning_seeds > 1)}"
     return (
-        f"Test {outcome.metric} ({'more' if outcome.better == 'max' else 'less'} is better) on "
-        f"{examples} examples, {several if len(outcome.seeds) > 1 else single}. Hyper-parameters "
-        f"are chosen on validation; tuning budget of every row: {comparison.budget:g} runs of full "
-        f"length, each point over {tuned}. Differences are to {comparison.reference}."
+        f"Test {names.named(outcome.metric).name} "
+        f"({'more' if outcome.better == 'max' else 'less'} is better) on {examples} examples, "
+        f"{several}{_interval_words(comparison)}. Hyper-parameters are chosen on validation; "
+        f"tuning budget of every row: {comparison.budget:g} runs of full length, each point over "
+        f"{tuned}. Differences are to {comparison.reference}."
     )
+
+
+def _interval_words(comparison: Comparison) -> str:
+    covered = {x.score.covers for x in comparison.rows if x.score.covers}
+    parts = [f"over {what}" for what in (BOTH, SEEDS, EXAMPLES) if what in covered]
+    return f" [95 % interval {', or '.join(parts)}]" if parts else ""
 
 
 def notes(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcome) -> list[str]:
     """Notes below a table: statistics, marks, failed rows, and what was not run."""
+    metric = names.named(outcome.metric).name
     found = [
         *_statistics_notes(comparison, outcome),
-        f"Marks: P, on the Pareto front of {outcome.metric} and trained scalars: no row has better "
-        f"{outcome.metric} with as few trained scalars; F, on the Pareto front of {outcome.metric} "
-        "and FLOPs per step; D, dominated: another row costs no more by both and is better, "
-        "p < 0.05 over examples after Holm's adjustment over all pairs.",
+        f"Marks: P, on the Pareto front of {metric} and trained scalars: no row has better "
+        f"{metric} with as few trained scalars; F, on the Pareto front of {metric} and FLOPs per "
+        "step; D, dominated: another row costs no more by both and is better, p < 0.05 after "
+        "Holm's adjustment over all pairs.",
     ]
     found += [
         f"{x.row.spec.label}: dominated by {', '.join(x.dominated_by)}."
@@ -129,7 +143,9 @@ def notes(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcome
         for seed, error in sorted(x.row.errors.items()):
             found.append(f"{x.row.spec.label}: failed with seed {seed}: {one_line(error)}")
     found += [
-        f"{column.name}: not run, {one_line(column.not_run)}" for column in extra if column.not_run
+        f"{column.heading.removesuffix(', %')}: not run, {one_line(column.not_run)}"
+        for column in extra
+        if column.not_run
     ]
     found.append(
         "FLOPs and bytes are those that XLA reports for the compiled step; a frozen prefix that is "
@@ -141,19 +157,28 @@ def notes(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcome
 
 def _statistics_notes(comparison: Comparison, outcome: Outcome) -> list[str]:
     found = []
-    if len(outcome.seeds) > 1:
+    if 1 < len(outcome.seeds) < MIN_SEEDS:
         found.append(
-            "Intervals over seeds describe training again and testing on the same examples; if all "
-            "seeds have the same score, the interval has no width."
+            f"With {len(outcome.seeds)} seeds, intervals do not cover training again: "
+            f"{MIN_SEEDS} seeds are the fewest that say something about it."
         )
-    if comparison.test:
-        pooled = comparison.test == MCNEMAR and len(outcome.seeds) > 1
+    if comparison.tests:
         found.append(
-            f"p, examples: {comparison.test} on the test predictions"
-            + (" of all common seeds together, which are not independent" if pooled else "")
-            + "; p, seeds: paired t-test. Both after Holm's adjustment over the rows of the table."
+            f"p: {'; '.join(_test_words(test) for test in comparison.tests)}. After Holm's "
+            "adjustment over the rows of the table."
         )
     return found
+
+
+def _test_words(test: str) -> str:
+    """A test, and what it does not cover."""
+    if test == CROSSED:
+        return f"{test} (Obuchowski and Rockette 1995)"
+    without = {EXAMPLES: "training again with other seeds", SEEDS: "testing on other examples"}
+    missing = without[COVERED[test]]
+    if test in (MCNEMAR, BOOTSTRAP):
+        return f"{test}, where there is one seed or all seeds agree; it does not cover {missing}"
+    return f"{test}; it does not cover {missing}"
 
 
 def chosen(row: TableRow) -> str:
@@ -181,39 +206,43 @@ def score_text(compared: ComparedRow, outcome: Outcome) -> str:
     if not row.test:
         return "not scored"
     missing = score.seeds < len(outcome.seeds)
-    return interval(score) + f" ({score.seeds} of {len(outcome.seeds)} seeds)" * missing
+    return (
+        interval(score, outcome.metric)
+        + f" ({score.seeds} of {len(outcome.seeds)} seeds)" * missing
+    )
 
 
-def difference_text(compared: ComparedRow, reference: str) -> str:
+def difference_heading(outcome: Outcome) -> str:
+    """Header of the column of differences."""
+    return f"difference{', points' * names.named(outcome.metric).percent}"
+
+
+def difference_text(compared: ComparedRow, reference: str, outcome: Outcome) -> str:
     """The difference to the reference row with its interval.
 
     Args:
       compared: the row.
       reference: label of the reference row.
+      outcome: outcome that the row belongs to.
     """
     if compared.row.spec.label == reference:
         return "reference"
-    return interval(compared.difference, "+") if compared.difference else "–"
+    if not compared.difference:
+        return "–"
+    return interval(compared.difference, outcome.metric, sign=True)
 
 
-def interval(estimate: Estimate, sign: str = "") -> str:
-    """An estimate such as ``0.9123 [0.9001, 0.9245]``; only the value if it has no interval.
+def interval(estimate: Estimate, score: str, *, sign: bool = False) -> str:
+    """An estimate such as ``91.2 [90.0, 92.5]``; only the value if it has no interval.
 
     Args:
       estimate: the estimate.
-      sign: ``+`` to show the sign of positive numbers.
+      score: raw name of the score, which decides how numbers are written; without their unit.
+      sign: whether positive numbers have a sign.
     """
-    if math.isnan(estimate.value):
-        return "–"
-    numbers = [estimate.value]
-    if not math.isnan(estimate.low):
-        numbers += [estimate.low, estimate.high]
-    # All three numbers have the same form, so that they are easy to compare.
-    fixed = 1e-3 <= max(map(abs, numbers)) < 1e5
-    texts = [
-        ("+" if sign and x > 0 else "") + (f"{x:.4f}" if fixed else number(x)) for x in numbers
-    ]
-    return texts[0] if len(texts) == 1 else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+    ends = [] if math.isnan(estimate.low) else [estimate.low, estimate.high]
+    texts = [names.written(score, x, sign=sign, unit=False) for x in (estimate.value, *ends)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if ends else texts[0]
 
 
 def p_value_text(p_value: float) -> str:

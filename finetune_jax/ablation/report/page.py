@@ -12,6 +12,7 @@ from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report import layout
 from finetune_jax.ablation.report.base import ComparedRow, Comparison, ExtraColumn
 from finetune_jax.ablation.report.drawing import Drawing
+from finetune_jax.metrics import names
 from finetune_jax.reporting import html
 
 Section = tuple[str, str]
@@ -49,7 +50,7 @@ def page(outcome: Outcome, tables: Sequence[TableReport], overall: Sequence[Draw
     """
     sections: list[Section] = []
     for table in tables:
-        heading = table.comparison.name or f"Test {outcome.metric}"
+        heading = table.comparison.name or f"Test {names.named(outcome.metric).name}"
         content = _table(table.comparison, table.extra, outcome) + _figures(table.drawings)
         sections.append((heading, content))
     sections += [(drawing.title, _figures([drawing])) for drawing in overall]
@@ -63,7 +64,11 @@ def _header(outcome: Outcome, tables: Sequence[TableReport]) -> str:
     seeds = ", ".join(map(str, outcome.seeds))
     failed = sum(row.point is None or bool(row.errors) for row in outcome.rows)
     cards = [
-        (outcome.metric, "metric", f"{'more' if outcome.better == 'max' else 'less'} is better"),
+        (
+            names.named(outcome.metric).name,
+            "metric",
+            f"{'more' if outcome.better == 'max' else 'less'} is better",
+        ),
         (str(len(outcome.rows)), "rows", f"{failed} with failures" if failed else ""),
         (str(len(outcome.seeds)), "seeds scored", f"{seeds}; once, on test"),
         (
@@ -91,19 +96,19 @@ def _table(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcom
     power = min(4, int(math.log(flops, 1000))) if flops >= 1 else 0
     unit = ("", "k", "M", "G", "T")[power]
     header = [
-        "row", "chosen", outcome.metric, f"difference to {comparison.reference}",
-        "p, examples", "p, seeds", "trained scalars", "trained, %", f"{unit}FLOPs/step",
+        "row", "chosen", names.heading(outcome.metric),
+        f"{layout.difference_heading(outcome)}, to {comparison.reference}",
+        "p", "trained scalars", "trained, %", f"{unit}FLOPs/step",
         "peak memory, MiB", "optimizer, MiB", "checkpoint, MiB", "seconds",
-        *(column.name for column in extra), "marks",
+        *(column.heading for column in extra), "marks",
     ]  # fmt: skip
     cells = [
         [
             compared.row.spec.label,
             layout.chosen(compared.row),
             layout.score_text(compared, outcome),
-            layout.difference_text(compared, comparison.reference),
-            compared.p_examples_holm if compared.difference else None,
-            compared.p_seeds_holm if compared.difference else None,
+            layout.difference_text(compared, comparison.reference, outcome),
+            layout.p_value_text(compared.p_holm),
             *_cost_cells(compared, power),
             *(_extra_cell(column, compared) for column in extra),
             layout.marks(compared),
@@ -138,7 +143,7 @@ def _cost_cells(compared: ComparedRow, power: int) -> list[Any]:
 def _extra_cell(column: ExtraColumn, compared: ComparedRow) -> str:
     if column.not_run:
         return "not run"
-    return layout.interval(column.estimates[compared.row.spec.name])
+    return layout.interval(column.estimates[compared.row.spec.name], column.score)
 
 
 def _figures(drawings: Sequence[Drawing]) -> str:
@@ -159,7 +164,8 @@ def _provenance(outcome: Outcome) -> str:
         rows.append(["wall time", f"{known['seconds']:.0f} s in all calls of the command"])
     rows += [[f"version of {name}", text] for name, text in known.get("versions", {}).items()]
     rows += [["accepted change", text] for text in known.get("accepted", [])]
-    rows.append(["metric", f"{outcome.metric}, {outcome.better}"])
+    more = "more" if outcome.better == "max" else "less"
+    rows.append(["metric", f"{names.named(outcome.metric).name}, {more} is better"])
     rows.append(["seeds scored", ", ".join(map(str, outcome.seeds))])
     rows.append(["number of seeds of each point while tuning", str(outcome.tuning_seeds)])
     rows += [

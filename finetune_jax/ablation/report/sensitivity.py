@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from finetune_jax.ablation.outcome import Outcome, TableRow
 from finetune_jax.ablation.report.base import Comparison
-from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten
+from finetune_jax.ablation.report.drawing import Drawing, in_percent, new_drawing, shorten
 from finetune_jax.ablation.search.base import Trial
+from finetune_jax.metrics import names
 from finetune_jax.reporting import charts
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _draw(
 ) -> Drawing:
     columns = min(_COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
-    title = f"Validation {outcome.metric} against {key}"
+    title = f"Validation {names.named(outcome.metric).name} against {key}"
     sign = 1 if outcome.better == "max" else -1
     size = 0.6 + 2.9 * columns, 0.9 + 1.9 * lines
     with new_drawing(name, title, *size, rows=lines, columns=columns) as (grid, drawing):
@@ -56,7 +57,8 @@ def _draw(
         if values[0] > 0 and values[-1] >= 10 * values[0]:
             grid[0, 0].set_xscale("log")
         for axes in grid[:, 0]:
-            axes.set_ylabel(f"validation {outcome.metric}", fontsize=8.5)
+            axes.set_ylabel(f"validation {names.heading(outcome.metric)}", fontsize=8.5)
+            in_percent(axes.yaxis, outcome.metric)
         lowest = [grid[-1 if i < len(rows) - columns * (lines - 1) else -2, i]
                   for i in range(columns)]  # fmt: skip
         for axes in lowest:

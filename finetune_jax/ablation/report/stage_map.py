@@ -13,8 +13,8 @@ from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten
 from finetune_jax.ablation.report.layout import without_common
 from finetune_jax.errors import UserError
 from finetune_jax.grammar import parse_sequence
+from finetune_jax.metrics import names
 from finetune_jax.reporting import charts
-from finetune_jax.reporting.html import number
 
 _STAGE_SCHEMES = frozenset(("stages", "first_k", "last_k"))
 _HEAD_SCHEMES = frozenset(("head", "linear_probe"))
@@ -105,7 +105,7 @@ def _draw(
     labels = [shorten(scheme) for scheme in schemes]
     width = 1.5 + 0.075 * max(map(len, labels)) + max(0.85 * len(columns), 2.0)
     height = 1.4 + 0.36 * len(schemes) + 0.04 * max(map(len, columns))
-    title = f"Test {outcome.metric} of schemes that train whole stages"
+    title = f"Test {names.named(outcome.metric).name} of schemes that train whole stages"
     with new_drawing("stages", title, width, height) as (grid, drawing):
         axes = grid[0, 0]
         axes.imshow(gaps, cmap="Blues", vmin=min(np.nanmin(gaps), -1e-9) * 1.4, vmax=0,
@@ -118,8 +118,10 @@ def _draw(
         dark = 0.5 * np.nanmin(gaps)
         for i, j in np.argwhere(~np.isnan(values)):
             color = "white" if gaps[i, j] > dark else charts.INK
-            axes.text(j, i, number(float(values[i, j])), ha="center", va="center", size=8,
+            text = names.written(outcome.metric, float(values[i, j]), unit=False)
+            axes.text(j, i, text, ha="center", va="center", size=8,
                       color=color)  # fmt: skip
-        axes.set_title(f"test {outcome.metric}; darker: closer to the best score of the column",
+        heading = names.heading(outcome.metric)
+        axes.set_title(f"test {heading}; darker: closer to the best score of the column",
                        fontsize=8.5)  # fmt: skip
     return drawing

@@ -1,12 +1,12 @@
-"""Statistics of a table: intervals, paired tests, Pareto fronts and dominated rows.
+"""Statistics of a table: intervals, tests of differences, Pareto fronts and dominated rows.
 
-Intervals are over seeds: they describe how much the score of a row varies when the row is trained
-again and tested on the same examples. Whether two rows differ on the same examples is a separate
-test; see `example_scores`.
+Every seed of every row is tested on the same examples. From three seeds on, intervals cover both
+training again and testing on other examples; see `finetune_jax.metrics.crossed`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,54 @@ from typing import Any, TypeVar
 import numpy as np
 
 from finetune_jax.ablation.outcome import Outcome, TableRow
-from finetune_jax.ablation.report.base import COSTS, ComparedRow, Comparison, Estimate
+from finetune_jax.ablation.report.base import (
+    BOTH,
+    COSTS,
+    EXAMPLES,
+    SEEDS,
+    ComparedRow,
+    Comparison,
+    Estimate,
+)
 from finetune_jax.ablation.report.example_scores import ExampleScores, read_example_scores
 from finetune_jax.errors import UserError
+from finetune_jax.metrics import crossed, names
+from finetune_jax.metrics.intervals import bounded
 from finetune_jax.metrics.paired import holm
 
 _Key = TypeVar("_Key")
 
 LEVEL = 0.05
 """Adjusted p-value below which a row is significantly better than another row."""
+
+CROSSED = "random-effects test over seeds and examples"
+MCNEMAR, BOOTSTRAP = "McNemar's test over examples", "paired bootstrap over examples"
+T_TEST = "paired t-test over seeds"
+
+COVERED = {CROSSED: BOTH, MCNEMAR: EXAMPLES, BOOTSTRAP: EXAMPLES, T_TEST: SEEDS}
+"""What each test covers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTest:
+    """The difference between two rows over their common seeds.
+
+    Attributes:
+      difference: our score minus their score.
+      p: two-sided p-value of no difference; nan if there is no test.
+      test: name of the test, one of `COVERED`; empty if there is none.
+    """
+
+    difference: Estimate
+    p: float
+    test: str
+
+    @property
+    def reversed(self) -> PairTest:
+        """The same pair in the other order."""
+        gap = self.difference
+        negated = dataclasses.replace(gap, value=-gap.value, low=-gap.high, high=-gap.low)
+        return dataclasses.replace(self, difference=negated)
 
 
 def compare(outcome: Outcome) -> list[Comparison]:
@@ -35,48 +74,51 @@ def compare(outcome: Outcome) -> list[Comparison]:
     return [_compare(name, rows, outcome) for name, rows in outcome.tables.items()]
 
 
-def estimate(scores: Mapping[int, Mapping[str, Any]], metric: str) -> Estimate:
+def estimate(
+    scores: Mapping[int, Mapping[str, Any]],
+    metric: str,
+    bounds: tuple[float, float],
+    spread: crossed.Spread | None = None,
+) -> Estimate:
     """Mean and 95 % interval of a metric over seeds.
 
     Args:
-      scores: scores by seed; a seed whose score is undefined is left out.
+      scores: scores by seed; a seed whose score is undefined is left out. One seed has the interval
+        that its task computed.
       metric: name of the score.
+      bounds: smallest and largest possible score, which the interval does not leave.
+      spread: error of the mean over several seeds; None for that over seeds alone.
     """
     known = [found for found in scores.values() if defined(found.get(metric))]
     values = [float(found[metric]) for found in known]
-    if len(values) != 1:
-        return Estimate(*t_interval(values), len(values))
-    low, high = (known[0].get(f"{metric}_{end}") for end in ("low", "high"))
-    return Estimate(values[0], _or_nan(low), _or_nan(high), 1)
+    if not values:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    if len(values) == 1:
+        low, high = (_or_nan(known[0].get(f"{metric}_{end}")) for end in ("low", "high"))
+        return Estimate(values[0], low, high, 1, "" if math.isnan(low) else EXAMPLES)
+    spread = spread or crossed.over_seeds(values)
+    mean = float(np.mean(values))
+    # Over seeds alone, equal scores have an interval without width.
+    examples = int(known[0].get("n_scored") or 0) if spread.examples else 0
+    low, high = bounded(mean, spread.error, crossed.quantile(spread), examples, bounds)
+    return Estimate(mean, low, high, len(values), _covers(spread))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t distribution.
+def difference_of(
+    gaps: Sequence[float], bounds: tuple[float, float], spread: crossed.Spread
+) -> Estimate:
+    """Mean difference of two rows over seeds with its 95 % interval.
 
     Args:
-      values: values of independent runs. Without values all results are nan; with one value the
-        ends of the interval are nan.
-      level: confidence level of the interval.
+      gaps: our score minus their score with each common seed.
+      bounds: smallest and largest possible score.
+      spread: error of the mean.
     """
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return (float(values[0]) if values else math.nan), math.nan, math.nan
-    mean, error = _mean_and_error(values)
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
-    return mean, mean - half, mean + half
-
-
-def t_test(values: Sequence[float]) -> float:
-    """Two-sided p-value that the mean of differences is 0; nan as for `ComparedRow.p_seeds`."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return math.nan
-    mean, error = _mean_and_error(values)
-    if not error:
-        return math.nan if mean else 1.0
-    return float(2 * t.sf(abs(mean) / error, len(values) - 1))
+    mean, half = float(np.mean(gaps)), crossed.quantile(spread) * spread.error
+    # Python's max and min would turn nan into a bound.
+    width = bounds[1] - bounds[0]
+    low, high = np.clip([mean - half, mean + half], -width, width).tolist()
+    return Estimate(mean, low, high, len(gaps), _covers(spread))
 
 
 def defined(value: Any) -> bool:
@@ -113,32 +155,33 @@ def _compare(name: str, rows: Sequence[TableRow], outcome: Outcome) -> Compariso
     metric, sign = outcome.metric, 1 if outcome.better == "max" else -1
     labels = [row.spec.label for row in rows]
     reference = rows[labels.index(outcome.reference) if outcome.reference in labels else 0]
-    example_scores = read_example_scores(rows, metric)
-    p_values = _p_values_of_pairs(rows, metric, example_scores)
-    scores = {row.spec.name: estimate(row.test, metric) for row in rows}
-    differences = {
-        row.spec.name: gaps.tolist()
+    examples = read_example_scores(rows, metric)
+    bounds = names.named(metric).bounds
+    pairs: dict[_Pair, PairTest] = {}
+    for one, two in itertools.combinations(rows, 2):
+        if found := pair_test(one, two, metric, bounds, examples):
+            pairs[one.spec.name, two.spec.name] = found
+            pairs[two.spec.name, one.spec.name] = found.reversed
+    scores = {
+        row.spec.name: estimate(row.test, metric, bounds, _spread_of(row, metric, examples))
         for row in rows
-        if row is not reference and (gaps := _differences(row, reference, metric)).size
     }
-    p_seeds = {name: t_test(gaps) for name, gaps in differences.items()}
-    p_examples = {name: p_values[name, reference.spec.name] for name in differences}
-    p_seeds_holm, p_examples_holm = _holm(p_seeds), _holm(p_examples)
+    to_reference = {a: pair for (a, b), pair in pairs.items() if b == reference.spec.name}
+    p_holm = _holm({name: pair.p for name, pair in to_reference.items()})
     fronts = {cost: pareto([(row, scores[row.spec.name].value) for row in rows], cost, sign)
               for cost in COSTS}  # fmt: skip
-    dominating = _dominating(rows, metric, sign, p_values)
+    dominating = _dominating(rows, sign, pairs)
 
     def compared(row: TableRow) -> ComparedRow:
         name = row.spec.name
-        gaps = differences.get(name)
+        pair = to_reference.get(name)
         return ComparedRow(
             row=row,
             score=scores[name],
-            difference=Estimate(*t_interval(gaps), len(gaps)) if gaps else None,
-            p_seeds=p_seeds.get(name, math.nan),
-            p_seeds_holm=p_seeds_holm.get(name, math.nan),
-            p_examples=p_examples.get(name, math.nan),
-            p_examples_holm=p_examples_holm.get(name, math.nan),
+            difference=pair.difference if pair else None,
+            p=pair.p if pair else math.nan,
+            p_holm=p_holm.get(name, math.nan),
+            test=pair.test if pair else "",
             front=tuple(cost for cost in COSTS if name in fronts[cost]),
             dominated_by=dominating[name],
         )
@@ -146,7 +189,7 @@ def _compare(name: str, rows: Sequence[TableRow], outcome: Outcome) -> Compariso
     return Comparison(
         name=name,
         reference=reference.spec.label,
-        test=example_scores.test,
+        tests=tuple(dict.fromkeys(pair.test for pair in pairs.values() if pair.test)),
         budget=rows[0].budget,
         rows=tuple(map(compared, rows)),
     )
@@ -156,30 +199,78 @@ _Pair = tuple[str, str]
 """Names of two rows."""
 
 
-def _p_values_of_pairs(
-    rows: Sequence[TableRow], metric: str, example_scores: ExampleScores
-) -> dict[_Pair, float]:
-    """The p-value over examples of each pair of rows with common seeds, in both orders."""
-    found: dict[_Pair, float] = {}
-    for one, two in itertools.combinations(rows, 2):
-        if _differences(one, two, metric).size:
-            p_value = example_scores.p_value(one, two)
-            found[one.spec.name, two.spec.name] = found[two.spec.name, one.spec.name] = p_value
-    return found
+def pair_test(
+    ours: TableRow,
+    theirs: TableRow,
+    metric: str,
+    bounds: tuple[float, float],
+    examples: ExampleScores,
+) -> PairTest | None:
+    """The difference between two rows; None if they have no common seed with a score.
+
+    With several seeds the test is `CROSSED`; with one seed, and where all seeds give the same
+    predictions, `MCNEMAR` or `BOOTSTRAP`; without predictions, `T_TEST` from three seeds on.
+
+    Raises:
+      UserError: the rows were tested on different examples.
+    """
+    gaps = _differences(ours, theirs, metric)
+    if not gaps:
+        return None
+    seeds, values = list(gaps), list(gaps.values())
+    examples.require_same(ours, theirs, seeds)
+    if not (examples.known(ours, seeds) and examples.known(theirs, seeds)):
+        spread = crossed.over_seeds(values)
+        p = crossed.p_value(float(np.mean(values)), spread)
+        return PairTest(difference_of(values, bounds, spread), p, "" if math.isnan(p) else T_TEST)
+    covariance = examples.covariance(ours, seeds, theirs)
+    count = examples.count(ours, seeds)
+    over_examples = crossed.over_examples(covariance, count)
+    if len(seeds) == 1 or not examples.seeds_matter(ours, theirs, seeds):
+        p = examples.p_value(ours, theirs, seeds[0])
+        name = MCNEMAR if examples.exact else BOOTSTRAP
+        return PairTest(difference_of(values, bounds, over_examples), p, name)
+    both = crossed.over_both(values, covariance, count)
+    shown = both if len(seeds) >= crossed.MIN_SEEDS else over_examples
+    p = crossed.p_value(float(np.mean(values)), both)
+    return PairTest(difference_of(values, bounds, shown), p, CROSSED)
+
+
+def _spread_of(row: TableRow, metric: str, examples: ExampleScores) -> crossed.Spread | None:
+    """The error of the mean score of a row; None without predictions."""
+    values = {s: float(x[metric]) for s, x in row.test.items() if defined(x.get(metric))}
+    seeds = sorted(values)
+    if len(seeds) < 2 or not examples.known(row, seeds):
+        return None
+    covariance, count = examples.covariance(row, seeds), examples.count(row, seeds)
+    if len(seeds) < crossed.MIN_SEEDS:
+        return crossed.over_examples(covariance, count)
+    return crossed.over_both([values[seed] for seed in seeds], covariance, count)
+
+
+def _covers(spread: crossed.Spread) -> str:
+    if spread.seeds and spread.examples:
+        return BOTH
+    return SEEDS if spread.seeds else EXAMPLES if spread.examples else ""
 
 
 def _dominating(
-    rows: Sequence[TableRow], metric: str, sign: int, p_values: Mapping[_Pair, float]
+    rows: Sequence[TableRow], sign: int, pairs: Mapping[_Pair, PairTest]
 ) -> dict[str, tuple[str, ...]]:
     """By row name, the labels of the rows that dominate the row; see `ComparedRow.dominated_by`."""
     # The adjustment counts each pair once.
-    pairs = [(a.spec.name, b.spec.name) for a, b in itertools.combinations(rows, 2)]
-    adjusted = _holm({pair: p_values[pair] for pair in pairs if pair in p_values})
+    once = [(a.spec.name, b.spec.name) for a, b in itertools.combinations(rows, 2)]
+    p_values = {
+        pair: pairs[pair].p
+        for pair in once
+        if pair in pairs and COVERED.get(pairs[pair].test, SEEDS) != SEEDS
+    }
+    adjusted = _holm(p_values)
 
     def dominates(one: TableRow, two: TableRow) -> bool:
         pair = (one.spec.name, two.spec.name)
         p_value = adjusted.get(pair, adjusted.get(pair[::-1], math.nan))
-        if not p_value < LEVEL or not sign * _differences(one, two, metric).mean() > 0:
+        if not p_value < LEVEL or not sign * pairs[pair].difference.value > 0:
             return False
         if one.cost is None or two.cost is None:
             return False
@@ -191,25 +282,15 @@ def _dominating(
     }
 
 
-def _differences(ours: TableRow, theirs: TableRow, metric: str) -> np.ndarray:
-    """Our score minus their score for every seed that both rows have, f64[seeds]."""
-    gaps = [
-        scores[metric] - theirs.test[seed][metric]
+def _differences(ours: TableRow, theirs: TableRow, metric: str) -> dict[int, float]:
+    """Our score minus their score for every seed that both rows have."""
+    return {
+        seed: float(scores[metric] - theirs.test[seed][metric])
         for seed, scores in sorted(ours.test.items())
         if seed in theirs.test
         and defined(scores.get(metric))
         and defined(theirs.test[seed].get(metric))
-    ]
-    return np.array(gaps, np.float64)
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean; a spread from rounding alone counts as 0."""
-    numbers = np.asarray(values, np.float64)
-    spread = float(numbers.std(ddof=1))
-    # Equal differences of scores near 1 differ by about 1e-16 after rounding.
-    rounding = 1e-9 * float(np.abs(numbers).max())
-    return float(numbers.mean()), 0.0 if spread <= rounding else spread / math.sqrt(len(numbers))
+    }
 
 
 def _or_nan(value: Any) -> float:

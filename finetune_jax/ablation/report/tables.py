@@ -140,11 +140,11 @@ def _record(
         **{f"score_{k}": v for k, v in vars(compared.score).items()},
         "n_scored": next((s["n_scored"] for s in row.test.values()), None),
         "reference": comparison.reference,
-        "test_over_examples": comparison.test,
+        "test": compared.test,
     }
-    for name in ("value", "low", "high", "seeds"):
+    for name in ("value", "low", "high", "seeds", "covers"):
         record[f"difference_{name}"] = getattr(compared.difference, name, None)
-    for name in ("p_seeds", "p_seeds_holm", "p_examples", "p_examples_holm"):
+    for name in ("p", "p_holm"):
         record[f"difference_{name}"] = getattr(compared, name)
     costs = vars(row.cost) if row.cost else {}
     record |= costs

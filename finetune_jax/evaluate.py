@@ -1,6 +1,6 @@
 """Scores a run's artifact, or a pretrained weight file, on a split: every example once.
 
-  python -m finetune_jax.evaluate --workdir=DIR [--split=test]
+  python -m finetune_jax.evaluate --workdir=DIR [--split=validation]
   python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
 
 Prints one JSON object: the task's scores, with the 95 % interval of its metric, n_scored, and the
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
-_SPLIT = flags.DEFINE_string("split", "test", "train, validation or test, as in the config.")
+_SPLIT = flags.DEFINE_string(
+    "split", "", "train, validation or test, as in the config; empty: test, or what there is."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
 _BASE = flags.DEFINE_string("base", "", "The run's weight file, if it was moved.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Overrides eval.batch_size.", lower_bound=1)
@@ -74,7 +76,8 @@ def _check_flags(config: ConfigDict) -> None:
     from finetune_jax.evaluation.evaluator import require_split
     from finetune_jax.metrics import probes
 
-    require_split(config, _SPLIT.value)
+    if _SPLIT.value:
+        require_split(config, _SPLIT.value)
     if _TEMPERATURE.value:
         require_split(config, "validation")
     probes.parse_probes(_probes())
@@ -160,6 +163,16 @@ def main(argv: Sequence[str]) -> None:
         _evaluate()
 
 
+def _best_split(config: ConfigDict) -> str:
+    """The first of test, validation and train that the data has; says so if it is not test."""
+    from finetune_jax.progress import say
+
+    split = next((name for name in ("test", "validation") if config.data[name]), "train")
+    if split != "test":
+        say(f"there is no test split (data.test is empty): {split} is scored; see --split")
+    return split
+
+
 def _evaluate() -> None:
     from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
@@ -173,11 +186,12 @@ def _evaluate() -> None:
         workdir = Path(_WORKDIR.value)
         _check_flags(read_config(workdir))
         evaluator = _open(workdir, _BASE.value)
-    predictions = predict_split(evaluator, _SPLIT.value)
-    found = {"split": _SPLIT.value, **evaluator.scores(predictions.observed)}
+    split = _SPLIT.value or _best_split(evaluator.config)
+    predictions = predict_split(evaluator, split)
+    found = {"split": split, **evaluator.scores(predictions.observed)}
     if each := evaluator.task.per_class(predictions.observed):
         found["per_class"] = each
-    found |= _extra_scores(evaluator, _SPLIT.value, predictions)
+    found |= _extra_scores(evaluator, split, predictions)
     if _SAVE.value:
         save_predictions(Path(_SAVE.value), predictions)
     if _REPORT.value:

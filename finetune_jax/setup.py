@@ -96,6 +96,18 @@ class Setup:
         """
         return initial_variables(self.model, self.preprocess.size, self.config.seed, stages=stages)
 
+    def examples(self, name: str) -> int:
+        """Number of examples of ``train``, ``validation`` or ``test``; 0 for one that is empty.
+
+        Bad images that a run leaves out are counted, because no image has been read.
+
+        Raises:
+          UserError: the config names a split that the source does not have.
+        """
+        text = self.config.data[name]
+        ranges = resolve_split(text, self.source.splits) if text else []
+        return sum(stop - start for _, start, stop in ranges)
+
     def phase_steps(self, train_examples: int) -> list[int]:
         """Returns the steps of each phase for a training split of `train_examples` examples."""
         config = self.config.train
@@ -123,6 +135,7 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     _check_batch_sizes(config)
     labels = tasks.kind_of(config.task.name).labels
     source = primary_first(lambda: open_configured(config.data, labels))
+    config = _without_missing(config, source)
     config = primary_first(lambda: settle_model(config))  # may need a download
     preprocess = _preprocess(config, source)
     _check_columns(source, preprocess)
@@ -139,9 +152,21 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     phases = _phases(config, model, abstract)
     setup = Setup(config, source, task, preprocess, model, abstract, phases, mesh)
     if len(phases) > 1 and config.data.train:
-        ranges = resolve_split(config.data.train, source.splits)
-        setup.phase_steps(sum(stop - start for _, start, stop in ranges))
+        setup.phase_steps(setup.examples("train"))
     return setup
+
+
+def _without_missing(
+    config: ml_collections.ConfigDict, source: Source
+) -> ml_collections.ConfigDict:
+    """The config without the splits that its data does not have."""
+    if not source.missing:
+        return config
+    settled = config.copy_and_resolve_references()
+    for name in source.missing:
+        settled.data[name] = ""
+    config_lib.validate(settled)
+    return settled
 
 
 def _check_batch_sizes(config: ml_collections.ConfigDict) -> None:

@@ -41,7 +41,7 @@ class ArmInputs:
 def _names(config: dict[str, Any]) -> str:
     """The part of a config that names files."""
     data = copy.deepcopy(config["data"])
-    for split in ("train", "validation", "test"):
+    for split in ("train", "test"):  # examples may be held out for the validation split
         del data[split]
     task = {key: config["task"][key] for key in ("name", "loss")}
     parts = [data, task, config["pretrained"], config["model"]["name"]]

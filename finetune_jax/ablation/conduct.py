@@ -65,6 +65,8 @@ class Conductor:
         self._workdir, self._unit_arms = workdir, unit_arms
         self._search = parse_search(study.search)
         self._rows = row_specs(study, base)
+        # By row, the split that its chosen arms are scored on; empty where the data has none.
+        self._tests: dict[str, str] = {}
         self._metric, self._better = self._check()
         make_folder(workdir, f"--workdir={workdir}")
         if (workdir / "config.json").exists():
@@ -131,6 +133,7 @@ class Conductor:
                 if key not in checked:
                     checked.add(key)
                     setup = open_setup(self._config(row, point))
+                    self._tests[row.name] = setup.config.data.test
                     self._inputs.of(arm.config, setup)
                     task = setup.task
                     metrics.setdefault((task.metric, task.better), row.name)
@@ -258,7 +261,7 @@ class Conductor:
     def _score_spec(self, row: RowSpec) -> worker.ScoreSpec:
         study = self._study
         return {
-            "test": self._config(row, {}).data.test,
+            "test": self._tests[row.name],
             "corruptions": study.corruptions,
             "severity": study.severity if study.corruptions else "",
             "shifts": study.shifts,

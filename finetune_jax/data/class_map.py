@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from finetune_jax.data.classes import RenumberedExamples, class_name, class_numbers, listed
 from finetune_jax.data.examples import Examples, labels_of
+from finetune_jax.data.held_out import settle_splits
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Source, open_source, options_of
 from finetune_jax.data.splits import resolve_split
@@ -32,6 +33,9 @@ from finetune_jax.tables import shown
 
 def open_configured(data: ConfigDict, task_labels: str = "") -> Source:
     """Opens the source of ``config.data`` with the classes of ``class_order`` or ``classes``.
+
+    A validation split that the config asks for and the data does not have is held out of training,
+    see `finetune_jax.data.held_out`.
 
     Args:
       data: ``config.data``.
@@ -47,6 +51,7 @@ def open_configured(data: ConfigDict, task_labels: str = "") -> Source:
             f"csv:PATH"
         )
     source = _with_classes(open_source(data.source, options_of(data, task_labels)), data)
+    source = settle_splits(source, data)
     _require_trained(source)
     return source
 

@@ -3,7 +3,8 @@
 A single file with a column ``split`` is split by that column; another single file is split
 80/10/10 by ``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are
 one split each; ``train=`` can be left out for a file whose name has the split in it
-(``sts-train.csv``, ``dev.tsv``). Every split is in a fixed random order, so that its slices
+(``sts-train.csv``, ``dev.tsv``). A folder stands for the tables in it whose names
+have a split. Every split is in a fixed random order, so that its slices
 (``train[:90%]``) are random samples.
 
 An example has the columns of its row as texts, by their names. The column ``data.label_column``, if
@@ -199,6 +200,8 @@ def _files(text: str) -> list[tuple[str, Path]]:
     """(split, file) pairs; the split of a single file without ``train=`` is ""."""
     found: list[tuple[str, Path]] = []
     parts = [part.strip() for part in text.split(",") if part.strip()]
+    if len(parts) == 1 and Path(parts[0]).expanduser().is_dir():
+        parts = _tables_in(Path(parts[0]).expanduser())
     for part in parts:
         split, equals, file = part.partition("=")
         if not equals:
@@ -211,8 +214,7 @@ def _files(text: str) -> list[tuple[str, Path]]:
                 f"data.source: unknown split {split!r}.{nearest(split, set(SPLIT_NAMES.values()))}"
             )
         if not split and len(parts) > 1:
-            words = re.findall(r"[a-z]+", path.stem.lower())
-            named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+            named = _splits_in(path)
             if len(named) != 1:
                 raise UserError(
                     f"data.source: the name of {path.name} does not say which split it is; write "
@@ -227,6 +229,27 @@ def _files(text: str) -> list[tuple[str, Path]]:
     if not found:
         raise UserError("data.source: 'csv:' needs a file")
     return found
+
+
+def _splits_in(path: Path) -> set[str]:
+    """The splits that the name of a file has in it."""
+    words = re.findall(r"[a-z]+", path.stem.lower())
+    return {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+
+
+def _tables_in(folder: Path) -> list[str]:
+    """The tables in a folder whose names have a split; or its only table."""
+    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
+    named = [str(path) for path in tables if len(_splits_in(path)) == 1]
+    if not named and len(tables) == 1:
+        named = [str(tables[0])]
+    if not named:
+        found = ", ".join(path.name for path in tables[:8]) or "none"
+        raise UserError(
+            f"data.source: {folder}: expected tables called train.csv, validation.csv or test.csv, "
+            f"found the tables: {found}; csv:train=FILE,test=FILE names any files"
+        )
+    return named
 
 
 def _split_column(columns: dict[str, list[str]]) -> str:

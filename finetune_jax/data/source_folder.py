@@ -183,15 +183,39 @@ def _require_images(
             f"here ({', '.join(sorted(SUFFIXES))}){''.join(map(missing_reader, others))}; convert "
             f"its files, or remove the folder"
         )
-    if len(classes) == 1 and (inner := _folders(folder / next(iter(classes)))):
-        remark = (
-            f"data.source: {folder} holds a single folder, {next(iter(classes))!r}, which holds "
-            f"folders: {', '.join(f.name for f in inner[:8])}; did you mean "
-            f"folder:{root / next(iter(classes))}?"
-        )
-        if any(f.name.lower() in SPLIT_NAMES for f in inner):
-            raise UserError(remark)
-        say(shown(remark))  # images without classes, for pre-training, may be kept like this
+    _compare_levels(root, folder, classes)
+
+
+def _compare_levels(root: Path, folder: Path, classes: dict[str, list[Path]]) -> None:
+    """Says that folders of classes hold folders alone, which may be the classes themselves.
+
+    Raises:
+      UserError: they hold splits.
+    """
+    inner = {
+        path: _folders(path) for path in _folders(folder) if classes.get(class_name(path.name))
+    }
+    nested = [
+        path
+        for path, below in inner.items()
+        if below and not any(image.parent == path for image in classes[class_name(path.name)])
+    ]
+    if not nested or len(nested) < len(inner):
+        return
+    some, below = nested[0], inner[nested[0]]
+    what = (
+        f"a single folder, {some.name!r}, which holds"
+        if len(nested) == 1
+        else f"{len(nested)} folders, {', '.join(repr(p.name) for p in nested[:8])}, which hold "
+        f"folders and no images; {some.name!r} holds the"
+    )
+    remark = (
+        f"data.source: {folder} holds {what} folders: {', '.join(f.name for f in below[:8])}; did "
+        f"you mean folder:{root / some.name}?"
+    )
+    if any(f.name.lower() in SPLIT_NAMES for f in below):
+        raise UserError(remark)
+    say(shown(remark))  # images without classes, for pre-training, may be kept like this
 
 
 def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:

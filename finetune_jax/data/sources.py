@@ -93,6 +93,9 @@ class Source:
       unknown: number of labels that are unknown (nan), of examples that have several.
       cure: function of the name of a column that the source does not have to a sentence about what
         may be wrong; None where the source knows nothing about it.
+      held_out: number of training examples that are held out as the split ``validation``, which the
+        data itself does not have; see `finetune_jax.data.held_out`.
+      missing: splits that the config asks for and that the data does not have.
     """
 
     name: str
@@ -108,6 +111,8 @@ class Source:
     drawn: bool = False
     unknown: int = 0
     cure: Callable[[str], str] | None = None
+    held_out: int = 0
+    missing: tuple[str, ...] = ()
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:

@@ -310,7 +310,11 @@ def require_split(config: ml_collections.ConfigDict, split: str) -> None:
     if split not in SPLITS:
         raise UserError(f"--split: unknown split {split!r}.{nearest(split, SPLITS)}")
     if not config.data[split]:
-        raise UserError(f"--split={split}: the config has no {split} split, data.{split} is empty")
+        others = " or ".join(f"--split={name}" for name in SPLITS if config.data[name])
+        raise UserError(
+            f"--split={split}: the config has no {split} split, data.{split} is empty; expected "
+            f"{others or 'a config with data'}"
+        )
 
 
 def override(config: ml_collections.ConfigDict, *, data_dir: str, batch_size: int) -> None:

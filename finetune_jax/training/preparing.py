@@ -16,6 +16,7 @@ from finetune_jax import identity, tree
 from finetune_jax.base_variables import load_variables
 from finetune_jax.data.batches import TrainBatches, cached
 from finetune_jax.data.examples import EncodedExamples, Examples
+from finetune_jax.data.held_out import require_splits
 from finetune_jax.data.skip import bad_images
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
@@ -28,6 +29,7 @@ from finetune_jax.setup import Setup
 from finetune_jax.training.checkpoints import Checkpoints, OtherPlan
 from finetune_jax.training.data_remarks import data_remarks
 from finetune_jax.training.extending import changed_length, remarks, set_aside
+from finetune_jax.training.first_lines import data_line, run_lines
 from finetune_jax.training.folder import claim_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
 from finetune_jax.training.optimizer import warmup_steps
@@ -68,11 +70,15 @@ def prepare_run(
       UserError: bad input, or the latest checkpoint was made from other inputs.
     """
     # 1. Data, decoded once if they fit in memory; the task fitted to them; the teacher.
+    require_splits(setup.source, setup.config.data)
+    caches.said.get("start", lambda: [*map(say, [data_line(setup)])])
     splits, left_out = _read_splits(setup, caches)
     _require_different_targets(setup, splits["train"])
     setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
     lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    lines = run_lines(setup, lengths, len(splits["train"]))
+    caches.said.get("run", lambda: [*map(say, lines)])
     for line in _remarks(setup, starts, lengths, len(splits["train"])):
         say(line)
 

@@ -126,7 +126,8 @@ def test_a_class_that_only_another_split_has_is_refused_or_left_out(tmp_path):
     config.data.source = f"folder:{folder}"
     with pytest.raises(UserError, match=message):
         open_configured(config.data)
-    assert open_with(tmp_path, f"folder:{folder}", "cat\neel\n").splits == {"train": 20, "test": 4}
+    source = open_with(tmp_path, f"folder:{folder}", "cat\neel\n")
+    assert source.splits == {"train": 18, "validation": 2, "test": 4}
     lines = ["text,label,split", "a,x,train", "b,y,train", "c,z,val"]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     config.data.source = f"csv:{tmp_path}/t.csv"

@@ -42,6 +42,7 @@ def test_a_country_called_na_is_a_class_where_all_classes_are_listed(tmp_path):
     with pytest.raises(UserError, match="line 2: .*'NA' .* in 1 more rows.*data.class_order"):
         open_configured(config.data)
     config.data.class_order = ("NA", "DE", "AO")
+    config.data.validation = ""  # no example is held out
     source = open_configured(config.data)
     examples = source.read("train")
     assert source.class_names == ("NA", "DE", "AO")

@@ -36,5 +36,4 @@ def get_config():
     config.mesh.cpu_devices = 2
     config.eval.every_epochs = 4.0
     config.eval.batch_size = 120
-    config.log.every_steps = 20
     return config

@@ -211,7 +211,7 @@ def default() -> ml_collections.ConfigDict:
     c.artifact.select = "last"  # last | best: which checkpoint the artifact is made from
 
     c.log = ml_collections.ConfigDict()
-    c.log.every_steps = 50  # steps between two lines of metrics.jsonl
+    c.log.every_steps = 0  # steps between two rows of metrics.jsonl; 0: twenty or more rows a run
     c.log.tensorboard = True  # write TensorBoard events too
     return c.lock()
 
@@ -225,7 +225,7 @@ _LEAST = {
     "data.workers": 0,
     "data.max_pixels": 1,
     "data.split_seed": 0,
-    "log.every_steps": 1,
+    "log.every_steps": 0,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
     "checkpoint.every_steps": 0,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from finetune_jax.tables import shown
 
 _quiet = contextvars.ContextVar("quiet", default=False)
+_REFRESH_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -25,41 +27,41 @@ def muted() -> Iterator[None]:
 
 
 class Progress:
-    """Progress of training: loss, examples per second and the time that is left.
-
-    On a terminal the progress is a bar; elsewhere `update` prints one line for each call with
-    metrics.
+    """Progress of training: a bar with a text on a terminal, lines elsewhere.
 
     Args:
       total: number of steps of the run.
       start: number of steps that were done before this process started.
-      batch_size: examples per step, from which the throughput is computed.
     """
 
-    def __init__(self, total: int, start: int, batch_size: int) -> None:
-        self._total, self._start, self._batch_size = total, start, batch_size
-        self._began = time.monotonic()
+    def __init__(self, total: int, start: int) -> None:
         self._bar: Any = None
+        self._moved = -_REFRESH_SECONDS
         if sys.stderr.isatty() and not _quiet.get():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            form = "{percentage:3.0f}%|{bar}| {desc}"
+            self._bar = tqdm(total=total, initial=start, dynamic_ncols=True, bar_format=form)
 
-    def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Shows that `step` steps are done, and the metrics if there are any."""
-        rate = (step - self._start) * self._batch_size / (time.monotonic() - self._began)
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-            if metrics:
-                self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate:.0f}/s")
-        elif metrics:
-            left = (self._total - step) * self._batch_size / max(rate, 1e-9)
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "grad_norm")
-            say(f"step {step}/{self._total}  {shown}  {rate:.0f}/s  {_clock(left)} left")
+    def move(self, finished: int, text: Callable[[], str]) -> None:
+        """Moves the bar, if there is one, to `finished` steps; ten times a second at most."""
+        if self._bar is None or time.monotonic() - self._moved < _REFRESH_SECONDS:
+            return
+        self._moved = time.monotonic()
+        self._bar.set_description_str(text(), refresh=False)
+        self._bar.n = finished
+        self._bar.refresh()
 
-    def close(self) -> None:
-        """Closes the bar."""
+    def log(self, text: str) -> None:
+        """Prints a line, if no bar shows the text."""
+        if self._bar is None:
+            say(text)
+
+    def close(self, finished: int, text: str) -> None:
+        """Closes the bar, if there is one, with its last state."""
         if self._bar is not None:
+            self._moved = -_REFRESH_SECONDS
+            self.move(finished, lambda: text)
             self._bar.close()
 
 
@@ -73,7 +75,10 @@ def each(items: Sequence[Any], what: str) -> Iterator[Any]:
     yield from tqdm(items, desc=what, leave=False, dynamic_ncols=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as hours, minutes and seconds; ``?`` for a time that is not known yet, NaN."""
+    if not math.isfinite(seconds):
+        return "?"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 

@@ -105,7 +105,7 @@ def test_a_config_file_that_cannot_be_read_is_named_in_one_line(
         ("checkpoint.keep_last", 0, "at least 1, found 0"),
         ("checkpoint.keep_best", -1, "at least 0, found -1"),
         ("checkpoint.every_steps", -1, "at least 0, found -1"),
-        ("log.every_steps", 0, "at least 1, found 0"),
+        ("log.every_steps", -1, "at least 0, found -1"),
         ("eval.every_epochs", 0.0, "expected a number > 0, found 0.0"),
         ("optimizer.weight_decay", -0.1, "expected a number >= 0, found -0.1"),
         ("optimizer.clip_norm", -1.0, "expected a number >= 0, found -1.0"),

@@ -434,10 +434,11 @@ def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
 
     for stream, bar in ((Screen(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        progress = Progress(total=10, start=0, batch_size=4)
-        progress.update(5, {"loss": 1.25, "accuracy": 0.5})
-        progress.close()
+        progress = Progress(total=10, start=0)
+        progress.move(5, lambda: "step 5/10  loss 1.25")
+        progress.log("the line of step 5")
+        progress.close(10, "step 10/10")
         text = stream.getvalue()
-        assert ("5/10 [" in text) == bar
-        assert "loss 1.25" in text and "/s" in text
-        assert ("left" in text) != bar
+        assert ("50%|" in text) == ("| step 5/10  loss 1.25" in text) == bar
+        assert ("100%|" in text) == ("| step 10/10" in text) == bar
+        assert ("the line of step 5" in text) != bar

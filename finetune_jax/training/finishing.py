@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from finetune_jax.pretrained.selection import IGNORED
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
+from finetune_jax.training.interval import GroupRates, times_of
 from finetune_jax.training.run import Run
 
 _COMPARED_IMAGES = 32
@@ -64,9 +66,14 @@ def score_run(run: Run, variables: dict[str, Any]) -> dict[str, dict[str, Any]]:
         examples = run.splits[split]
         if run.caches.arms > 1:  # every arm reads the activations
             examples = run.cached_split(phase, variables, split)
+        began = time.perf_counter()
         scores[split] = run.score(phase, variables, examples)
-    if "test" in scores:
-        run.writer.write(run.total, "test", scores["test"])
+        if split == "test":
+            place: dict[str, float] = {"epoch": run.epoch(run.total)}
+            if run.previous:  # a solved phase has no learning rates
+                place |= GroupRates(run.previous[0]).at(run.total - 1, run.previous[1])
+            times = times_of(began, len(examples))
+            run.writer.write(run.total, "test", {**scores[split], **place, **times})
     return scores
 
 

@@ -67,6 +67,9 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
         # files is compared with the identity in the checkpoint.
         old = portable(config_lib.completed(old))
         lines = config_lib.difference(old, portable(config))
+        # What a run logs changes none of its weights, and a default of an older version is no
+        # other config.
+        lines = [line for line in lines if not line.startswith("log.")]
         if is_length_alone(lines):
             return old
         if lines:

@@ -126,6 +126,17 @@ def _join(rows: list[Metrics]) -> Metrics:
     return jax.tree.map(lambda *values: jnp.stack(values), *rows)
 
 
+def times_of(began: float, examples: int) -> dict[str, float]:
+    """The metrics of `metrics_writer.TIMES` for examples that were scored.
+
+    Args:
+      began: `time.perf_counter` before the first example.
+      examples: number of examples.
+    """
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "examples_per_second": examples / max(seconds, 1e-9)}
+
+
 class GroupRates:
     """Learning rates of the groups of a phase, for logs.
 

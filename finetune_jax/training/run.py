@@ -29,6 +29,7 @@ from finetune_jax.training.checkpoints import Checkpoints
 from finetune_jax.training.cost import StepCost
 from finetune_jax.training.metrics_writer import MetricsWriter
 from finetune_jax.training.nonfinite import Watch
+from finetune_jax.training.pace import Pace, log_interval
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import cache_prefix
 from finetune_jax.training.shared import SharedCaches
@@ -100,6 +101,36 @@ class Run:
     def last_phase(self) -> int:
         """Number of the last phase."""
         return len(self.setup.phases) - 1
+
+    @property
+    def log_every(self) -> int:
+        """Number of steps between two rows of training in ``metrics.jsonl``."""
+        return log_interval(self.setup.config.log.every_steps, self.total)
+
+    def epoch(self, step: int) -> float:
+        """Number of epochs of training after a step."""
+        return step * self.setup.config.train.batch_size / len(self.splits["train"])
+
+    def pace(self, start: int) -> Pace:
+        """Returns the progress of the run from a step on, before its next step."""
+        config, sizes = self.setup.config, {name: len(x) for name, x in self.splits.items()}
+        validation = sizes.get("validation", 0)
+        return Pace(
+            start,
+            self.total,
+            config.train.batch_size,
+            stops=[s + n for s, n in zip(self.starts, self.lengths, strict=True) if n],
+            every=self.evaluate_every,
+            validation=validation,
+            scored=validation + sizes.get("test", 0),
+        )
+
+    @property
+    def evaluate_every(self) -> int:
+        """Number of steps between two evaluations."""
+        config = self.setup.config
+        steps_per_epoch = len(self.splits["train"]) / config.train.batch_size
+        return max(1, round(config.eval.every_epochs * steps_per_epoch))
 
     def phase(self, index: int) -> PhaseRun:
         """Returns a phase at its place in the run."""

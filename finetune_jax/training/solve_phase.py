@@ -57,7 +57,7 @@ def solve_phase(run: Run, index: int, method: str) -> None:
     run.variables = {**run.variables, "params": {**run.variables["params"], "head": head}}
     run.audits.append(audit_lib.audit(phase.plan, before, run.variables))
     run.solver_reports.append(report)
-    run.writer.write(phase.start, "probe", chosen)
+    run.writer.write(phase.start, "probe", {**chosen, "epoch": run.epoch(phase.start)})
     run.previous = None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -17,15 +19,16 @@ from finetune_jax.data.examples import ActivationExamples, Examples
 from finetune_jax.evaluation.scores import NonFinitePredictions, headline
 from finetune_jax.hosts import largest
 from finetune_jax.interruption import Interrupted, held, signal_number
-from finetune_jax.progress import Progress, say
+from finetune_jax.progress import Progress, clock, say
 from finetune_jax.schemes import Plan
 from finetune_jax.training import audit as audit_lib
 from finetune_jax.training import importance
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.bad_step import TakenStep, check_step, handle_evaluation
 from finetune_jax.training.cost import measure
-from finetune_jax.training.interval import GroupRates, Interval
+from finetune_jax.training.interval import GroupRates, Interval, times_of
 from finetune_jax.training.optimizer import reached
+from finetune_jax.training.pace import Pace
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.prefix_cache import is_read_often
 from finetune_jax.training.run import Run
@@ -174,12 +177,11 @@ def _train(
     config, phase = run.setup.config, training.phase
     cached = isinstance(train, ActivationExamples)
     batches, shift = run.train_batches(train), run.watch.shift
-    steps_per_epoch = len(run.splits["train"]) / config.train.batch_size
-    eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
+    eval_every, log_every = run.evaluate_every, run.log_every
     save_every = config.checkpoint.every_steps or eval_every
-    measure_every = max(1, round(steps_per_epoch))
+    measure_every = max(1, round(len(run.splits["train"]) / config.train.batch_size))
     start, stop = training.start, phase.start + phase.steps
-    progress = Progress(run.total, start, config.train.batch_size)
+    progress, pace, latest = Progress(run.total, start), run.pace(start), dict[str, float]()
     rates, interval = GroupRates(phase), training.interval
     interval.start()
     for number, batch in enumerate(batches.iterate(start + shift, stop + shift), start + 1):
@@ -193,7 +195,8 @@ def _train(
         )
         run.watch.note(number, metrics)
         interval.note(metrics)
-        logs = number % config.log.every_steps == 0 or number == stop
+        pace.note(number, metrics)
+        logs = number % log_every == 0 or number == stop
         evaluates = validation is not None and (number % eval_every == 0 or number == stop)
         # The variables at the end of a phase start the next phase, which saves its first
         # checkpoint only later.
@@ -203,46 +206,84 @@ def _train(
         )
         if logs or saves or searching:
             check_step(run, taken, state=saves or searching)
-        progress.update(number, _log(run, training, number, rates) if logs else None)
+        if logs:
+            latest = _log(run, training, number, rates)
+            progress.log(_line(run, pace, latest))
+        progress.move(pace.finished, functools.partial(_line, run, pace, latest))
         if saves:
             interval.pause()
+        if evaluates:
+            pace.pause()
         scores = None
         if validation is not None and evaluates:
             try:
-                scores = _evaluate(run, training, number, train, validation)
+                scores = _evaluate(run, training, number, train, validation, rates)
             except NonFinitePredictions as error:
                 handle_evaluation(run, number, error)
         if saves:
             _save(run, training, number, scores)
             interval.start()
+        pace.resume()
         _stop_if_asked(run, training, taken, saved=saves)
-    progress.close()
+    progress.close(pace.finished, _line(run, pace, latest))
 
 
 def _log(run: Run, training: _Training, number: int, rates: GroupRates) -> dict[str, float]:
-    """Writes the means of the steps since the last log, and returns them; none if all were skipped.
+    """Writes the means of the steps since the last log, and returns what is printed of them.
 
-    The row also has the learning rates of step `number`, and the time of the steps.
+    The row also has the epoch, the learning rates of step `number`, and the time of the steps.
     """
     interval = training.interval
     interval.pause()
     values, seconds = interval.means(), interval.seconds
     examples = interval.steps * run.setup.config.train.batch_size
-    times = {"seconds": seconds, "examples_per_second": examples / max(seconds, 1e-9)}
-    run.writer.write(number, "train", {**values, **rates.at(number - 1, training.state), **times})
+    speed = examples / max(seconds, 1e-9)
+    place = {"epoch": run.epoch(number), **rates.at(number - 1, training.state)}
+    times = {"seconds": seconds, "examples_per_second": speed}
+    run.writer.write(number, "train", {**values, **place, **times})
     interval.clear()
     interval.start()
-    return values if math.isfinite(values["loss"]) else {}
+    shown = {name: x for name, x in values.items() if name != "grad_norm"}
+    return {**shown, "examples_per_second": speed}
+
+
+def _line(run: Run, pace: Pace, latest: dict[str, float]) -> str:
+    """Where a run is: step, epoch, the latest means, examples per second and the time left.
+
+    Args:
+      run: the run.
+      pace: the steps that have ended.
+      latest: result of the latest `_log`; empty before the first.
+    """
+    values = dict(latest)
+    speed = values.pop("examples_per_second", pace.examples_per_second)
+    epochs = f"{run.epoch(pace.finished):.3g}/{run.epoch(run.total):.3g}"
+    parts = [f"step {pace.finished}/{run.total}", f"epoch {epochs}"]
+    parts += [f"{name} {x:.4f}" for name, x in values.items() if math.isfinite(x)]
+    unit = f"{run.setup.preprocess.kind}s"
+    parts += (
+        [f"{speed:.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s"]
+        if math.isfinite(speed)
+        else []
+    )
+    return "  ".join([*parts, f"{clock(pace.seconds_left)} left"])
 
 
 def _evaluate(
-    run: Run, training: _Training, number: int, train: Examples, validation: Examples
+    run: Run,
+    training: _Training,
+    number: int,
+    train: Examples,
+    validation: Examples,
+    rates: GroupRates,
 ) -> dict[str, Any]:
     """Validation scores after step `number`, which are written and printed."""
+    began = time.perf_counter()
     variables = state_lib.variables(training.state, training.frozen)
     scores = run.score(training.phase, variables, validation)
     scores |= run.probe(training.phase, variables, train, validation)
-    run.writer.write(number, "validation", scores)
+    place = {"epoch": run.epoch(number), **rates.at(number - 1, training.state)}
+    run.writer.write(number, "validation", {**scores, **place, **times_of(began, len(validation))})
     line = headline(run.setup.task.metric, scores)
     say(f"step {number}  validation {line}  loss {scores['loss']:.4f}")
     return scores
@@ -292,7 +333,7 @@ def _stop_if_asked(run: Run, training: _Training, taken: TakenStep, *, saved: bo
     """
     number, asked = taken.number, signal_number()
     if jax.process_count() > 1:
-        if not saved and number % run.setup.config.log.every_steps:
+        if not saved and number % run.log_every:
             return
         asked = largest(asked)
     if not asked:

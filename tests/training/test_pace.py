@@ -1,5 +1,6 @@
 """The steps that have ended, their speed, and the time that is left."""
 
+import json
 import math
 
 import pytest
@@ -84,3 +85,13 @@ def test_a_run_has_twenty_logs_or_more_unless_the_config_says_otherwise():
         assert total // log_interval(0, total) >= 20
     assert log_interval(0, 7) == 1 and log_interval(0, 10**6) == 50
     assert log_interval(300, 1000) == 300
+
+
+def test_every_row_of_a_run_has_epoch_learning_rates_and_speed(short_run):
+    rows = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    for row in rows:
+        assert row["epoch"] == row["step"] * 16 / 64
+        assert row["lr/last_k(1)"] > 0 and row["seconds"] > 0
+        examples = {"train": 16, "validation": 40, "test": 50}[row["split"]]
+        assert row["examples_per_second"] * row["seconds"] == pytest.approx(examples)

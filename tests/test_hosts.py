@@ -174,6 +174,39 @@ def test_a_killed_run_goes_on_with_another_number_of_hosts(count, small_config, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+def test_all_end_when_one_host_ends_and_the_same_command_continues(
+    how, number, small_config, tmp_path
+):
+    """A killed host is named by the other; a host that is told to end saves with the other."""
+    overrides = SLOWLY, "--config.train.steps=40"
+    ((status, told),) = ended(start(1, small_config, tmp_path / "whole", *overrides))
+    assert status == 0, told
+    workdir = tmp_path / "two"
+    processes = start(2, small_config, workdir, *overrides)
+    while not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+    processes[number].send_signal(how)
+    results = ended(processes)
+    for _, told in results:
+        assert "Traceback" not in told and "Fatal" not in told, told
+    if how == signal.SIGKILL:
+        status, told = results[1 - number]
+        assert status == 1
+        assert f"error: process {number} of this run (0 to 1) has ended" in told
+    else:
+        assert [status for status, _ in results] == [143, 143]
+        assert "the same command continues" in results[0][1]
+    assert not (workdir / "result.json").exists()
+    results = ended(start(2, small_config, workdir, *overrides))
+    assert [status for status, _ in results] == [0, 0], results
+    assert "resuming from step" in results[0][1]
+    assert_same_run(workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "message"),
     [

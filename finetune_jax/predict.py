@@ -2,12 +2,14 @@
 
   python -m finetune_jax.predict --workdir=DIR IMAGE [IMAGE …] [--json] [--top=5]
   python -m finetune_jax.predict --workdir=DIR FOLDER 'more/**/*.png' TABLE.csv \\
-      --output=predictions.csv --on_bad_image=skip
+      --output=predictions.csv
+  find photos -name '*.jpg' | python -m finetune_jax.predict --workdir=DIR - --output=found.json
   python -m finetune_jax.predict --workdir=DIR TEXT [TEXT …]
 
 DIR is a run's folder or the artifact itself, also after it was moved. A folder stands for all
-images below it, a table (.csv, .tsv) for its rows. A pair of texts or of image files is one
-argument with a tab between the two. Predictions are in the order of the inputs.
+images below it, a table (.csv, .tsv) for its rows, and - for the lines of standard input. A pair of
+texts or of image files is one argument with a tab between the two. Predictions are in the order of
+the inputs. Images that cannot be read are listed, and the others are predicted.
 
 Prints class names with probabilities, most probable first, or the values of another task. --json
 prints one JSON array, with all values unless --top says how many. --output writes a file instead:
@@ -44,7 +46,10 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Items per batch.", lower_b
 _OUTPUT = flags.DEFINE_string("output", "", "File.csv or file.json for the predictions.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns of tables with the images or texts.")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image", "error", ["error", "skip"], "Refuse images that cannot be read, or skip them."
+    "on_bad_image",
+    "skip",
+    ["skip", "error"],
+    "List images that cannot be read and predict the others, or predict none.",
 )
 _ALLOW_IMPORTS = cli.define_allow_imports()
 

@@ -125,8 +125,9 @@ class Artifact:
             uint8[height, width, 3], or floats in [0, 1] of the same shape, which are rounded to 8
             bits. A dict is an example as a data source gives it, with the columns that
             `preprocess` reads.
-          batch_size: inputs per call of the compiled model. Fewer items are padded to the next
-            power of two only.
+          batch_size: inputs per call of the compiled model. Up to a quarter of this number of
+            items are predicted one by one; so an artifact compiles two programs in its life, one
+            for few items and one for many.
           on_bad_image: ``error``, or ``skip``: images that cannot be decoded are counted, printed
             and left out of the result.
 
@@ -158,7 +159,7 @@ class Artifact:
         if batch_size < 1:
             raise UserError(f"batch_size: expected a positive number, found {batch_size}")
         checks.text(choices=("error", "skip"))(on_bad_image, "on_bad_image")
-        size = min(batch_size, 1 << (len(items) - 1).bit_length()) if items else batch_size
+        size = 1 if len(items) <= max(1, batch_size // 4) else batch_size
         bad: list[str] = []
         infinite: list[str] = []
         cut = 0
@@ -233,9 +234,9 @@ def _parts(folder: Path, card: dict[str, Any]) -> tuple[Task, Preprocess, Staged
 
 def _require_good(count: int, bad: list[str], infinite: list[str], on_bad_image: str) -> None:
     """Raises UserError, or says what was left out, after all of `count` items were read."""
+    if bad and count == 1:
+        raise BadImage(bad[0])
     if bad and on_bad_image == "error":
-        if count == 1:
-            raise BadImage(bad[0])
         title = f"{len(bad)} of {count} images cannot be read, and nothing is predicted"
         raise UserError(listed(title, bad) + "\nwith on_bad_image=skip, these images are left out")
     if infinite:

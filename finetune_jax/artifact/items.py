@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def prediction_inputs(
     For a model of images, an argument is an image file, a folder (all images below it in the order
     of their paths; hidden files and folders are left out, links are followed), a pattern such as
     ``'photos/**/*.png'``, or a table. For a model of texts, an argument is a text or a table. A
-    pair is one argument with a tab between its halves, or a row of a table.
+    pair is one argument with a tab between its halves, or a row of a table. The argument ``-``
+    stands for the lines of standard input (or for its parts between NUL bytes): each is a text, or
+    an argument of a model of images.
 
     Args:
       arguments: the arguments.
@@ -62,7 +65,7 @@ def prediction_inputs(
         of a file that is not UTF-8, or a file where a text is expected.
     """
     reader = _Reader(preprocess, options or Options(), tuple(columns))
-    return [one for argument in arguments for one in reader.read(argument)]
+    return list(reader.read_all(arguments))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,26 @@ class _Reader:
     preprocess: Preprocess
     options: Options
     columns: tuple[str, ...]
+
+    def read_all(self, arguments: Sequence[str]) -> Iterator[PredictionInput]:
+        for argument in arguments:
+            if argument != "-":
+                yield from self.read(argument)
+                continue
+            lines = _lines_of_standard_input()
+            if not lines:
+                raise UserError("-: standard input has no lines")
+            for line in lines:
+                # A line is never the name of a table for a model of texts.
+                yield from [self._text(line)] if self.texts else self._images(line)
+
+    @property
+    def texts(self) -> bool:
+        return self.preprocess.kind == "text"
+
+    def _text(self, text: str) -> PredictionInput:
+        example = self.preprocess.read(text)
+        return self._of([example[column] for column in self.preprocess.columns])
 
     def read(self, argument: str) -> Iterator[PredictionInput]:
         if self.preprocess.kind == "text":
@@ -90,8 +113,7 @@ class _Reader:
                 f"text, or a table ({', '.join(TABLES)}) with the columns {', '.join(columns)}"
             )
         else:
-            example = self.preprocess.read(argument)
-            yield self._of([example[column] for column in columns])
+            yield self._text(argument)
 
     def _images(self, argument: str, pattern: bool = True) -> Iterator[PredictionInput]:
         pair = len(self.preprocess.columns) == 2
@@ -152,6 +174,16 @@ class _Reader:
         if self.preprocess.kind == "text":
             return PredictionInput(dict(zip(columns, values, strict=True)), named)
         return PredictionInput("\t".join(values), named)
+
+
+def _lines_of_standard_input() -> list[str]:
+    """The lines that are not empty, or the parts between NUL bytes as ``find -print0`` has them."""
+    content = sys.stdin.buffer.read()
+    parts = content.split(b"\0") if b"\0" in content else content.splitlines()
+    try:
+        return [text for part in parts if (text := part.decode("utf-8-sig")).strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"-: standard input is not UTF-8: {error.object!r:.80}") from None
 
 
 def _matches(pattern: str) -> list[str]:

@@ -90,11 +90,11 @@ def test_one_program_serves_all_batches_of_all_calls(folder, images):
     artifact.predict(images, batch_size=2)
     artifact.predict(images[:4], batch_size=2)
     assert traced == [(2, SIDE, SIDE, 3)]
-    # Fewer items than a batch: the next power of two.
-    artifact.predict(images[:3], batch_size=32)
-    artifact.predict(images[:4], batch_size=32)
-    artifact.predict(images[:1], batch_size=32)
-    assert traced[1:] == [(4, SIDE, SIDE, 3), (1, SIDE, SIDE, 3)]
+    # Few items are predicted one by one, so any number of them needs two programs.
+    for count in (1, 2, 5, 8, 9, 31, 40, 3):
+        assert len(artifact.predict([*images] * 8, batch_size=32)) == len(images) * 8
+        assert len(artifact.predict(([*images] * 8)[:count], batch_size=32)) == count
+    assert traced[1:] == [(32, SIDE, SIDE, 3), (1, SIDE, SIDE, 3)]
 
 
 def test_files_arrays_and_examples_are_the_same_input(folder, images, tmp_path):

@@ -1,6 +1,7 @@
 """Predictions of folders, patterns, tables and thousands of inputs, and the files they go to."""
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -181,6 +182,24 @@ def test_texts_are_arguments_or_rows_of_tables(tmp_path, monkeypatch):
             prediction_inputs([name], one)
 
 
+def test_standard_input_is_a_list_of_inputs(artifact, photos, monkeypatch):
+    def given(content, preprocess=artifact.preprocess):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return prediction_inputs(["-"], preprocess)
+
+    listed = f"{photos}/3.png\r\n\n{photos}/b/[1].png\n{photos}/b\n".encode()
+    expected = ["3.png", "b/[1].png", "b/[1].png", "b/deep.JPG"]
+    assert named(given(listed), photos) == expected
+    assert named(given(f"{photos}/3.png\0{photos}/b/[1].png\0".encode()), photos) == expected[:2]
+    text = TextPreprocess("", 8)
+    assert [x.item["text"] for x in given("no table.csv\n 猫\n".encode(), text)] == [
+        "no table.csv", " 猫",
+    ]  # fmt: skip
+    for content, words in ((b"\n\n", "has no lines"), (b"\xff\xfe.png\n", "not UTF-8")):
+        with pytest.raises(UserError, match=words):
+            given(content)
+
+
 READINGS = [
     ({"label": "b", "probabilities": {"b": 0.7, "a": 0.3}},
      {"prediction": "b", "class_1": "b", "probability_1": 0.7, "class_2": "a",
@@ -242,12 +261,10 @@ def test_the_command_writes_tables_and_keeps_its_remarks_off_standard_output(tmp
     (tmp_path / "bad.png").write_bytes(b"x")
     output = tmp_path / "found.csv"
     arguments = [f"--workdir={folder}", str(photos), str(tmp_path / "bad.png"), "--batch_size=4"]
-    found = run_command("predict", *arguments, f"--output={output}")
+    found = run_command("predict", *arguments, f"--output={output}", "--on_bad_image=error")
     assert found.returncode == 2 and not output.exists(), found.stderr
     assert "1 of 12 images cannot be read" in found.stderr and "bad.png" in found.stderr
-    found = run_command(
-        "predict", *arguments, f"--output={output}", "--json", "--on_bad_image=skip"
-    )
+    found = run_command("predict", *arguments, f"--output={output}", "--json")
     assert found.returncode == 0, found.stderr
     results = json.loads(found.stdout)
     assert [os.path.relpath(r["image"], photos) for r in results] == SEEN

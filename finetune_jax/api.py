@@ -131,6 +131,7 @@ def score(
     *,
     base: str = "",
     data_dir: str = "",
+    data_source: str = "",
     batch_size: int = 0,
     allow_imports: Iterable[str] = (),
     trust: bool = False,
@@ -142,6 +143,7 @@ def score(
       split: ``train``, ``validation`` or ``test``.
       base: weight file, needed for a run with a delta artifact.
       data_dir: replaces ``data.data_dir`` of the run's config.
+      data_source: replaces ``data.source`` of the run's config, for data that was moved.
       batch_size: replaces ``eval.batch_size`` of the run's config; 0 keeps it.
       allow_imports: packages whose code the run's artifact may run; see `Artifact.load`.
       trust: whether the files and addresses that the run's config names are read although the user
@@ -160,6 +162,7 @@ def score(
             Path(subject),
             base=base,
             data_dir=data_dir,
+            data_source=data_source,
             batch_size=batch_size,
             allow_imports=allow_imports,
             trust=trust,

@@ -34,6 +34,9 @@ _BATCHES = flags.DEFINE_integer(
     "statistics_batches", 16, "Training batches for BatchNorm statistics.", lower_bound=1
 )
 _BASE = flags.DEFINE_string("base", "", "Base weight file of members that are delta artifacts.")
+_DATA_SOURCE = flags.DEFINE_string(
+    "data_source", "", "Overrides data.source of the runs, for data that was moved."
+)
 _ALLOW_IMPORTS = cli.define_allow_imports()
 _TRUST = cli.define_trust()
 
@@ -62,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
             _BASE.value,
             _ALLOW_IMPORTS.value,
             _TRUST.value,
+            _DATA_SOURCE.value,
         )
         if report["method"] == "interpolate":
             figure = output / "average.png"

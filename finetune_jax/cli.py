@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from finetune_jax import config as config_lib
 from finetune_jax import config_keys
@@ -76,8 +77,19 @@ def define_trust() -> flags.FlagHolder[bool]:
 
 
 def load_config(path: str) -> Any:
-    """Returns the locked result of ``get_config`` of a config file; see `call_config_file`."""
-    return call_config_file(path, "get_config").lock()
+    """Returns the locked result of ``get_config`` of a config file; see `call_config_file`.
+
+    Raises:
+      UserError: as `call_config_file`; or the function returns something else.
+    """
+    config = call_config_file(path, "get_config")
+    if not isinstance(config, ConfigDict):
+        found = "nothing" if config is None else f"a {type(config).__name__}"
+        raise UserError(
+            f"{path.split(':', 1)[0]}: get_config returns {found}; expected the config that "
+            f"finetune_jax.config.default() returns, with changed keys: end with `return config`"
+        )
+    return config.lock()
 
 
 def call_config_file(path: str, function: str) -> Any:
@@ -124,6 +136,8 @@ def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
             )
             reason = " ".join(reason.split())
         place = f"{name}, line {line}" if line else name
+        if unknown := re.search(r'Key "(\w+)" does not exist', reason):
+            raise UserError(f"{place}: {_unknown_key(unknown[1], reason)}") from error
         raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
 
 
@@ -214,7 +228,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (flags.Error, UserError) as error:
         # absl wraps the error of a parser and adds the name of the flag a second time.
         own = error.__context__ if isinstance(error.__context__, UserError) else None
-        message = str(own) if own else _key(str(error))
+        message = str(own) if own else _key(str(error)) + _meant(str(error), argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these for unknown keys, wrong types and unreadable files.
         message = _key(_text(error))
@@ -223,13 +237,23 @@ def _parse(argv: Sequence[str]) -> list[str]:
     sys.exit(2)
 
 
+def _meant(message: str, argv: Sequence[str]) -> str:
+    """The end of a message about a missing ``--config`` whose value stands alone; else ""."""
+    if not message.startswith("flag --config=None"):
+        return ""
+    alone = [x for x in argv[1:] if not x.startswith("-")]
+    found = next((x for x in alone if x.endswith(".py") or x.split(":")[0] in shipped()), "")
+    return f"; did you mean --config={found}?" if found else ", such as --config=quickstart"
+
+
 def _key(message: str) -> str:
     """Turns the message of ml_collections about a wrong key into a sentence."""
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
         return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
     if bare := re.fullmatch(r"\W*(\w+)\W*", message):
-        hint = _abbreviated(bare[1]) or "; --help=config lists all keys"
-        return f"no config key {bare[1]!r}{hint}"
+        return _unknown_key(bare[1])
+    if lacking := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", message):
+        return f"--{lacking[1]} is missing"
     for pattern, expected in _EXPECTED.items():
         if wrong := re.fullmatch(rf"(flag --[^=]+)=(.*?): {pattern}.*", message, re.S):
             return f"{wrong[1]}: expected {expected}, found {wrong[2]!r}"
@@ -244,14 +268,23 @@ _EXPECTED = {
 }
 
 
+def _unknown_key(name: str, reason: str = "") -> str:
+    """The message about a key that no config has; `reason` is that of ml_collections."""
+    if close := re.search(r'Did you mean "(.+?)"', reason):
+        return f"no config key {name!r}. Did you mean {close[1]!r}?"
+    return f"no config key {name!r}{_abbreviated(name)}"
+
+
 def _abbreviated(name: str) -> str:
-    """The end of a message with the keys that a word such as ``lr`` may mean; "" without one."""
+    """The end of a message: the keys that a word such as ``lr`` may mean, or where keys stand."""
     found = []
     for key in config_lib.keys(config_lib.default()):
         last = key.rpartition(".")[2]
         if name in (last, "".join(word[0] for word in last.split("_"))):
             found.append(repr(key))
-    return f". Did you mean {' or '.join(found[:3])}?" if found else ""
+    if found:
+        return f". Did you mean {' or '.join(found[:3])}?"
+    return "; --help=config lists all keys"
 
 
 def _text(error: Exception) -> str:

@@ -129,7 +129,8 @@ def default() -> ml_collections.ConfigDict:
     c.data.test = "test"  # split that is scored once, at the end; empty: none
     # Preprocessing of images; the defaults take the values of the model's published weights.
     c.data.image_size = 0  # side in pixels; 0: that of the published weights
-    c.data.interpolation = ""  # nearest | bilinear | bicubic; empty: that of the published weights
+    # nearest | bilinear | bicubic | lanczos | box | hamming; empty: that of the published weights.
+    c.data.interpolation = ""
     c.data.mean = ()  # per channel, for pixel values in [0, 1]; empty: of the published weights
     c.data.std = ()  # per channel, for pixel values in [0, 1]; empty: of the published weights
     # Central square as a share of the short side; 0 resizes without a crop; -1: the share of the
@@ -247,7 +248,7 @@ _CHOICES = {
     "artifact.select": ("last", "best"),
     "pretrained.weights": ("", "raw", "ema", "teacher", "student"),
     "pretrained.head_init": ("", "zero", "lecun", "copy"),
-    "data.interpolation": ("", "nearest", "bilinear", "bicubic"),
+    "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
     "data.on_bad_image": ("error", "skip"),
     "data.label_kind": ("", "class", "classes", "number", "text"),
     "data.csv.extra": ("error", "drop", "join"),

@@ -42,6 +42,9 @@ _SPLIT = flags.DEFINE_string(
     "split", "", "train, validation or test, as in the config; empty: test, or what there is."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Overrides the run's data.data_dir.")
+_DATA_SOURCE = flags.DEFINE_string(
+    "data_source", "", "Overrides the run's data.source, for data that was moved."
+)
 _BASE = flags.DEFINE_string("base", "", "The run's weight file, if it was moved.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Overrides eval.batch_size.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_bool("temperature", False, "Fit temperature scaling on validation.")
@@ -90,6 +93,11 @@ def _check_flags(config: ConfigDict) -> None:
         raise UserError(f"--report: {_WORKDIR.value} is no finished run, result.json is missing")
     if _AGAINST.value and not Path(_AGAINST.value).exists():
         raise UserError(f"--against={_AGAINST.value}: no such run or file")
+    if _SAVE.value and Path(_SAVE.value).suffix != ".npz":
+        raise UserError(
+            f"--save_predictions={_SAVE.value}: expected a file that ends in .npz, because arrays "
+            f"of NumPy are written; `predict --output=FILE.csv` writes a table"
+        )
     for flag, path in (("save_predictions", _SAVE.value), ("report", _REPORT.value)):
         if path and not Path(path).absolute().parent.is_dir():
             raise UserError(f"--{flag}={path}: the folder {Path(path).parent} does not exist")
@@ -137,6 +145,7 @@ def _open(workdir: Path, base: str = "") -> Evaluator:
         workdir,
         base=base,
         data_dir=_DATA_DIR.value,
+        data_source=_DATA_SOURCE.value,
         batch_size=_BATCH_SIZE.value or 0,
         allow_imports=_ALLOW_IMPORTS.value,
         trust=_TRUST.value,
@@ -180,7 +189,12 @@ def _evaluate() -> None:
     if _WORKDIR.value is None:
         config = _CONFIG.value
         _check_flags(config)
-        override(config, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value or 0)
+        override(
+            config,
+            data_dir=_DATA_DIR.value,
+            data_source=_DATA_SOURCE.value,
+            batch_size=_BATCH_SIZE.value or 0,
+        )
         evaluator = open_evaluator(config)
     else:
         workdir = Path(_WORKDIR.value)

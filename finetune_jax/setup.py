@@ -141,8 +141,9 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     _check_columns(source, preprocess)
     _check_order(config, source)
     task = tasks.create(config.task, source, preprocess)
-    for column in {"label", "mask"} & task.abstract(1).keys():
-        require_column(source, column, f"data.{column}_column")
+    for target, column in (("label", "label"), ("class_map", "mask")):
+        if target in task.abstract(1):
+            require_column(source, column, f"data.{column}_column")
     # The task refuses labels that are names if it needs numbers.
     host_part(task, source.class_names, f"data.source={source.name}")
     _check_task(config, task, preprocess)
@@ -295,8 +296,10 @@ def _preprocess(config: ml_collections.ConfigDict, source: Source) -> Preprocess
 
 def _tokenizer_beside(weights: Path) -> Path:
     """The tokenizer in the folder of a weight file; `weights` may be the folder itself."""
-    inside = weights / "tokenizer.json"
-    return inside if inside.is_file() else weights.parent / "tokenizer.json"
+    inside, beside = weights / "tokenizer.json", weights.parent / "tokenizer.json"
+    if inside.is_file() or not beside.is_file() and weights.is_dir():
+        return inside
+    return beside
 
 
 def _model_options(config: ml_collections.ConfigDict, preprocess: Preprocess) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_a_user_error_of_a_command_has_no_traceback(small_config, tmp_path):
         ("def get_config(:", "{folder}/smal.py, line 1: SyntaxError"),
         (
             "from finetune_jax.config import default\ndef get_config():\n  default().scheem = 1",
-            'line 3: AttributeError: \'Key "scheem" does not exist',
+            "line 3: no config key 'scheem'. Did you mean 'scheme'?",
         ),
     ],
 )
@@ -363,3 +363,55 @@ def test_the_message_about_a_config_that_is_no_python_file_says_what_a_config_is
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="expected a Python file with a function get_config"):
         cli.load_config(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("config.seed = 1", "get_config returns nothing; expected the config that"),
+        ("return {}", "get_config returns a dict; expected the config that"),
+        ("config.train.lr = 1", "line 4: no config key 'lr'. Did you mean 'optimizer.learning_ra"),
+    ],
+)
+def test_a_config_function_that_is_wrong_says_what_is_expected(tmp_path, body, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from finetune_jax.config import default\n"
+        f"def get_config():\n    config = default()\n    {body}\n"
+    )
+    with pytest.raises(UserError) as error:
+        cli.load_config(str(path))
+    assert message in str(error.value)
+
+
+def test_a_config_without_its_flag_is_recognised():
+    missing = "flag --config=None: Flag --config must have a value other than None."
+    assert cli._key(missing) == "--config is missing"
+    assert cli._meant(missing, ["train", "mine.py", "--workdir=x"]).endswith("--config=mine.py?")
+    assert cli._meant(missing, ["train", "quickstart"]).endswith("--config=quickstart?")
+    assert cli._meant(missing, ["train"]) == ", such as --config=quickstart"
+    assert cli._meant("flag --workdir=None: Flag", ["train", "mine.py"]) == ""
+
+
+@pytest.mark.parametrize("source", ["folder", "csv"])
+def test_segmentation_without_masks_says_where_masks_are_read_from(tmp_path, source):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
+    rows = "".join(f"{'ab'[i % 2]}/{i // 2}.png,{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text(f"image,label\n{rows}")
+    config = default()
+    config.data.source = f"{source}:{tmp_path}{'/t.csv' if source == 'csv' else ''}"
+    config.task.name = "segmentation"
+    with pytest.raises(UserError, match=r"data.mask_column: the model reads 'mask'.*tfds: and hf:"):
+        open_setup(config)
+
+
+def test_an_image_size_between_two_multiples_of_the_patch_names_both():
+    config = default()
+    config.model.name, config.data.image_size = "vit_ti8", 36
+    with pytest.raises(UserError, match=r"data.image_size: 36 is not a multiple of 8.*32 or 40"):
+        open_setup(config)

@@ -49,6 +49,9 @@ A file's name does not decide its format, and some formats of Pillow start other
 PostScript file is drawn by Ghostscript.
 """
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+"""Filters of Pillow by which images are resized."""
+
 MAX_PIXELS = 64_000_000
 """Default of ``data.max_pixels``: pixels of the largest image that is decoded."""
 
@@ -174,7 +177,10 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
             f"{missing_reader(Path(name).suffix)}"
         ) from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"{name}: refused: {error}") from None
+        raise BadImage(
+            f"{name}: more pixels than the {max_pixels} of data.max_pixels ({error}); make the "
+            f"image smaller, or allow larger images there"
+        ) from None
     except Exception as error:  # plugins of Pillow raise many kinds of errors on damaged files
         raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
 
@@ -256,7 +262,7 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
     Args:
       image: image of any size; an image of the right size is returned unchanged.
       side: side of the result in pixels.
-      interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+      interpolation: one of `INTERPOLATIONS`.
       crop: share of the resized short side that the central square keeps, in (0, 1]; 0 resizes both
         sides to `side` without a crop, which changes the proportions.
     """

@@ -142,7 +142,7 @@ def _require_single(
             )
     if options.class_order or options.classes:
         return
-    for other in ";,/+&":
+    for other in ";,/+& ":
         joined = [row for row, text in enumerate(texts) if other in text]
         parts = {part.strip() for name in names for part in name.split(other)}
         # Names with a comma in them, such as "cat, wild", have more parts than there are names.

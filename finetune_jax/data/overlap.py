@@ -89,6 +89,28 @@ def shared_examples(
             yield name, other, len(same), example_name(opened[other], same[0])
 
 
+def contradictions(examples: Examples, inputs: Sequence[str]) -> list[int]:
+    """Numbers of the examples whose inputs an earlier example has with another class.
+
+    The list is empty where the examples are not in memory, are too large to be compared, or have no
+    class each.
+
+    Args:
+      examples: encoded examples of one split.
+      inputs: names of the inputs of the model in an encoded example.
+    """
+    if not isinstance(examples, EncodedExamples) or _bytes(examples, inputs) > _MOST_READ:
+        return []
+    labels = examples.arrays.get("label")
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return []
+    first: dict[int, int] = {}
+    rows = zip(*(_rows(examples.arrays[key]) for key in inputs), strict=True)
+    keys = (hash(b"".join(parts)) for parts in rows)
+    pairs = enumerate(zip(keys, labels.tolist(), strict=True))
+    return [i for i, (key, label) in pairs if first.setdefault(key, label) != label]
+
+
 def _bytes(examples: Examples, inputs: Sequence[str]) -> int:
     if isinstance(examples, EncodedExamples):
         return sum(examples.arrays[key].nbytes for key in inputs)

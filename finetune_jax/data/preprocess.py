@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import schema
-from finetune_jax.data.images import MAX_PIXELS, decode, resize
+from finetune_jax.data.images import INTERPOLATIONS, MAX_PIXELS, decode, resize
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
 from finetune_jax.models import Inputs, StagedModel
@@ -78,9 +78,7 @@ class ImagePreprocess(Inputs):
         schema.integer(1, 2**40)(self.max_pixels, "data.max_pixels")
         schema.list_of(schema.number(-1000, 1000), 3, 3)(self.mean, "data.mean")
         schema.list_of(schema.number(1e-6, 1000), 3, 3)(self.std, "data.std")
-        schema.text(choices=("nearest", "bilinear", "bicubic"))(
-            self.interpolation, "data.interpolation"
-        )
+        schema.text(choices=INTERPOLATIONS)(self.interpolation, "data.interpolation")
         schema.number(0, 1)(self.crop, "data.crop")
         if self.crop and self.size / self.crop > 4 * schema.LARGEST_SIDE:
             raise UserError(

@@ -9,7 +9,7 @@ that its slices, such as ``train[:90%]``, are random samples.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ from finetune_jax.data.labels import present, say_alike
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import SPLIT_NAMES, hold_out, resolve_split, shuffled
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+# Folders in which other tasks keep images and what belongs to the images, side by side.
+_IMAGES, _TARGETS = ("images", "image", "imgs", "img", "jpegimages"), (
+    "labels", "label", "masks", "mask", "annotations", "annotation", "segmentationclass",
+)  # fmt: skip
 # Folders that Synology, macOS, Windows and Linux make beside those of a user.
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
@@ -36,8 +41,9 @@ def open_(name: str, rest: str, options: Options) -> Source:
     """
     root = Path(rest).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.source: {name!r}: {root} is not a folder")
+        raise UserError(f"data.source: {name!r}: {_no_folder(root)}")
     listed = _by_split(root) or {"": root}
+    _require_classes(listed)
     ignored: list[str] = []
     files = {split: _by_class(folder, ignored) for split, folder in listed.items()}
     unusable = {
@@ -114,6 +120,22 @@ def open_(name: str, rest: str, options: Options) -> Source:
     )
 
 
+def _no_folder(path: Path) -> str:
+    """What is wrong with a path that is no folder, and what to do: a part of a message."""
+    if not path.exists():
+        parents = [p for p in path.absolute().parents if p.is_dir()]
+        there = sorted(p.name for p in parents[0].iterdir() if p.is_dir())
+        wanted = path.absolute().relative_to(parents[0]).parts[0]
+        return f"{path} does not exist; {parents[0]} holds no folder {wanted!r}." + (
+            nearest(wanted, there)
+        )
+    if path.suffix.lower() in _ARCHIVES:
+        return f"{path} is an archive; unpack it, and give the folder"
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return f"{path} is a file; a table of images is read by csv:{path}"
+    return f"{path} is a file; expected a folder of images by class"
+
+
 def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
     """What a folder holds that has no image in a folder of a class, for a message."""
     images = [p for p in ignored if Path(p).parent == folder and Path(p).suffix.lower() in SUFFIXES]
@@ -138,6 +160,7 @@ def _by_split(root: Path) -> dict[str, Path]:
     splits = [f for f in folders if f.name.lower() in SPLIT_NAMES]
     # A class may be called "train"; the folder of a class has no folders in it.
     if not splits or not any(_folders(folder) for folder in splits):
+        _require_other_names(root, folders, splits)
         return {}
     others = [f.name for f in folders if f not in splits]
     if others:
@@ -156,12 +179,50 @@ def _by_split(root: Path) -> dict[str, Path]:
     return found
 
 
+def _require_other_names(root: Path, folders: Sequence[Path], splits: Sequence[Path]) -> None:
+    """Raises UserError for splits without folders of classes, which would be read as classes."""
+    if len(folders) < 2 or len(splits) < len(folders):
+        return
+    tables = [
+        f"; {table} may have the labels: csv:train=FILE,test=FILE reads CSV tables with a column "
+        f"of paths and a column of labels"
+        for folder in splits
+        for suffix in ("csv", "tsv", "jsonl", "json", "txt")
+        for table in sorted(folder.glob(f"*.{suffix}"))
+    ]
+    raise UserError(
+        f"data.source: {root} holds the splits {', '.join(f.name for f in splits)}, which have no "
+        f"folders of classes; expected {splits[0]}/CLASS/IMAGE, also for a task that reads no "
+        f"labels (a single folder is one class){tables[0] if tables else ''}"
+    )
+
+
+def _require_classes(listed: Mapping[str, Path]) -> None:
+    """Raises UserError for images in one folder and their labels or masks in another."""
+    for folder in listed.values():
+        names = {f.name.lower(): f.name for f in _folders(folder)}
+        images = [names[name] for name in _IMAGES if name in names]
+        targets = [names[name] for name in _TARGETS if name in names]
+        if images and targets and len(names) <= 3:
+            raise UserError(
+                f"data.source: {folder} holds {images[0]}/ and {targets[0]}/, which are no classes "
+                f"but images and what belongs to them, as for detection or segmentation; "
+                f"expected one folder per class. Labels of images are read from a table with a "
+                f"column of paths (csv:PATH), and masks from tfds: and hf: (data.mask_column)"
+            )
+
+
 def files_below(folder: Path) -> Iterator[Path]:
-    """Files under a folder, also under links to folders; hidden files and folders are left out."""
+    """Files under a folder, also under links to folders; hidden files and folders are left out.
+
+    A link to a folder that holds `folder` is left out, too: it leads to the files of other classes.
+    """
     seen: set[str] = set()
+    own = os.path.realpath(folder)
     for where, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
-        if real in seen:  # a link to a folder above, or a second link to one folder
+        above = own != real and own.startswith(os.path.join(real, ""))
+        if above or real in seen:  # a second link to one folder
             folders.clear()
             continue
         seen.add(real)

@@ -158,6 +158,10 @@ def require_column(source: Source, column: str, key: str) -> None:
     if not source.columns or column in source.columns:
         return
     cure = source.cure(column) if source.cure else ""
+    if key == "data.mask_column" and source.name.startswith(("folder:", "csv:")):
+        cure = (
+            " Masks are read from tfds: and hf:, or from a source of your own (docs/extending.md)."
+        )
     raise UserError(
         f"{key}: the model reads {column!r}, and examples of {source.name!r} have no such column."
         f"{nearest(column, source.columns)}{cure}"

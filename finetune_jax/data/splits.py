@@ -55,13 +55,31 @@ def resolve_split(text: str, sizes: Mapping[str, int]) -> list[tuple[str, int, i
         def bound(value: str | None, default: int, size: int = size) -> int:
             if value is None:
                 return default
-            percent = value.endswith("%")
-            index = round(size * int(value[:-1]) / 100) if percent else int(value)
-            return min(max(index + size if index < 0 else index, 0), size)
+            number = int(value.removesuffix("%"))
+            index = round(size * number / 100) if value.endswith("%") else number
+            # A percentage from the end counts from there, also if it is rounded to no example.
+            return min(max(index + size if number < 0 else index, 0), size)
 
         start, stop = bound(match["start"], 0), bound(match["stop"], size)
         ranges.append((name, start, max(start, stop)))
     return ranges
+
+
+def past_end(text: str, sizes: Mapping[str, int]) -> str:
+    """What the ranges of a split ask for beyond its end, as a part of a message; "" for nothing.
+
+    Args:
+      text, sizes: as of `resolve_split`.
+    """
+    for part in text.replace(" ", "").split("+"):
+        match = _PART.fullmatch(part)
+        if not match or match["name"] not in sizes:
+            continue
+        size = sizes[match["name"]]
+        for value in (match["start"], match["stop"]):
+            if value and not value.endswith("%") and abs(int(value)) > size:
+                return f"{part!r} asks for more examples than the {size} of {match['name']!r}"
+    return ""
 
 
 def hold_out(labels: Sequence[Any], seed: int) -> dict[str, np.ndarray]:

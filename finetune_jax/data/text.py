@@ -30,6 +30,11 @@ from finetune_jax.progress import say
 _FILE = "tokenizer.json"
 _say_once = functools.cache(say)
 PAIRS = ("joined", "apart")
+# Files of slow tokenizers of transformers, from which the library makes the fast one.
+_OTHER_FILES = (
+    "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model",
+    "tokenizer.model",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +77,9 @@ class TextPreprocess:
 
         A ``tokenizer_config.json`` beside the file may say that texts are cut at their start.
         """
+        path = path / _FILE if path.is_dir() else path
         if not path.is_file():
-            others = [n for n in ("vocab.txt", "vocab.json") if path.with_name(n).is_file()]
+            others = [n for n in _OTHER_FILES if path.with_name(n).is_file()]
             hint = "".join(
                 f". {name} is beside it: transformers writes {_FILE} from it, by "
                 f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
@@ -218,8 +224,24 @@ class TextPreprocess:
         if (largest := max(encoding.type_ids)) >= types:
             raise UserError(
                 f"data.tokenizer: it gives tokens of type {largest}, and the model knows the "
-                f"types from 0 to {types - 1}"
+                f"types from 0 to {types - 1}: take the tokenizer that belongs to the model, or "
+                f"set each 'type_id' in the post_processor of the tokenizer's file to 0"
             )
+
+    @property
+    def special_tokens(self) -> int:
+        """Number of the tokens, such as [CLS], that the tokenizer adds to an input."""
+        return int(self._tokenizer.num_special_tokens_to_add(is_pair=self._joined))
+
+    @property
+    def unknown_token(self) -> tuple[str, int] | None:
+        """The token for what the tokenizer does not know, and its number; None without one."""
+        model = json.loads(self.tokenizer)["model"]
+        token = model.get("unk_token")
+        if token is None and isinstance(model.get("unk_id"), int):
+            token = self._tokenizer.id_to_token(model["unk_id"])
+        number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+        return None if number is None else (token, number)
 
     @property
     def _views(self) -> int:

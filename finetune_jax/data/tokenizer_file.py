@@ -137,6 +137,18 @@ def refused(error: BaseException) -> BaseException:
     return error
 
 
+def _unknown_form(why: str) -> str:
+    """The end of a message about a file whose form the library does not know; else ""."""
+    if "did not match any variant" not in why:
+        return ""
+    version = importlib.metadata.version("tokenizers")
+    return (
+        f"; tokenizers {version} does not know the form of this file, which a newer version may "
+        f"have written: pip install -U tokenizers, or load and save the tokenizer with the "
+        f"transformers of this machine"
+    )
+
+
 def _check_rules(content: str) -> None:
     """Raises UserError for JSON that is no tokenizer, growing texts and dangerous patterns."""
     if len(content) > LARGEST_FILE:
@@ -241,4 +253,4 @@ def _try_elsewhere(content: str) -> None:
     said = process.stdout.decode("utf-8", "replace").strip()
     if process.returncode or said != "fine":
         why = said or process.stderr.decode("utf-8", "replace").strip()[-300:]
-        raise UserError(f"data.tokenizer: not a tokenizer that works: {why}")
+        raise UserError(f"data.tokenizer: not a tokenizer that works: {why}{_unknown_form(why)}")

@@ -26,6 +26,7 @@ from finetune_jax.data.examples import Examples
 from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.batch_norm import reestimate
+from finetune_jax.evaluation.evaluator import source_may_have_moved
 from finetune_jax.evaluation.scores import evaluate, headline
 from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.evaluation.trust import require_trust
@@ -52,6 +53,7 @@ def combine(
     base: str = "",
     allow_imports: Iterable[str] = (),
     trust: bool = False,
+    data_source: str = "",
 ) -> dict[str, Any]:
     """Averages members, chooses on validation, and writes the artifact of the chosen average.
 
@@ -63,7 +65,7 @@ def combine(
       statistics_batches: number of batches, of ``train.batch_size`` training images each, for
         BatchNorm statistics.
       base: weight file of the base of members with ``artifact.contents=delta``.
-      allow_imports, trust: see `open_run`.
+      allow_imports, trust, data_source: see `open_run`.
 
     Returns:
       The content of ``average.json``: ``method``, ``members``, ``metric``, ``chosen``, ``rows``
@@ -74,7 +76,7 @@ def combine(
       UserError: members that cannot be averaged with each other, or an argument out of range.
     """
     _check(members, output, method, alphas)
-    opened = _open(members, statistics_batches, base, allow_imports, trust)
+    opened = _open(members, statistics_batches, base, allow_imports, trust, data_source)
     if method == "interpolate":
         rows, chosen, final = _interpolate(opened, alphas)
     else:
@@ -210,13 +212,15 @@ def _open(
     base: str,
     allow_imports: Iterable[str],
     trust: bool,
+    data_source: str,
 ) -> _Members:
     names = [str(member) for member in members]
     configs = [read_json(member / "config.json") for member in members]
     for values, name in zip(configs, names, strict=True):
         doors = config_doors(config_lib.from_json(values))
         require_allowed(doors, allow_imports, f"{name}/config.json")
-        require_trust(values, Path(name) / "config.json", trust)
+        replaced = ("data.source",) if data_source else ()
+        require_trust(values, Path(name) / "config.json", trust, replaced)
     for other, name in zip(configs[1:], names[1:], strict=True):
         _require_same_data(configs[0], other, names[0], name)
     loaded = [Artifact.load(member, base, allow_imports) for member in members]
@@ -224,7 +228,9 @@ def _open(
     first, config = artifacts[0], config_lib.from_json(configs[0])
     if not config.data.validation:
         raise UserError("the members have no validation split to choose on")
-    source = open_configured(config.data, tasks.kind_of(config.task.name).labels)
+    config.data.source = data_source or config.data.source
+    with source_may_have_moved(config.data.source, data_source):
+        source = open_configured(config.data, tasks.kind_of(config.task.name).labels)
     splits = {
         name: cached(source.read(config.data[name]), first.encode, config.data.cache_bytes)
         for name in ("train", "validation", "test")

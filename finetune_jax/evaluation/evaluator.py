@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,7 @@ def open_run(
     *,
     base: str = "",
     data_dir: str = "",
+    data_source: str = "",
     batch_size: int = 0,
     allow_imports: Iterable[str] = (),
     trust: bool = False,
@@ -262,6 +264,7 @@ def open_run(
       workdir: folder of the run.
       base: weight file of the base of a ``delta`` artifact.
       data_dir: replaces ``data.data_dir`` of the run; empty keeps it.
+      data_source: replaces ``data.source`` of the run, whose data was moved; empty keeps it.
       batch_size: replaces ``eval.batch_size`` of the run; 0 keeps it.
       allow_imports: top-level packages whose code may run, for a run whose config or artifact names
         objects of other packages; see `Artifact.load`.
@@ -276,11 +279,14 @@ def open_run(
     values = read_json(path)
     config = _config_of(values, path)
     require_allowed(config_doors(config), allow_imports, str(workdir / "config.json"))
-    require_trust(values, path, trust, ("data.data_dir",) if data_dir else ())
-    override(config, data_dir=data_dir, batch_size=batch_size)
+    given = {"data.data_dir": data_dir, "data.source": data_source}
+    require_trust(values, path, trust, tuple(key for key, value in given.items() if value))
+    override(config, data_dir=data_dir, data_source=data_source, batch_size=batch_size)
     # This comes before the artifact is read, because reading uses a device.
     use_cpu_devices(config.mesh.cpu_devices)
-    evaluator = open_evaluator(config, Artifact.load(workdir, base, allow_imports))
+    artifact = Artifact.load(workdir, base, allow_imports)
+    with source_may_have_moved(config.data.source, data_source):
+        evaluator = open_evaluator(config, artifact)
     if lines := changed_data(evaluator):
         say(f"{workdir}: this is not the data that the run was trained on: {'; '.join(lines)}")
     return evaluator
@@ -317,8 +323,31 @@ def require_split(config: ml_collections.ConfigDict, split: str) -> None:
         )
 
 
-def override(config: ml_collections.ConfigDict, *, data_dir: str, batch_size: int) -> None:
-    """Sets ``data.data_dir`` and ``eval.batch_size``, unless the value is empty or 0."""
+@contextlib.contextmanager
+def source_may_have_moved(source: str, given: str) -> Iterator[None]:
+    """Adds to an error about ``data.source`` how to give the place of data that was moved.
+
+    Args:
+      source: ``data.source`` of the run.
+      given: the source that the user gave in its place; with one, errors stay as they are.
+    """
+    try:
+        yield
+    except UserError as error:
+        if given or not str(error).startswith("data.source"):
+            raise
+        kind = source.partition(":")[0]
+        raise UserError(
+            f"{error} If the data of the run was moved, give its place: --data_source={kind}:PATH"
+        ) from None
+
+
+def override(
+    config: ml_collections.ConfigDict, *, data_dir: str, data_source: str, batch_size: int
+) -> None:
+    """Sets keys of ``data`` and ``eval.batch_size``, unless the value is empty or 0."""
+    if data_source:
+        config.data.source = data_source
     if data_dir:
         config.data.data_dir = data_dir
     if batch_size:

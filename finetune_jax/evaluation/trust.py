@@ -74,4 +74,5 @@ def require_trust(
             "trust"
         )
     say(f"{where} is trusted, and these are read: {listed}")
-    remember(CONFIGS, key)
+    if not overridden:  # what a value of the user replaces is not among what was trusted
+        remember(CONFIGS, key)

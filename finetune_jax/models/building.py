@@ -121,9 +121,11 @@ def build(
     if dropout and not entry.dropout:
         raise UserError(f"model.dropout: {name} has no dropout; expected 0, found {dropout}")
     if image_size % entry.patch:
+        below = image_size - image_size % entry.patch
+        valid = " or ".join(str(x) for x in (below, below + entry.patch) if x)
         raise UserError(
-            f"model {name} cuts images into patches of {entry.patch} pixels; the image size "
-            f"{image_size} is not a multiple of it"
+            f"data.image_size: {image_size} is not a multiple of {entry.patch}, the side of a "
+            f"patch of the model {name}; expected a multiple, such as {valid}"
         )
     if head and head not in entry.heads:
         if not entry.heads:

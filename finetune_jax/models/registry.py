@@ -62,7 +62,7 @@ class Inputs:
       size: side of the square image in pixels; for texts, the largest number of tokens that the
         weights are used with.
       mean, std: mean and standard deviation per channel, of values in [0, 1].
-      interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+      interpolation: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
       crop: side of the central square that is kept, as a fraction of the resized short side. With
         0, both sides are resized to `size` instead, whatever the proportions of the image.
       channels: order of the colours, ``rgb`` or ``bgr``; `mean` and `std` are in this order.

@@ -41,6 +41,12 @@ _IMAGES = flags.DEFINE_integer("images", 64, "Most images to read for the check.
 _ALLOW_IMPORTS = cli.define_allow_imports()
 
 _COMMANDS = ("inspect", "export")
+_NEEDED = {
+    "workdir": "a run's folder, or its artifact",
+    "origin": "the project whose names the tensors get, such as timm, transformers, torchvision, "
+    "or native for the names of this package",
+    "output": "the file to write, such as --output=model.safetensors",
+}
 
 
 def inspect(sources: Sequence[str]) -> None:
@@ -99,7 +105,7 @@ def export(rest: Sequence[str]) -> None:
     """
     for name, value in (("workdir", _WORKDIR), ("origin", _ORIGIN), ("output", _OUTPUT)):
         if not value.value:
-            raise UserError(f"export needs --{name}")
+            raise UserError(f"export needs --{name}, {_NEEDED[name]}")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}")
     from finetune_jax.artifact import Artifact

@@ -138,8 +138,9 @@ def _refuse_others(weights: Weights, names: Iterable[str]) -> None:
     flax = [name for name in names if _FLAX_TRANSFORMERS.match(name)]
     if flax:
         raise UserError(
-            f"{weights.path}: names of transformers' Flax models, such as {flax[0]!r}, are not "
-            f"known here; load model.safetensors or pytorch_model.bin of the same model"
+            f"{weights.path}: names of transformers' Flax and TensorFlow models, such as "
+            f"{flax[0]!r}, are not known here; load model.safetensors or pytorch_model.bin "
+            f"of the same model"
         )
 
 

@@ -37,7 +37,10 @@ def require_classes(source: Source, settings: ConfigDict) -> tuple[str, ...]:
         # The numbers of a table may be values or names of classes.
         table = source.name.startswith(("csv:", "hf:")) and "label" in source.columns
         hint = (
-            "; if the numbers are names of classes, set data.label_kind to 'class'" if table else ""
+            " but numbers; if the numbers are names of classes, set data.label_kind to 'class'; if "
+            "they are values, the task is 'regression' (task.name)"
+            if table
+            else ""
         )
         raise UserError(f"task.name: the labels of {source.name!r} are not classes{hint}")
     if settings.num_classes not in (0, len(names)):

@@ -150,8 +150,45 @@ def test_a_flat_test_folder_is_reported_and_left_out(tmp_path, capsys):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
-        open_source(f"folder:{tmp_path / 'none'}")
+    fill(tmp_path, {"animals/a": 1})
+    with pytest.raises(UserError, match="holds no folder 'animal'. Did you mean 'animals'"):
+        open_source(f"folder:{tmp_path}/animal/train")
+    for name, cure in (
+        ("a.zip", "is an archive; unpack it"),
+        ("a.csv", "is read by csv:"),
+        ("a.png", "is a file; expected a folder"),
+    ):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=cure):
+            open_source(f"folder:{tmp_path / name}")
+
+
+def test_splits_without_folders_of_classes_are_no_classes(tmp_path):
+    fill(tmp_path, {"train": 2, "validation": 2})
+    with pytest.raises(UserError, match="the splits train, validation, which have no folders of"):
+        open_source(f"folder:{tmp_path}")
+    (tmp_path / "train" / "metadata.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"train/metadata.jsonl may have the labels: csv:train="):
+        open_source(f"folder:{tmp_path}")
+    fill(tmp_path, {"bus": 2})
+    assert open_source(f"folder:{tmp_path}").class_names == ("bus", "train", "validation")
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("Images", "masks"), ("imgs", "label")])
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_images_beside_their_labels_are_no_classes(tmp_path, names, split):
+    fill(tmp_path, {f"{split}{name}": 2 for name in names})
+    with pytest.raises(UserError, match=f"{names[0]}/ and {names[1]}/, which are no classes"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_a_link_to_a_folder_above_a_class_brings_no_files_of_other_classes(tmp_path):
+    fill(tmp_path, {"train/a": 2, "train/b": 3, "elsewhere/more": 4})
+    (tmp_path / "train" / "a" / "all").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    source = open_source(f"folder:{tmp_path}/train")
+    rows = [label for split, n in source.splits.items() if n for label in labels(source, split)]
+    assert np.bincount(rows).tolist() == [2, 7]
 
 
 def test_files_that_are_no_images_by_name_are_reported(tmp_path, capsys):

@@ -240,6 +240,13 @@ def test_a_small_file_of_a_huge_picture_is_refused(tmp_path):
         decode(path)
 
 
+def test_what_pillow_refuses_names_the_limit_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = save(Image.new("L", (100, 50)), tmp_path / "large.png")
+    with pytest.raises(BadImage, match="more pixels than the 90 of data.max_pixels"):
+        decode(path, max_pixels=90)
+
+
 def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
     tags = [(256, 8), (257, 6), (258, 8), (259, 8), (262, 1), (277, 1), (322, 60_000),
             (323, 60_000), (324, 8), (325, 4)]  # fmt: skip

@@ -116,7 +116,9 @@ def test_several_labels_in_one_text():
     assert encode_labels(["a", "b", "a"], task, "t") == (("a", "b"), [0, 1, 0])
     names = ["cat, wild", "dog, wild", "x"]
     assert encode_labels(names, task, "t") == (tuple(names), [0, 1, 2])
-    for text, sep in (("x;y", ";"), ("x, y", ","), ("x/y", "/")):
+    names = ["new york", "old york", "san francisco"]
+    assert encode_labels(names, task, "t") == (tuple(names), [0, 1, 2])
+    for text, sep in (("x;y", ";"), ("x, y", ","), ("x/y", "/"), ("x y", " ")):
         with pytest.raises(UserError, match=f"example 0: .*data.label_sep to '{sep}'"):
             encode_labels([text, "y"], task, "t")
         assert encode_labels([text, "y"], Options(task_labels="class"), "t")[0] == (text, "y")

@@ -12,7 +12,7 @@ from finetune_jax.data.batches import cached
 from finetune_jax.data.class_map import open_configured
 from finetune_jax.data.examples import EncodedExamples
 from finetune_jax.data.listing import TableExamples
-from finetune_jax.data.overlap import shared_examples, shared_parts
+from finetune_jax.data.overlap import contradictions, shared_examples, shared_parts
 from finetune_jax.setup import open_setup
 from finetune_jax.training.data_remarks import data_remarks
 
@@ -104,3 +104,35 @@ def test_overlapping_expressions_are_reported_once():
         "them example 1",
         "x: 3 labels are unknown; the loss and the scores leave them out",
     ]
+
+
+def test_equal_inputs_with_other_labels():
+    x = np.array([[1, 2], [3, 4], [1, 2], [1, 2], [3, 4]], np.int32)
+    found = EncodedExamples({"x": x, "label": np.array([0, 1, 1, 0, 1], np.int32)})
+    assert contradictions(found, ("x",)) == [2]
+    assert contradictions(EncodedExamples({"x": x}), ("x",)) == []
+    values = EncodedExamples({"x": x, "label": np.arange(5, dtype=np.float32)})
+    assert contradictions(values, ("x",)) == []
+
+
+def test_what_a_run_reports_about_labels_and_ranges(tmp_path):
+    (tmp_path / "t.csv").write_text("file,label,split\n" + "".join(
+        f"{i % 3}.png,{'ab'[i % 2]},train\n" for i in range(6)
+    ))  # fmt: skip
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    config = default()
+    config.data.source, config.data.image_column = f"csv:{tmp_path}/t.csv", "file"
+    config.data.train, config.data.validation, config.data.test = "train[:9]", "", ""
+    config.model.name, config.data.image_size = "resnet8_cifar", 8
+    setup = open_setup(config)
+    opened = {"train": setup.source.read("train[:9]")}
+    encoded = {"train": cached(opened["train"], setup.encode, 2**20)}
+    ranges, labels = data_remarks(setup, opened, encoded)
+    assert ranges == (
+        "data.train: 'train[:9]' asks for more examples than the 6 of 'train'; the run takes those "
+        "that there are"
+    )
+    assert labels.startswith(
+        "data: 3 examples of train have the inputs of another example and another label, the first"
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_jax.data.labels import encode_labels
 from finetune_jax.data.sources import Options
-from finetune_jax.data.splits import hold_out, resolve_split, shuffled
+from finetune_jax.data.splits import hold_out, past_end, resolve_split, shuffled
 from finetune_jax.errors import UserError
 
 
@@ -20,6 +20,8 @@ from finetune_jax.errors import UserError
         ("a[10%:]", [("a", 2, 18)]),
         ("a[33%:66%]", [("a", 6, 12)]),  # 5.94 and 11.88 examples
         ("a[-10%:]", [("a", 16, 18)]),
+        ("b[-1%:]", [("b", 5, 5)]),  # no example, as b[99%:]
+        ("b[:-1%]", [("b", 0, 5)]),
         ("a[:-3]", [("a", 0, 15)]),
         ("a[-3:]", [("a", 15, 18)]),
         ("a[4:9]", [("a", 4, 9)]),
@@ -100,3 +102,14 @@ def test_a_label_ends_before_the_first_mark():
 def test_unclear_labels_are_refused(values, options, message):
     with pytest.raises(UserError, match=f"file: .*{message}"):
         labels(values, **options)
+
+
+@pytest.mark.parametrize("text", ["a", "a[:5]", "a[-5:]", "a[:200%]", "a[:3]+b[:9]"])
+def test_ranges_within_a_split_are_not_reported(text):
+    assert past_end(text, {"a": 5, "b": 9}) == ""
+
+
+@pytest.mark.parametrize("text", ["a[:6]", "b+a[-6:]", "a[7:]"])
+def test_a_range_beyond_the_end_is_reported(text):
+    found = past_end(text, {"a": 5, "b": 9})
+    assert found == f"{text.split('+')[-1]!r} asks for more examples than the 5 of 'a'"

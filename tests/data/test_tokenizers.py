@@ -11,6 +11,7 @@ from finetune_jax.data.cut_texts import cut_texts
 from finetune_jax.data.listing import TableExamples
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.data.tokenizer_file import LONGEST_TEXT, open_tokenizer
+from finetune_jax.data.unknown_tokens import token_remarks
 from finetune_jax.errors import UserError
 
 pytest.importorskip("tokenizers", reason="not run: needs the package tokenizers")
@@ -298,3 +299,43 @@ def test_a_tokenizer_that_does_not_fit_its_config_is_reported(tmp_path):
     assert not list(remarks(json.dumps(plain), tmp_path / "no.json"))
     (line,) = remarks(json.dumps({**lower, "post_processor": None}), config)
     assert "adds no special tokens" in line
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unknown_tokens_and_empty_texts_are_reported(in_memory):
+    # Around each text the token "f", which is no part of the text.
+    around = json.loads(json.dumps(BERT).replace("[UNK]", "f").replace("[0]", "[7]"))
+    model = {"type": "WordLevel", "vocab": WORDS, "unk_token": "[UNK]"}
+    preprocess = TextPreprocess(made(model=model, post_processor=around), 4, ("text",))
+
+    def remarks(*texts):
+        examples = TableExamples({"text": list(texts)}, {})
+        encoded = cached(examples, preprocess.host, 2**20) if in_memory else examples
+        return list(token_remarks(preprocess, examples, encoded))
+
+    assert remarks("a b", "c d", "e") == []
+    assert remarks("a b c", "d x", "e e") == []  # 1 of 7 tokens
+    of = "2 examples" if in_memory else "a sample of 2 examples"
+    assert remarks("a x", "y b") == [
+        f"50% of the tokens of {of} are '[UNK]', which the tokenizer gives for what it does not "
+        f"know; expected a tokenizer for the language of the texts"
+    ]
+    of = of.replace("2", "3")
+    assert remarks("a", "", " ") == [f"2 texts of {of} are empty"]
+
+
+def test_the_file_of_a_newer_library_says_what_to_do():
+    newer = {"type": "Newer", "vocab": {}, "merges": []}
+    with pytest.raises(UserError, match="which a newer version may have .*install -U tokenizers"):
+        opened(model=newer)._tokenizer  # noqa: B018
+
+
+def test_a_folder_stands_for_the_tokenizer_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"no file .*/tokenizer.json; expected"):
+        TextPreprocess.open(tmp_path, 4, ("text",), "joined")
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"sentencepiece.bpe.model is beside it: transformers"):
+        TextPreprocess.open(tmp_path, 4, ("text",), "joined")
+    (tmp_path / "tokenizer.json").write_text(made())
+    assert TextPreprocess.open(tmp_path, 4, ("text",), "joined").tokenizer == made()

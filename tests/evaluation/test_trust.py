@@ -6,6 +6,7 @@ import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune_jax import config as config_lib
 from finetune_jax.artifact import Artifact
@@ -141,3 +142,34 @@ def test_a_config_of_wrong_types_is_refused_by_key(tmp_path, key, value, words):
     with pytest.raises(UserError, match=words) as error:
         read_config(tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_data_that_was_moved_is_named(short_run, tmp_path):
+    for name in range(10):
+        (tmp_path / str(name)).mkdir()
+        for i in range(10):
+            image = np.full((8, 8, 3), 20 * name + i, np.uint8)
+            Image.fromarray(image).save(tmp_path / str(name) / f"{i}.png")
+    found = open_run(short_run, data_source=f"folder:{tmp_path}")
+    assert found.source.name == f"folder:{tmp_path}"
+    assert found.source.splits["test"] == 10
+    with pytest.raises(UserError, match=r"no folder 'none'") as error:
+        open_run(short_run, data_source=f"folder:{tmp_path}/none")
+    assert "--data_source" not in str(error.value)
+    with (
+        pytest.raises(UserError, match=r"data.source: gone If .*: --data_source=folder:PATH"),
+        evaluator.source_may_have_moved("folder:x", ""),
+    ):
+        raise UserError("data.source: gone")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_trust_in_a_run_with_other_data_is_not_trust_in_its_own_data(run):
+    change(run, source="csv:/etc/passwd")
+    with pytest.raises(UserError, match="pretrained.path") as error:
+        open_run(run, data_source="digits")
+    assert "passwd" not in str(error.value)
+    with pytest.raises(Opened):
+        open_run(run, data_source="digits", trust=True)
+    with pytest.raises(UserError, match="csv:/etc/passwd"):
+        open_run(run)

@@ -15,6 +15,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.models import MODELS, build, initial_variables
 from finetune_jax.models.__main__ import describe
 from finetune_jax.pretrained import Selection, load, open_weights, save_as
+from finetune_jax.pretrained.formats.safetensors_file import write_safetensors
 from finetune_jax.pretrained.inspection import fits, report
 
 
@@ -146,3 +147,10 @@ def test_a_wrong_command_names_the_right_one():
         text=True,
     )
     assert done.returncode == 2 and "Did you mean 'inspect'" in done.stderr
+
+
+def test_a_wrong_file_to_write_says_what_is_expected(tmp_path):
+    with pytest.raises(UserError, match="expected m.safetensors, found '.pth'"):
+        write_safetensors(tmp_path / "m.pth", {}, {})
+    with pytest.raises(UserError, match="the folder .*/none does not exist; create it first"):
+        write_safetensors(tmp_path / "none" / "m.safetensors", {}, {})

@@ -175,6 +175,8 @@ def test_a_torchscript_program_is_named_as_such(tmp_path):
     [
         ({"epoch": 3}, "no tensors .* found 'epoch'"),
         ([1, 2], "expected a dict of tensors, found a list"),
+        ({"state": {0: {"exp_avg": tensor("0", np.ones(1))}}, "param_groups": [{"lr": 1.0}]},
+         "the state of an optimizer, without weights"),
         ({"model": {"a": tensor("0", np.ones(1))}, "state_dict": {"a": tensor("1", np.ones(1))}},
          "more than one state dict"),
     ],

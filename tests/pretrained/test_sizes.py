@@ -7,12 +7,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact
 from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default, to_json
+from finetune_jax.data.images import resize
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, entry_of, initial_variables
 from finetune_jax.models.convnext import ConvNeXt
@@ -204,8 +206,53 @@ def test_a_vit_gets_its_preprocessing_from_the_folder(tmp_path):
     crop = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 16, "resample": 2}
     data = settle("vit", write(folder, PREPROCESSING | crop, "preprocessor_config.json")).data
     assert (data.image_size, data.crop, data.interpolation) == (16, 0.5, "bilinear")
-    write(folder, PREPROCESSING | {"rescale_factor": 1 / 127.5}, "preprocessor_config.json")
-    with pytest.raises(UserError, match="divided by 255"):
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale"),
+    [
+        ({}, 1.0),
+        ({"rescale_factor": 0.00392156862745098}, 1.0),
+        ({"rescale_factor": 0.003921}, 1.0),
+        ({"rescale_factor": 1 / 127.5}, 2.0),
+        ({"do_rescale": False}, 255.0),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, 2.0),
+    ],
+)
+def test_another_scale_of_pixels_gives_the_same_normalised_pixels(tmp_path, changes, scale):
+    folder = write(write(tmp_path, VIT), PREPROCESSING | changes, "preprocessor_config.json")
+    data = settle("vit", folder).data
+    pixel = np.array([10, 100, 250])
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    if "do_normalize" in changes:
+        mean, std = np.zeros(3), np.ones(3)
+    theirs = (pixel / 255 * scale - mean) / std
+    np.testing.assert_allclose((pixel / 255 - data.mean) / data.std, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
+)
+def test_the_filters_of_pillow_are_read_by_number(tmp_path, number, name):
+    values = PREPROCESSING | {"resample": number}
+    folder = write(write(tmp_path, VIT), values, "preprocessor_config.json")
+    assert settle("vit", folder).data.interpolation == name
+    image = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    ours = Image.fromarray(image).resize((4, 4), number)
+    assert (resize(image, 4, name) == np.asarray(ours)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": 7}, "filter of Pillow, 0 to 5, found 7"),
+        ({"rescale_factor": 0}, "rescale_factor: expected a number above 0, found 0"),
+        ({"do_offset": True}, "do_offset: this model subtracts 1"),
+    ],
+)
+def test_preprocessing_that_is_not_read_says_what_to_do(tmp_path, changes, message):
+    folder = write(write(tmp_path, VIT), PREPROCESSING | changes, "preprocessor_config.json")
+    with pytest.raises(UserError, match=message):
         settle("vit", folder)
 
 
@@ -475,6 +522,8 @@ def test_the_tokenizer_lies_in_the_folder_of_the_weights(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
     assert _tokenizer_beside(folder / "model.safetensors") == folder / "tokenizer.json"
+    assert _tokenizer_beside(folder) == folder / "tokenizer.json"
+    (tmp_path / "tokenizer.json").write_text("{}")
     assert _tokenizer_beside(folder) == tmp_path / "tokenizer.json"
     (folder / "tokenizer.json").write_text("{}")
     assert _tokenizer_beside(folder) == folder / "tokenizer.json"

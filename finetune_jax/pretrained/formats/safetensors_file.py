@@ -44,7 +44,9 @@ def open_safetensors(path: Path) -> Weights:
             names = list(checked.keys())
             metadata = checked.metadata()
     except SafetensorError as error:
-        raise UserError(f"{path}: not a complete safetensors file: {error}") from error
+        raise UserError(
+            f"{path}: not a complete safetensors file; copy or download it again ({error})"
+        ) from error
     specs: dict[str, Spec] = {}
     for name in names:
         dtype = header[name]["dtype"]
@@ -95,7 +97,12 @@ def write_safetensors(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: native weights are saved as .safetensors, not {path.suffix!r}")
+        raise UserError(
+            f"{path}: weights are written as .safetensors, which torch, timm and transformers "
+            f"read, too; expected {path.with_suffix('.safetensors').name}, found {path.suffix!r}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
     # The library writes the buffer and ignores strides, so a transposed view would be wrong.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")

@@ -57,6 +57,11 @@ def choose_state_dict(content: Any, role: str = "") -> StateDict:
     if not isinstance(content, Mapping):
         raise UserError(f"expected a dict of tensors, found a {type(content).__name__}")
     places = _places(content)
+    if not places and {"state", "param_groups"} <= content.keys():
+        raise UserError(
+            "it is the state of an optimizer, without weights of a model; give the file of the "
+            "model that was saved beside it, such as model.safetensors or pytorch_model.bin"
+        )
     if not places and not _holds_tensors(content):
         raise UserError(
             f"no tensors at the top level nor in a dict under a key such as "

@@ -13,21 +13,27 @@ from typing import Any
 from finetune_jax.errors import UserError
 
 # Numbers of PIL's filters.
-_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_FILTERS = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # fmt: skip
 
 
 def from_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Keys of ``config.data`` that ``preprocessor_config.json`` decides.
 
+    The file's mean and std are of pixel values that are multiplied by ``rescale_factor``; those of
+    ``config.data`` are of pixel values in [0, 1], so another factor than 1/255 is divided out.
+
     Raises:
       UserError: a step that the preprocessing here does not have.
     """
     found: dict[str, Any] = {}
-    factor = values.get("rescale_factor", 1 / 255)
-    if values.get("do_rescale", True) is not True or not _near(factor, 1 / 255):
+    scale = _largest(values, path)
+    if values.get("do_offset", False) or values.get("rescale_offset", False):
         raise UserError(
-            f"{path}: expected values that are divided by 255; found do_rescale="
-            f"{values.get('do_rescale', True)!r}, rescale_factor={factor!r}"
+            f"{path}: do_offset: this model subtracts 1 from pixel values before it normalises "
+            f"them, which is not read; set do_offset to false there and write mean + 1 for each "
+            f"image_mean, or remove the file and set data.mean and data.std"
         )
     if values.get("do_flip_channel_order", False):
         raise UserError(
@@ -37,12 +43,16 @@ def from_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if values.get("do_normalize", True):
         for key, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if theirs in values:
-                found[key] = _colours(values[theirs], f"{path}: {theirs}")
+                colours = _colours(values[theirs], f"{path}: {theirs}")
+                found[key] = tuple(v / scale for v in colours)
     else:
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1 / scale,) * 3}
     if "resample" in values:
         if values["resample"] not in _FILTERS:
-            raise UserError(f"{path}: resample: expected 0, 2 or 3, found {values['resample']!r}")
+            raise UserError(
+                f"{path}: resample: expected the number of a filter of Pillow, 0 to 5, found "
+                f"{values['resample']!r}; correct the file, or remove it and set data.interpolation"
+            )
         found["interpolation"] = _FILTERS[values["resample"]]
     if values.get("do_resize", True):
         found |= _size(values, path)
@@ -92,8 +102,15 @@ def from_timm(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
-def _near(value: Any, wanted: float) -> bool:
-    return isinstance(value, int | float) and abs(value - wanted) < 1e-5
+def _largest(values: Mapping[str, Any], path: Path) -> float:
+    """The value of a white pixel before it is normalised: 1.0 where values are divided by 255."""
+    if not values.get("do_rescale", True):
+        return 255.0
+    factor = values.get("rescale_factor", 1 / 255)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+        raise UserError(f"{path}: rescale_factor: expected a number above 0, found {factor!r}")
+    # 1/255 is written with fewer digits in some files.
+    return 1.0 if abs(factor * 255 - 1) < 1e-3 else factor * 255
 
 
 def _colours(value: Any, where: str) -> tuple[float, ...]:

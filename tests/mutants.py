@@ -150,8 +150,8 @@ MUTANTS = (
         ("float(2 * t.sf(", "float(t.sf("),
         ("s >= score and t >= thrift", "s > score and t > thrift"),
         (
-            "sign * pairs[pair].difference.value > 0",
-            "pairs[pair].difference.value > 0",
+            "sign * pair.difference.value > 0",
+            "pair.difference.value > 0",
         ),
         (
             "p_holm = _holm({name: pair.p for name, pair in to_reference.items()})",

@@ -121,3 +121,12 @@ def written(score: str, value: float | None, *, sign: bool = False, unit: bool =
         return f"{plus}{value:,}"
     # All numbers of one size have the same form, so that they are easy to compare.
     return f"{plus}{value:.4f}" if not value or 1e-3 <= abs(value) < 1e5 else f"{plus}{value:.3g}"
+
+
+def with_interval(score: str, value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval: ``91.3 % [90.7, 91.8]``; without the interval if it is unknown."""
+    text = written(score, value)
+    if low is None or high is None or not math.isfinite(low + high):
+        return text
+    ends = (written(score, end, unit=False) for end in (low, high))
+    return f"{text} [{', '.join(ends)}]"

@@ -18,7 +18,7 @@ def test_every_format_is_there_whole(written):
     assert names == sorted(p.name for p in paths)
     drawings = ["cost_step_flops", "cost_trainable", "shift_0", "shift_2", "tuned_0"]
     assert names == sorted(
-        ["index.html", "table.csv", "table.md", "table.tex"]
+        ["index.html", "summary.json", "table.csv", "table.md", "table.tex"]
         + [f"{d}.{ending}" for d in drawings for ending in ("pdf", "png")]
     )
     for path in paths:

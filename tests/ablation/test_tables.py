@@ -29,7 +29,7 @@ labels = st.one_of(
 def table_of(label, numeric="0.9 [0.8, 1.0]"):
     rows = ((label, "x", numeric), ("plain", label, numeric))
     header = ("row", label, "score")
-    return Table(label, label, header, frozenset({2}), rows, (label, f"note {label}"))
+    return Table(label, label, label, header, frozenset({2}), rows, (label, f"note {label}"))
 
 
 def markdown_cells(text):
@@ -65,8 +65,8 @@ def test_markdown_shows_any_label_as_it_is(label):
     assert [r for r in rows if len(r) == 3] == [
         ["row", shown, "score"], [shown, "x", "0.9 [0.8, 1.0]"], ["plain", shown, "0.9 [0.8, 1.0]"],
     ]  # fmt: skip
-    if shown:  # the title, the caption, and two notes
-        assert [r[0] for r in rows if len(r) == 1] == [shown, shown, shown, f"note {shown}"]
+    if shown:  # the title, the result, the caption, and two notes
+        assert [r[0] for r in rows if len(r) == 1] == [shown] * 4 + [f"note {shown}"]
 
 
 SIGNS = {

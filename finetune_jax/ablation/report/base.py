@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from finetune_jax.ablation.outcome import TableRow
 
@@ -34,6 +35,31 @@ class Estimate:
     high: float
     seeds: int
     covers: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTest:
+    """The difference between two rows over their common seeds.
+
+    Attributes:
+      difference: our score minus their score.
+      p: two-sided p-value of no difference; nan if there is no test.
+      test: name of the test, one of `statistics.COVERED`; empty if there is none.
+      p_holm: `p` after Holm's adjustment over all pairs of the table; nan for a test over seeds
+        alone, without the examples.
+    """
+
+    difference: Estimate
+    p: float
+    test: str
+    p_holm: float = math.nan
+
+    @property
+    def reversed(self) -> PairTest:
+        """The same pair in the other order."""
+        gap = self.difference
+        negated = dataclasses.replace(gap, value=-gap.value, low=-gap.high, high=-gap.low)
+        return dataclasses.replace(self, difference=negated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +104,7 @@ class Comparison:
       tests: names of the tests of the p-values of the table, each once.
       budget: tuning budget of every row, in runs of full length.
       rows: the rows in the order of the outcome.
+      pairs: by the names of two rows, in both orders, their difference.
     """
 
     name: str
@@ -85,6 +112,7 @@ class Comparison:
     tests: tuple[str, ...]
     budget: float
     rows: tuple[ComparedRow, ...]
+    pairs: dict[tuple[str, str], PairTest]
 
 
 @dataclasses.dataclass(frozen=True)

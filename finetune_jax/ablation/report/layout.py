@@ -19,6 +19,7 @@ from finetune_jax.ablation.report.base import (
     Estimate,
     ExtraColumn,
 )
+from finetune_jax.ablation.report.sentences import sentences
 from finetune_jax.ablation.report.statistics import BOOTSTRAP, COVERED, CROSSED, MCNEMAR
 from finetune_jax.metrics import names
 from finetune_jax.metrics.crossed import MIN_SEEDS
@@ -34,6 +35,7 @@ class Table:
 
     Attributes:
       title: title in one line.
+      result: the result in one or two sentences.
       caption: metric, examples, seeds and budget.
       header: names of the columns.
       numeric: indices of the columns with numbers.
@@ -42,6 +44,7 @@ class Table:
     """
 
     title: str
+    result: str
     caption: str
     header: tuple[str, ...]
     numeric: frozenset[int]
@@ -86,6 +89,7 @@ def lay_out(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outco
     columns["marks"] = [marks(x) for x in rows]
     return Table(
         title=comparison.name or names.named(outcome.metric).name,
+        result=" ".join(sentences(comparison, outcome)),
         caption=caption(comparison, outcome),
         header=tuple(columns),
         numeric=frozenset(range(2, len(columns) - 1)),

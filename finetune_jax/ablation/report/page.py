@@ -12,6 +12,7 @@ from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report import layout
 from finetune_jax.ablation.report.base import ComparedRow, Comparison, ExtraColumn
 from finetune_jax.ablation.report.drawing import Drawing
+from finetune_jax.ablation.report.sentences import titled
 from finetune_jax.metrics import names
 from finetune_jax.reporting import html
 
@@ -83,8 +84,11 @@ def _header(outcome: Outcome, tables: Sequence[TableReport]) -> str:
         for value, name, more in cards
     ]
     lead = html.text(outcome.provenance.get("command", ""))
+    results = "".join(
+        f'<p class="result">{html.text(titled(table.comparison, outcome))}</p>' for table in tables
+    )
     return (
-        f'<style>{_STYLE}</style><p class="lead">{lead}</p>'
+        f'<style>{_STYLE}</style>{results}<p class="lead">{lead}</p>'
         f'<div class="cards">{"".join(boxes)}</div>'
     )
 

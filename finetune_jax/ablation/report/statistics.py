@@ -23,6 +23,7 @@ from finetune_jax.ablation.report.base import (
     ComparedRow,
     Comparison,
     Estimate,
+    PairTest,
 )
 from finetune_jax.ablation.report.example_scores import ExampleScores, read_example_scores
 from finetune_jax.errors import UserError
@@ -41,28 +42,6 @@ T_TEST = "paired t-test over seeds"
 
 COVERED = {CROSSED: BOTH, MCNEMAR: EXAMPLES, BOOTSTRAP: EXAMPLES, T_TEST: SEEDS}
 """What each test covers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PairTest:
-    """The difference between two rows over their common seeds.
-
-    Attributes:
-      difference: our score minus their score.
-      p: two-sided p-value of no difference; nan if there is no test.
-      test: name of the test, one of `COVERED`; empty if there is none.
-    """
-
-    difference: Estimate
-    p: float
-    test: str
-
-    @property
-    def reversed(self) -> PairTest:
-        """The same pair in the other order."""
-        gap = self.difference
-        negated = dataclasses.replace(gap, value=-gap.value, low=-gap.high, high=-gap.low)
-        return dataclasses.replace(self, difference=negated)
 
 
 def compare(outcome: Outcome) -> list[Comparison]:
@@ -157,11 +136,7 @@ def _compare(name: str, rows: Sequence[TableRow], outcome: Outcome) -> Compariso
     reference = rows[labels.index(outcome.reference) if outcome.reference in labels else 0]
     examples = read_example_scores(rows, metric)
     bounds = names.named(metric).bounds
-    pairs: dict[_Pair, PairTest] = {}
-    for one, two in itertools.combinations(rows, 2):
-        if found := pair_test(one, two, metric, bounds, examples):
-            pairs[one.spec.name, two.spec.name] = found
-            pairs[two.spec.name, one.spec.name] = found.reversed
+    pairs = _pairs(rows, metric, bounds, examples)
     scores = {
         row.spec.name: estimate(row.test, metric, bounds, _spread_of(row, metric, examples))
         for row in rows
@@ -192,6 +167,7 @@ def _compare(name: str, rows: Sequence[TableRow], outcome: Outcome) -> Compariso
         tests=tuple(dict.fromkeys(pair.test for pair in pairs.values() if pair.test)),
         budget=rows[0].budget,
         rows=tuple(map(compared, rows)),
+        pairs=pairs,
     )
 
 
@@ -236,6 +212,28 @@ def pair_test(
     return PairTest(difference_of(values, bounds, shown), p, CROSSED)
 
 
+def _pairs(
+    rows: Sequence[TableRow],
+    metric: str,
+    bounds: tuple[float, float],
+    examples: ExampleScores,
+) -> dict[_Pair, PairTest]:
+    """The tests of all pairs of rows, in both orders; see `Comparison.pairs`."""
+    found = {
+        (one.spec.name, two.spec.name): pair
+        for one, two in itertools.combinations(rows, 2)
+        if (pair := pair_test(one, two, metric, bounds, examples))
+    }
+    # The adjustment counts each pair once.
+    adjusted = _holm({k: x.p for k, x in found.items() if COVERED.get(x.test, SEEDS) != SEEDS})
+    both: dict[_Pair, PairTest] = {}
+    for (one_name, two_name), pair in found.items():
+        p_holm = adjusted.get((one_name, two_name), math.nan)
+        both[one_name, two_name] = dataclasses.replace(pair, p_holm=p_holm)
+        both[two_name, one_name] = both[one_name, two_name].reversed
+    return both
+
+
 def _spread_of(row: TableRow, metric: str, examples: ExampleScores) -> crossed.Spread | None:
     """The error of the mean score of a row; None without predictions."""
     values = {s: float(x[metric]) for s, x in row.test.items() if defined(x.get(metric))}
@@ -258,19 +256,10 @@ def _dominating(
     rows: Sequence[TableRow], sign: int, pairs: Mapping[_Pair, PairTest]
 ) -> dict[str, tuple[str, ...]]:
     """By row name, the labels of the rows that dominate the row; see `ComparedRow.dominated_by`."""
-    # The adjustment counts each pair once.
-    once = [(a.spec.name, b.spec.name) for a, b in itertools.combinations(rows, 2)]
-    p_values = {
-        pair: pairs[pair].p
-        for pair in once
-        if pair in pairs and COVERED.get(pairs[pair].test, SEEDS) != SEEDS
-    }
-    adjusted = _holm(p_values)
 
     def dominates(one: TableRow, two: TableRow) -> bool:
-        pair = (one.spec.name, two.spec.name)
-        p_value = adjusted.get(pair, adjusted.get(pair[::-1], math.nan))
-        if not p_value < LEVEL or not sign * pairs[pair].difference.value > 0:
+        pair = pairs.get((one.spec.name, two.spec.name))
+        if not pair or not pair.p_holm < LEVEL or not sign * pair.difference.value > 0:
             return False
         if one.cost is None or two.cost is None:
             return False

@@ -31,7 +31,8 @@ def markdown(table: Table) -> str:
     lines = [line(cells[0]), f"| {' | '.join(separator)} |", *map(line, cells[1:])]
     notes = "\n".join(f"- {_paragraph(note)}" for note in table.notes)
     return (
-        f"### {_markdown(table.title)}\n\n{_paragraph(table.caption)}\n\n"
+        f"### {_markdown(table.title)}\n\n{_paragraph(table.result)}\n\n"
+        + f"{_paragraph(table.caption)}\n\n"
         + "\n".join(lines)
         + f"\n\n{notes}\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report import tables
+from finetune_jax.ablation.report.base import Comparison
 from finetune_jax.ablation.report.extra_columns import extra_columns
 from finetune_jax.ablation.report.figures import figures
 from finetune_jax.ablation.report.layout import lay_out, without_common
 from finetune_jax.ablation.report.page import TableReport, page
+from finetune_jax.ablation.report.sentences import sentences, titled
 from finetune_jax.ablation.report.stage_map import stage_map
 from finetune_jax.ablation.report.statistics import compare
 from finetune_jax.disk import make_folder
@@ -26,9 +29,9 @@ _ON_TERMINAL = ("trained", "FLOPs/step", "marks")
 def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes ``index.html``, and for each table ``table.md``, ``.tex``, ``.csv`` and its figures.
 
-    If there are several tables, the files of each table have a prefix made from its name. Figures
-    are PNG and PDF. Each file is written completely or not at all; other files of the folder are
-    not changed.
+    ``summary.json`` has the results of all tables in sentences. If there are several tables, the
+    files of each table have a prefix made from its name. Figures are PNG and PDF. Each file is
+    written completely or not at all; other files of the folder are not changed.
 
     Args:
       outcome: outcome of the ablation.
@@ -60,6 +63,7 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     for drawing in overall:
         contents[f"{drawing.name}.png"] = drawing.png
         contents[f"{drawing.name}.pdf"] = drawing.pdf
+    contents["summary.json"] = _summary(outcome, comparisons)
     contents["index.html"] = page(outcome, reports, overall)
     try:
         return [_write(folder / name, content) for name, content in contents.items()]
@@ -68,19 +72,26 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def terminal_tables(outcome: Outcome) -> str:
-    """The tables for a terminal: score, difference and main costs of every row.
+    """The tables for a terminal: score, difference and main costs of every row, and the result.
 
     Raises:
       UserError: the rows of a table cannot be compared.
     """
     parts = []
-    for comparison in compare(outcome):
+    comparisons = compare(outcome)
+    for comparison in comparisons:
         laid_out = lay_out(comparison, [], outcome)
         columns = [i for i, name in enumerate(laid_out.header) if name in _ON_TERMINAL or i < 5]
         rows = [[row[i] for i in columns] for row in laid_out.rows]
         text = table([laid_out.header[i] for i in columns], rows, left=2)
         parts.append(f"{laid_out.title}\n{laid_out.caption}\n\n{text}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(titled(x, outcome) for x in comparisons)])
+
+
+def _summary(outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
+    """The results of all tables in sentences, as JSON."""
+    found = [{"table": x.name, "result": sentences(x, outcome)} for x in comparisons]
+    return json.dumps({"metric": outcome.metric, "tables": found}, indent=1) + "\n"
 
 
 def _write(path: Path, content: str | bytes) -> Path:

@@ -94,7 +94,11 @@ def test_every_report_begins_with_the_sentences(tmp_path):
     expected = said(rows, seeds=(0,))
     write_report(outcome, tmp_path / "report")
     found = json.loads((tmp_path / "report" / "summary.json").read_text())
-    assert found == {"metric": "accuracy", "tables": [{"table": "", "result": expected}]}
+    (table,) = found["tables"]
+    assert found["metric"] == "accuracy" and table["result"] == expected
+    assert [row["row"] for row in table["rows"]] == ["probe", "last"]
+    assert table["rows"][0]["p"] is None and table["rows"][1]["p"] == pytest.approx(0.25)
+    assert table["rows"][1]["difference"]["value"] == pytest.approx(0.02)
     text = " ".join(expected)
     assert text in (tmp_path / "report" / "table.md").read_text()
     assert f'<p class="result">{text}</p>' in (tmp_path / "report" / "index.html").read_text()

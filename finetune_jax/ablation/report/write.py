@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report import tables
-from finetune_jax.ablation.report.base import Comparison
+from finetune_jax.ablation.report.base import ComparedRow, Comparison
 from finetune_jax.ablation.report.extra_columns import extra_columns
 from finetune_jax.ablation.report.figures import figures
 from finetune_jax.ablation.report.layout import lay_out, without_common
@@ -20,6 +22,7 @@ from finetune_jax.ablation.report.stage_map import stage_map
 from finetune_jax.ablation.report.statistics import compare
 from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
+from finetune_jax.files import plain
 from finetune_jax.tables import table
 
 # Columns of the tables on the terminal, beside the first five columns.
@@ -29,9 +32,9 @@ _ON_TERMINAL = ("trained", "FLOPs/step", "marks")
 def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes ``index.html``, and for each table ``table.md``, ``.tex``, ``.csv`` and its figures.
 
-    ``summary.json`` has the results of all tables in sentences. If there are several tables, the
-    files of each table have a prefix made from its name. Figures are PNG and PDF. Each file is
-    written completely or not at all; other files of the folder are not changed.
+    ``summary.json`` has the results of all tables in sentences and in numbers. If there are several
+    tables, the files of each table have a prefix made from its name. Figures are PNG and PDF. Each
+    file is written completely or not at all; other files of the folder are not changed.
 
     Args:
       outcome: outcome of the ablation.
@@ -89,9 +92,28 @@ def terminal_tables(outcome: Outcome) -> str:
 
 
 def _summary(outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
-    """The results of all tables in sentences, as JSON."""
-    found = [{"table": x.name, "result": sentences(x, outcome)} for x in comparisons]
-    return json.dumps({"metric": outcome.metric, "tables": found}, indent=1) + "\n"
+    """The results of all tables in sentences, and their rows, as JSON."""
+    found = [
+        {"table": x.name, "result": sentences(x, outcome), "reference": x.reference,
+         "rows": list(map(_numbers, x.rows))}
+        for x in comparisons
+    ]  # fmt: skip
+    content = plain({"metric": outcome.metric, "better": outcome.better, "tables": found})
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _numbers(compared: ComparedRow) -> dict[str, Any]:
+    """Score, difference to the reference row and p-values of a row; null where undefined."""
+    gap = compared.difference
+    return {
+        "row": compared.row.spec.label,
+        "score": dataclasses.asdict(compared.score),
+        "difference": dataclasses.asdict(gap) if gap else None,
+        "test": compared.test,
+        "p": compared.p,
+        "p_holm": compared.p_holm,
+        "dominated_by": list(compared.dominated_by),
+    }
 
 
 def _write(path: Path, content: str | bytes) -> Path:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,14 @@ from finetune_jax.data.class_map import open_configured
 from finetune_jax.data.examples import Examples
 from finetune_jax.doors import require_allowed
 from finetune_jax.errors import UserError
-from finetune_jax.evaluation.batch_norm import reestimate
+from finetune_jax.evaluation.batch_norm import Update, make_update, reestimate
 from finetune_jax.evaluation.evaluator import source_may_have_moved
 from finetune_jax.evaluation.scores import evaluate, headline
 from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.evaluation.trust import require_trust
 from finetune_jax.files import read_json, write_json
 from finetune_jax.locks import NAME as LOCK
-from finetune_jax.progress import say
+from finetune_jax.progress import clock, say
 
 ALPHAS = tuple(i / 10 for i in range(11))
 """Weights of the second member that an interpolation tries."""
@@ -69,8 +71,9 @@ def combine(
 
     Returns:
       The content of ``average.json``: ``method``, ``members``, ``metric``, ``chosen``, ``rows``
-      (validation scores of all that was tried), ``statistics`` (stages whose BatchNorm statistics
-      were recomputed), and ``scores`` of the chosen average by split.
+      (validation scores of all that was tried, of an interpolation with ``recomputed``: whether
+      BatchNorm statistics were recomputed), ``statistics`` (stages whose BatchNorm statistics were
+      recomputed), and ``scores`` of the chosen average by split.
 
     Raises:
       UserError: members that cannot be averaged with each other, or an argument out of range.
@@ -150,6 +153,13 @@ class _Members:
         """The first member, with whose task and preprocessing all averages are scored."""
         return self.artifacts[0]
 
+    @functools.cached_property
+    def _update(self) -> Update:
+        """One program for the statistics of all averages."""
+        model, prepare = self.first.model, self.first.preprocess.device
+        stages = self.first.variables["batch_stats"]  # in forward order
+        return make_update(model, prepare, [s for s in stages if s in self.statistics])
+
     @property
     def weights(self) -> list[Variables]:
         """Variables of each member."""
@@ -177,6 +187,7 @@ class _Members:
             self.images,
             self.first.preprocess.device,
             self.statistics,
+            self._update,
         )
         return {**variables, "batch_stats": jax.tree.map(np.asarray, new)}
 
@@ -233,14 +244,20 @@ def _open(
         source = open_configured(config.data, tasks.kind_of(config.task.name).labels)
     splits = {
         name: cached(source.read(config.data[name]), first.encode, config.data.cache_bytes)
-        for name in ("train", "validation", "test")
+        for name in ("validation", "test")
         if config.data[name]
     }
     changed = differing([artifact.variables for artifact in artifacts])
     statistics = {path.split("/")[1] for path in changed if path.startswith("batch_stats/")}
     images = []
     if statistics:
-        batches = TrainBatches(splits["train"], first.encode, config.train.batch_size, config.seed)
+        train = source.read(config.data.train)
+        batches = TrainBatches(train, first.encode, config.train.batch_size, config.seed)
+        say(
+            f"BatchNorm statistics of {', '.join(sorted(statistics))} differ between the members: "
+            f"those of each average are recomputed over {statistics_batches} batches of "
+            f"{config.train.batch_size} training images"
+        )
         images = [batches.batch(i) for i in range(statistics_batches)]
     step = make_eval_step(first.model, first.task, make_input_pipeline(first.preprocess))
     return _Members(
@@ -257,6 +274,25 @@ def _require_same_data(
         raise UserError(f"{other_name} was trained on other data than {first_name}: {lines[0]}")
 
 
+class _TimeLeft:
+    """The time to the end of some points, of which the first one compiles.
+
+    Args:
+      points: number of points.
+    """
+
+    def __init__(self, points: int) -> None:
+        self._left, self._times = points, [time.monotonic()]
+
+    def after_one(self) -> str:
+        """The text ``0:01:20 left`` after one more point."""
+        self._left -= 1
+        self._times.append(time.monotonic())
+        times = self._times if len(self._times) == 2 else self._times[1:]
+        seconds = (times[-1] - times[0]) / (len(times) - 1)
+        return f"{clock(self._left * seconds)} left"
+
+
 def _interpolate(
     members: _Members, alphas: Sequence[float]
 ) -> tuple[Rows, dict[str, Any], Variables]:
@@ -264,12 +300,16 @@ def _interpolate(
     metric = members.first.task.metric
     rows: Rows = []
     tried: dict[float, Variables] = {}
+    left = _TimeLeft(len(alphas))
     for alpha in alphas:
         mixed = average(members.weights, [1 - alpha, alpha])
         # An end point is an unchanged member: the member keeps its statistics.
-        tried[alpha] = mixed if alpha in (0, 1) else members.with_statistics(mixed)
-        rows.append({"alpha": alpha, **members.score(tried[alpha], "validation")})
-        say(f"alpha {alpha:g}  validation {headline(metric, rows[-1])}")
+        recomputed = bool(members.statistics) and alpha not in (0, 1)
+        tried[alpha] = members.with_statistics(mixed) if alpha not in (0, 1) else mixed
+        scores = members.score(tried[alpha], "validation")
+        rows.append({"alpha": alpha, "recomputed": recomputed, **scores})
+        how = "  statistics recomputed" if recomputed else ""
+        say(f"alpha {alpha:g}  validation {headline(metric, scores)}{how}  {left.after_one()}")
     best = max(rows, key=members.quality)["alpha"]
     return rows, {"alpha": best}, tried[best]
 
@@ -278,9 +318,11 @@ def _soup(members: _Members, method: str) -> tuple[Rows, dict[str, Any], Variabl
     """Returns (validation scores of each member, the members kept, their average)."""
     metric, weights = members.first.task.metric, members.weights
     rows: Rows = []
+    # The greedy soup tries each member but the best one once more.
+    left = _TimeLeft(len(weights) * (1 if method == "uniform" else 2) - (method == "greedy"))
     for name, variables in zip(members.names, weights, strict=True):
         rows.append({"member": name, **members.score(variables, "validation")})
-        say(f"{name}  validation {headline(metric, rows[-1])}")
+        say(f"{name}  validation {headline(metric, rows[-1])}  {left.after_one()}")
     if method == "uniform":
         final = members.with_statistics(average(weights, uniform(len(weights))))
         return rows, {"members": members.names}, final

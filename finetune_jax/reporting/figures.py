@@ -48,7 +48,8 @@ def interpolation(
     """Validation score of interpolations between two models, with its interval if it has one.
 
     Args:
-      rows: ``alpha``, the metric, and the metric with the suffixes ``_low`` and ``_high``.
+      rows: ``alpha``, the metric, the metric with the suffixes ``_low`` and ``_high``, and
+        ``recomputed``, whether BatchNorm statistics were recomputed, which a hollow point shows.
       names: names of the models at alpha 0 and at alpha 1.
       metric: name of the metric, such as ``accuracy``.
       path: path of the PNG file.
@@ -64,7 +65,17 @@ def interpolation(
     if f"{metric}_low" in rows[0]:
         low, high = ([r[f"{metric}_{end}"] for r in rows] for end in ("low", "high"))
         axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
-    axes.plot(alphas, [r[metric] for r in rows], marker="o")
+    (line,) = axes.plot(alphas, [r[metric] for r in rows], marker="o")
+    if again := [r for r in rows if r.get("recomputed")]:
+        axes.plot(
+            [r["alpha"] for r in again],
+            [r[metric] for r in again],
+            "o",
+            color=line.get_color(),
+            markerfacecolor="white",
+            label="BatchNorm statistics recomputed",
+        )
+        axes.legend()
     axes.set_xlabel(f"share of {label(names[1])}, the rest {label(names[0])}")
     axes.set_ylabel(f"validation {label(metric)} (95 % interval)")
     axes.grid(alpha=0.3)

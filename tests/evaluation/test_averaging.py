@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from finetune_jax.artifact.averaging import average, uniform
-from finetune_jax.evaluation.averaging import _interpolate, _Members, _soup
+from finetune_jax.evaluation import averaging
+from finetune_jax.evaluation.averaging import _interpolate, _Members, _soup, _TimeLeft
 from finetune_jax.tasks import Classification, Regression
 
 
@@ -54,6 +55,12 @@ def test_alpha_is_the_weight_of_the_second_member_and_ends_are_exact():
     assert value(final)[0] == exact and value(final)[1] == 7.0
     # End points keep the statistics of their member.
     assert members.calls == pytest.approx([0.4])
+    assert not any(row["recomputed"] for row in rows)  # the members have equal statistics
+    members.statistics.add("stem")
+    again, _, _ = _interpolate(members, (0, 0.3, 1))
+    assert [row["recomputed"] for row in again] == [False, True, False]
+    members.statistics.clear()
+    members.calls.clear()
     for alpha, member in ((0, a), (1, b)):
         _, _, final = _interpolate(members, (alpha,))
         assert value(final).tobytes() == value(member).tobytes()
@@ -80,6 +87,13 @@ def test_a_uniform_soup_is_the_mean_of_all_with_new_statistics():
     assert kept == {"members": ["run0", "run1", "run2"]}
     assert value(final)[0] == pytest.approx(2.0)
     assert soup.calls == pytest.approx([2.0])
+
+
+def test_the_time_left_does_not_count_what_the_first_point_compiles(monkeypatch):
+    times = iter([0.0, 60.0, 62.0, 66.0])
+    monkeypatch.setattr(averaging.time, "monotonic", lambda: next(times))
+    left = _TimeLeft(11)
+    assert [left.after_one() for _ in range(3)] == ["0:10:00 left", "0:00:18 left", "0:00:24 left"]
 
 
 def test_weights_are_shares():

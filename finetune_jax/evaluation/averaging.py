@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -248,21 +249,19 @@ def _open(
         if config.data[name]
     }
     changed = differing([artifact.variables for artifact in artifacts])
-    statistics = {path.split("/")[1] for path in changed if path.startswith("batch_stats/")}
+    stages = {path.split("/")[1] for path in changed if path.startswith("batch_stats/")}
     images = []
-    if statistics:
+    if stages:
         train = source.read(config.data.train)
         batches = TrainBatches(train, first.encode, config.train.batch_size, config.seed)
         say(
-            f"BatchNorm statistics of {', '.join(sorted(statistics))} differ between the members: "
+            f"BatchNorm statistics of {', '.join(sorted(stages))} differ between the members: "
             f"those of each average are recomputed over {statistics_batches} batches of "
             f"{config.train.batch_size} training images"
         )
         images = [batches.batch(i) for i in range(statistics_batches)]
     step = make_eval_step(first.model, first.task, make_input_pipeline(first.preprocess))
-    return _Members(
-        names, artifacts, splits, statistics, images, jax.jit(step), config.eval.batch_size
-    )
+    return _Members(names, artifacts, splits, stages, images, jax.jit(step), config.eval.batch_size)
 
 
 def _require_same_data(
@@ -275,22 +274,22 @@ def _require_same_data(
 
 
 class _TimeLeft:
-    """The time to the end of some points, of which the first one compiles.
+    """The time to the end of some points, of which the first ones compile.
 
     Args:
       points: number of points.
     """
 
     def __init__(self, points: int) -> None:
-        self._left, self._times = points, [time.monotonic()]
+        self._left, self._now = points, time.monotonic()
+        self._seconds: list[float] = []
 
     def after_one(self) -> str:
         """The text ``0:01:20 left`` after one more point."""
         self._left -= 1
-        self._times.append(time.monotonic())
-        times = self._times if len(self._times) == 2 else self._times[1:]
-        seconds = (times[-1] - times[0]) / (len(times) - 1)
-        return f"{clock(self._left * seconds)} left"
+        before, self._now = self._now, time.monotonic()
+        self._seconds.append(self._now - before)
+        return f"{clock(self._left * statistics.median_low(self._seconds))} left"
 
 
 def _interpolate(

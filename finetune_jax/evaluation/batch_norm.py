@@ -12,7 +12,6 @@ from finetune_jax.deltas import Adapted
 from finetune_jax.models import Mode, StagedModel
 from finetune_jax.pretrained.values import require_good_values
 
-
 Update = Callable[[Any, Any, Any], Any]
 """Function of (params, statistics, batch) to the updated statistics of the chosen stages."""
 

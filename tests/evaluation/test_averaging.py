@@ -93,7 +93,7 @@ def test_the_time_left_does_not_count_what_the_first_point_compiles(monkeypatch)
     times = iter([0.0, 60.0, 62.0, 66.0])
     monkeypatch.setattr(averaging.time, "monotonic", lambda: next(times))
     left = _TimeLeft(11)
-    assert [left.after_one() for _ in range(3)] == ["0:10:00 left", "0:00:18 left", "0:00:24 left"]
+    assert [left.after_one() for _ in range(3)] == ["0:10:00 left", "0:00:18 left", "0:00:32 left"]
 
 
 def test_weights_are_shares():

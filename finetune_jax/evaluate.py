@@ -29,6 +29,7 @@ from finetune_jax import cli
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain
 from finetune_jax.locks import writing
+from finetune_jax.progress import say
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -123,6 +124,8 @@ def _extra_scores(evaluator: Evaluator, split: str, predictions: Predictions) ->
     chosen = probes.parse_probes(_probes())
     if chosen:
         train = evaluator.features("train")
+        for line in filter(None, (probe.shortfall(train[1]) for probe in chosen)):
+            say(line)
         found["probes"] = probes.probe_scores(chosen, train, evaluator.features(split))
     if _DRIFT.value:
         start = drift.load_start(evaluator, _BASE.value)
@@ -174,7 +177,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _best_split(config: ConfigDict) -> str:
     """The first of test, validation and train that the data has; says so if it is not test."""
-    from finetune_jax.progress import say
 
     split = next((name for name in ("test", "validation") if config.data[name]), "train")
     if split != "test":

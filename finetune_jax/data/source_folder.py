@@ -139,6 +139,10 @@ def _no_folder(path: Path) -> str:
 def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
     """What a folder holds that has no image in a folder of a class, for a message."""
     images = [p for p in ignored if Path(p).parent == folder and Path(p).suffix.lower() in SUFFIXES]
+    archives = [p for p in ignored if Path(p).suffix.lower() in _ARCHIVES]
+    if not images and archives:
+        first = Path(archives[0]).name
+        return f"no images but archives, such as {first}, which are not read: unpack them"
     if not images:
         return "no images"
     return (

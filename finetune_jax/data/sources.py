@@ -162,6 +162,9 @@ def require_column(source: Source, column: str, key: str) -> None:
         cure = (
             " Masks are read from tfds: and hf:, or from a source of your own (docs/extending.md)."
         )
+    if "," in column:
+        parts = ", ".join(repr(part.strip()) for part in column.split(","))
+        cure = f' Several columns are written as a tuple: --config.{key}="({parts})".'
     raise UserError(
         f"{key}: the model reads {column!r}, and examples of {source.name!r} have no such column."
         f"{nearest(column, source.columns)}{cure}"

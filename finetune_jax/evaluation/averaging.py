@@ -211,7 +211,8 @@ class _Members:
 def _check(members: Sequence[Path], output: Path, method: str, alphas: Sequence[float]) -> None:
     if len(members) < 2 or (method == "interpolate" and len(members) != 2):
         wanted = "two" if method == "interpolate" else "at least two"
-        raise UserError(f"--members: {method} needs {wanted}, found {len(members)}")
+        hint = "; --method=uniform or greedy averages more" if len(members) > 2 else ""
+        raise UserError(f"--members: {method} needs {wanted}, found {len(members)}{hint}")
     if not all(0 <= a <= 1 for a in alphas):
         raise UserError(f"--alphas: expected numbers in [0, 1], found {list(alphas)}")
     if output.exists() and any(not p.name.startswith(LOCK) for p in output.iterdir()):

@@ -44,6 +44,20 @@ class Probe:
         """Name of the probe's score, such as ``knn20`` or ``few_shot10``."""
         return f"{self.name}{self.number}"
 
+    def shortfall(self, labels: np.ndarray) -> str:
+        """What the probe uses in place of more training examples than there are; "" for nothing.
+
+        Args:
+          labels: labels i[n] of the training examples.
+        """
+        if self.name == "knn":
+            few, of = len(labels), "training examples"
+        else:
+            few, of = int(min(np.unique(labels, return_counts=True)[1], default=0)), "of a class"
+        if few >= self.number:
+            return ""
+        return f"{self.key}: there are only {few} {of}, and the probe uses all of them"
+
     def score(
         self, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
     ) -> float:

@@ -138,7 +138,7 @@ def _refuse_others(weights: Weights, names: Iterable[str]) -> None:
     flax = [name for name in names if _FLAX_TRANSFORMERS.match(name)]
     if flax:
         raise UserError(
-            f"{weights.path}: names of transformers' Flax and TensorFlow models, such as "
+            f"{weights.path}: names of transformers' Flax models or TensorFlow models, such as "
             f"{flax[0]!r}, are not known here; load model.safetensors or pytorch_model.bin "
             f"of the same model"
         )

@@ -163,6 +163,12 @@ def test_no_such_folder(tmp_path):
             open_source(f"folder:{tmp_path / name}")
 
 
+def test_archives_in_place_of_images_are_named(tmp_path):
+    (tmp_path / "train-000.tar").write_bytes(b"x")
+    with pytest.raises(UserError, match="no images but archives, such as train-000.tar"):
+        open_source(f"folder:{tmp_path}")
+
+
 def test_splits_without_folders_of_classes_are_no_classes(tmp_path):
     fill(tmp_path, {"train": 2, "validation": 2})
     with pytest.raises(UserError, match="the splits train, validation, which have no folders of"):

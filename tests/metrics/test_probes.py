@@ -105,3 +105,12 @@ def test_probes_are_logged_at_each_evaluation_of_a_run(short_run):
     rows = [json.loads(x) for x in (short_run / "metrics.jsonl").read_text().splitlines()]
     logged = [row for row in rows if row["split"] == "validation"]
     assert logged and all(0 <= row["knn3"] <= 1 and 0 <= row["few_shot2"] <= 1 for row in logged)
+
+
+def test_a_probe_with_fewer_examples_than_its_number_says_so():
+    labels = np.array([0, 0, 0, 1, 1])
+    (knn_,), (shots,) = parse_probes("knn(6)"), parse_probes("few_shot(3)")
+    assert knn_.shortfall(labels).startswith("knn6: there are only 5 training examples, and the")
+    assert shots.shortfall(labels).startswith("few_shot3: there are only 2 of a class, and the")
+    (knn_,), (shots,) = parse_probes("knn(5)"), parse_probes("few_shot(2)")
+    assert knn_.shortfall(labels) == shots.shortfall(labels) == ""

@@ -152,5 +152,7 @@ def test_a_wrong_command_names_the_right_one():
 def test_a_wrong_file_to_write_says_what_is_expected(tmp_path):
     with pytest.raises(UserError, match="expected m.safetensors, found '.pth'"):
         write_safetensors(tmp_path / "m.pth", {}, {})
+    with pytest.raises(UserError, match=f"name a file in it, such as {tmp_path}/model.safetens"):
+        write_safetensors(tmp_path, {}, {})
     with pytest.raises(UserError, match="the folder .*/none does not exist; create it first"):
         write_safetensors(tmp_path / "none" / "m.safetensors", {}, {})

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, initial_variables
-from finetune_jax.pretrained import load
+from finetune_jax.pretrained import load, open_weights
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,12 @@ def test_a_path_that_does_not_exist_is_reported(tmp_path):
     model = build("resnet8_cifar", 10, image_size=16)
     with pytest.raises(UserError, match="no such file or folder"):
         load(tmp_path / "bert", "resnet_cifar", initial_variables(model, 16), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("bert-base-uncased", "hf:OWNER/bert-base-uncased$"), ("google/bert_tiny", "hf:google/bert_")],
+)
+def test_a_name_of_the_hub_without_its_prefix_is_recognised(name, hint):
+    with pytest.raises(UserError, match=f"no such file or folder; a repository .*{hint}"):
+        open_weights(name)

@@ -81,10 +81,18 @@ def _suffix(path: Path) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def _hub_hint(path: Path) -> str:
+    """The end of a message about a missing path that may be a name of the hub; else ""."""
+    if path.is_absolute() or len(path.parts) > 2:
+        return ""
+    name = path if len(path.parts) == 2 else f"OWNER/{path}"
+    return f"; a repository of the Hugging Face hub is named by hf:OWNER/NAME, as in hf:{name}"
+
+
 def _open_file(path: Path, role: str) -> Weights:
     suffix = _suffix(path)
     if suffix is None and not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder{_hub_hint(path)}")
     if suffix is None:
         found = detect(path) if path.is_file() else None
         known = ", ".join(_OPENERS)

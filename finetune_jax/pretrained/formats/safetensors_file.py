@@ -96,6 +96,11 @@ def write_safetensors(
     Raises UserError for another suffix, or if the folder cannot be written to.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"{path}: expected a file to write, found a folder; name a file in it, such as "
+            f"{path / 'model.safetensors'}"
+        )
     if path.suffix != ".safetensors":
         raise UserError(
             f"{path}: weights are written as .safetensors, which torch, timm and transformers "

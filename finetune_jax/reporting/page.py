@@ -14,10 +14,11 @@ from finetune_jax.evaluation.confidence import temperature_scores
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.evaluation.predictions import Predictions
 from finetune_jax.files import read_json
-from finetune_jax.metrics import calibration
+from finetune_jax.metrics import calibration, names
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.reporting import charts, html, provenance
 from finetune_jax.reporting.mistakes import mistakes
+from finetune_jax.reporting.sentences import sentences
 
 Section = tuple[str, str]
 
@@ -70,10 +71,15 @@ def _header(
     config, about, metric = evaluator.config, predictions.about, evaluator.task.metric
     result = read_json(workdir / "result.json")
     low, high = found.get(f"{metric}_low"), found.get(f"{metric}_high")
-    interval = f"{html.number(low)} to {html.number(high)}, 95 %" if low is not None else ""
+    ends = [names.written(metric, end, unit=False) for end in (low, high)]
+    interval = f"{ends[0]} to {ends[1]}, 95 %" if low is not None else ""
     audit = result.get("audit") or {}
     cards = [
-        (html.number(found[metric]), f"{metric}, {about['split']}", interval),
+        (
+            names.written(metric, found[metric]),
+            f"{names.named(metric).name}, {about['split']}",
+            interval,
+        ),
         (html.number(found["n_scored"]), "examples scored", "each exactly once"),
         (html.number(result["steps"]), "steps", f"{result['seconds']:.0f} s"),
     ]
@@ -91,7 +97,9 @@ def _header(
     )
     for change in result.get("accepted", []):
         lead += f"; at step {change['step']}: {', '.join(change['changes'])}"
-    return f'<p class="lead">{html.text(lead)}</p><div class="cards">{"".join(boxes)}</div>'
+    said = " ".join(sentences(found, evaluator.task, predictions.observed))
+    first = f'<p class="result">{html.text(said)}</p>'
+    return f'{first}<p class="lead">{html.text(lead)}</p><div class="cards">{"".join(boxes)}</div>'
 
 
 def _scores(found: dict[str, Any]) -> Section:
@@ -99,7 +107,10 @@ def _scores(found: dict[str, Any]) -> Section:
     for name, value in found.items():
         if not isinstance(value, int | float) or name.endswith(("_low", "_high")):
             continue
-        rows.append([name, value, found.get(f"{name}_low"), found.get(f"{name}_high")])
+        ends = [
+            names.written(name, found.get(f"{name}_{end}"), unit=False) for end in ("low", "high")
+        ]
+        rows.append([names.named(name).name, names.written(name, value), *ends])
     body = html.table(["score", "value", "low", "high"], rows, numeric=(1, 2, 3), scroll=False)
     return "Scores", (
         "<p>With 95 % intervals where a score has one: Wilson's for shares, bootstrap over "
@@ -184,7 +195,10 @@ def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]
         heat = values["temperature"]
         drawn[f"with temperature {heat:.3g}"] = calibration.reliability(logits / heat, labels)
         rows = [
-            [name, values[f"{name}_before"], values[f"{name}_after"]]
+            [
+                names.named(name).name,
+                *(names.written(name, values[f"{name}_{when}"]) for when in ("before", "after")),
+            ]
             for name in ("nll", "ece", "brier")
         ]
         table = html.table(
@@ -219,31 +233,60 @@ def _further(found: dict[str, Any]) -> list[Section]:
     """Sections of further measurements, for the flags that asked for them."""
     sections = []
     if "against" in found:
-        rows = [[k, v] for k, v in found["against"].items() if isinstance(v, int | float)]
+        rows = _compared(found["against"])
         words = f"Paired on the same examples against {found['against']['other']}."
         table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
         sections.append(("Against another model", f"<p>{html.text(words)}</p>{table}"))
     if "corruptions" in found:
         sections.append(_corruptions(found["corruptions"]))
     if "shifts" in found:
-        names = ["accuracy", "accuracy_low", "accuracy_high", "effective_robustness"]
+        columns = [("accuracy", ""), ("accuracy", "_low"), ("accuracy", "_high"),
+                   ("effective_robustness", "")]  # fmt: skip
         rows = [
-            [name, *(scores.get(k) for k in names), scores.get("not_run", "")]
+            [
+                name,
+                *(names.written(k, scores.get(f"{k}{end}"), unit=False) for k, end in columns),
+                scores.get("not_run", ""),
+            ]
             for name, scores in found["shifts"].items()
         ]
-        header = ["test set", "accuracy", "low", "high", "effective robustness", "not run"]
+        header = [
+            "test set",
+            "accuracy, %",
+            "low, %",
+            "high, %",
+            "effective robustness, points",
+            "not run",
+        ]
         sections.append(("Shifted test sets", html.table(header, rows, numeric=(1, 2, 3, 4))))
     for key, heading in (("probes", "Probes of the features"), ("drift", "Drift of the features")):
         if key in found:
-            rows = [[name, value] for name, value in found[key].items()]
+            rows = [[names.named(k).name, names.written(k, v)] for k, v in found[key].items()]
             table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
             sections.append((heading, table))
     return sections
 
 
+def _compared(found: dict[str, Any]) -> list[list[Any]]:
+    """Rows of the table about another model; differences and scores as the metric is written."""
+    rows = []
+    for key, value in found.items():
+        if not isinstance(value, int | float):
+            continue
+        text = html.number(value)
+        if key in ("ours", "theirs") or key.startswith("difference"):
+            text = names.written(found["metric"], value, sign=key.startswith("difference"))
+        rows.append([names.named(key).name, text])
+    return rows
+
+
 def _corruptions(found: dict[str, Any]) -> Section:
     svg = charts.corruptions(found["scores"], found["severities"], found["clean"])
-    rows = [[name, *values, found["mean"][name]] for name, values in found["scores"].items()]
+    metric = found["metric"]
+    rows = [
+        [name, *(names.written(metric, x, unit=False) for x in (*values, found["mean"][name]))]
+        for name, values in found["scores"].items()
+    ]
     header = ["corruption", *(f"severity {s}" for s in found["severities"]), "mean"]
     table = html.table(header, rows, numeric=range(1, len(header)))
     left = "".join(
@@ -251,8 +294,9 @@ def _corruptions(found: dict[str, Any]) -> Section:
         for name, why in found["not_run"].items()
     )
     return "Common corruptions", (
-        f"<p>{html.text(found['metric'])} by severity; clean {html.number(found['clean'])}, mean "
-        f"of {len(found['main'])} main corruptions {html.number(found['mean_corrupted'])}.</p>"
+        f"<p>{html.text(names.heading(metric))} by severity; clean "
+        f"{names.written(metric, found['clean'])}, mean of {len(found['main'])} main corruptions "
+        f"{names.written(metric, found['mean_corrupted'])}.</p>"
         + html.figure(svg, "score by corruption and severity")
         + f"<details><summary>All values</summary>{table}{left}</details>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +204,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     # --help prints the docstring of the main module.
     module = sys.modules["__main__"]
-    module.__doc__ = _as_typed(module.__doc__ or "")
+    module.__doc__ = as_typed(module.__doc__ or "")
     with reported():
         if "--help=config" in sys.argv[1:]:
             print(config_keys.as_text())
@@ -297,11 +298,29 @@ def _program() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     # Only `finetune-jax` runs a file: the __main__.py of a package.
     name = spec.name if spec else f"finetune_jax.{Path(sys.argv[0]).parent.name}"
-    return _as_typed(f"python -m {name.removesuffix('.__main__')}")
+    return as_typed(f"python -m {name.removesuffix('.__main__')}")
 
 
-def _as_typed(text: str) -> str:
+def as_typed(text: str) -> str:
     """Rewrites commands in a text for a user of the console script."""
     if not any(Path(word).stem == "finetune-jax" for word in sys.orig_argv[:2]):
         return text
     return re.sub(r"python -m finetune_jax\.(\w+)", r"finetune-jax \1", text)
+
+
+def train_command(scheme: str, arguments: Sequence[str]) -> str:
+    """The command that trains under a scheme with the config of ``suggest``, as one types it.
+
+    Args:
+      scheme: the scheme.
+      arguments: arguments of ``suggest``.
+    """
+    kept, own = [], ("output", "batches", "json", "nojson", "config.scheme", "scheme", "workdir")
+    words = iter(arguments)
+    for word in words:
+        name, is_one_word, _ = word.lstrip("-").partition("=")
+        value = [] if is_one_word or name in ("json", "nojson") else [next(words, "")]
+        if name not in own:
+            kept += [word, *value]
+    chosen = [f"--config.scheme={scheme}", "--workdir=runs/suggested"]
+    return as_typed("python -m finetune_jax.train ") + shlex.join([*kept, *chosen])

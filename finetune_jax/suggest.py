@@ -3,13 +3,14 @@
   python -m finetune_jax.suggest --config=configs/quickstart.py [--output=DIR] [--json]
 
 A new head is first solved on frozen features, because gradients through a random head carry no
-information. Prints the profile and schemes with their predicted cost; with --output, writes
-``suggest.json`` and ``profile.png``. Nothing is trained.
+information. Prints the profile, schemes with their predicted cost, and a command that trains one of
+them; with --output, writes ``suggest.json`` and ``profile.png``. Nothing is trained.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str]) -> None:
         if _JSON.value
         else profile_tables(report)
     )
+    if not _JSON.value:
+        scheme = report["proposals"][1]["scheme"]
+        print(f"\nto train {scheme}:\n  {cli.train_command(scheme, sys.argv[1:])}")
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Proposals of what to unfreeze: the profile of gradients, and the schemes that follow."""
 
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import optax
 import pytest
 from commands import run_command
 
-from finetune_jax import tree
+from finetune_jax import cli, tree
 from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default
+from finetune_jax.reporting.plan_tables import profile_tables
 from finetune_jax.setup import open_setup
 from finetune_jax.training.importance import by_stage, measure, propose
 from finetune_jax.training.phase import PhaseRun
@@ -84,6 +86,29 @@ def test_proposals_hold_the_highest_stage_and_half_of_the_sum():
     assert schemes == ["linear_probe", "stages('b2') + head", "auto_rgn", "full"]
     rows[2]["rgn"] = 3.5
     assert "stages('stem', 'b2') + head" in [s for s, _ in propose(rows)]
+
+
+def test_a_stage_can_be_read_beside_a_head_that_dwarfs_it(tmp_path):
+    rows = [
+        {"stage": s, "rgn": r, "snr": r, "params": 1}
+        for s, r in (("stem", 1.0), ("b1", 2.0), ("head", 900.0))
+    ]
+    full = {"scheme": "full", "reason": "", "trainable_params": 1, "flops_step": 1.0}
+    full |= {"temp_bytes": 1, "optimizer_bytes": 1}
+    lines = profile_tables({"stages": rows, "proposals": [full]}).splitlines()
+    bars = {words[0]: words[1] for line in lines if "#" in line and (words := line.split())}
+    assert bars == {"stem": "#" * 10, "b1": "#" * 20, "head": "#" * 19 + ">"}
+
+
+def test_the_proposal_is_a_command_with_the_config_of_the_user():
+    arguments = ["--config", "mine.py", "--config.data.source=folder:my photos", "--json"]
+    arguments += ["--output", "out", "--batches=2", "--config.scheme=full", "--config.seed", "3"]
+    command = cli.train_command("stages('b2') + head", arguments)
+    assert shlex.split(command) == [
+        "python", "-m", "finetune_jax.train", "--config", "mine.py",
+        "--config.data.source=folder:my photos", "--config.seed", "3",
+        "--config.scheme=stages('b2') + head", "--workdir=runs/suggested",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

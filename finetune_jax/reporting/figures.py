@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.reporting.charts import label
+from finetune_jax.reporting.plan_tables import highest_below_head
 
 
 def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -104,7 +105,13 @@ def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "snr": "signal to noise, |mean g|² / var g",
     }
     for axes, (key, title) in zip(both, titles.items(), strict=True):
-        axes.barh(names, [row[key] for row in rows])
+        top = 1.15 * highest_below_head(rows, key)
+        axes.barh(names, [min(row[key], top) for row in rows])
+        for place, row in enumerate(rows):
+            if row[key] > top:  # the head, beside which the other stages would be invisible
+                text = f"{row[key]:.3g}, beyond the scale "
+                axes.text(top, place, text, ha="right", va="center", color="white", size=8)
+        axes.set_xlim(0, top)
         axes.set_xlabel(title)
         axes.grid(alpha=0.3, axis="x")
     both[0].invert_yaxis()

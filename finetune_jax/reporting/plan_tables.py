@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_jax.schemes import FROZEN, Plan
@@ -76,16 +77,33 @@ def _phase_tables(numbers: dict[str, Any], plan: Plan, default_decay: float) -> 
     )
 
 
+def highest_below_head(rows: Sequence[Mapping[str, Any]], key: str, head: str = "head") -> float:
+    """The highest value among the stages without the head, whose value dwarfs those of the others.
+
+    Args:
+      rows: rows of `training.importance.by_stage`.
+      key: ``rgn`` or ``snr``.
+      head: stage that is left out, unless it is the only one.
+    """
+    body = [row[key] for row in rows if row["stage"] != head] or [row[key] for row in rows]
+    return max(body) or 1.0
+
+
+def _bar(value: float, top: float) -> str:
+    """A bar of 20 signs for `top`; an arrow ends the bar of a higher value."""
+    return "#" * 19 + ">" if value > top else "#" * round(20 * value / top)
+
+
 def profile_tables(report: dict[str, Any]) -> str:
     """Tables of a gradient profile: the stages, and the proposed schemes with their costs.
 
     Args:
       report: result of `training.gradient_profile.profile`.
     """
-    top = max(row["rgn"] for row in report["stages"])
+    top = highest_below_head(report["stages"], "rgn")
     stages = [
         [
-            row["stage"], "#" * round(20 * row["rgn"] / top), f"{row['params']:,}",
+            row["stage"], _bar(row["rgn"], top), f"{row['params']:,}",
             f"{row['rgn']:.3g}", f"{row['snr']:.3g}",
         ]
         for row in report["stages"]

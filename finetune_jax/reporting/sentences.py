@@ -37,7 +37,7 @@ def sentences(found: Mapping[str, Any], task: Task, observed: dict[str, np.ndarr
         "one run, so training again with another seed is not covered)."
     ]
     known = task.class_logits(observed)
-    if metric == "accuracy" and low is not None and known is not None:
+    if metric == "accuracy" and low is not None and high is not None and known is not None:
         frequent = float(np.bincount(known[1]).max() / len(known[1]))
         if low <= frequent:
             said.append(

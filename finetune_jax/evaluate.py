@@ -19,6 +19,8 @@ this machine, this needs --trust, once.
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +215,10 @@ def _evaluate() -> None:
     if _REPORT.value:
         from finetune_jax.reporting.page import write_report
 
-        write_report(Path(_REPORT.value), workdir, evaluator, predictions, found, _BASE.value)
+        command = shlex.join(["python", "-m", "finetune_jax.evaluate", *sys.argv[1:]])
+        write_report(
+            Path(_REPORT.value), workdir, evaluator, predictions, found, command, _BASE.value
+        )
     print(json.dumps(plain(found), indent=1, allow_nan=False))
 
 

@@ -104,7 +104,8 @@ def _run(workdir: Path) -> None:
     header += [f"test accuracy, n={n} [95 % interval]", "seconds"]
     print("\n" + table(header, rows))
     figure = workdir / "quickstart.png"
-    accuracy_against_cost([r for r, _ in results], figure)
+    about = f"{config.model.name} fine-tuned to {config.data.source}, {n:,} test images"
+    accuracy_against_cost([r for r, _ in results], figure, about)
 
     # The artifact to keep is chosen on validation, never on the test split.
     best, folder = max(results, key=lambda pair: pair[0]["validation"]["accuracy"])

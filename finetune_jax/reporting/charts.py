@@ -1,44 +1,22 @@
-"""Figures of an HTML page as SVG text, drawn without a display."""
+"""Figures of an HTML page, each for wide and for narrow screens; see `reporting.style`."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from finetune_jax.reporting.fonts import FAMILY, drawable, drawn
+from finetune_jax.reporting import style
+from finetune_jax.reporting.fonts import drawable, drawn
+from finetune_jax.reporting.style import FAINT, INK, MAIN, PAPER, SMALL, SOFT, WARN, on_both_screens
 from finetune_jax.tables import shorten
 
-INK, SOFT, MAIN, SECOND, WARN = "#1f2933", "#9aa5b1", "#1f6fb2", "#d9822b", "#b3362b"
 
-STYLE = {
-    "font.family": FAMILY,
-    "font.size": 9.5,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#e4e7eb",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": "#52606d",
-    "ytick.color": "#52606d",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    # With a fixed salt, equal figures are equal SVG texts.
-    "svg.hashsalt": "finetune_jax",
-}
-
-
-def label(name: Any) -> str:
+def label(name: Any, length: int = 32) -> str:
     """A name of any origin as a figure shows it: short, in one line, and never a formula."""
-    return drawn(shorten(name, 32)).replace("$", r"\$")
+    return drawn(shorten(name, length)).replace("$", r"\$")
 
 
 def class_label(name: str, number: int) -> str:
@@ -48,9 +26,16 @@ def class_label(name: str, number: int) -> str:
 
 def numbered(names: Sequence[str]) -> str:
     """The sentence about classes that a figure shows by their numbers; empty without such names."""
-    if all(drawable(shorten(name, 32)) for name in names):
-        return ""
-    return " The figure shows a class by its number in the table if it cannot draw the name."
+    if not all(drawable(shorten(name, 32)) for name in names):
+        return " Names that the figure cannot draw stand there by their number in the table."
+    if _too_long(names):
+        return " On a narrow screen, the figure shows classes by their number in the table."
+    return ""
+
+
+def _too_long(names: Sequence[str]) -> bool:
+    """Whether a narrow figure has no room for the names."""
+    return len(names) > 6 and max(map(len, names)) > 3 or max(map(len, names)) > 12
 
 
 class _Drawing:
@@ -61,26 +46,22 @@ class _Drawing:
 
 @contextlib.contextmanager
 def _figure(
-    width: float, height: float, columns: int = 1, **options: Any
-) -> Iterator[tuple[Any, _Drawing]]:
-    """Yields (axes, drawing); when the context ends, ``drawing.svg`` holds the figure."""
-    import matplotlib
+    width: float, height: float, panels: int = 1, **options: Any
+) -> Iterator[tuple[list[Any], _Drawing]]:
+    """Yields (axes of each panel, drawing); when the context ends, ``drawing.svg`` is the figure.
 
-    # pyplot keeps a global state, which figures of several threads would share.
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
+    Panels are side by side, and below each other on a narrow screen, where each has `height`.
+    """
     drawing = _Drawing()
-    # The stubs of matplotlib list each key as a literal, which the keys of a dict constant are not.
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        yield figure.subplots(1, columns, **options), drawing
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    drawing.svg = text.getvalue()
+    lines = panels if style.is_narrow() else 1
+    width = min(width, style.NARROW if style.is_narrow() else style.WIDE)
+    with style.new_figure(width, height * lines) as figure:
+        grid = figure.subplots(lines, panels // lines, squeeze=False, **options)
+        yield list(grid.flat), drawing
+        drawing.svg = style.inline(figure)
 
 
+@on_both_screens
 def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Loss and headline metric against the step, for training and validation.
 
@@ -88,15 +69,19 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
       rows: rows of ``metrics.jsonl``.
       metric: name of the task's headline metric.
     """
-    with _figure(8.6, 2.9, 2) as (both, drawing):
-        for axes, name in zip(both, ("loss", metric), strict=True):
-            for split, colour, marker in (("train", SOFT, ""), ("validation", MAIN, "o")):
+    from matplotlib.ticker import MaxNLocator
+
+    with _figure(style.WIDE, 2.8, 1 if metric == "loss" else 2) as (panels, drawing):
+        for axes, name in zip(panels, dict.fromkeys(("loss", metric)), strict=True):
+            for split, colour in (("train", FAINT), ("validation", MAIN)):
                 points = [
                     (r["step"], r[name])
                     for r in rows
                     if r["split"] == split and r.get(name) is not None
                 ]
                 if points:
+                    # A single point is no line: few points have a marker each.
+                    marker = "o" if split == "validation" or len(points) < 12 else ""
                     axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4,
                               label=split)  # fmt: skip
             low = f"{name}_low"
@@ -112,68 +97,91 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
                 )
             axes.set_title(label(name))
             axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if axes.get_legend_handles_labels()[0]:
-                axes.legend()
+                axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     return drawing.svg
 
 
+@on_both_screens
 def confusion(table: np.ndarray, names: Sequence[str]) -> str:
-    """Confusion matrix: colours are shares of each row; up to 20 classes, cells have their counts.
+    """Confusion matrix: shades are shares of each row; cells have their counts where these fit.
 
     Args:
       table: counts i64[classes, classes], labels in rows and predictions in columns.
       names: class names; see `class_label`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     classes = len(names)
-    side = min(7.5, 1.7 + 0.29 * classes)
+    side = style.NARROW if style.is_narrow() else min(style.WIDE, 2.4 + 0.34 * classes)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    with _figure(side, side) as (axes, drawing):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    numbers = style.is_narrow() and _too_long(names)
+    labels = [f"#{i}" if numbers else class_label(name, i) for i, name in enumerate(names)]
+    long = max(map(len, labels)) > 3
+    room = side * 96 - (40 if numbers else 30 + 7.5 * max(map(len, labels))) - 30
+    with _figure(side, side) as ((axes,), drawing):
+        axes.imshow(shaded(shares))
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        if classes <= 30:
-            names = [class_label(name, i) for i, name in enumerate(names)]
-            long = max(map(len, names)) > 3
-            axes.set_xticks(range(classes), names, rotation=60 if long else 0,
-                            ha="right" if long else "center", rotation_mode="anchor")  # fmt: skip
-            axes.set_yticks(range(classes), names)
-        if classes <= 20:
+        if classes <= 30 and room / classes >= 15:
+            axes.set_xticks(range(classes), labels, rotation=90 if long else 0)
+            axes.set_yticks(range(classes), labels)
+        else:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(6, integer=True))
+        if room / classes >= 7.4 * len(str(table.max())) + 2:
             for i, j in zip(*np.nonzero(table), strict=True):
-                colour = "white" if shares[i, j] > 0.55 else INK
-                axes.text(j, i, str(table[i, j]), ha="center", va="center", color=colour, size=8)
+                colour = PAPER if shares[i, j] > 0.55 else INK
+                axes.text(
+                    j, i, str(table[i, j]), ha="center", va="center", color=colour, size=SMALL
+                )
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
     return drawing.svg
 
 
+def shaded(shares: np.ndarray) -> np.ndarray:
+    """Shares f[rows, columns] in [0, 1] as pixels of the main colour, f[rows, columns, 4].
+
+    Small shares are transparent, so that they are right on a white and on a dark page.
+    """
+    from matplotlib.colors import to_rgb
+
+    colours = np.empty((*shares.shape, 4))
+    colours[..., :3] = to_rgb(MAIN)
+    colours[..., 3] = np.clip(shares, 0, 1)
+    return colours
+
+
+@on_both_screens
 def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
     """Reliability diagrams side by side; bins with more examples are darker.
 
     Args:
       curves: results of `finetune_jax.metrics.calibration.reliability`, by title.
     """
-    with _figure(4.3 * len(curves), 3.6, len(curves), sharey=True, squeeze=False) as (
-        grid,
-        drawing,
-    ):
-        for axes, (title, (counts, means, accuracies)) in zip(grid[0], curves.items(), strict=True):
+    with _figure(style.WIDE, 3.2, len(curves)) as (panels, drawing):
+        for axes, (title, (counts, means, accuracies)) in zip(panels, curves.items(), strict=True):
             bins = len(counts)
             edges = np.arange(bins) / bins
             filled = counts > 0
             depth = np.sqrt(counts[filled] / max(counts.max(), 1))
             bars = axes.bar(edges[filled], accuracies[filled], 1 / bins, align="edge", color=MAIN,
-                            edgecolor="white", linewidth=0.8, label="accuracy")  # fmt: skip
+                            edgecolor=PAPER, linewidth=0.8, label="accuracy")  # fmt: skip
             for bar, share in zip(bars, depth, strict=True):
                 bar.set_alpha(0.25 + 0.65 * share)
             axes.plot(means[filled], means[filled], "_", color=WARN, ms=11, mew=2,
                       label="mean confidence")  # fmt: skip
-            axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+            axes.plot([0, 1], [0, 1], "--", color=FAINT, lw=1)
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=label(title))
-        grid[0][0].set_ylabel("accuracy")
-        grid[0][0].legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+            axes.set_ylabel("accuracy")
+        handles = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(*handles, loc="outside upper right", ncols=2)
     return drawing.svg
 
 
+@on_both_screens
 def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
     """Risk-coverage curve: the error of the most confident share of examples.
 
@@ -181,7 +189,7 @@ def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
       coverage: shares of answered examples, in [0, 1].
       risk: error of the answered examples, in [0, 1].
     """
-    with _figure(5.6, 3.0) as (axes, drawing):
+    with _figure(style.WIDE, 2.7) as ((axes,), drawing):
         axes.plot(100 * coverage, 100 * risk, color=MAIN)
         axes.fill_between(100 * coverage, 100 * risk, color=MAIN, alpha=0.12, linewidth=0)
         axes.set(xlim=(0, 100), xlabel="coverage, % of examples answered", ylabel="error, %")
@@ -189,64 +197,76 @@ def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> str:
     return drawing.svg
 
 
+@on_both_screens
 def scatter(predicted: np.ndarray, labels: np.ndarray) -> str:
-    """Predictions f[n] against targets f[n]."""
-    with _figure(4.4, 4.2) as (axes, drawing):
+    """Predictions f[n] against targets f[n], and how often each error occurs."""
+    from matplotlib.ticker import MaxNLocator
+
+    with _figure(style.WIDE, 3.3, 2) as ((axes, errors), drawing):
         ends = [min(predicted.min(), labels.min()), max(predicted.max(), labels.max())]
-        axes.plot(ends, ends, "--", color=SOFT, lw=1)
+        axes.plot(ends, ends, "--", color=FAINT, lw=1)
         axes.plot(labels, predicted, ".", color=MAIN, alpha=0.5, ms=5, rasterized=len(labels) > 5e3)
-        axes.set(xlabel="target", ylabel="predicted")
+        axes.set(xlabel="target", ylabel="predicted", title="each example")
+        errors.hist(predicted - labels, bins=min(30, 5 + len(labels) // 10), color=MAIN, alpha=0.8)
+        errors.axvline(0, color=FAINT, ls="--", lw=1)
+        errors.set(xlabel="predicted − target", ylabel="examples", title="errors")
+        errors.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for panel in (axes, errors):
+            panel.xaxis.set_major_locator(MaxNLocator(5))
     return drawing.svg
 
 
+@on_both_screens
 def movement(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Relative change of the parameters of each stage, from input to output.
+    """Relative change of the parameters of each stage that moved, from input to output.
 
     Args:
-      rows: result of `finetune_jax.evaluation.drift.parameter_movement`.
+      rows: rows of `finetune_jax.evaluation.drift.parameter_movement` with a change.
     """
-    with _figure(7.2, 0.9 + 0.26 * len(rows)) as (axes, drawing):
-        names = [label(row["stage"]) for row in rows]
-        values = [row["relative"] if row["leaves"] else np.nan for row in rows]
-        axes.barh(names, np.nan_to_num(values), color=MAIN, height=0.7)
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        top = np.nanmax([*values, 0.0]) or 1.0
-        axes.set_xlim(0, 1.15 * top)
-        for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-            text = f"{value:.3g}" if np.isfinite(value) else "no start to compare with"
-            if row["leaves"] and row["moved"] == 0:
-                text = "0, bit-identical"
-            axes.text((value if np.isfinite(value) else 0) + 0.01 * top, i, text, va="center",
-                      size=8, color="#52606d")  # fmt: skip
+    with _figure(style.WIDE, 0.75 + 0.25 * len(rows)) as ((axes,), drawing):
+        names = [label(row["stage"], 18 if style.is_narrow() else 32) for row in rows]
+        values = [row["relative"] for row in rows]
+        axes.barh(range(len(rows)), values, color=MAIN, height=0.7)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(0, 1.2 * (max(values, default=0) or 1.0))
+        axes.locator_params(axis="x", nbins=5)
+        for i, value in enumerate(values):
+            axes.annotate(f"{value:.3g}", (value, i), (4, 0), textcoords="offset points",
+                          va="center", size=SMALL, color=SOFT)  # fmt: skip
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("|w − w0| / |w0|")
+        axes.set_xlabel("change relative to the weight file, |w − w0| / |w0|")
+        if style.is_narrow():
+            axes.set_xlabel("|w − w0| / |w0|")
     return drawing.svg
 
 
+@on_both_screens
 def corruptions(
     scores: Mapping[str, Sequence[float]], severities: Sequence[int], clean: float
 ) -> str:
-    """Scores under each corruption; higher severities are darker.
+    """Scores under each corruption as points of a line; higher severities are darker.
 
     Args:
       scores: a score per severity, by corruption.
       severities: the severities.
       clean: score without corruption.
     """
-    import matplotlib
-
-    with _figure(8.6, 3.4) as (axes, drawing):
-        count = len(severities)
-        shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 0.95, count))
+    with _figure(style.WIDE, 1.0 + 0.25 * len(scores)) as ((axes,), drawing):
+        shades = np.linspace(0.3, 1.0, len(severities))
         places = np.arange(len(scores))
+        values = np.array(list(scores.values()), float)
+        axes.hlines(places, values.min(1), values.max(1), color=FAINT, lw=1)
         for i, severity in enumerate(severities):
-            values = [row[i] for row in scores.values()]
-            axes.bar(places + (i - (count - 1) / 2) * 0.8 / count, values, 0.8 / count,
-                     color=shades[i], label=f"severity {severity}")  # fmt: skip
-        axes.axhline(clean, color=WARN, lw=1, ls="--", label="clean")
-        names = [label(name.replace("_", " ")) for name in scores]
-        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.grid(axis="x", visible=False)
-        axes.legend(ncols=count + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+            axes.plot(values[:, i], places, "o", ms=6, color=MAIN, alpha=shades[i], mew=0,
+                      label=f"severity {severity}")  # fmt: skip
+        axes.axvline(clean, color=WARN, lw=1, ls="--", label="clean")
+        length = 18 if style.is_narrow() else 32
+        axes.set_yticks(places, [label(name.replace("_", " "), length) for name in scores])
+        axes.set_ylim(len(scores) - 0.4, -0.6)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="y", visible=False)
+        columns = 2 if style.is_narrow() else len(severities) + 1
+        axes.figure.legend(loc="outside upper right", ncols=columns)
     return drawing.svg

@@ -1,4 +1,4 @@
-"""Figures as PNG files, drawn without a display."""
+"""Figures as PNG files, drawn without a display, in the style of `reporting.style`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_jax.reporting import style
 from finetune_jax.reporting.charts import label
 from finetune_jax.reporting.plan_tables import highest_below_head
+from finetune_jax.tables import count
+
+_DPI = 150
 
 
-def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None:
+def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path, about: str) -> None:
     """Test accuracy with its interval against step FLOPs, one labelled point per scheme.
 
     The FLOPs are counted in the compiled step of the run, which excludes a cached prefix.
@@ -18,29 +22,26 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path) -> None
     Args:
       results: results of `training.loop.train` with ``test`` scores.
       path: path of the PNG file.
+      about: model, data and number of examples, for the title.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for result in sorted(results, key=lambda r: r["cost"]["flops"]):
-        score, flops = result["test"], result["cost"]["flops"] / 1e9
-        low = 100 * (score["accuracy"] - score["accuracy_low"])
-        high = 100 * (score["accuracy_high"] - score["accuracy"])
-        axes.errorbar(
-            flops, 100 * score["accuracy"], [[low], [high]], fmt="o", capsize=4,
-            label=label(result["scheme"]),
-        )  # fmt: skip
-    axes.set_xlabel("GFLOPs per training step, prefix cached")
-    axes.set_ylabel("test accuracy, % (95 % interval)")
-    # A margin at the left: a probe with a cached prefix costs almost nothing.
-    axes.set_xlim(left=-0.03 * axes.get_xlim()[1])
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, title="scheme")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    results = sorted(results, key=lambda r: r["cost"]["flops"])
+    with style.new_figure(6.6, 3.9) as figure:
+        axes = figure.subplots()
+        for result in results:
+            score, flops = result["test"], result["cost"]["flops"] / 1e9
+            value = 100 * score["accuracy"]
+            ends = [[value - 100 * score["accuracy_low"]], [100 * score["accuracy_high"] - value]]
+            axes.errorbar(flops, value, ends, fmt="o", capsize=4, color=style.MAIN, elinewidth=1)
+            words = f"{label(result['scheme'])}\n{value:.1f} %, {count(flops * 1e9)}"
+            axes.annotate(words, (flops, value), (8, 0), textcoords="offset points", va="center",
+                          size=style.SMALL, linespacing=1.3)  # fmt: skip
+        axes.set_title(label(about, 80))
+        axes.set_xlabel("GFLOPs of a training step, frozen prefix cached")
+        axes.set_ylabel("test accuracy, % (95 % interval)")
+        top = max(r["cost"]["flops"] for r in results) / 1e9
+        # A margin at the left: a probe with a cached prefix costs almost nothing.
+        axes.set_xlim(-0.03 * top, 1.22 * top)
+        path.write_bytes(style.saved(figure, "png", dpi=_DPI))
 
 
 def interpolation(
@@ -55,33 +56,28 @@ def interpolation(
       metric: name of the metric, such as ``accuracy``.
       path: path of the PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
     rows = sorted(rows, key=lambda r: r["alpha"])
     alphas = [r["alpha"] for r in rows]
-    if f"{metric}_low" in rows[0]:
-        low, high = ([r[f"{metric}_{end}"] for r in rows] for end in ("low", "high"))
-        axes.fill_between(alphas, low, high, alpha=0.2, linewidth=0)
-    (line,) = axes.plot(alphas, [r[metric] for r in rows], marker="o")
-    if again := [r for r in rows if r.get("recomputed")]:
-        axes.plot(
-            [r["alpha"] for r in again],
-            [r[metric] for r in again],
-            "o",
-            color=line.get_color(),
-            markerfacecolor="white",
-            label="BatchNorm statistics recomputed",
-        )
-        axes.legend()
-    axes.set_xlabel(f"share of {label(names[1])}, the rest {label(names[0])}")
-    axes.set_ylabel(f"validation {label(metric)} (95 % interval)")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with style.new_figure(6.4, 3.8) as figure:
+        axes = figure.subplots()
+        if f"{metric}_low" in rows[0]:
+            low, high = ([r[f"{metric}_{end}"] for r in rows] for end in ("low", "high"))
+            axes.fill_between(alphas, low, high, color=style.MAIN, alpha=0.15, linewidth=0)
+        axes.plot(alphas, [r[metric] for r in rows], marker="o", ms=5, color=style.MAIN)
+        if again := [r for r in rows if r.get("recomputed")]:
+            axes.plot(
+                [r["alpha"] for r in again],
+                [r[metric] for r in again],
+                "o",
+                ms=5,
+                color=style.MAIN,
+                markerfacecolor=style.PAPER,
+                label="BatchNorm statistics recomputed",
+            )
+            axes.legend()
+        axes.set_xlabel(f"share of {label(names[1])}, the rest {label(names[0])}")
+        axes.set_ylabel(f"validation {label(metric)} (95 % interval)")
+        path.write_bytes(style.saved(figure, "png", dpi=_DPI))
 
 
 def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -91,29 +87,24 @@ def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
       rows: rows of `training.importance.by_stage`.
       path: path of the PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, both = pyplot.subplots(
-        1, 2, figsize=(8.0, 0.6 + 0.3 * len(rows)), layout="constrained", sharey=True
-    )
-    names = [label(row["stage"]) for row in rows]
     titles = {
         "rgn": "relative gradient norm, |g| / |w|",
         "snr": "signal to noise, |mean g|² / var g",
     }
-    for axes, (key, title) in zip(both, titles.items(), strict=True):
-        top = 1.15 * highest_below_head(rows, key)
-        axes.barh(names, [min(row[key], top) for row in rows])
-        for place, row in enumerate(rows):
-            if row[key] > top:  # the head, beside which the other stages would be invisible
-                text = f"{row[key]:.3g}, beyond the scale "
-                axes.text(top, place, text, ha="right", va="center", color="white", size=8)
-        axes.set_xlim(0, top)
-        axes.set_xlabel(title)
-        axes.grid(alpha=0.3, axis="x")
-    both[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with style.new_figure(8.0, 0.8 + 0.25 * len(rows)) as figure:
+        both = figure.subplots(1, 2, sharey=True)
+        for axes, (key, title) in zip(both, titles.items(), strict=True):
+            top = 1.15 * highest_below_head(rows, key)
+            values = [min(row[key], top) for row in rows]
+            axes.barh(range(len(rows)), values, color=style.MAIN, height=0.7)
+            for place, row in enumerate(rows):
+                if row[key] > top:  # the head, beside which the other stages would be invisible
+                    text = f"{row[key]:.3g}, beyond the scale "
+                    axes.text(top, place, text, ha="right", va="center", color=style.ON_MAIN,
+                              size=style.SMALL)  # fmt: skip
+            axes.set_xlim(0, top)
+            axes.set_xlabel(title)
+            axes.grid(axis="y", visible=False)
+        both[0].set_yticks(range(len(rows)), [label(row["stage"]) for row in rows])
+        both[0].set_ylim(len(rows) - 0.4, -0.6)
+        path.write_bytes(style.saved(figure, "png", dpi=_DPI))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,18 @@ SHOWN = 18
 """Number of examples in the section."""
 
 
-def mistakes(evaluator: Evaluator, predictions: Predictions) -> list[tuple[str, str]]:
+def mistakes(
+    evaluator: Evaluator, predictions: Predictions, workdir: Path
+) -> list[tuple[str, str]]:
     """The most confident mistakes of a classifier, or the examples of highest loss of other tasks.
+
+    Examples that are files have their path, and the section has the command that predicts the
+    first of them again.
+
+    Args:
+      evaluator: evaluator of the run.
+      predictions: predictions of a split.
+      workdir: folder of the run.
 
     Returns:
       A list with one section, (heading, HTML); an empty list if there are no mistakes.
@@ -46,12 +58,14 @@ def mistakes(evaluator: Evaluator, predictions: Predictions) -> list[tuple[str, 
     if not len(chosen):
         return []
     boxes = [
-        f'<div class="mistake">{_shown(evaluator, examples[int(i)], int(i))}{caption}</div>'
+        f'<div class="mistake">{_shown(evaluator, examples[int(i)], int(i))}{caption}'
+        f"{_where(evaluator, examples[int(i)])}</div>"
         for i, caption in zip(chosen, captions, strict=True)
     ]
     kind = " texts" if evaluator.preprocess.kind == "text" else ""
     hint = " Red: predicted; green: the label; each with its probability." if found else ""
-    return [(heading, f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>')]
+    body = f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>'
+    return [(heading, body + _repeated(evaluator, examples[int(chosen[0])], workdir))]
 
 
 def _shown(evaluator: Evaluator, example: dict[str, Any], index: int) -> str:
@@ -64,6 +78,26 @@ def _shown(evaluator: Evaluator, example: dict[str, Any], index: int) -> str:
         words = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         quotes.append(f'<blockquote dir="auto">{html.text(words)}</blockquote>')
     return "".join(quotes)
+
+
+def _paths(evaluator: Evaluator, example: dict[str, Any]) -> list[str]:
+    """Paths of the image files of an example; empty where the source has no files."""
+    columns = [c.replace("image", "path") for c in evaluator.preprocess.columns if "image" in c]
+    return [str(example[column]) for column in columns if isinstance(example.get(column), str)]
+
+
+def _repeated(evaluator: Evaluator, example: dict[str, Any], workdir: Path) -> str:
+    """The command that predicts an example again, where the example is one file."""
+    paths = _paths(evaluator, example)
+    if len(paths) != 1:
+        return ""
+    line = ["python", "-m", "finetune_jax.predict", f"--workdir={workdir}", paths[0], "--json"]
+    return html.command("The first of them is predicted again by:", shlex.join(line))
+
+
+def _where(evaluator: Evaluator, example: dict[str, Any]) -> str:
+    paths = "<br>".join(html.name(path) for path in _paths(evaluator, example))
+    return f'<br><span class="where">{paths}</span>' if paths else ""
 
 
 def _loss(observed: dict[str, np.ndarray], index: int) -> str:

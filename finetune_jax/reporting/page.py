@@ -29,6 +29,7 @@ def write_report(
     evaluator: Evaluator,
     predictions: Predictions,
     found: dict[str, Any],
+    command: str,
     base: str = "",
 ) -> None:
     """Writes the page of a finished run.
@@ -39,6 +40,7 @@ def write_report(
       evaluator: evaluator of the run.
       predictions: predictions of the split that the page describes.
       found: the JSON object that `finetune_jax.evaluate` prints for the split.
+      command: command line that writes the page again.
       base: weight file of the start of the run, if it was moved; empty for the path in the config.
 
     Raises:
@@ -49,12 +51,12 @@ def write_report(
         _curves(workdir, evaluator),
         *_classes(evaluator, predictions),
         *_confidence(evaluator, predictions),
-        *mistakes(evaluator, predictions),
+        *mistakes(evaluator, predictions, workdir),
         *_further(found),
         provenance.movement(evaluator, base),
         provenance.plan(workdir),
         provenance.manifest(workdir),
-        provenance.config(workdir),
+        provenance.config(workdir, command),
     ]
     page = html.page(
         workdir.resolve().name, _header(workdir, evaluator, predictions, found), sections, _footer()
@@ -150,7 +152,7 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
     ]
     header = ["class", "examples", "recall", "precision", "F1"]
     numbered = charts.numbered(names)
-    if numbered:
+    if numbered or len(names) > 20:
         header, rows = ["no.", *header], [[f"#{i}", *row] for i, row in enumerate(rows)]
     per_class = html.table(header, rows, numeric=range(len(header) - 4, len(header)))
     figure = html.figure(charts.confusion(table, names), "confusion matrix")

@@ -14,6 +14,7 @@ from finetune_jax.evaluation.drift import load_start, parameter_movement
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.files import read_json
 from finetune_jax.reporting import charts, html
+from finetune_jax.schemes import FROZEN
 
 Section = tuple[str, str]
 """Heading and HTML."""
@@ -27,13 +28,21 @@ def movement(evaluator: Evaluator, base: str) -> Section:
     except UserError as error:
         return heading, f"<p>Not run: {html.text(error)}.</p>"
     rows = parameter_movement(evaluator, start)
+    moved = [row for row in rows if row["leaves"] and row["moved"] and np.isfinite(row["relative"])]
+    kept = [row["stage"] for row in rows if row["leaves"] and not row["moved"]]
+    fresh = [row["stage"] for row in rows if not row["leaves"] and row["new"]]
+    words = ["From the weight file to the artifact, stages from input to output."]
+    if kept:
+        words.append(f"Bit-identical to the file: {', '.join(kept)}.")
+    if fresh:
+        words.append(f"New, with nothing to compare with: {', '.join(fresh)}.")
     keys = ["stage", "leaves", "norm", "moved", "relative", "new", "beside"]
     header = ["stage", "leaves", "|w0|", "|w − w0|", "relative", "new leaves", "delta leaves"]
     table = html.table(header, [[row[k] for k in keys] for row in rows], numeric=range(1, 7))
+    drawn = charts.movement(moved) if moved else ""
     return heading, (
-        "<p>From the weight file to the artifact, stages from input to output. Leaves that "
-        "do not come from the file, such as a new head, are not compared.</p>"
-        + html.figure(charts.movement(rows), "relative change of the parameters by stage")
+        f"<p>{html.text(' '.join(words))}</p>"
+        + (html.figure(drawn, "relative change of the parameters by stage") if moved else "")
         + f"<details><summary>Norms</summary>{table}</details>"
     )
 
@@ -102,10 +111,11 @@ def plan(workdir: Path) -> Section:
             bool(leaf["decays"]),
             bool(leaf["delta"]),
         ]
-        for leaf in saved["leaves"]
+        # What trains is first: there are often hundreds of frozen leaves.
+        for leaf in sorted(saved["leaves"], key=lambda leaf: leaf["group"] == FROZEN)
     ]
     header = ["leaf", "shape", "scalars", "group", "rate", "decays", "delta"]
-    trains = sum(row[2] for row in rows if row[3] != "frozen")
+    trains = sum(row[2] for row in rows if row[3] != FROZEN)
     total = sum(row[2] for row in rows)
     phases = saved.get("phases") or []
     words = (
@@ -141,11 +151,13 @@ def manifest(workdir: Path) -> Section:
     ]
     header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
     words = f"{saved['file']}, sha256 {saved.get('sha256')}: every tensor and every leaf."
-    return "Weight file", f"<p>{html.text(words)}</p>" + html.table(header, rows, paths=(0, 2))
+    return "Weight file", f"<p>{html.text(words)}</p>" + html.table(
+        header, rows, paths=(0, 2), words=(5,)
+    )
 
 
-def config(workdir: Path) -> Section:
-    """The text of ``config.json``."""
+def config(workdir: Path, command: str) -> Section:
+    """The text of ``config.json``, and the command that writes the page again."""
     content = json.dumps(read_json(workdir / "config.json"), indent=1)
     shown = f"<details><summary>config.json</summary><pre>{html.text(content)}</pre></details>"
-    return "Config", shown
+    return "Config", html.command("This page is written again by:", command) + shown

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_jax.ablation.report.layout import one_line
 from finetune_jax.metrics import names
-from finetune_jax.reporting import charts
+from finetune_jax.reporting import style
 from finetune_jax.reporting.fonts import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
-_LINE = 11.0
+_LINE = 12.5
 """Height of a line of text in a label, in points."""
 
 
@@ -31,9 +29,10 @@ class Drawing:
     Attributes:
       name: name of the files, without extension.
       title: title in one line.
-      svg: content of the SVG file, with letters as paths.
-      png: content of the PNG file.
-      pdf: content of the PDF file.
+      svg: SVG element of a page; see `reporting.style.inline`.
+      png: content of the PNG file; empty for narrow screens.
+      pdf: content of the PDF file; empty for narrow screens.
+      rows: labels of the rows that `label_rows` wrote, in the order of their numbers.
     """
 
     name: str
@@ -41,6 +40,7 @@ class Drawing:
     svg: str = ""
     png: bytes = b""
     pdf: bytes = b""
+    rows: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -59,40 +59,25 @@ def new_drawing(
       rows: number of rows of axes; all axes share the x axis and the y axis.
       columns: number of columns of axes.
     """
-    import matplotlib
-
-    # pyplot is not used: it keeps global state, and it is not safe in threads.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawing = Drawing(name, title)
-    # With font type 42 the text of a PDF can be searched.
-    style: dict[str, Any] = {**charts.STYLE, "pdf.fonttype": 42}
-    with matplotlib.rc_context(style):  # type: ignore[arg-type]  # keys are a Literal there
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+    with style.new_figure(width, height) as figure:
         yield figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True), drawing
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is computed once for all formats
-        drawing.svg = _saved(figure, "svg", metadata={"Date": None}, transparent=True).decode()
-        drawing.png = _saved(figure, "png", dpi=160, facecolor="white")
-        drawing.pdf = _saved(figure, "pdf", metadata={"CreationDate": None})
-
-
-def _saved(figure: Figure, file_format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format=file_format, **options)
-    return file.getvalue()
+        drawing.svg = style.inline(figure)
+        if not style.is_narrow():
+            drawing.png = style.saved(figure, "png", dpi=160)
+            drawing.pdf = style.saved(figure, "pdf")
 
 
 def height_for(labels: int) -> float:
     """Height in inches of a figure in which so many labels fit below each other."""
-    return max(3.8, 1.2 + labels * _LINE / 72)
+    return max(3.0 if style.is_narrow() else 3.6, 1.2 + labels * _LINE / 72)
 
 
-def width_for(labels: Sequence[str]) -> float:
-    """Width in inches of a figure with these labels beside its axes."""
-    return 5.4 + 0.065 * max((len(shorten(label)) for label in labels), default=0)
+def width() -> float:
+    """Width in inches of a figure, labels beside its axes included."""
+    return style.NARROW if style.is_narrow() else style.WIDE
 
 
 def shorten(label: str, length: int = 56) -> str:
@@ -110,6 +95,16 @@ def in_percent(axis: Axis, score: str) -> None:
     """Writes the numbers along an axis in per cent, where the score is written so."""
     if names.named(score).percent:
         axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
+
+
+def label_rows(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Labels the point of each row by `label_beside`, or by its number on a narrow screen.
+
+    The page lists the rows with their numbers below a narrow figure.
+    """
+    if style.is_narrow():
+        points = [(x, y, str(number)) for number, (x, y, _) in enumerate(points, 1)]
+    label_beside(axes, points)
 
 
 def label_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
@@ -136,8 +131,8 @@ def label_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     heights = np.clip(offsets, 0, max(0.0, 1 - gap * (len(ordered) - 1))) + ranks
     for (x, y, label), height in zip(ordered, heights, strict=True):
         axes.annotate(
-            shorten(label), (x, y), (1.03, height), textcoords="axes fraction", va="center",
-            size=8, color=charts.INK, annotation_clip=False, parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": charts.SOFT, "lw": 0.6, "shrinkA": 1,
+            shorten(label, 40), (x, y), (1.03, height), textcoords="axes fraction", va="center",
+            size=style.SMALL, color=style.INK, annotation_clip=False, parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": style.FAINT, "lw": 0.6, "shrinkA": 1,
                         "shrinkB": 4, "alpha": 0.8},
         )  # fmt: skip

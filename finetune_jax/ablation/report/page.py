@@ -14,15 +14,37 @@ from finetune_jax.ablation.report.base import ComparedRow, Comparison, ExtraColu
 from finetune_jax.ablation.report.drawing import Drawing
 from finetune_jax.ablation.report.sentences import titled
 from finetune_jax.metrics import names
-from finetune_jax.reporting import html
+from finetune_jax.reporting import html, style
 
 Section = tuple[str, str]
 """Heading and HTML content."""
 
-# Tables may be wider than the page, so the first column stays visible while the table scrolls.
+BothForms = tuple[Drawing, Drawing]
+"""A figure for wide screens, and the same figure for narrow screens."""
+
+# The table of an ablation has many columns, and its costs belong beside its scores: long texts and
+# intervals are broken into lines, so that all columns fit on a screen of 1,200 pixels. Where they
+# do not fit, the first column stays visible while the table scrolls.
 _STYLE = """
-.scroll td:first-child, .scroll thead th:first-child { position: sticky; left: 0; }
-.scroll td:first-child { background: #ffffff; } .scroll thead th:first-child { z-index: 1; }
+header, main, footer { max-width: 1392px; }
+.compare .scroll { max-height: 720px; }
+.compare table { font-size: 13px; line-height: 1.35; }
+.compare th, .compare td { white-space: normal; vertical-align: top; padding: 5px; }
+.compare thead th { padding: 0; vertical-align: bottom; }
+.compare th button { padding: 6px 5px; }
+.compare th:not([aria-sort]) button::after { content: none; }
+.compare th button:hover { text-decoration: underline; }
+.compare td.n { white-space: nowrap; }
+.compare td.words { min-width: 104px; }
+@media (max-width: 1280px) {
+  header, main, footer { padding-left: 12px; padding-right: 12px; } section { padding: 16px; }
+}
+.compare td small { display: block; font-size: 12px; color: var(--soft); }
+.compare td:first-child, .compare thead th:first-child { position: sticky; left: 0; }
+.compare td:first-child { background: var(--paper); font-weight: 600; }
+.compare thead th:first-child { z-index: 1; }
+.compare tbody tr:hover td:first-child { background: var(--hover); }
+.rows { font-size: 13px; margin: 4px 0 0; padding-left: 30px; }
 """
 
 
@@ -33,28 +55,28 @@ class TableReport:
     Attributes:
       comparison: comparison of the rows of the table.
       extra: extra columns of the table.
-      drawings: figures of the table.
+      drawings: figures of the table, each for wide and for narrow screens.
     """
 
     comparison: Comparison
     extra: Sequence[ExtraColumn]
-    drawings: Sequence[Drawing]
+    drawings: Sequence[BothForms]
 
 
-def page(outcome: Outcome, tables: Sequence[TableReport], overall: Sequence[Drawing]) -> str:
+def page(outcome: Outcome, tables: Sequence[TableReport], overall: Sequence[BothForms]) -> str:
     """The complete HTML document, which loads no other file.
 
     Args:
       outcome: outcome of the ablation.
       tables: the tables of the outcome.
-      overall: figures about all tables.
+      overall: figures about all tables, each for wide and for narrow screens.
     """
     sections: list[Section] = []
     for table in tables:
         heading = table.comparison.name or f"Test {names.named(outcome.metric).name}"
         content = _table(table.comparison, table.extra, outcome) + _figures(table.drawings)
         sections.append((heading, content))
-    sections += [(drawing.title, _figures([drawing])) for drawing in overall]
+    sections += [(wide.title, _figures([(wide, narrow)])) for wide, narrow in overall]
     sections.append(("Provenance", _provenance(outcome)))
     title = str(outcome.provenance.get("config", "")) or "Ablation"
     return html.page(title, _header(outcome, tables), sections, "finetune_jax ablate")
@@ -124,7 +146,9 @@ def _table(comparison: Comparison, extra: Sequence[ExtraColumn], outcome: Outcom
     )
     return (
         f"<p>{html.text(layout.caption(comparison, outcome))}</p>"
-        + html.table(header, cells, numeric=range(2, len(header) - 1))
+        + '<div class="compare">'
+        + html.table(header, cells, numeric=range(2, len(header) - 1), words=(0, 1))
+        + "</div>"
         + f"<details open><summary>Notes</summary><ul>{notes}</ul></details>"
     )
 
@@ -150,11 +174,14 @@ def _extra_cell(column: ExtraColumn, compared: ComparedRow) -> str:
     return layout.interval(column.estimates[compared.row.spec.name], column.score)
 
 
-def _figures(drawings: Sequence[Drawing]) -> str:
-    return "".join(
-        f"<p>{html.text(drawing.title)}</p>{html.figure(drawing.svg, drawing.title)}"
-        for drawing in drawings
-    )
+def _figures(drawings: Sequence[BothForms]) -> str:
+    parts = []
+    for wide, narrow in drawings:
+        rows = "".join(f"<li>{html.name(label)}</li>" for label in narrow.rows)
+        numbers = f'<ol class="rows">{rows}</ol>' if rows else ""
+        drawn = style.pair(wide.svg, narrow.svg + numbers)
+        parts.append(f"<p>{html.text(wide.title)}</p>{html.figure(drawn, wide.title)}")
+    return "".join(parts)
 
 
 def _provenance(outcome: Outcome) -> str:
@@ -165,7 +192,7 @@ def _provenance(outcome: Outcome) -> str:
         if name in known
     ]
     if "seconds" in known:
-        rows.append(["wall time", f"{known['seconds']:.0f} s in all calls of the command"])
+        rows.append(["sum of time over all calls", f"{known['seconds']:,.0f} s"])
     rows += [[f"version of {name}", text] for name, text in known.get("versions", {}).items()]
     rows += [["accepted change", text] for text in known.get("accepted", [])]
     more = "more" if outcome.better == "max" else "less"
@@ -180,7 +207,7 @@ def _provenance(outcome: Outcome) -> str:
         [f"overrides of {row.spec.name}", _overrides_text(row.spec.overrides)]
         for row in outcome.rows
     ]
-    return html.table(["what", "value"], rows)
+    return html.table(["what", "value"], rows, words=(0, 1))
 
 
 def _overrides_text(overrides: Overrides) -> str:

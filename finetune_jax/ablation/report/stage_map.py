@@ -9,12 +9,12 @@ import numpy as np
 
 from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report.base import ComparedRow, Comparison
-from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten
+from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten, width
 from finetune_jax.ablation.report.layout import without_common
 from finetune_jax.errors import UserError
 from finetune_jax.grammar import parse_sequence
 from finetune_jax.metrics import names
-from finetune_jax.reporting import charts
+from finetune_jax.reporting import charts, style
 
 _STAGE_SCHEMES = frozenset(("stages", "first_k", "last_k"))
 _HEAD_SCHEMES = frozenset(("head", "linear_probe"))
@@ -102,26 +102,32 @@ def _draw(
     best = [max((sign * v for v in column if not math.isnan(v)), default=math.nan)
             for column in values.T]  # fmt: skip
     gaps = sign * values - np.array(best)
-    labels = [shorten(scheme) for scheme in schemes]
-    width = 1.5 + 0.075 * max(map(len, labels)) + max(0.85 * len(columns), 2.0)
-    height = 1.4 + 0.36 * len(schemes) + 0.04 * max(map(len, columns))
+    narrow = style.is_narrow()
+    labels = [shorten(scheme, 16 if narrow else 44) for scheme in schemes]
+    # A narrow figure has no room for the scores, which the table has too.
+    room = 96 * width() - 7.5 * max(map(len, labels)) - 40
+    written = room / len(columns) >= 48
+    named = room / len(columns) >= 16
+    height = 1.4 + 0.32 * len(schemes) + 0.078 * named * max(len(shorten(c, 32)) for c in columns)
     title = f"Test {names.named(outcome.metric).name} of schemes that train whole stages"
-    with new_drawing("stages", title, width, height) as (grid, drawing):
+    with new_drawing("stages", title, width(), height) as (grid, drawing):
         axes = grid[0, 0]
-        axes.imshow(gaps, cmap="Blues", vmin=min(np.nanmin(gaps), -1e-9) * 1.4, vmax=0,
-                    aspect="auto")  # fmt: skip
+        shares = 1 - gaps / (min(np.nanmin(gaps), -1e-9) * 1.4)
+        axes.imshow(charts.shaded(np.nan_to_num(shares)), aspect="auto")
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_yticks(range(len(schemes)), labels, parse_math=False)
-        axes.set_xticks(range(len(columns)), map(shorten, columns), rotation=30, ha="right",
-                        rotation_mode="anchor", parse_math=False)  # fmt: skip
+        if named:
+            axes.set_xticks(range(len(columns)), [shorten(c, 32) for c in columns], rotation=90,
+                            parse_math=False)  # fmt: skip
+        else:
+            axes.set_xticks([])
         dark = 0.5 * np.nanmin(gaps)
-        for i, j in np.argwhere(~np.isnan(values)):
-            color = "white" if gaps[i, j] > dark else charts.INK
+        for i, j in np.argwhere(~np.isnan(values)) if written else ():
+            color = style.PAPER if gaps[i, j] > dark else style.INK
             text = names.written(outcome.metric, float(values[i, j]), unit=False)
-            axes.text(j, i, text, ha="center", va="center", size=8,
+            axes.text(j, i, text, ha="center", va="center", size=style.SMALL,
                       color=color)  # fmt: skip
-        heading = names.heading(outcome.metric)
-        axes.set_title(f"test {heading}; darker: closer to the best score of the column",
-                       fontsize=8.5)  # fmt: skip
+        heading = f"test {names.heading(outcome.metric)}; " * (not narrow)
+        axes.set_title(f"{heading}darker: closer to the column's best", fontsize=style.SMALL)
     return drawing

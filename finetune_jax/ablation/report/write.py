@@ -23,6 +23,7 @@ from finetune_jax.ablation.report.statistics import compare
 from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain
+from finetune_jax.reporting.style import for_narrow_screens
 from finetune_jax.tables import table
 
 # Columns of the tables on the terminal, beside the first five columns.
@@ -61,13 +62,17 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
         for drawing in drawings:
             contents[f"{prefix}{drawing.name}.png"] = drawing.png
             contents[f"{prefix}{drawing.name}.pdf"] = drawing.pdf
-        reports.append(TableReport(comparison, extra, drawings))
+        with for_narrow_screens():
+            narrow = figures(comparison, extra, outcome)
+        reports.append(TableReport(comparison, extra, list(zip(drawings, narrow, strict=True))))
     overall = [drawing for drawing in [stage_map(comparisons, outcome)] if drawing]
+    with for_narrow_screens():
+        narrow = [drawing for drawing in [stage_map(comparisons, outcome)] if drawing]
     for drawing in overall:
         contents[f"{drawing.name}.png"] = drawing.png
         contents[f"{drawing.name}.pdf"] = drawing.pdf
     contents["summary.json"] = _summary(outcome, comparisons)
-    contents["index.html"] = page(outcome, reports, overall)
+    contents["index.html"] = page(outcome, reports, list(zip(overall, narrow, strict=True)))
     try:
         return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:

@@ -8,10 +8,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Chromium reads commands from file descriptor 3 and writes answers to 4.
+_EXEC = """import fcntl, os, sys
+reads, writes, *command = sys.argv[1:]
+writes = fcntl.fcntl(int(writes), fcntl.F_DUPFD, 50)
+os.dup2(int(reads), 3)
+os.dup2(writes, 4)
+os.execv(command[0], command)"""
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -83,11 +92,10 @@ def open_browser() -> Iterator[Browser | None]:
         return
     reads, we_write = os.pipe()
     we_read, writes = os.pipe()
-    # Chromium reads commands from file descriptor 3 and writes answers to 4.
-    shell = f'exec "$0" "$@" 3<&{reads} 4>&{writes}'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            ["sh", "-c", shell, command, "--headless=new", "--no-sandbox", "--disable-gpu",
+            [sys.executable, "-IS", "-c", _EXEC, str(reads), str(writes), command,
+             "--headless=new", "--no-sandbox", "--disable-gpu",
              "--remote-debugging-pipe", "--hide-scrollbars", "--allow-file-access-from-files",
              f"--user-data-dir={folder}", "about:blank"],
             pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -103,6 +103,11 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return drawing.svg
 
 
+def confusion_side(classes: int) -> float:
+    """Width and height in inches of the confusion matrix of so many classes on a wide screen."""
+    return min(style.WIDE, 2.4 + 0.34 * classes)
+
+
 @on_both_screens
 def confusion(table: np.ndarray, names: Sequence[str]) -> str:
     """Confusion matrix: shades are shares of each row; cells have their counts where these fit.
@@ -114,7 +119,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     classes = len(names)
-    side = style.NARROW if style.is_narrow() else min(style.WIDE, 2.4 + 0.34 * classes)
+    side = style.NARROW if style.is_narrow() else confusion_side(classes)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     numbers = style.is_narrow() and _too_long(names)
     labels = [f"#{i}" if numbers else class_label(name, i) for i, name in enumerate(names)]
@@ -132,7 +137,7 @@ def confusion(table: np.ndarray, names: Sequence[str]) -> str:
                 axis.set_major_locator(MaxNLocator(6, integer=True))
         if room / classes >= 7.4 * len(str(table.max())) + 2:
             for i, j in zip(*np.nonzero(table), strict=True):
-                colour = PAPER if shares[i, j] > 0.55 else INK
+                colour = style.ON_MAIN if shares[i, j] > 0.55 else INK
                 axes.text(
                     j, i, str(table[i, j]), ha="center", va="center", color=colour, size=SMALL
                 )

@@ -166,7 +166,8 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
     )
     body = (
         f"<p>Rows are labels; shades are shares of a row.{numbered}</p>"
-        f'<div class="pair"><div>{figure}</div><div>{per_class}</div></div>'
+        f'<div class="pair"><div style="flex-basis:{96 * charts.confusion_side(len(names)):.0f}px">'
+        f"{figure}</div><div>{per_class}</div></div>"
     )
     if pairs:
         body += f"<details><summary>Most frequent confusions</summary>{confused}</details>"

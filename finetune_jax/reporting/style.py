@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 INK, SOFT, FAINT, LINE = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb"
 MAIN, SECOND, WARN, PAPER = "#1f6fb2", "#c4660f", "#b3362b", "#ffffff"
 
+ON_MAIN = "#fefefe"
+"""Text on `MAIN`, in both themes."""
+
 SMALL = 8.5
 """Smallest size of text in points; 8.5 points are 11.3 CSS pixels."""
 

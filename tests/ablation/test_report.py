@@ -73,7 +73,7 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
     assert told["GFLOPs/step"] == ["0", "1e-08", "1", "2", "–"]
     assert sorted(told["p rows"][-2:]) == ["full", "lost"]
     assert told["headings"] == ["Test accuracy", "Provenance"]
-    assert told["images"] == 5 and told["broken"] == 0
+    assert told["figures"] == 5 and told["broken"] == 0
     assert told["requests"] == [] and told["wide"] <= 0
 
 

@@ -35,6 +35,8 @@ class Page(HTMLParser):
         self.addresses += [v for k, v in attributes if k in FETCHING]
         if tag == "img":
             self.images.append(values["alt"])
+        if tag == "figure":
+            self.images.append(values["aria-label"])
         if tag == "tr" and self.headings:
             self.rows[self.headings[-1]] = self.rows.get(self.headings[-1], 0) + 1
         if tag not in VOID:
@@ -89,12 +91,17 @@ def test_a_page_has_every_section_and_no_address_outside_itself(written):
         "Movement of the parameters", "Plan", "Weight file", "Config",
     ]  # fmt: skip
     assert all(a.startswith(("data:image/", "#")) for a in page.addresses)
-    assert not re.search(r"@import|url\(|<link|<iframe", content)
+    assert not re.search(r"@import|url\((?!#)|<link|<iframe", content)
     assert "default-src 'none'" in content
     for figure in ("loss and accuracy", "confusion matrix", "reliability", "error against",
                    "score by corruption", "relative change"):  # fmt: skip
         assert any(figure in alternative for alternative in page.images), figure
     assert sum(a.startswith("example ") for a in page.images) == 18
+    plan = content[content.index("<h2>Plan") : content.index("<h2>Weight file")]
+    trains = [cells[3] != "frozen" for row in plan.split("<tr>")[2:]
+              if (cells := re.findall(r"<td[^>]*>(.*?)</td>", row))]  # fmt: skip
+    assert any(trains) and trains == sorted(trains, reverse=True)  # what trains is first
+    assert "--shifts=cifar10_1" in content[content.index("<h2>Config") :]  # how to repeat it
     assert page.rows["Plan"] == 1 + 23  # a header, and the leaves of ResNet-8
     assert page.rows["Weight file"] >= 1 + 35 - 2
 
@@ -110,6 +117,7 @@ def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):
       heads[0].click(); told.names = column(0);
     """
     told = told_by(written[0], script, tmp_path)
+    assert told["figures"] == 6
     numbers = [int(x.replace(",", "")) for x in told["up"]]
     assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
     assert [int(x.replace(",", "")) for x in told["down"]] == numbers[::-1]
@@ -128,7 +136,7 @@ def test_what_a_dataset_says_is_text_on_the_page(short_run):
         **{f: getattr(evaluator, f) for f in evaluator.__dataclass_fields__} | {"task": task}
     )
     seen = Predictions(task, observed, np.zeros(50, np.uint64), {"split": "test"})
-    ((_, body),) = mistakes(hostile, seen)
+    ((_, body),) = mistakes(hostile, seen, short_run)
     assert "<script>" not in body and "&lt;script&gt;" in body
 
 
@@ -157,5 +165,28 @@ def test_figures_are_the_same_text_every_time(classes):
 def test_figures_of_little_data_are_drawn():
     assert "<svg" in charts.curves([], "accuracy")
     assert "<svg" in charts.scatter(np.zeros(1), np.zeros(1))
-    row = {"stage": "head", "leaves": 0, "relative": float("nan"), "moved": 0.0}
-    assert "<svg" in charts.movement([row])
+    assert "<svg" in charts.movement([{"stage": "head", "relative": 0.5}])
+
+
+def test_a_curve_of_one_point_is_seen_and_ticks_are_whole_steps():
+    rows = [{"step": 3, "split": "train", "loss": 1.0},
+            {"step": 3, "split": "validation", "loss": 2.0, "accuracy": 0.5},
+            {"step": 6, "split": "validation", "loss": 1.5, "accuracy": 0.75}]  # fmt: skip
+    found = charts.curves(rows, "accuracy")
+    wide, narrow = found.split('<div class="narrow">')
+    for form in (wide, narrow):
+        # "train" has a marker at its point, beside the one in the legend.
+        assert len(re.findall(r"<use [^>]*stroke: var\(--faint\)", form)) >= 2
+        steps = form[form.index("matplotlib.axis_1") : form.index("matplotlib.axis_2")]
+        ticks = [float(x) for x in re.findall(r">([\d.]+)</text>", steps)]
+        assert ticks and all(x == int(x) for x in ticks)
+
+
+def test_figures_have_the_colours_of_the_theme_and_ids_of_their_own():
+    figures = [charts.risk_coverage(np.linspace(0, 1, 5), np.linspace(0, top, 5)) for top in (1, 2)]
+    ids = [set(re.findall(r' id="([^"]+)"', figure)) for figure in figures]
+    assert ids[0] and not ids[0] & ids[1]
+    for figure, own in zip(figures, ids, strict=True):
+        assert "var(--main)" in figure and "var(--ink)" in figure
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', figure)) <= own
+        assert not re.search("#1f2933|#1f6fb2", figure)

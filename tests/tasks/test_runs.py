@@ -99,7 +99,7 @@ def test_a_fitted_task_predicts_in_the_units_of_its_labels(tiny, tmp_path):
 def test_pairs_of_highest_loss_are_shown_side_by_side(tiny, tmp_path):
     train(open_setup(tiny("similarity", data__source="digits:pairs")), tmp_path)
     evaluator = open_run(tmp_path)
-    ((heading, body),) = mistakes(evaluator, predict_split(evaluator, "test"))
+    ((heading, body),) = mistakes(evaluator, predict_split(evaluator, "test"), tmp_path)
     assert heading == "Highest losses"
     assert body.count("<img") == 2 * body.count('class="mistake"') == 36
 

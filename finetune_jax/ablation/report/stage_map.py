@@ -124,7 +124,7 @@ def _draw(
             axes.set_xticks([])
         dark = 0.5 * np.nanmin(gaps)
         for i, j in np.argwhere(~np.isnan(values)) if written else ():
-            color = style.PAPER if gaps[i, j] > dark else style.INK
+            color = style.ON_MAIN if gaps[i, j] > dark else style.INK
             text = names.written(outcome.metric, float(values[i, j]), unit=False)
             axes.text(j, i, text, ha="center", va="center", size=style.SMALL,
                       color=color)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import re
 import shlex
 import sys
@@ -22,6 +23,7 @@ from finetune_jax import config_keys
 from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.files import read_json
 
 # With this, absl counts a flag that is defined here as a flag of the command, and --help shows it.
 flags.disclaim_key_flags()
@@ -34,7 +36,7 @@ def define_config() -> flags.FlagHolder[Any]:
     class ConfigFile(flags.ArgumentParser):
         # The parser of ml_collections reports a missing file only when the config is first read.
         def parse(self, argument: str) -> Any:
-            return load_config(argument)
+            return config_lib.default() if argument == FROM_FLAGS else load_config(argument)
 
     class Scheme(flags.ArgumentParser):
         # A text stays a text, also if the config file has a list of rules for the key.
@@ -50,6 +52,32 @@ def define_config() -> flags.FlagHolder[Any]:
     )
     flags.FLAGS["config"].parser = ConfigFile()
     return holder
+
+
+FROM_FLAGS = "(flags)"
+"""In place of the path of a config file: the config is made from the flags of `define_quick`."""
+
+QUICK = {"data": "data.source", "model": "model.name", "weights": "pretrained.path",
+         "scheme": "scheme"}  # fmt: skip
+"""The flags of `define_quick`, and the key of the config that each one sets."""
+
+
+def define_quick() -> None:
+    """Defines the flags that make a config without a file, or set its keys: see `QUICK`."""
+    for name, what in (
+        ("data", "Data in place of a config file: a folder of images, a table, or data.source."),
+        ("model", "Model in place of a config file, such as resnet18 or google/vit-base-patch16."),
+        ("weights", "published, none, or any value of pretrained.path; default: published."),
+        ("scheme", "What trains, such as 'last_k(1)'; the same as --config.scheme."),
+        ("save_config", "File.py for the config that the flags make."),
+    ):
+        flags.DEFINE_string(name, None, what)
+
+
+def quick_flags() -> dict[str, str]:
+    """The given flags of `QUICK`, by name."""
+    found = {name: flags.FLAGS[name].value for name in QUICK if name in flags.FLAGS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def define_allow_imports() -> flags.FlagHolder[Any]:
@@ -80,9 +108,16 @@ def define_trust() -> flags.FlagHolder[bool]:
 def load_config(path: str) -> Any:
     """Returns the locked result of ``get_config`` of a config file; see `call_config_file`.
 
+    The ``config.json`` of a run is a config file too: it is checked, and runs no code.
+
     Raises:
       UserError: as `call_config_file`; or the function returns something else.
     """
+    if path.endswith(".json") and Path(path).is_file():
+        try:
+            return config_lib.from_json(read_json(Path(path))).lock()
+        except UserError as error:
+            raise UserError(f"{path}: {error}".replace(f"{path}: {path}", path)) from None
     config = call_config_file(path, "get_config")
     if not isinstance(config, ConfigDict):
         found = "nothing" if config is None else f"a {type(config).__name__}"
@@ -106,7 +141,18 @@ def call_config_file(path: str, function: str) -> Any:
         error; the message has the line of the config file.
     """
     name, *arguments = path.split(":", 1)
-    return _in_config_file(name, lambda module: _member(module, function)(*arguments))
+
+    def call(module: ModuleType) -> Any:
+        found = _member(module, function)
+        try:
+            inspect.signature(found).bind(*arguments)
+        except TypeError:
+            what = f"found {arguments[0]!r} after the colon" if arguments else "found none"
+            takes = "no argument" if arguments else "an argument after a colon, --config=FILE:TEXT"
+            raise UserError(f"{function}() takes {takes}; {what}") from None
+        return found(*arguments)
+
+    return _in_config_file(name, call)
 
 
 def config_constant(path: str, name: str) -> Any:
@@ -139,13 +185,15 @@ def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
         place = f"{name}, line {line}" if line else name
         if unknown := re.search(r'Key "(\w+)" does not exist', reason):
             raise UserError(f"{place}: {_unknown_key(unknown[1], reason)}") from error
+        if isinstance(error, UserError) and line is None:
+            raise UserError(f"{name}: {reason}") from None
         raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
 
 
 def _config_file(name: str) -> Path:
     file, known = Path(name), shipped()
     if file.is_file():
-        if file.suffix in (".yaml", ".yml", ".json", ".toml"):
+        if file.suffix in (".yaml", ".yml", ".toml"):
             raise UserError(
                 f"{name}: expected a Python file with a function get_config that returns a config; "
                 f"it begins with finetune_jax.config.default() and changes keys"
@@ -153,6 +201,11 @@ def _config_file(name: str) -> Path:
         return file
     if name in known:
         return known[name]
+    if file.is_dir() and (file / "config.json").is_file():
+        raise UserError(f"{name} is the folder of a run; expected --config={file / 'config.json'}")
+    bare = name.removeprefix("configs/").removesuffix(".py")
+    if bare in known and file.parent == Path():  # quickstart.py
+        return known[bare]
     if beside := [str(path) for path in sorted(file.parent.glob("*.py"))]:
         hint = nearest(name, [*beside, *known])
     else:
@@ -219,7 +272,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         except UnicodeEncodeError:
             raise UserError(f"the argument {argument!a} is not UTF-8") from None
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_with_config(argv))
     except BrokenPipeError:
         raise
     except SystemExit:
@@ -247,8 +300,21 @@ def _meant(message: str, argv: Sequence[str]) -> str:
     return f"; did you mean --config={found}?" if found else ", such as --config=quickstart"
 
 
+def _with_config(argv: Sequence[str]) -> list[str]:
+    """The arguments with ``--config`` where flags of `define_quick` are in place of a file."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv if argument[:1] == "-"]
+    quick = "data" in flags.FLAGS and any(name in ("data", "model", "weights") for name in names)
+    if "config" in names or not quick:
+        return [*argv]
+    # ml_collections reads overrides such as --config.scheme after --config alone.
+    return [argv[0], f"--config={FROM_FLAGS}", *argv[1:]]
+
+
 def _key(message: str) -> str:
-    """Turns the message of ml_collections about a wrong key into a sentence."""
+    """Turns the message of absl or ml_collections about a wrong key into a sentence."""
+    if "flag --config" in message and "None" in message or "'config." in message:
+        quick = ", or --data=PHOTOS --model=resnet18" if "data" in flags.FLAGS else ""
+        return f"expected --config=NAME of a config or of its file{quick}"
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):
         return f"no config key {wrong[2]!r}. Did you mean {wrong[1]!r}?"
     if bare := re.fullmatch(r"\W*(\w+)\W*", message):

@@ -50,7 +50,9 @@ def default() -> ml_collections.ConfigDict:
     c.model.head = ""  # for families with several heads, such as VGG's gap_linear; "": the default
 
     c.pretrained = ml_collections.ConfigDict()
-    c.pretrained.path = ""  # weight file; empty trains from scratch
+    # Weight file, or another source (finetune_jax/pretrained/sources); published: the weights that
+    # the catalogue names for the model; empty trains from scratch.
+    c.pretrained.path = ""
     # Names of the file's tensors: an origin such as "timm", or "package.module:NAME" of a NameMap;
     # empty takes the origin that knows most of them.
     c.pretrained.name_map = ""
@@ -263,6 +265,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_choices(config)
     _check_data(config)
     _check_combinations(config)
+    if not config.scheme:
+        raise UserError(
+            "scheme: expected what trains, such as 'last_k(1)' or 'full' for everything, found "
+            f"{config.scheme!r}"
+        )
 
 
 def _check_finite(config: ml_collections.ConfigDict, prefix: str = "") -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from finetune_jax.evaluation.predictions import Predictions
 
 _CONFIG = cli.define_config()
+cli.define_quick()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _SPLIT = flags.DEFINE_string(
     "split", "", "train, validation or test, as in the config; empty: test, or what there is."
@@ -187,11 +188,12 @@ def _best_split(config: ConfigDict) -> str:
 
 
 def _evaluate() -> None:
+    from finetune_jax.chosen_config import chosen_config
     from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
 
     if _WORKDIR.value is None:
-        config = _CONFIG.value
+        config = chosen_config(new_head=False)
         _check_flags(config)
         override(
             config,

@@ -16,8 +16,11 @@ from absl import app, flags
 from finetune_jax import cli
 from finetune_jax.files import plain
 
-_CONFIG = cli.define_config()
+cli.define_config()
+cli.define_quick()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the tables.")
+cli.define_trust()
+cli.define_allow_imports()
 flags.mark_flag_as_required("config")
 
 
@@ -25,10 +28,11 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    from finetune_jax.chosen_config import chosen_config
     from finetune_jax.reporting.plan_tables import plan_tables
     from finetune_jax.training.plan_cost import plan_figures
 
-    figures, setup = plan_figures(_CONFIG.value)
+    figures, setup = plan_figures(chosen_config())
     print(
         json.dumps(plain(figures), indent=1, allow_nan=False)
         if _JSON.value

@@ -83,6 +83,16 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """`say`, but each text once in a process; what was muted is not counted."""
+    if not _quiet.get() and text not in _said:
+        _said.add(text)
+        say(text)
+
+
 def say(text: str) -> None:
     """Prints a line on standard error immediately, above a progress bar if one is shown."""
     if _quiet.get():

@@ -19,10 +19,13 @@ from absl import app, flags
 from finetune_jax import cli
 from finetune_jax.files import plain
 
-_CONFIG = cli.define_config()
+cli.define_config()
+cli.define_quick()
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for suggest.json and profile.png.")
 _BATCHES = flags.DEFINE_integer("batches", 5, "Training batches to look at.", lower_bound=2)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the tables.")
+cli.define_trust()
+cli.define_allow_imports()
 flags.mark_flag_as_required("config")
 
 
@@ -30,12 +33,13 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    from finetune_jax.chosen_config import chosen_config
     from finetune_jax.files import write_json
     from finetune_jax.reporting.figures import stage_profile
     from finetune_jax.reporting.plan_tables import profile_tables
     from finetune_jax.training.gradient_profile import profile
 
-    report = profile(_CONFIG.value, _BATCHES.value)
+    report = profile(chosen_config(), _BATCHES.value)
     print(
         json.dumps(plain(report), indent=1, allow_nan=False)
         if _JSON.value

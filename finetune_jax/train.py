@@ -3,6 +3,11 @@
   python -m finetune_jax.train --config=configs/quickstart.py --workdir=DIR \\
       --config.scheme='last_k(2)' --config.optimizer.learning_rate=0.05
 
+Without a config file, with defaults for the size of the data (finetune_jax/size_defaults.py):
+
+  python -m finetune_jax.train --data=PHOTOS --model=resnet18 --scheme='last_k(1)' --workdir=DIR \\
+      [--weights=published] [--save_config=mine.py]
+
 The same command continues a run that was interrupted. Any key of the config (see
 --help=config) can be set with --config.KEY=VALUE. On several hosts the command is the same
 on each, with --distributed=auto.
@@ -17,7 +22,8 @@ from absl import app, flags
 
 from finetune_jax import cli
 
-_CONFIG = cli.define_config()
+cli.define_config()
+cli.define_quick()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; created if it does not exist.", required=True
 )
@@ -33,6 +39,8 @@ _DISTRIBUTED_TIMEOUT = flags.DEFINE_float(
     "Seconds to wait for the other processes of --distributed.",
     lower_bound=0.1,
 )
+cli.define_trust()
+cli.define_allow_imports()
 flags.mark_flag_as_required("config")
 
 
@@ -43,13 +51,14 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.progress import say
 
     say(f"finetune_jax.train in {_WORKDIR.value}")
+    from finetune_jax.chosen_config import chosen_config
     from finetune_jax.evaluation.scores import headline
     from finetune_jax.hosts import connect, primary_only
     from finetune_jax.setup import open_setup
     from finetune_jax.training.loop import train
 
     connect(_DISTRIBUTED.value, _DISTRIBUTED_TIMEOUT.value)
-    setup = open_setup(_CONFIG.value)
+    setup = open_setup(chosen_config())
     with primary_only():
         result = train(setup, Path(_WORKDIR.value), accept_changed_data=_ACCEPT.value)
         audit = result["audit"]

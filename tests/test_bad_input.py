@@ -358,7 +358,7 @@ def test_what_libraries_say_about_a_flag_becomes_a_sentence(given, message):
     assert cli._key(given) == message
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "config.json", "config.toml"])
+@pytest.mark.parametrize("name", ["config.yaml", "config.toml"])
 def test_the_message_about_a_config_that_is_no_python_file_says_what_a_config_is(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="expected a Python file with a function get_config"):

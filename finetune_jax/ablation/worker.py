@@ -221,6 +221,10 @@ def _open_setups(configs: Sequence[dict[str, Any]]) -> list[Setup]:
         if key not in by_structure:
             by_structure[key] = open_setup(config)
         config_lib.validate(config)
+        settled = by_structure[key].config
+        config.model.name = settled.model.name
+        config.pretrained.path = settled.pretrained.path
+        config.data = settled.data
         setups.append(dataclasses.replace(by_structure[key], config=config))
     return setups
 

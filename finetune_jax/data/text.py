@@ -25,10 +25,9 @@ from finetune_jax.data.tokenizer_file import (
     with_side,
 )
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.progress import say
+from finetune_jax.progress import say_once
 
 _FILE = "tokenizer.json"
-_say_once = functools.cache(say)
 PAIRS = ("joined", "apart")
 # Files of slow tokenizers of transformers, from which the library makes the fast one.
 _OTHER_FILES = (
@@ -90,7 +89,7 @@ class TextPreprocess:
         preprocess = cls(content, size, columns, pairs)
         preprocess._tokenizer  # noqa: B018  so that a damaged file is an error here
         for remark in remarks(content, path.with_name("tokenizer_config.json")):
-            _say_once(f"{path}: {remark}")
+            say_once(f"{path}: {remark}")
         return preprocess
 
     @functools.cached_property

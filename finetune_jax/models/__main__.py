@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -21,9 +20,9 @@ from absl import flags
 from finetune_jax import cli
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain, read_json, write_json
+from finetune_jax.models.spellings import CATALOGUE, spelled, unknown
 from finetune_jax.tables import count, table
 
-CATALOGUE = Path(__file__).with_name("catalogue.json")
 """The file of all descriptions, by the name of the model; see `describe`."""
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON array instead of the table.")
@@ -103,8 +102,10 @@ def _matching(pattern: str, names: Iterable[str]) -> list[str]:
     except re.error as error:
         raise UserError(f"{pattern!r}: not a regular expression: {error}") from None
     found = found or [name for name in names if pattern in name]
+    if not found and (known := spelled(pattern)):
+        found = [known.model]
     if not found:
-        raise UserError(f"no model called {pattern!r}; without an argument all are listed")
+        raise UserError(f"no model called {pattern!r}.{unknown(pattern)} without an argument.")
     return found
 
 

@@ -14,6 +14,7 @@ from finetune_jax.doors import is_door, open_door
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models.options import split, with_options
 from finetune_jax.models.registry import FAMILY_MODULES, Entry, entry_of_class
+from finetune_jax.models.spellings import spelled, unknown
 from finetune_jax.models.staged import StagedModel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -67,8 +68,10 @@ def entry_of(name: str) -> Entry:
     known = {**MODELS, **GENERIC}
     if base in known:
         return with_options(base, known[base], options)
+    if found := spelled(name):
+        raise UserError(f"model.name: unknown model {name!r}. Did you mean {found.model!r}?")
     raise UserError(
-        f"model.name: unknown model {base!r}.{nearest(base, known)} A model of another package is "
+        f"model.name: unknown model {base!r}.{unknown(base)}. A model of another package is "
         f"named package.module:NAME."
     )
 

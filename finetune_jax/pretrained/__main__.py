@@ -43,8 +43,6 @@ _ALLOW_IMPORTS = cli.define_allow_imports()
 _COMMANDS = ("inspect", "export")
 _NEEDED = {
     "workdir": "a run's folder, or its artifact",
-    "origin": "the project whose names the tensors get, such as timm, transformers, torchvision, "
-    "or native for the names of this package",
     "output": "the file to write, such as --output=model.safetensors",
 }
 
@@ -103,19 +101,30 @@ def export(rest: Sequence[str]) -> None:
     Raises:
       UserError: a flag is missing, or the origin cannot express the model.
     """
-    for name, value in (("workdir", _WORKDIR), ("origin", _ORIGIN), ("output", _OUTPUT)):
+    for name, value in (("workdir", _WORKDIR), ("output", _OUTPUT)):
         if not value.value:
             raise UserError(f"export needs --{name}, {_NEEDED[name]}")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}")
+    if Path(_OUTPUT.value).suffix != ".safetensors":
+        raise UserError(
+            f"--output={_OUTPUT.value}: weights are exported as .safetensors, which timm, "
+            f"transformers and torch read; expected a file that ends in .safetensors"
+        )
     from finetune_jax.artifact import Artifact
     from finetune_jax.deltas import merge
     from finetune_jax.models import entry_of
     from finetune_jax.pretrained import save_as
+    from finetune_jax.pretrained.maps import maps_of
 
     artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
-    variables, _ = merge(artifact.model, artifact.variables)
     family = entry_of(artifact.card["model"]["name"]).family
+    if not _ORIGIN.value:
+        origins = " or ".join(f"--origin={m.origin}" for m in maps_of(family))
+        raise UserError(
+            f"export needs --origin, the project whose names the tensors get: {origins}"
+        )
+    variables, _ = merge(artifact.model, artifact.variables)
     model = artifact.model.model
     save_as(Path(_OUTPUT.value), variables, family, _ORIGIN.value, model.sizes)
     print(f"written: {_OUTPUT.value} ({family}, names of {_ORIGIN.value})")

@@ -10,7 +10,6 @@ they do not need the files beside the weights.
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from finetune_jax.models.options import joined, split
 from finetune_jax.pretrained.selection import Selection
 from finetune_jax.pretrained.sizes import preprocessing, shapes, transformers_config
 from finetune_jax.pretrained.sizes.pooling import read_pooling
+from finetune_jax.pretrained.sizes.spelled import settle_name
 from finetune_jax.pretrained.sizes.transformers_config import Description
 from finetune_jax.pretrained.sources import companion_folder
-from finetune_jax.progress import say
+from finetune_jax.progress import say_once
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 _OLD_CONFIG = "bert_config.json"  # name of config.json in BERT's first release
@@ -40,8 +40,6 @@ _EPSILON = 2e-6
 _TIMM_VIT = re.compile(r"(vit|deit3?)_(tiny|small|medium|base|large)_patch\d+_\d+")
 _TIMM_RESNET = re.compile(r"resnet\d+|resnext\d+_\d+x\d+d|wide_resnet\d+_2")
 
-_say_once = functools.cache(say)
-
 
 def settle_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with a complete ``model.name``, and with the preprocessing of a generic model.
@@ -49,10 +47,14 @@ def settle_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     Keys of ``config.data`` that the user has set stay as they are. A config whose model has all
     sizes already is returned as it is.
 
+    A name of another project, and ``pretrained.path="published"``, are read by
+    `spelled.settle_name` first.
+
     Raises:
       UserError: sizes or pooling are not known, or the files beside the weights describe a model
         that the options cannot express, or another model than the registry's entry.
     """
+    config = settle_name(config)
     base, given = _given(config)
     entry = {**MODELS, **GENERIC}.get(base)
     if entry is None:
@@ -74,7 +76,7 @@ def settle_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     if name == config.model.name and not data:
         return config
     if name != config.model.name:
-        _say_once(f"model.name={name}")
+        say_once(f"model.name={name}")
     settled = config.copy_and_resolve_references()
     with settled.unlocked():
         settled.model.name = name
@@ -139,7 +141,7 @@ def _sized(
                 f"{values['model_type']!r}); expected model.name={found.model}, found {base!r}"
             )
         options = {**_defaults(entry), **found.options, **given}
-        _say_once(f"sizes of the model: from {file}")
+        say_once(f"sizes of the model: from {file}")
         _say_overridden(given, found.options, file)
         data = _text_data(folder, options) if entry.tokens else _image_data(folder, found)
     elif settings.path and any(option not in given for option in entry.required):
@@ -148,7 +150,7 @@ def _sized(
             assert folder is not None
             data |= preprocessing.from_timm(values["pretrained_cfg"], folder / _CONFIG)
         elif not entry.tokens:
-            _say_once(_assumed_preprocessing(entry, settings.path))
+            say_once(_assumed_preprocessing(entry, settings.path))
     else:
         options = {**given} if any(o not in given for o in entry.required) else (
             _defaults(entry) | given
@@ -164,7 +166,7 @@ def _say_overridden(given: dict[str, Any], theirs: dict[str, Any], file: Path) -
     if differs:
         ours = ", ".join(f"{option}={given[option]!r}" for option in differs)
         others = ", ".join(f"{option}={theirs[option]!r}" for option in differs)
-        _say_once(f"warning: {ours} as asked, although {file} says {others}")
+        say_once(f"warning: {ours} as asked, although {file} says {others}")
 
 
 def _description(base: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
@@ -176,7 +178,7 @@ def _description(base: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
     for name in (_CONFIG, _OLD_CONFIG):
         values = _read(folder, name)
         if "model_type" not in values and {"hidden_size", "num_attention_heads"} <= values.keys():
-            _say_once(f"{folder / name} has no model_type; taken for {base}, as model.name says")
+            say_once(f"{folder / name} has no model_type; taken for {base}, as model.name says")
             values = {**values, "model_type": base}
         if transformers_config.is_description(values) or "architecture" in values:
             return folder / name, values
@@ -202,7 +204,7 @@ def _assumed_preprocessing(entry: Entry, where: Any) -> str:
 def _image_data(folder: Path, found: Description) -> dict[str, Any]:
     values = _read(folder, _PREPROCESSING)
     if not values:
-        _say_once(_assumed_preprocessing(GENERIC[found.model], folder))
+        say_once(_assumed_preprocessing(GENERIC[found.model], folder))
     data = preprocessing.from_transformers(values, folder / _PREPROCESSING) if values else {}
     return {**({"image_size": found.image_size} if found.image_size else {}), **data}
 
@@ -246,7 +248,7 @@ def _from_shapes(
     options = {**_defaults(entry), **found, **given}
     assumed = {o: options[o] for o in shapes.ASSUMED[base] if o not in given and o not in found}
     unseen = ", ".join(f"{option}={value!r}" for option, value in assumed.items())
-    _say_once(
+    say_once(
         f"sizes of the model: from the shapes in {path}"
         + (f"; not visible there and assumed: {unseen}" if unseen else "")
     )
@@ -267,7 +269,7 @@ def _compare(base: str, given: dict[str, Any], folder: Path) -> None:
     try:
         values = _read(folder, _CONFIG)
     except UserError as error:
-        _say_once(f"warning: not compared with the model: {error}")
+        say_once(f"warning: not compared with the model: {error}")
         return
     if values.get("model_type") not in transformers_config.MODEL_TYPES:
         return
@@ -287,7 +289,7 @@ def _compare(base: str, given: dict[str, Any], folder: Path) -> None:
     if differs:
         ours = ", ".join(f"{option}={getattr(model, option)!r}" for option in differs)
         others = ", ".join(f"{option}={theirs[option]!r}" for option in differs)
-        _say_once(
+        say_once(
             f"warning: {base} has {ours}, and {where} says {others}; model.name={found.model} "
             f"takes the settings of the file"
         )
@@ -300,7 +302,7 @@ def _compare_preprocessing(entry: Entry, data: ml_collections.ConfigDict, folder
         values = _read(folder, _PREPROCESSING)
         theirs = preprocessing.from_transformers(values, path) if values else {}
     except UserError as error:
-        _say_once(f"warning: not compared with the model: {error}")
+        say_once(f"warning: not compared with the model: {error}")
         return
     ours = {
         "mean": tuple(data.mean) or entry.inputs.mean,
@@ -310,7 +312,7 @@ def _compare_preprocessing(entry: Entry, data: ml_collections.ConfigDict, folder
     differs = [key for key in ours if any(abs(a - b) > 1e-3 for a, b in pairs[key])]
     if differs and entry.inputs.channels == "rgb":
         sets = " ".join(f"--config.data.{key}='{theirs[key]}'" for key in differs)
-        _say_once(
+        say_once(
             f"warning: images get {', '.join(f'{key} {ours[key]}' for key in differs)}, and {path} "
             f"says otherwise: {sets}"
         )
@@ -331,14 +333,14 @@ def _pooling(
         except UserError:
             return {}
         if found and found[0] != chosen:
-            _say_once(f"pooling={chosen!r} as asked, although {found[1]} says {found[0]!r}")
+            say_once(f"pooling={chosen!r} as asked, although {found[1]} says {found[0]!r}")
         return {}
     found = read_pooling(folder)
     if found:
         pooling, path = found
         if base in MODELS and getattr(_module(base, options), "pooling", "") == pooling:
             return {}
-        _say_once(f"pooling={pooling!r}: from {path}")
+        say_once(f"pooling={pooling!r}: from {path}")
         return {"pooling": pooling}
     if base in MODELS:
         return {}

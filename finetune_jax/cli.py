@@ -312,7 +312,8 @@ def _with_config(argv: Sequence[str]) -> list[str]:
 
 def _key(message: str) -> str:
     """Turns the message of absl or ml_collections about a wrong key into a sentence."""
-    if "flag --config" in message and "None" in message or "'config." in message:
+    # The second is the message about an override such as --config.seed=1 without --config.
+    if message.startswith("flag --config=None") or "'config." in message:
         quick = ", or --data=PHOTOS --model=resnet18" if "data" in flags.FLAGS else ""
         return f"expected --config=NAME of a config or of its file{quick}"
     if wrong := re.search(r'Did you mean "(.+)" instead of "(.+)"', message):

@@ -90,6 +90,9 @@ footer { color: var(--soft); font-size: 13px; padding-bottom: 32px; }
 @media (max-width: 779px) {
   figure .wide { display: none; } figure .narrow { display: block; }
   header, main, footer { padding: 0 12px; } header { padding-top: 20px; }
+  section > table, .pair > div > table { width: 100%; }
+  section > table th, section > table td { white-space: normal; padding: 5px 6px; }
+  section > table th button { padding: 6px; }
   section { padding: 16px 14px; } .card { flex: 1 1 150px; min-width: 0; }
 }
 @media print { body { background: none; } .scroll { max-height: none; } nav { display: none; } }

@@ -13,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from finetune_jax import __version__, config_keys
+from finetune_jax import __version__
 from finetune_jax.ending import reported
 from finetune_jax.errors import nearest
 
@@ -45,7 +45,9 @@ def _main() -> None:
     if command in ("-h", "--help", "help"):
         print(_help())
     elif command == "--help=config":
-        print(config_keys.as_text())
+        from finetune_jax.config_keys import as_text
+
+        print(as_text())
     elif command == "--version":
         print(__version__)
     elif command in COMMANDS:

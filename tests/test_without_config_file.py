@@ -11,9 +11,8 @@ from finetune_jax.ablation.study import row_specs
 from finetune_jax.ablation.study_file import load_study
 from finetune_jax.config import default, from_json, to_json, validate
 from finetune_jax.errors import UserError
-from finetune_jax.files import write_json
-from finetune_jax.models import MODELS
-from finetune_jax.models.spellings import published_source, spelled, unknown
+from finetune_jax.files import read_json, write_json
+from finetune_jax.models.spellings import CATALOGUE, published_source, spelled, unknown
 from finetune_jax.pretrained.sizes.spelled import settle_name
 from finetune_jax.size_defaults import config_for, source_of
 
@@ -135,7 +134,7 @@ def test_published_is_the_set_of_the_name_or_the_first_of_the_catalogue(capsys):
         assert source in capsys.readouterr().err
     with pytest.raises(UserError, match="names no file for resnet20_cifar; download a file from"):
         published_source("resnet20_cifar")
-    assert all(name == spelled(name).model for name in MODELS)
+    assert all(name == spelled(name).model for name in read_json(CATALOGUE))
 
 
 def test_arguments_of_config_files_are_named():

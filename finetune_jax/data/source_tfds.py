@@ -86,13 +86,8 @@ def _same(value: Any) -> Any:
     return value
 
 
-def open_(name: str, dataset: str, options: Options) -> Source:
-    """Opens a prepared dataset; with ``data.prepare``, prepares it first where necessary.
-
-    Raises:
-      UserError: an unknown dataset, a dataset that is not prepared, a file format without random
-        access, or a column that the dataset does not have.
-    """
+def _builder(name: str, dataset: str, options: Options) -> Any:
+    """TFDS's builder of a dataset; nothing is read but metadata."""
     import tensorflow_datasets as tfds
 
     try:
@@ -107,6 +102,19 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         ) from None
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"data.source: {name!r}: {error}") from None
+    return builder
+
+
+def open_(name: str, dataset: str, options: Options) -> Source:
+    """Opens a prepared dataset; with ``data.prepare``, prepares it first where necessary.
+
+    Raises:
+      UserError: an unknown dataset, a dataset that is not prepared, a file format without random
+        access, or a column that the dataset does not have.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, dataset, options)
     if not builder.info.splits and options.prepare:
         _prepare(name, builder)
     info = builder.info
@@ -127,10 +135,7 @@ def open_(name: str, dataset: str, options: Options) -> Source:
     targets = renamed(options, features, repr(name))
     columns = _columns(features, targets, options.max_pixels)
     undecoded = {f: tfds.decode.SkipDecoding() for f in columns if _is_image(features[f])}
-    label = next((f for f, (column, _) in columns.items() if column == "label"), "")
-    # A feature with several labels per example is a list of a class feature.
-    labels = getattr(features.get(label), "feature", features.get(label))
-    names = tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
+    names = _class_names(features, columns)
     if options.label_columns:
         names = find_columns(options, features, repr(name))
         # One example does not show whether every example has exactly one label.
@@ -152,6 +157,28 @@ def open_(name: str, dataset: str, options: Options) -> Source:
         pairs="image2" in targets.values(),
         contents=lambda: {"version": str(builder.version), "description": _description(builder)},
     )
+
+
+def metadata(name: str, options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The class names and the columns of ``tfds:NAME``, which need not be prepared.
+
+    Raises:
+      UserError: an unknown dataset, or a column that the dataset does not have.
+    """
+    builder = _builder(name, name.removeprefix("tfds:"), options)
+    features = dict(builder.info.features.items())
+    columns = _columns(features, renamed(options, features, repr(name)), options.max_pixels)
+    return _class_names(features, columns), tuple(column for column, _ in columns.values())
+
+
+def _class_names(features: dict[str, Any], columns: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of the label; empty if the label is no class."""
+    import tensorflow_datasets as tfds
+
+    label = next((f for f, (column, _) in columns.items() if column == "label"), "")
+    # A feature with several labels per example is a list of a class feature.
+    labels = getattr(features.get(label), "feature", features.get(label))
+    return tuple(labels.names or ()) if isinstance(labels, tfds.features.ClassLabel) else ()
 
 
 def _columns(

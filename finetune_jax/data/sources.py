@@ -35,6 +35,7 @@ SOURCES = {
     "folder": ("source_folder", "folder:PATH"),
     "csv": ("source_csv", "csv:PATH"),
     "hf": ("source_hf", "hf:OWNER/NAME[:CONFIG] or hf:PATH"),
+    "planned": ("source_planned", "planned:EXAMPLES:CLASSES (to plan without data)"),
 }
 
 

@@ -159,7 +159,7 @@ def unknown(name: str) -> str:
             )
     family = re.match(r"[a-z]+", lower)
     alike = [m for m in _catalogue() if family and m.startswith(family[0])]
-    near = nearest(name, _catalogue())
+    near = nearest(name, (*_catalogue(), *_KINDS))
     if not near.startswith(" Did") and alike:
         near = f" Models of the family: {', '.join(alike[:20])}{', …' * (len(alike) > 20)}."
     return f"{near} 'finetune-jax models' lists all"

@@ -62,7 +62,9 @@ def outcome_of(tmp_path, monkeypatch):
 
     def run(launcher, better="max", **changes):
         task = types.SimpleNamespace(metric=launcher.metric, better=better)
-        monkeypatch.setattr(conduct, "open_setup", lambda _: types.SimpleNamespace(task=task))
+        monkeypatch.setattr(
+            conduct, "open_setup", lambda c: types.SimpleNamespace(task=task, config=c)
+        )
         monkeypatch.setattr(conduct.ArmInputs, "of", lambda *_: {"versions": {}})
         values = {
             "rows": over("scheme", ["head", "full"]), "tune": over(RATE, [0.01, 0.1, 1.0]),
@@ -154,7 +156,7 @@ def test_rows_of_tables_with_other_metrics_are_refused(outcome_of, monkeypatch, 
         task = types.SimpleNamespace(
             metric="accuracy" if config.scheme == "head" else "rmse", better="max"
         )
-        return types.SimpleNamespace(task=task)
+        return types.SimpleNamespace(task=task, config=config)
 
     monkeypatch.setattr(conduct, "open_setup", opened)
     monkeypatch.setattr(conduct.ArmInputs, "of", lambda *_: {"versions": {}})

@@ -14,9 +14,13 @@ from experiments.reproduction import Measured
 from finetune_jax import config as config_lib
 from finetune_jax.cli import load_config
 from finetune_jax.data.augment import parse_augment
+from finetune_jax.data.source_planned import planned
+from finetune_jax.data.sources import open_source
+from finetune_jax.data.splits import resolve_split
 from finetune_jax.errors import UserError
 from finetune_jax.models import build, entry_of, initial_variables
 from finetune_jax.schemes import lengths, resolve_phases
+from finetune_jax.setup import open_setup
 from finetune_jax.training.optimizer import make_rates
 
 CONFIGS = sorted(path.stem for path in Path("configs/pods").glob("[!_]*.py"))
@@ -73,6 +77,32 @@ def test_every_scheme_of_every_config_resolves_and_trains_the_head(name):
     for config in seen.values():
         for phase in _phases(config):
             assert {"head/kernel", "head/bias"} <= {*phase.plan.trainable}, config.scheme
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("ssf_cifar100", 100), ("vit_jax", 10), ("vtab", 100)]
+)
+def test_a_config_is_planned_without_its_data(name, classes, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = load_config(f"configs/pods/{name}.py")
+    with config.unlocked():
+        config.data.source = planned(config.data.source, config.task.num_classes, 1000)
+    setup = open_setup(config)
+    assert setup.task.head_size == classes
+    assert setup.examples("train") == sum(
+        stop - start
+        for _, start, stop in resolve_split(
+            config.data.train, dict.fromkeys(("train", "validation", "test"), 1000)
+        )
+    )
+    with pytest.raises(UserError, match="this data is planned only"):
+        setup.source.read(config.data.train)
+
+
+@pytest.mark.parametrize("rest", ["x", "0:3", "10", "10:", "10:abc", "-1:3"])
+def test_what_is_planned_is_written_in_one_way(rest):
+    with pytest.raises(UserError, match="data.source: expected"):
+        open_source(f"planned:{rest}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

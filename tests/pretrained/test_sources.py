@@ -17,6 +17,7 @@ from format_samples import ARRAYS, write_npz, write_safetensors, write_sharded
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
 from finetune_jax.pretrained.sources import companion_folder, resolve
+from finetune_jax.pretrained.sources import hub as hub_module
 
 ONE = {"w": np.ones(3, np.float32)}
 
@@ -307,3 +308,19 @@ def test_files_that_a_repository_lacks_are_asked_for_once(hub, tmp_path, monkeyp
     source = "hf:owner/name/other/b.safetensors"
     assert companion_folder(source, names, fetch=True) == hub.snapshot / "other"
     assert asked == ["other/modules.json"]
+
+
+def test_a_hub_that_does_not_answer_is_reported_once(hub, capsys):
+    import logging
+
+    with pytest.raises(UserError):
+        companion_folder("hf:owner/other", ["config.json"], fetch=True)
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    for retry in (1, 2):
+        logger.warning("'no network' thrown while requesting GET https://x/api")
+        logger.warning(f"Retrying in 1s [Retry {retry}/5].")
+    logger.warning("another warning")
+    told = capsys.readouterr().err
+    assert told.count("the Hugging Face hub does not answer") == 1
+    assert "thrown while" not in told and "Retrying" not in told
+    assert sum(isinstance(found, hub_module._RetriesOnce) for found in logger.filters) == 1

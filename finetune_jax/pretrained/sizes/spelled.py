@@ -28,7 +28,7 @@ def settle_name(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     known = base in MODELS or base in GENERIC or is_door(name)
     found = Spelled(name) if known else spelled(name)
     if found is None:
-        raise UserError(f"model.name: unknown model {name!r}.{unknown(name)}.")
+        raise UserError(f"model.name: unknown model {base!r}.{unknown(base)}.")
     if known and path != PUBLISHED:
         return config
     settled = config.copy_and_resolve_references()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from finetune_jax.errors import UserError, lacks, nearest
 from finetune_jax.pretrained.formats.limits import file_errors
 from finetune_jax.pretrained.formats.sharded import is_shard, shard_names
+from finetune_jax.progress import say
 
 # Weight files of a repository; the first of them that exists is opened.
 REPOSITORY_FILES = (
@@ -76,8 +78,26 @@ def _open(source: str) -> tuple[_Repository, str]:
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
         raise lacks(f"hf:{source}", "the library huggingface_hub", "hub") from None
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    if not any(isinstance(found, _RetriesOnce) for found in logger.filters):
+        logger.addFilter(_RetriesOnce())
     cache = Path(HF_HUB_CACHE)
     return _Repository(huggingface_hub, cache, source, match[1], match[2]), match[3] or ""
+
+
+class _RetriesOnce(logging.Filter):
+    """Reports once that the hub does not answer; huggingface_hub logs two lines for each retry."""
+
+    _said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "thrown while requesting" not in text and "[Retry " not in text:
+            return True
+        if not self._said:
+            self._said = True
+            say("the Hugging Face hub does not answer; trying again for up to half a minute")
+        return False
 
 
 class _Repository:

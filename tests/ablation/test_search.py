@@ -252,3 +252,14 @@ def test_optuna_refuses_a_row_without_points():
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match="nothing to tune"):
         parse_search("optuna").propose(row_of("a", [{}]), {})
+
+
+def test_rows_with_rates_of_their_own_are_extended_at_the_same_ends():
+    rows = [row_of("a", over("lr", RATES)), row_of("b", over("lr", (0.3, 1.0, 3.0)))]
+    aims = {"a": 10.0, "b": 1.0}  # row a is best beyond its highest rate, row b inside
+    tried = drive(
+        parse_search("grid(extend=1)"), rows, lambda n, p, s: -abs(math.log(p["lr"] / aims[n]))
+    )
+    assert [t.point["lr"] for t in tried["a"]] == [0.01, 0.1, 1.0, 10.0]
+    assert [t.point["lr"] for t in tried["b"]] == [0.3, 1.0, 3.0, 9.0]
+    assert budget(tried["a"]) == budget(tried["b"]) == 4

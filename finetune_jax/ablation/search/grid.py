@@ -16,7 +16,8 @@ from finetune_jax.errors import UserError
 class Grid:
     """Tries every point; then, while a row of the table is best at an end, points beyond that end.
 
-    The new points are tried for every row of the table, so that all rows have the same budget. A
+    New points beyond the same end are tried for every row of the table, so that all rows have the
+    same budget, also if each row has values of its own. A
     set of points that is not the full product of the values of its keys is not extended.
 
     Attributes:
@@ -64,10 +65,12 @@ def _best_edges(
     """By key, the ends (-1 lowest, 1 highest) at which some row of the table is best."""
     found: dict[str, set[int]] = {}
     for of_row in trials.values():
-        # Only trials of these points count: later trials must not change the result.
-        best = best_trial([trial for trial in of_row if trial.point in points])
+        # A row may have other values, such as rates of its own, but has as many points. Only the
+        # trials of these points count: later trials must not change the result.
+        first = of_row[: len(points)]
+        best = best_trial(first)
         if best is not None:
-            for key, side in edges(best.point, points).items():
+            for key, side in edges(best.point, [trial.point for trial in first]).items():
                 found.setdefault(key, set()).add(side)
     return found
 

@@ -393,6 +393,7 @@ def test_plan_prints_one_json_object(small_config):
         assert part in text
 
 
+@pytest.mark.slow
 def test_training_imports_no_heavy_library(small_config, tmp_path):
     script = f"""
 import sys

@@ -169,6 +169,7 @@ def test_an_ablation_that_ends_after_any_arm_continues(finished, small_config, s
     assert _alike(records(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverges_is_kept_as_failed_and_not_chosen(small_config, tmp_path):
     study = Study(
         rows=over("scheme", ["last_k(1)"]),

@@ -121,6 +121,7 @@ def test_dropout_is_active_in_the_named_stages_only(variables):
         assert not np.array_equal(run((stage,), 0), run((stage,), 1))
 
 
+@pytest.mark.slow
 def test_published_parameter_counts():
     # transformers' num_parameters() of the bare encoders: with pooler, MiniLM as published too.
     expected = {

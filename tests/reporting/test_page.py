@@ -153,7 +153,7 @@ def test_undefined_scores_are_null_in_json():
     assert plain({"a": float("nan"), "b": [1.0, float("inf")]}) == {"a": None, "b": [1.0, None]}
 
 
-@pytest.mark.parametrize("classes", [2, 12, 40])
+@pytest.mark.parametrize("classes", [2, 12, pytest.param(40, marks=pytest.mark.slow)])
 def test_figures_are_the_same_text_every_time(classes):
     table = np.random.default_rng(0).integers(0, 9, (classes, classes))
     names = [f"class {i}" for i in range(classes)]

@@ -141,6 +141,7 @@ def autoencoder(**options):
     )
 
 
+@pytest.mark.slow
 def test_the_encoder_sees_the_visible_patches_alone():
     model, key = autoencoder(), jax.random.key(3)
     variables = initial_variables(model, 16)

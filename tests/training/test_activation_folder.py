@@ -92,6 +92,7 @@ def test_room_is_made_beside_damaged_and_foreign_folders(folder, meta):
     assert {path.name for path in parent.iterdir()} == {"mine", ".half-new"}
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_computed_anew_and_reported_once(weights, tmp_path, capsys):
     cache = tmp_path / "cache"
     options = {"prefix_cache__dir": str(cache), "prefix_cache__bytes": 0, "train__steps": 4}

@@ -77,6 +77,7 @@ def test_a_group_killed_between_two_saves_continues_to_the_same_bits(
         assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_an_arm_ends_when_all_arms_have_saved_their_last_step(setups, whole, tmp_path):
     folders = [tmp_path / folder.name for folder in whole]
 

@@ -153,6 +153,7 @@ def test_a_finite_divergence_stops(weights, tmp_path, capsys):
     assert not (tmp_path / "run" / "artifact").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy", ["stop", *(pytest.param(p, marks=pytest.mark.slow) for p in ("back_up", "skip"))]
 )

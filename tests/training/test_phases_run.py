@@ -222,6 +222,7 @@ def test_cache_on_disk_is_shared_bounded_and_safe_from_half_written_files(
     assert len(left) == 2 and not set(left) & set(entries)
 
 
+@pytest.mark.slow
 def test_fixed_views_are_cached_and_change_with_the_epoch(weights, tmp_path):
     options = {"data__augment": "flip", "prefix_cache__views": 2, "train__steps": 8}
     train(open_setup(config_of(weights, "head", **options)), tmp_path / "views")
@@ -240,6 +241,7 @@ def test_lp_ft_solves_the_head_then_trains_everything(weights, tmp_path):
     assert [p["audit"]["moved_leaves"] for p in result["phases"]] == [2, 23]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme",
     ["auto_rgn(batches=2)", pytest.param("auto_snr(batches=2, threshold=0.2)", marks=slow)],

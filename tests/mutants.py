@@ -140,14 +140,23 @@ MUTANTS = (
         ("if len(values) != len(examples):", "if False:"),
     ),
     *_of(
+        "metrics/crossed.py",
+        (
+            "tests/ablation/test_significance.py",
+            "tests/ablation/test_comparisons.py",
+            "tests/experiments/test_error_rates.py",
+        ),
+        ("t.ppf((1 + level) / 2", "t.ppf(level"),
+        ("float(2 * t.sf(", "float(t.sf("),
+        ("variance = between / count + shared", "variance = between / count"),
+    ),
+    *_of(
         "ablation/report/statistics.py",
         (
             "tests/ablation/test_significance.py",
             "tests/ablation/test_comparisons.py",
             "tests/ablation/test_tables.py",
         ),
-        ("(1 + level) / 2", "level"),
-        ("float(2 * t.sf(", "float(t.sf("),
         ("s >= score and t >= thrift", "s > score and t > thrift"),
         (
             "sign * pair.difference.value > 0",

@@ -63,7 +63,17 @@ def _killed(mutant: Mutant) -> tuple[bool, float]:
             raise ValueError(f"{mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
         file.write_text(text.replace(mutant.old, mutant.new))
         began = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-x", "-q", *mutant.tests]
+        # Slow tests too: some mutants are noticed by a slow test alone.
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-m",
+            "slow or not slow",
+            *mutant.tests,
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
     if done.returncode not in (0, 1):

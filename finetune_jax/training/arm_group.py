@@ -8,6 +8,7 @@ of every arm, and a continued group reads the record instead.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from finetune_jax import schema
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json, require_seal, seal, write_json
 from finetune_jax.progress import say
-from finetune_jax.training.checkpoint_folder import steps_in
+from finetune_jax.training.checkpoint_folder import set_damaged_aside, steps_in
 
 FILE = "group.json"
 """Name of the record in the folder of an arm."""
@@ -64,19 +65,26 @@ def go_back_to_common_step(workdirs: Sequence[Path], keep_last: int) -> None:
 
     Arms save one after another. After a kill between two saves, arms at different steps would not
     train as one program. All arms can go back to the newest step that every arm holds. There may be
-    no such step if arms were added to the group; all checkpoints are kept then.
+    no such step if arms were added to the group; all checkpoints are kept then. A damaged checkpoint
+    is moved away first, because its arm cannot continue from it. An arm whose checkpoints are all
+    damaged will fail by itself, so the other arms do not wait for it.
 
     Args:
       workdirs: folders of the arms; a folder need not exist.
       keep_last: number of checkpoints that each arm keeps. An arm with fewer checkpoints has
         removed none, so it can also go back to its start.
     """
-    held = [steps_in(workdir / "checkpoints") for workdir in workdirs]
-    reachable = [{*steps, *([0] if len(steps) < keep_last else [])} for steps in held]
+    held = {}
+    for workdir in workdirs:
+        folder = workdir / "checkpoints"
+        with contextlib.suppress(UserError):
+            set_damaged_aside(folder)
+            held[folder] = steps_in(folder)
+    reachable = [{*steps, *([0] if len(steps) < keep_last else [])} for steps in held.values()]
     common = set.intersection(*reachable) if reachable else set()
     if not common:
         return
-    for workdir, steps in zip(workdirs, held, strict=True):
+    for folder, steps in held.items():
         for step in steps:
             if step > max(common):
-                shutil.rmtree(workdir / "checkpoints" / str(step))
+                shutil.rmtree(folder / str(step))

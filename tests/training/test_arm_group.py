@@ -1,6 +1,7 @@
 """An interrupted group of arms continues with the programs and at the steps that it had."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from small_runs import config_of
@@ -57,17 +58,26 @@ def kill_at_save(monkeypatch, number):
 
 
 @pytest.mark.parametrize(
-    "saves", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5, 7, 3 * STEPS - 1))]
+    "saves, damaged",
+    [
+        (1, False),
+        *(pytest.param(n, False, marks=pytest.mark.slow) for n in (3, 5, 7, 3 * STEPS - 1)),
+        *(pytest.param(n, True, marks=pytest.mark.slow) for n in (6, 8)),
+    ],
 )
-def test_a_group_killed_between_two_saves_continues_to_the_same_bits(
-    setups, whole, tmp_path, saves
-):
+def test_a_killed_group_continues_to_the_same_bits(setups, whole, tmp_path, saves, damaged):
+    """The kill is between two saves; the newest checkpoint of one arm may be damaged as well."""
     folders = [tmp_path / folder.name for folder in whole]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_step.FusedStep, "_measure", lambda self, requests: True)
         kill_at_save(patch, saves)
         with pytest.raises(Killed):
             run_arms(setups, folders)
+    if damaged:
+        checkpoints = folders[1] / "checkpoints"
+        newest = checkpoints / str(steps_in(checkpoints)[-1])
+        largest = max(filter(Path.is_file, newest.rglob("*")), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-7])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_step.FusedStep, "_measure", lambda *_: pytest.fail("measured again"))
         run_arms(setups, folders)
@@ -75,6 +85,7 @@ def test_a_group_killed_between_two_saves_continues_to_the_same_bits(
         assert rows_without_times(ours / METRICS) == rows_without_times(theirs / METRICS)
         cards = [read_json(path / "artifact" / "artifact.json") for path in (ours, theirs)]
         assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
+    assert (folders[1] / "damaged_checkpoints").exists() == damaged
 
 
 @pytest.mark.slow
@@ -107,7 +118,8 @@ def test_an_arm_ends_when_all_arms_have_saved_their_last_step(setups, whole, tmp
         ([[1, 5, 6], [1, 4, 5]], [[1, 5], [1, 4, 5]]),  # the best checkpoint of both is the first
     ],
 )
-def test_arms_go_back_to_the_newest_step_that_all_hold(tmp_path, held, left):
+def test_arms_go_back_to_the_newest_step_that_all_hold(tmp_path, monkeypatch, held, left):
+    monkeypatch.setattr(arm_group, "set_damaged_aside", lambda folder: None)
     folders = [tmp_path / str(i) for i in range(len(held))]
     for folder, steps in zip(folders, held, strict=True):
         for step in steps:

@@ -61,15 +61,14 @@ def connect(how: str, seconds: float = 120.0) -> None:
     global _peers  # noqa: PLW0603  as `jax.distributed`, of which a process has one
     if not how:
         return
-    options: dict[str, Any] = {} if how == "auto" else _parse(how)
+    options = _detect(seconds) if how == "auto" else _parse(how)
+    host, _, port = options["coordinator_address"].rpartition(":")
+    _peers = meet(
+        host.strip("[]"), int(port), options["num_processes"], options["process_id"], seconds
+    )
     let_cpu_devices_wait()
     # The service would take SIGTERM away from the handler of this package.
     jax.config.update("jax_enable_preemption_service", False)
-    if options:
-        host, _, port = options["coordinator_address"].rpartition(":")
-        _peers = meet(
-            host.strip("[]"), int(port), options["num_processes"], options["process_id"], seconds
-        )
     try:
         jax.distributed.initialize(
             initialization_timeout=math.ceil(seconds),
@@ -82,12 +81,38 @@ def connect(how: str, seconds: float = 120.0) -> None:
         reason = str(error).splitlines()[0]
         if "DEADLINE_EXCEEDED" in reason or "timed out" in reason.lower():
             reason = f"the other processes did not come within {seconds:g} s ({reason})"
-        if how == "auto" and reason.endswith("defined."):
-            reason = (
-                "found no job of a TPU pod, SLURM, Open MPI or Kubernetes; expected "
-                "HOST:PORT,COUNT,NUMBER"
-            )
         raise UserError(f"--distributed={how}: {reason}") from None
+
+
+def _detect(seconds: float) -> dict[str, Any]:
+    """The job that JAX finds in the environment; JAX offers no public function for it."""
+    import warnings
+
+    from jax._src.clusters import ClusterEnv
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            address, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, math.ceil(seconds)
+            )
+        except Exception as error:  # noqa: BLE001  each kind of cluster has its own errors
+            raise UserError(f"--distributed=auto: {error}") from None
+    if address is None or count is None or number is None:
+        reason = "found no job of a TPU pod, SLURM, Open MPI or Kubernetes"
+        if any("jax[k8s]" in str(warning.message) for warning in caught):
+            reason = (
+                "this is a Kubernetes pod, and the package that reads its job is not installed "
+                "(pip install 'jax[k8s]')"
+            )
+        raise UserError(f"--distributed=auto: {reason}; otherwise give HOST:PORT,COUNT,NUMBER")
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": number,
+        "local_device_ids": devices,
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def _parse(how: str) -> dict[str, Any]:

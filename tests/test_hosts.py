@@ -265,3 +265,32 @@ def test_hosts_of_a_slurm_step_find_each_other(small_config, slurm, tmp_path):
 def test_hosts_that_are_written_otherwise_are_refused(how):
     with pytest.raises(UserError, match="expected 'auto' or HOST:PORT,COUNT,NUMBER"):
         hosts.connect(how)
+
+
+def test_a_host_of_a_slurm_step_that_does_not_come_is_named(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    step = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": 0, "LOCALID": 0}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+    with pytest.raises(UserError, match=f"process 1 of 2 .* did not come to localhost:{port} wit"):
+        hosts.connect("auto", seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({}, "found no job of a TPU pod, SLURM"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, r"pip install 'jax\[k8s\]'"),
+    ],
+)
+def test_auto_says_what_lacks(monkeypatch, variables, message):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(UserError, match=message):
+        hosts.connect("auto")

@@ -65,9 +65,10 @@ def go_back_to_common_step(workdirs: Sequence[Path], keep_last: int) -> None:
 
     Arms save one after another. After a kill between two saves, arms at different steps would not
     train as one program. All arms can go back to the newest step that every arm holds. There may be
-    no such step if arms were added to the group; all checkpoints are kept then. A damaged checkpoint
-    is moved away first, because its arm cannot continue from it. An arm whose checkpoints are all
-    damaged will fail by itself, so the other arms do not wait for it.
+    no such step if arms were added to the group; all checkpoints are kept then.
+
+    A damaged checkpoint is moved away first, because its arm cannot continue from it. An arm whose
+    checkpoints are all damaged will fail by itself, so the other arms do not wait for it.
 
     Args:
       workdirs: folders of the arms; a folder need not exist.

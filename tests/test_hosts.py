@@ -68,8 +68,11 @@ def environment(devices):
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def start(count, config, workdir, *overrides, second=()):
-    """Starts one process of four devices, or two of two; the second may get other arguments."""
+def start(count, config, workdir, *overrides, second=(), folders=(ROOT, ROOT)):
+    """Starts one process of four devices, or two of two; the second may get other arguments.
+
+    Each process is started in its own folder of `folders`, as on a machine of its own.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -79,8 +82,8 @@ def start(count, config, workdir, *overrides, second=()):
     return [
         subprocess.Popen(
             command + (other if count > 1 else []) + list(second if number else ()),
-            cwd=ROOT,
-            env=environment(4 // count),
+            cwd=folders[number],
+            env={**environment(4 // count), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -221,6 +224,44 @@ def test_hosts_with_other_arguments_are_refused(second, message, small_config, t
     for status, told in results:
         assert status == 2 and message in told
     assert not any((tmp_path / name / "config.json").exists() for name in ("run", "other"))
+
+
+@pytest.mark.slow
+def test_two_hosts_read_one_hugging_face_dataset_each_from_its_own_cache(small_config, tmp_path):
+    """Folders and times of the caches differ; other content is refused before a file is written."""
+    datasets = pytest.importorskip("datasets", reason="the datasets library is an extra")
+
+    def write(folder, seed):
+        rng = np.random.default_rng(seed)
+        names = datasets.ClassLabel(names=["a", "b"])
+        features = datasets.Features({"image": datasets.Image(), "label": names})
+        splits = {}
+        for split, count in {"train": 40, "validation": 30, "test": 50}.items():
+            pixels = rng.integers(0, 255, (count, 8, 8, 3), np.uint8)
+            rows = {"image": list(map(Image.fromarray, pixels)), "label": [0, 1] * (count // 2)}
+            splits[split] = datasets.Dataset.from_dict(rows, features=features)
+        datasets.DatasetDict(splits).save_to_disk(folder / "saved")
+        return folder
+
+    first, copied, other = (
+        write(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    whole = ("--config.data.source=hf:saved", "--config.data.train=train",
+             "--config.data.validation=validation", "--config.data.test=test",
+             "--config.scheme=full", SLOWLY)  # fmt: skip
+
+    def trained(count, name, folders):
+        return ended(start(count, small_config, tmp_path / name, *whole, folders=folders))
+
+    results = trained(2, "two", [first, copied])
+    assert [status for status, _ in results] == [0, 0], results
+    ((status, alone),) = trained(1, "one", [first])
+    assert status == 0, alone
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    results = trained(2, "refused", [first, other])
+    for status, told in results:
+        assert status == 2 and "the 2 processes do not have the same" in told, told
+    assert not (tmp_path / "refused" / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def plan_cost(setup: Setup) -> dict[str, Any]:
       ``trainable_params``, ``frozen_params``, ``flops_step``, ``flops_step_full`` and the other
       figures of `finetune_jax.training.plan_cost.plan_figures`.
     """
-    return plan_figures(setup.config)[0]
+    return plan_figures(setup)
 
 
 def plan_table(setup: Setup) -> str:

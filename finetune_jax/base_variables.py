@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from finetune_jax.data.preprocess import Preprocess
@@ -15,7 +16,7 @@ from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import put_leaf
 from finetune_jax.models import entry_of
 from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from finetune_jax.pretrained import Selection, load
+from finetune_jax.pretrained import Manifest, Selection, load
 from finetune_jax.pretrained.class_names import (
     artifact_class_names,
     compare_described,
@@ -24,7 +25,7 @@ from finetune_jax.pretrained.class_names import (
     require_same_classes,
     shared_rows,
 )
-from finetune_jax.pretrained.sources import companion_folder, resolve
+from finetune_jax.pretrained.sources import companion_folder, local_file, resolve
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 
@@ -50,14 +51,57 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         return variables, {"file": None, "rows": []}
     if jax.process_count() > 1:
         primary_first(lambda: resolve(settings.path))
-    rows: dict[int, int] = {}
-    if settings.head_init == "copy":
-        rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))
     init = setup.initial_variables(stages=("head", *setup.model.fresh_stages))
     own_head = setup.task.start_head(init["params"]["head"], _head_key(setup))
     init["params"]["head"] = own_head or _start_head(
         init["params"]["head"], settings.head_init, setup
     )
+    variables, manifest = _load(setup, init, own_head is not None, _placer(setup.mesh))
+    return variables, manifest.to_json()
+
+
+def check_weights(setup: Setup) -> Manifest | None:
+    """Compares the weight file with the model by names and shapes alone; no value is read.
+
+    Nothing is computed on devices and nothing is downloaded.
+
+    Returns:
+      The manifest that a load would have, without its digest; None if no weight file is named, or
+      if its source is an address or a repository whose file was not downloaded yet.
+
+    Raises:
+      UserError: as `load_variables`, except for values that are not finite.
+    """
+    path = setup.config.pretrained.path
+    if not path or local_file(path) is None:
+        return None
+    head = setup.abstract["params"]["head"]
+    own_head = jax.eval_shape(lambda h: setup.task.start_head(h, jax.random.key(0)), head)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), setup.abstract)
+    return _load(setup, zeros, own_head is not None, lambda leaf, array: None, read_values=False)[1]
+
+
+def _load(
+    setup: Setup,
+    init: dict[str, Any],
+    own_head: bool,
+    place: Callable[[str, Any], Any] | None,
+    *,
+    read_values: bool = True,
+) -> tuple[dict[str, Any], Manifest]:
+    """Loads, or without `read_values` only compares, the weight file over initial values.
+
+    Args:
+      setup: the setup.
+      init: initial values.
+      own_head: whether the task sets the head, whatever the file has.
+      place: see `pretrained.load`.
+      read_values: see `pretrained.load`.
+    """
+    settings = setup.config.pretrained
+    rows: dict[int, int] = {}
+    if settings.head_init == "copy":
+        rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))
     if not (settings.new_head or settings.head_init or own_head):
         _compare_classes(setup)
     variables, manifest = load(
@@ -66,10 +110,12 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         init,
         setup.model,
         name_map=settings.name_map,
-        reinitialise_head=settings.new_head or own_head is not None,
+        reinitialise_head=settings.new_head or own_head,
         resize=settings.resize,
         copy_rows=rows,
-        place=_placer(setup.mesh),
+        place=place,
+        read_values=read_values,
+        model_name=setup.config.model.name,
         selection=Selection(settings.weights, settings.prefix, settings.ignore),
     )
     _check_colours(manifest.origin, setup.preprocess)
@@ -79,7 +125,7 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         if row.decision == "reinitialised" and row.leaf and row.leaf.startswith("params/")
     ]
     _require_trained(setup, [p for p in fresh if not (own_head and p.startswith("head/"))])
-    return variables, manifest.to_json()
+    return variables, manifest
 
 
 def _compare_classes(setup: Setup) -> None:

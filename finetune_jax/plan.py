@@ -1,12 +1,17 @@
-"""Shows what a config would train and what that costs, before any step and without any data.
+"""The dry run: checks what a config would do, and shows what trains and what that costs.
 
   python -m finetune_jax.plan --config=configs/quickstart.py --config.scheme='last_k(2)' [--json]
 
-With --examples=N the data need not be here: each split is planned with N examples, and the classes
-are those of TFDS's metadata or of --config.task.num_classes.
+First come the checks, from metadata alone: splits, length and warm-up, batches, the weight file
+against the model by names and shapes, and what the audit will demand. If a check fails, nothing is
+compiled, and the status is 2. No example and no value of a weight is read, and no step runs.
 
-Prints the plan grouped by stage (group, shape, learning rate multiplier, decay), BatchNorm and
+With --examples=N the data need not be here, nor the weight file: each split is planned with N
+examples, and the classes are those of TFDS's metadata or of --config.task.num_classes.
+
+Then comes the plan grouped by stage (group, shape, learning rate multiplier, decay), BatchNorm and
 dropout mode per stage, and the compiled step's figures beside the figures of full fine-tuning.
+--json prints one object with all of this, also if a check fails: "checks" and "problems".
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from finetune_jax import cli
+from finetune_jax.errors import UserError
 from finetune_jax.files import plain
 
 cli.define_config()
@@ -37,17 +43,35 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.chosen_config import chosen_config
     from finetune_jax.data.source_planned import planned
     from finetune_jax.reporting.plan_tables import plan_tables
+    from finetune_jax.setup import open_setup
+    from finetune_jax.training.dry_run import dry_run, problem
     from finetune_jax.training.plan_cost import plan_figures
 
-    config = chosen_config()
-    if _EXAMPLES.value is not None:
-        with config.unlocked():
-            config.data.source = planned(
-                config.data.source, config.task.num_classes, _EXAMPLES.value
-            )
-    figures, setup = plan_figures(config)
+    try:
+        config = chosen_config()
+        if _EXAMPLES.value is not None:
+            with config.unlocked():
+                config.data.source = planned(
+                    config.data.source, config.task.num_classes, _EXAMPLES.value
+                )
+        setup = open_setup(config)
+        checks = dry_run(setup, with_data=_EXAMPLES.value is None)
+    except UserError as error:
+        if _JSON.value:
+            failed = [problem("config", str(error)).to_json()]
+            print(json.dumps({"checks": failed, "problems": failed}, indent=1))
+        raise
+    found = [check.to_json() for check in checks]
+    problems = [check for check in found if check["problem"]]
+    if problems:
+        if _JSON.value:
+            print(json.dumps({"checks": found, "problems": problems}, indent=1))
+        raise UserError("\n".join(check["text"] for check in problems))
+    if not _JSON.value:
+        print("\n".join(check.text for check in checks), end="\n\n", flush=True)
+    figures = plan_figures(setup)
     print(
-        json.dumps(plain(figures), indent=1, allow_nan=False)
+        json.dumps(plain({"checks": found, "problems": [], **figures}), indent=1, allow_nan=False)
         if _JSON.value
         else plan_tables(figures, setup)
     )

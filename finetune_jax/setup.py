@@ -172,12 +172,19 @@ def _without_missing(
 
 def _check_batch_sizes(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if a batch cannot be divided over devices and micro-batches."""
+    devices, problems = jax.device_count(), []
     for key in ("train.batch_size", "eval.batch_size"):
-        parts = jax.device_count() * (config.train.accumulate if key.startswith("train") else 1)
-        if config[key] % parts:
-            raise UserError(
-                f"{key}: {config[key]} images do not divide over {parts} devices x micro-batches"
+        micro = config.train.accumulate if key.startswith("train") else 1
+        size, parts = config[key], devices * micro
+        if size % parts:
+            lower, higher = size // parts * parts, -(-size // parts) * parts
+            nearest_sizes = " or ".join(f"--config.{key}={n}" for n in (lower, higher) if n)
+            over = f"{devices} devices" + (f" x {micro} micro-batches" if micro > 1 else "")
+            problems.append(
+                f"{key}: {size} images do not divide over {over}; sizes that do: {nearest_sizes}"
             )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _check_task(config: ml_collections.ConfigDict, task: Task, preprocess: Preprocess) -> None:

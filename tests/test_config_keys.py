@@ -9,7 +9,7 @@ from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.setup import open_setup
-from finetune_jax.training.preparing import _remarks
+from finetune_jax.training.first_lines import length_remarks
 
 DEFAULT = default()
 NUMBERS = [key for key in config_lib.keys(DEFAULT) if isinstance(DEFAULT[key], float)]
@@ -52,7 +52,7 @@ def test_a_cut_warm_up_and_small_statistics_are_reported():
         setup = open_setup(config)
         lengths = setup.phase_steps(1000)
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return list(_remarks(setup, starts, lengths, 1000))
+        return list(length_remarks(setup, starts, lengths, 1000))
 
     assert remarks() == []
     assert remarks(**{"optimizer.warmup_steps": 9}) == []

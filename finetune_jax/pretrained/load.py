@@ -20,7 +20,7 @@ from finetune_jax.pretrained.formats.weights import Stamp, Weights
 from finetune_jax.pretrained.layout import LayoutError
 from finetune_jax.pretrained.manifest import Decision, Manifest, ManifestRow
 from finetune_jax.pretrained.maps import map_of, maps_of
-from finetune_jax.pretrained.matching import choose_map, look_at, match
+from finetune_jax.pretrained.matching import choose_map, look_at, match, other_models
 from finetune_jax.pretrained.names import NameMap, Target
 from finetune_jax.pretrained.prefixes import Belongs
 from finetune_jax.pretrained.save import COLLECTIONS
@@ -49,6 +49,8 @@ def load(
     resize: Sequence[str] = ("position",),
     copy_rows: Mapping[int, int] | None = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
+    read_values: bool = True,
+    model_name: str = "",
     selection: Selection = Selection(),  # noqa: B008  # immutable
 ) -> tuple[dict[str, Any], Manifest]:
     """Replaces the initial values of a model by the tensors of a weight file.
@@ -77,6 +79,9 @@ def load(
         head copies from the file.
       place: function called with each leaf (``params/…``) and its values as soon as the values are
         read. The result takes the place of the values, for example an array on a device.
+      read_values: without it, the file is compared with the model by names, shapes and dtypes: all
+        tensors are taken to hold zeros, and the manifest has no digest.
+      model_name: ``model.name``; if the file does not fit, the error names other models that do.
       selection: which tensors of the file are the model's. A prefix of all names that the name map
         knows is removed. The prefix, and the choice between several sets of weights, are printed.
 
@@ -104,7 +109,8 @@ def load(
         targets = name_map.targets(name) or name_map.targets(f"{name}[0]")
         return any(t.leaf in leaves or t.leaf.split("/")[1] in absent for t in targets)
 
-    with open_weights(path, selection.weights) as weights:
+    with open_weights(path, selection.weights) as file:
+        weights = file if read_values else file.without_values()
         chosen = choose_tensors(weights, name_maps, belongs, selection)
         for line in chosen.naming.said:
             say(f"{weights.path.name}: {line}")
@@ -123,6 +129,8 @@ def load(
             absent=absent,
             copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
+            read_values=read_values,
+            model_name=model_name,
             chosen=chosen,
             belongs=belongs,
         ).run()
@@ -159,7 +167,7 @@ class _Load:
       resizable: leaves that may be resized, by ``collection/leaf path``.
       resize: the allowed kinds of surgery.
       sizes, fresh, absent: `sizes`, `fresh_stages` and `absent_stages` of the model.
-      copy_rows, place: see `load`.
+      copy_rows, place, read_values, model_name: see `load`.
       chosen: which tensors of the file are the model's, and their prefix.
       belongs: whether a name map knows a name as that of a leaf of the model.
       problems: messages of the problems found so far.
@@ -184,6 +192,8 @@ class _Load:
     absent: Mapping[str, str]
     copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
+    read_values: bool
+    model_name: str
     chosen: Chosen
     belongs: Belongs
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -203,7 +213,14 @@ class _Load:
             raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
         stamp = self.weights.stamp()
         self.map = choose_map(
-            self.weights, names, self.family, self.name_maps, self.chosen, self.leaves, self.belongs
+            self.weights,
+            names,
+            self.family,
+            self.name_maps,
+            self.chosen,
+            self.leaves,
+            self.belongs,
+            self.model_name,
         )
         # 1. Match tensors and leaves by name.
         targets, self.problems = match(names, self.map, self.chosen, self.leaves)
@@ -232,7 +249,7 @@ class _Load:
             self._raise()
         manifest = Manifest(
             self.weights.path.name,
-            self._digest(stamp),
+            self._digest(stamp) if self.read_values else str,
             self.map.family,
             self.map.origin,
             (*self.weights.other_entries, *self.chosen.slots),
@@ -245,19 +262,25 @@ class _Load:
 
     def _raise(self) -> NoReturn:
         count = len(self.problems)
-        lines = self.problems[:_MOST_PROBLEMS]
-        if count > _MOST_PROBLEMS:
-            lines.append(f"… and {count - _MOST_PROBLEMS} more")
+        lacking = {leaf.split("/")[1] for leaf in self.missing}
+        drops = bool(self.unknown) and lacking <= self.stages
+        fitting = "" if drops else other_models(self.weights, self.model_name)
+        # Where the file is that of another model, a few problems say enough.
+        most = _MANY_PROBLEMS if fitting else _MOST_PROBLEMS
+        lines = self.problems[:most]
+        if count > most:
+            lines.append(f"… and {count - most} more")
         text = (
             f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
             f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(lines)
         )
-        lacking = {leaf.split("/")[1] for leaf in self.missing}
-        if self.unknown and lacking <= self.stages:
+        if drops:
             others = set(self.weights.names()) - set(self.unknown)
             text += f"\n{ignoring(self.unknown, others, lacking)}"
         elif is_shard(self.weights.path.name):
             text += "\nThe file is one of several shards: give the index of all, ….index.json"
+        elif fitting:
+            text += f"\n{fitting}"
         elif count > _MANY_PROBLEMS:
             text += f"\n{look_at(self.weights)}"
         raise UserError(text)

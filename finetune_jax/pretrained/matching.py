@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
 from collections.abc import Collection, Sequence
 
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.models import MODULE_OF_FAMILY
+from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.weights import Weights
+from finetune_jax.pretrained.inspection import inspect
 from finetune_jax.pretrained.maps import closest_map
 from finetune_jax.pretrained.names import NameMap, Target
 from finetune_jax.pretrained.prefixes import Belongs
 from finetune_jax.pretrained.selection import Chosen
 
 _FEWEST = 0.1  # share of a file's names that the name map of its family knows
+_OTHERS = 5  # models that an error lists beside the closest
 
 
 def choose_map(
@@ -23,6 +28,7 @@ def choose_map(
     chosen: Chosen,
     leaves: Collection[str],
     belongs: Belongs,
+    model_name: str = "",
 ) -> NameMap:
     """The name map that knows most of the names.
 
@@ -34,6 +40,7 @@ def choose_map(
       chosen: which of the names are the model's.
       leaves: ``collection/leaf path`` of the model.
       belongs: see `Belongs`.
+      model_name: ``model.name``, for the message.
 
     Raises:
       UserError: hardly any name is that of a leaf of the model.
@@ -60,12 +67,35 @@ def choose_map(
         text += f" The family is none of this package.{nearest(family, MODULE_OF_FAMILY)}"
     if fitting and naming.prefix and not naming.given:
         text += f" pretrained.prefix={naming.prefix!r} drops tensors without this prefix."
-    raise UserError(f"{text} {look_at(weights)}")
+    raise UserError(f"{text} {other_models(weights, model_name) or look_at(weights)}")
 
 
 def look_at(weights: Weights) -> str:
     """The advice to inspect a file."""
     return f"To see which models fit: python -m finetune_jax.pretrained inspect {weights.path}"
+
+
+def other_models(weights: Weights, name: str) -> str:
+    """A sentence with the models that a file fits, and the flag; '' if it fits `name` or none.
+
+    Args:
+      weights: the file; it is opened again, because its tensors may have been regrouped.
+      name: ``model.name``, the model that the file does not fit.
+    """
+    try:
+        with open_weights(weights.path, weights.chosen) as file:
+            found = inspect(file).fits
+    except UserError:
+        return ""
+    models = [model for fit in found if not fit.unknown for model in fit.models]
+    models = models or [fit.sizes for fit in found if fit.sizes]
+    if not models or name in models:
+        return ""
+    best = (difflib.get_close_matches(name, models, n=1, cutoff=0) or models)[0]
+    others = [model for model in models if model != best]
+    also = f", and also {', '.join(others[:_OTHERS])}" if others else ""
+    also += f" and {len(others) - _OTHERS} more models" if len(others) > _OTHERS else ""
+    return f"The file fits {best}{also}: --config.model.name={shlex.quote(best)}"
 
 
 def match(

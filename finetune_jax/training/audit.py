@@ -22,7 +22,8 @@ def snapshot(variables: dict[str, Any]) -> dict[str, str]:
 
 # A head of zeros gives all leaves below it no gradient for one step, the factor B of a LoRA gives
 # its factor A no gradient for another step, and a warm-up starts at a learning rate of 0.
-_STEPS_TO_MOVE = 4
+STEPS_TO_MOVE = 4
+"""Fewest steps after which the audit demands that every trainable leaf has moved."""
 
 
 def audit(
@@ -31,7 +32,7 @@ def audit(
     variables: dict[str, Any],
     idle: Collection[str] = (),
     *,
-    steps: int = _STEPS_TO_MOVE,
+    steps: int = STEPS_TO_MOVE,
     reached: Callable[[], Collection[str]] = tuple,
 ) -> dict[str, int]:
     """Compares variables after training with the `snapshot` from before training.
@@ -65,7 +66,7 @@ def audit(
     broken = sorted(changed - trainable - tracked)
     still = sorted(trainable - changed - {f"params/{p}" for p in idle})
     if still and not broken:
-        excused = {f"params/{p}" for p in reached()} if steps >= _STEPS_TO_MOVE else {*still}
+        excused = {f"params/{p}" for p in reached()} if steps >= STEPS_TO_MOVE else {*still}
         zero = tuple(f"params/{d.path('')}" for d in plan.deltas if d.may_have_zero_gradient)
         excused |= {path for path in still if path.startswith(zero)}
         names = [path for path in still if path in excused]

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from finetune_jax.progress import say
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.training.cost import flops, phase_figures
 from finetune_jax.training.phase import PhaseRun
 from finetune_jax.training.teacher import with_teacher
-from finetune_jax.unused_keys import unused_keys
 
 _COSTS = ("flops", "temp", "argument", "optimizer", "checkpoint")
 """Beginnings of the names of figures that full fine-tuning is compared by."""
 
 
-def plan_figures(config: ConfigDict) -> tuple[dict[str, Any], Setup]:
-    """Compiles the steps of a config and reads their figures; no step runs.
+def plan_figures(setup: Setup) -> dict[str, Any]:
+    """Compiles the steps of a setup and reads their figures; no step runs.
 
     Returns:
-      (figures, setup). The figures describe the last phase: ``scheme``, ``plan_hash``,
+      The figures. They describe the last phase: ``scheme``, ``plan_hash``,
       ``trainable_params``, ``frozen_params``, ``prefix_stages``; ``flops_step`` and
       ``flops_forward``, operations per batch; ``temp_bytes`` and ``argument_bytes`` per device;
       ``optimizer_bytes`` and ``checkpoint_bytes``; and each cost of full fine-tuning, with the
@@ -30,9 +26,7 @@ def plan_figures(config: ConfigDict) -> tuple[dict[str, Any], Setup]:
     Raises:
       UserError: see `open_setup`.
     """
-    setup = with_teacher(open_setup(config))
-    for line in unused_keys(setup):
-        say(line)
+    setup, config = with_teacher(setup), setup.config
     reference = config.copy_and_resolve_references()
     with reference.ignore_type():
         reference.scheme = "full"
@@ -44,4 +38,4 @@ def plan_figures(config: ConfigDict) -> tuple[dict[str, Any], Setup]:
         | {f"{name}_full": value for name, value in full.items() if name.startswith(_COSTS)}
         for index in range(len(setup.phases))
     ]
-    return {**phases[-1], "scheme": setup.scheme, "phases": phases}, setup
+    return {**phases[-1], "scheme": setup.scheme, "phases": phases}

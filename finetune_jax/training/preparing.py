@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +27,12 @@ from finetune_jax.setup import Setup
 from finetune_jax.training.checkpoints import Checkpoints, OtherPlan
 from finetune_jax.training.data_remarks import data_remarks
 from finetune_jax.training.extending import changed_length, remarks, set_aside
-from finetune_jax.training.first_lines import data_line, run_lines
+from finetune_jax.training.first_lines import data_line, length_remarks, run_lines, weights_line
 from finetune_jax.training.folder import claim_workdir
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
-from finetune_jax.training.optimizer import warmup_steps
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
 from finetune_jax.training.teacher import with_teacher
-from finetune_jax.unused_keys import unused_keys
 
 _REESTIMATE_BATCHES = 16
 _MOST_TARGETS_READ = 1000
@@ -79,12 +75,12 @@ def prepare_run(
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     lines = run_lines(setup, lengths, len(splits["train"]))
     caches.said.get("run", lambda: [*map(say, lines)])
-    for line in _remarks(setup, starts, lengths, len(splits["train"])):
+    for line in length_remarks(setup, starts, lengths, len(splits["train"])):
         say(line)
 
     # 2. Weights, surgery, manifest.
     variables, manifest = load_variables(setup)
-    say(_weights_summary(setup, manifest))
+    say(weights_line(setup, manifest) + ("; see manifest.json" if manifest["file"] else ""))
     if setup.config.pretrained.check_statistics:
         some = _first_batches(setup, splits["train"])
         fits = check_statistics(setup.model, variables, some, setup.preprocess.device)
@@ -138,32 +134,6 @@ def prepare_run(
         anchor, checkpoints, writer, made_of, accepted,
     )  # fmt: skip
     return run, meta
-
-
-def _remarks(
-    setup: Setup, starts: Sequence[int], lengths: Sequence[int], examples: int
-) -> Iterator[str]:
-    """What a run does in another way than its config may seem to say."""
-    yield from unused_keys(setup)
-    train = setup.config.train
-    if examples < train.batch_size:
-        yield (
-            f"train.batch_size={train.batch_size} is more than the {examples} training examples: "
-            f"a batch has each of them {train.batch_size / examples:.3g} times"
-        )
-    for number, (phase, start, steps) in enumerate(zip(setup.phases, starts, lengths, strict=True)):
-        warmup = max(warmup_steps(setup.config.optimizer, phase, start).values())
-        if warmup >= steps > 0:
-            yield (
-                f"phase {number + 1}: its warm-up of {warmup} steps is cut to {steps - 1}, because "
-                f"the phase has {steps} steps; see optimizer.warmup_steps and train.epochs"
-            )
-    if train.accumulate > 1 and any(phase.plan.tracked for phase in setup.phases):
-        yield (
-            f"train.accumulate={train.accumulate}: BatchNorm that trains normalises with the "
-            f"statistics of {train.batch_size // train.accumulate} images, not of "
-            f"{train.batch_size}"
-        )
 
 
 def _latest_meta(
@@ -332,24 +302,3 @@ def _write_folder(
     write_json(workdir / "manifest.json", manifest)
     if left_out:
         write_json(workdir / "left_out.json", left_out)
-
-
-def _weights_summary(setup: Setup, manifest: dict[str, Any]) -> str:
-    """One line about the weight file's tensors, or about random weights without a weight file."""
-    if manifest["file"] is None:
-        frozen = [x for x in setup.plan.leaves if not x.delta and x.path not in setup.trainable]
-        warning = f"; WARNING: {len(frozen)} frozen leaves are random" if frozen else ""
-        return f"weights: random, pretrained.path is empty{warning}"
-    counts = Counter(row["decision"] for row in manifest["rows"])
-    loaded = counts["loaded"] + counts["transformed"] + counts["cast"]
-    parts = [f"{loaded} tensors loaded"]
-    if counts["reinitialised"]:
-        stages = dict.fromkeys(
-            row["leaf"].split("/")[1]
-            for row in manifest["rows"]
-            if row["decision"] == "reinitialised"
-        )
-        parts.append(f"{counts['reinitialised']} re-initialised ({', '.join(stages)})")
-    if counts["dropped"]:
-        parts.append(f"{counts['dropped']} dropped")
-    return f"weights: {', '.join(parts)}; see manifest.json"

@@ -91,6 +91,15 @@ class Weights:
             chosen=self.chosen,
         )
 
+    def without_values(self) -> Weights:
+        """The same file, all of whose tensors hold zeros: no value is read."""
+
+        def zeros(name: str) -> np.ndarray:
+            shape, dtype = self._specs[name]
+            return np.broadcast_to(np.zeros((), dtype), shape)
+
+        return self.view(self._specs, zeros)
+
     def names(self) -> tuple[str, ...]:
         """The tensors' names, in the file's order."""
         return tuple(self._specs)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.pretrained.sources.download import download
-from finetune_jax.pretrained.sources.hub import fetch_companions, resolve_hub
+from finetune_jax.pretrained.sources.download import download, place_of
+from finetune_jax.pretrained.sources.hub import cached_file, fetch_companions, resolve_hub
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 _SAME_PATTERN = (
@@ -71,6 +71,21 @@ def resolve(source: str) -> Path:
             )
         return download(source)
     return Path(source).expanduser()
+
+
+def local_file(source: str) -> Path | None:
+    """As `resolve`, without any download: None for a file that is not in the cache yet.
+
+    Raises:
+      UserError: as `resolve`, where a download does not help.
+    """
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme == "hf":
+        return cached_file(rest)
+    if scheme in ("http", "https", "gs") and "://" in source:
+        path = place_of(source).path
+        return path if path.is_file() else None
+    return resolve(source)
 
 
 def companion_folder(source: str, names: Sequence[str], *, fetch: bool) -> Path | None:

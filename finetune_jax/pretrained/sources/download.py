@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -29,18 +30,21 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "finetune_jax" / "weights"
 
 
-def download(address: str) -> Path:
-    """Downloads ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``, if the cache has no such file.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An address, taken apart: `url`, `name` of the file, SHA-256, and `path` in the cache."""
 
-    The checksum of a cached file is verified each time, and a damaged file is downloaded again. A
-    download that is interrupted or has another checksum leaves no file.
+    url: str
+    name: str
+    sha256: str
+    path: Path
 
-    Anybody between this machine and the server of an ``http://`` address can read which file is
-    fetched, and can send another file, which only the checksum shows. A warning says so.
+
+def place_of(address: str) -> Place:
+    """Reads ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``.
 
     Raises:
-      UserError: the address has no checksum, the file has another checksum, or the file is not
-        available.
+      UserError: the address has no checksum, or does not end in the name of a file.
     """
     url, _, fragment = address.partition("#")
     try:
@@ -58,7 +62,24 @@ def download(address: str) -> Path:
     if not name or name in (".", "..") or len(name) > 200 or re.search(r"[/\\\0]", name):
         raise UserError(f"{address}: its path does not end in the name of a file")
     wanted = pin[1].lower()
-    path = cache_folder() / wanted / name
+    return Place(url, name, wanted, cache_folder() / wanted / name)
+
+
+def download(address: str) -> Path:
+    """Downloads ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``, if the cache has no such file.
+
+    The checksum of a cached file is verified each time, and a damaged file is downloaded again. A
+    download that is interrupted or has another checksum leaves no file.
+
+    Anybody between this machine and the server of an ``http://`` address can read which file is
+    fetched, and can send another file, which only the checksum shows. A warning says so.
+
+    Raises:
+      UserError: the address has no checksum, the file has another checksum, or the file is not
+        available.
+    """
+    place = place_of(address)
+    url, name, wanted, path = place.url, place.name, place.sha256, place.path
     try:
         if path.is_file() and file_digest(path) == wanted:
             return path

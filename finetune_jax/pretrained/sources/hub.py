@@ -48,6 +48,17 @@ def resolve_hub(source: str) -> Path:
     return path
 
 
+def cached_file(source: str) -> Path | None:
+    """As `resolve_hub`, without any download: None if a file is not in the cache."""
+    repository, file = _open(source)
+    path = repository.cached_path(file)
+    if path is None or not path.name.endswith(".index.json"):
+        return path
+    with file_errors(path, "index of shards"):
+        shards = {*shard_names(path.read_bytes()).values()}
+    return path if all((path.parent / shard).is_file() for shard in shards) else None
+
+
 def fetch_companions(source: str, names: Sequence[str], *, fetch: bool) -> Path | None:
     """The folder of a repository's weight file, with the named files if the repository has them.
 
@@ -59,13 +70,14 @@ def fetch_companions(source: str, names: Sequence[str], *, fetch: bool) -> Path 
     """
     repository, file = _open(source)
     if not fetch:
-        return repository.cached_folder(file)
-    path = resolve_hub(source)
+        path = repository.cached_path(file)
+        return path and path.parent
+    weights = resolve_hub(source)
     folder = file.rpartition("/")[0]
     for name in names:
         if not repository.fetch_if_there(f"{folder}/{name}" if folder else name):
             break
-    return path.parent
+    return weights.parent
 
 
 def _open(source: str) -> tuple[_Repository, str]:
@@ -165,10 +177,10 @@ class _Repository:
             )
         )
 
-    def cached_folder(self, file: str) -> Path | None:
-        """The folder of a weight file in the cache; None if the file is not there."""
+    def cached_path(self, file: str) -> Path | None:
+        """The path of a weight file in the cache; None if the file is not there."""
         name = file or self._choice(self._cached_names())
-        return self.fetch(name).parent if name in self._cached_names() else None
+        return self.fetch(name) if name in self._cached_names() else None
 
     def fetch_if_there(self, name: str) -> bool:
         """Downloads a file that the repository may lack; False if the hub does not answer."""

@@ -158,22 +158,20 @@ _CORRUPTIONS = "gaussian_noise,impulse_noise,defocus_blur,fog,contrast,pixelate,
 
 def _draw(means: dict[float, dict[str, float]], path: Path) -> None:
     """Draws accuracy under corruptions against test accuracy for all shares of LP-FT."""
-    import matplotlib
+    from finetune_jax.reporting import style
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.2, 3.8), layout="constrained")
-    x, y = ([m[kind] for m in means.values()] for kind in ("test", "corrupted"))
-    axes.plot(x, y, marker="o")
-    for alpha, a, b in zip(means, x, y, strict=True):
-        axes.annotate(f"{alpha:g}", (a, b), textcoords="offset points", xytext=(5, 4))
-    axes.set_xlabel("test accuracy, %")
-    axes.set_ylabel("accuracy under corruptions, %")
-    axes.set_title("share of LP-FT, the rest the linear probe", fontsize=10)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with style.new_figure(5.2, 3.6) as figure:
+        axes = figure.subplots()
+        x, y = ([m[kind] for m in means.values()] for kind in ("test", "corrupted"))
+        axes.plot(x, y, marker="o", ms=5, color=style.MAIN)
+        for alpha, a, b in zip(means, x, y, strict=True):
+            axes.annotate(f"{alpha:g}", (a, b), (-6, 4), textcoords="offset points", ha="right",
+                          size=style.SMALL)  # fmt: skip
+        axes.margins(0.08)
+        axes.set_xlabel("test accuracy, %")
+        axes.set_ylabel("accuracy under corruptions, %")
+        axes.set_title("share of LP-FT, the rest the linear probe")
+        path.write_bytes(style.saved(figure, "png", dpi=150))
 
 
 if __name__ == "__main__":

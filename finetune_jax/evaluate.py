@@ -3,8 +3,9 @@
   python -m finetune_jax.evaluate --workdir=DIR [--split=validation]
   python -m finetune_jax.evaluate --config=configs/eval_cifar10.py --config.pretrained.path=FILE
 
-Prints one JSON object: the task's scores, with the 95 % interval of its metric, n_scored, and the
-scores of each class under per_class; null where a score is undefined. More flags measure more:
+Prints one JSON object: the result in words, the task's scores, with the 95 % interval of its
+metric, n_scored, and the scores of each class under per_class; null where a score is undefined. The
+result in words is also the last line on a terminal. More flags measure more:
 
   --temperature --selective   temperature scaling fitted on validation; risk against coverage
   --save_predictions=FILE.npz --against=RUN_OR_FILE       paired tests on the same examples
@@ -191,6 +192,7 @@ def _evaluate() -> None:
     from finetune_jax.chosen_config import chosen_config
     from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
+    from finetune_jax.reporting.sentences import sentences
 
     if _WORKDIR.value is None:
         config = chosen_config(new_head=False)
@@ -212,6 +214,7 @@ def _evaluate() -> None:
     if each := evaluator.task.per_class(predictions.observed):
         found["per_class"] = each
     found |= _extra_scores(evaluator, split, predictions)
+    result = " ".join(sentences(found, evaluator.task, predictions.observed))
     if _SAVE.value:
         save_predictions(Path(_SAVE.value), predictions)
     if _REPORT.value:
@@ -221,7 +224,8 @@ def _evaluate() -> None:
         write_report(
             Path(_REPORT.value), workdir, evaluator, predictions, found, command, _BASE.value
         )
-    print(json.dumps(plain(found), indent=1, allow_nan=False))
+    print(json.dumps(plain({"result": result, **found}), indent=1, allow_nan=False))
+    say(result)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from finetune_jax.evaluation.step import make_eval_step
 from finetune_jax.evaluation.trust import require_trust
 from finetune_jax.files import read_json, write_json
 from finetune_jax.locks import NAME as LOCK
+from finetune_jax.metrics import names
 from finetune_jax.progress import clock, say
 
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -202,8 +203,8 @@ class _Members:
         value = float(scores[task.metric])
         if not math.isfinite(value):
             raise UserError(
-                f"{task.metric} is undefined on the validation split, so no average can be chosen "
-                f"by it; use a validation split with other examples"
+                f"the {names.named(task.metric).name} is undefined on the validation split, so no "
+                f"average can be chosen by it; use a validation split with other examples"
             )
         return (1 if task.better == "max" else -1) * value
 

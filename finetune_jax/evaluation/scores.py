@@ -16,6 +16,7 @@ from finetune_jax.data.batches import Encode, eval_batches, gather
 from finetune_jax.data.examples import Examples
 from finetune_jax.data.naming import example_name
 from finetune_jax.errors import UserError
+from finetune_jax.metrics import names
 from finetune_jax.tasks import Task
 
 
@@ -146,11 +147,10 @@ def evaluate(task: Task, *args: Any, **options: Any) -> dict[str, Any]:
 
 
 def headline(metric: str, scores: dict[str, Any]) -> str:
-    """A score as text, with its interval: ``accuracy 0.9130 [0.9073, 0.9184] n=10000``."""
-    if scores[metric] is None or not math.isfinite(scores[metric]):
-        return f"{metric} undefined n={scores['n_scored']}"
-    text = f"{metric} {scores[metric]:.4f}"
-    low = scores.get(f"{metric}_low")
-    if low is not None and math.isfinite(low):
-        text += f" [{scores[f'{metric}_low']:.4f}, {scores[f'{metric}_high']:.4f}]"
-    return f"{text} n={scores['n_scored']}"
+    """A score as text, with its interval: ``accuracy 91.3 % [90.7, 91.8], n=10,000``."""
+    name, examples = names.named(metric).name, f"n={scores['n_scored']:,}"
+    value = scores[metric]
+    if value is None or not math.isfinite(value):
+        return f"{name} undefined, {examples}"
+    ends = (scores.get(f"{metric}_{end}") for end in ("low", "high"))
+    return f"{name} {names.with_interval(metric, value, *ends)}, {examples}"

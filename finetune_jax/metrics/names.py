@@ -81,6 +81,7 @@ _NAMES = {
 
 _PATTERNS = (
     (r"knn(\d+)", "accuracy of {} nearest neighbours"),
+    (r"few_shot(1)", "accuracy of a ridge on {} example per class"),
     (r"few_shot(\d+)", "accuracy of a ridge on {} examples per class"),
 )
 

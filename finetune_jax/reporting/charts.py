@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_jax.metrics import names
 from finetune_jax.reporting import style
 from finetune_jax.reporting.fonts import drawable, drawn
 from finetune_jax.reporting.style import FAINT, INK, MAIN, PAPER, SMALL, SOFT, WARN, on_both_screens
@@ -24,18 +25,18 @@ def class_label(name: str, number: int) -> str:
     return label(name) if drawable(shorten(name, 32)) else f"#{number}"
 
 
-def numbered(names: Sequence[str]) -> str:
-    """The sentence about classes that a figure shows by their numbers; empty without such names."""
-    if not all(drawable(shorten(name, 32)) for name in names):
+def numbered(classes: Sequence[str]) -> str:
+    """The sentence about classes that a figure shows by number; empty without such classes."""
+    if not all(drawable(shorten(name, 32)) for name in classes):
         return " Names that the figure cannot draw stand there by their number in the table."
-    if _too_long(names):
+    if _too_long(classes):
         return " On a narrow screen, the figure shows classes by their number in the table."
     return ""
 
 
-def _too_long(names: Sequence[str]) -> bool:
+def _too_long(classes: Sequence[str]) -> bool:
     """Whether a narrow figure has no room for the names."""
-    return len(names) > 6 and max(map(len, names)) > 3 or max(map(len, names)) > 12
+    return len(classes) > 6 and max(map(len, classes)) > 3 or max(map(len, classes)) > 12
 
 
 class _Drawing:
@@ -71,6 +72,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """
     from matplotlib.ticker import MaxNLocator
 
+    last = max((r["step"] for r in rows), default=1)
     with _figure(style.WIDE, 2.8, 1 if metric == "loss" else 2) as (panels, drawing):
         for axes, name in zip(panels, dict.fromkeys(("loss", metric)), strict=True):
             for split, colour in (("train", FAINT), ("validation", MAIN)):
@@ -95,9 +97,12 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
                     alpha=0.15,
                     linewidth=0,
                 )
-            axes.set_title(label(name))
+            axes.set_title(label(names.heading(name)))
             axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+            # Both panels have the same steps, also where one has a single point.
+            axes.set_xlim(0, 1.03 * last)
+            style.in_percent(axes.yaxis, name)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     return drawing.svg
@@ -109,33 +114,33 @@ def confusion_side(classes: int) -> float:
 
 
 @on_both_screens
-def confusion(table: np.ndarray, names: Sequence[str]) -> str:
+def confusion(table: np.ndarray, classes: Sequence[str]) -> str:
     """Confusion matrix: shades are shares of each row; cells have their counts where these fit.
 
     Args:
       table: counts i64[classes, classes], labels in rows and predictions in columns.
-      names: class names; see `class_label`.
+      classes: names of the classes; see `class_label`.
     """
     from matplotlib.ticker import MaxNLocator
 
-    classes = len(names)
-    side = style.NARROW if style.is_narrow() else confusion_side(classes)
+    count = len(classes)
+    side = style.NARROW if style.is_narrow() else confusion_side(count)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    numbers = style.is_narrow() and _too_long(names)
-    labels = [f"#{i}" if numbers else class_label(name, i) for i, name in enumerate(names)]
+    numbers = style.is_narrow() and _too_long(classes)
+    labels = [f"#{i}" if numbers else class_label(name, i) for i, name in enumerate(classes)]
     long = max(map(len, labels)) > 3
     room = side * 96 - (40 if numbers else 30 + 7.5 * max(map(len, labels))) - 30
     with _figure(side, side) as ((axes,), drawing):
         axes.imshow(shaded(shares))
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        if classes <= 30 and room / classes >= 15:
-            axes.set_xticks(range(classes), labels, rotation=90 if long else 0)
-            axes.set_yticks(range(classes), labels)
+        if count <= 30 and room / count >= 15:
+            axes.set_xticks(range(count), labels, rotation=90 if long else 0)
+            axes.set_yticks(range(count), labels)
         else:
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(6, integer=True))
-        if room / classes >= 7.4 * len(str(table.max())) + 2:
+        if room / count >= 7.4 * len(str(table.max())) + 2:
             for i, j in zip(*np.nonzero(table), strict=True):
                 colour = style.ON_MAIN if shares[i, j] > 0.55 else INK
                 axes.text(
@@ -179,8 +184,11 @@ def calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
             axes.plot(means[filled], means[filled], "_", color=WARN, ms=11, mew=2,
                       label="mean confidence")  # fmt: skip
             axes.plot([0, 1], [0, 1], "--", color=FAINT, lw=1)
-            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=label(title))
-            axes.set_ylabel("accuracy")
+            axes.set(xlim=(0, 1), ylim=(0, 1), title=label(title))
+            axes.set_xlabel("confidence, %")
+            axes.set_ylabel("accuracy, %")
+            for axis in (axes.xaxis, axes.yaxis):
+                style.in_percent(axis, "accuracy")
         handles = panels[0].get_legend_handles_labels()
         panels[0].figure.legend(*handles, loc="outside upper right", ncols=2)
     return drawing.svg
@@ -249,7 +257,7 @@ def movement(rows: Sequence[Mapping[str, Any]]) -> str:
 
 @on_both_screens
 def corruptions(
-    scores: Mapping[str, Sequence[float]], severities: Sequence[int], clean: float
+    scores: Mapping[str, Sequence[float]], severities: Sequence[int], clean: float, metric: str
 ) -> str:
     """Scores under each corruption as points of a line; higher severities are darker.
 
@@ -257,8 +265,9 @@ def corruptions(
       scores: a score per severity, by corruption.
       severities: the severities.
       clean: score without corruption.
+      metric: name of the score.
     """
-    with _figure(style.WIDE, 1.0 + 0.25 * len(scores)) as ((axes,), drawing):
+    with _figure(style.WIDE, 1.2 + 0.25 * len(scores)) as ((axes,), drawing):
         shades = np.linspace(0.3, 1.0, len(severities))
         places = np.arange(len(scores))
         values = np.array(list(scores.values()), float)
@@ -271,6 +280,8 @@ def corruptions(
         axes.set_yticks(places, [label(name.replace("_", " "), length) for name in scores])
         axes.set_ylim(len(scores) - 0.4, -0.6)
         axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(label(names.heading(metric), 60))
+        style.in_percent(axes.xaxis, metric)
         axes.grid(axis="y", visible=False)
         columns = 2 if style.is_narrow() else len(severities) + 1
         axes.figure.legend(loc="outside upper right", ncols=columns)

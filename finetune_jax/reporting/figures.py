@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_jax.metrics import names
 from finetune_jax.reporting import style
 from finetune_jax.reporting.charts import label
 from finetune_jax.reporting.plan_tables import highest_below_head
@@ -45,14 +46,14 @@ def accuracy_against_cost(results: Sequence[dict[str, Any]], path: Path, about: 
 
 
 def interpolation(
-    rows: Sequence[dict[str, Any]], names: Sequence[str], metric: str, path: Path
+    rows: Sequence[dict[str, Any]], models: Sequence[str], metric: str, path: Path
 ) -> None:
     """Validation score of interpolations between two models, with its interval if it has one.
 
     Args:
       rows: ``alpha``, the metric, the metric with the suffixes ``_low`` and ``_high``, and
         ``recomputed``, whether BatchNorm statistics were recomputed, which a hollow point shows.
-      names: names of the models at alpha 0 and at alpha 1.
+      models: names of the models at alpha 0 and at alpha 1.
       metric: name of the metric, such as ``accuracy``.
       path: path of the PNG file.
     """
@@ -75,8 +76,9 @@ def interpolation(
                 label="BatchNorm statistics recomputed",
             )
             axes.legend()
-        axes.set_xlabel(f"share of {label(names[1])}, the rest {label(names[0])}")
-        axes.set_ylabel(f"validation {label(metric)} (95 % interval)")
+        axes.set_xlabel(f"share of {label(models[1])}, the rest {label(models[0])}")
+        axes.set_ylabel(f"validation {label(names.heading(metric), 60)} (95 % interval)")
+        style.in_percent(axes.yaxis, metric)
         path.write_bytes(style.saved(figure, "png", dpi=_DPI))
 
 

@@ -51,6 +51,7 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figure .narrow { display: none; }
 .pair { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
 .pair > div { flex: 1 1 380px; min-width: 0; max-width: 100%; }
+.pair > div.beside { flex: 3 1 500px; }
 .table { margin: 0 0 12px; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 6px; }
 .cue { color: var(--soft); font-size: 13px; margin: 0 0 4px; }
@@ -85,6 +86,8 @@ th[aria-sort=descending] button::after { content: "\\2193"; color: var(--main); 
 details { margin-top: 8px; } summary { cursor: pointer; color: var(--main); }
 pre { font-size: 12.5px; background: var(--back); padding: 12px; border-radius: 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+pre > span { display: inline-block; max-width: 100%; }
+.mistakes + p { margin-top: 16px; }
 footer { color: var(--soft); font-size: 13px; padding-bottom: 32px; }
 /* Below this width the text of the wide form of a figure would be smaller than 11 pixels. */
 @media (max-width: 779px) {
@@ -106,8 +109,9 @@ for (const button of document.querySelectorAll("th button")) {
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const figure = (text) => parseFloat(text.replaceAll(",", ""));
     const compare = (a, b) => {
-      const x = value(a), y = value(b), p = parseFloat(x), q = parseFloat(y);
+      const x = value(a), y = value(b), p = figure(x), q = figure(y);
       if (head.classList.contains("n")) {
         // Cells without a number are last in both directions.
         if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q);
@@ -251,7 +255,9 @@ def figure(drawn: str, alternative: str) -> str:
 
 def command(words: str, line: str) -> str:
     """Returns a command line to copy, after the words that say what it does."""
-    return f"<p>{text(words)}</p><pre>{text(line)}</pre>"
+    # A line ends between two words and not at a hyphen, unless a word is wider than the page.
+    parts = " ".join(f"<span>{text(word)}</span>" for word in line.split(" "))
+    return f"<p>{text(words)}</p><pre>{parts}</pre>"
 
 
 def picture(pixels: np.ndarray, alternative: str, side: int = 300) -> str:

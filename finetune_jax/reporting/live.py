@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from finetune_jax.metrics import names
 from finetune_jax.progress import muted
 
 
@@ -70,9 +71,10 @@ class Live:
         elif record:
             value = record["validation"].get(metric)
             point = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in record["point"].items())
-            state["last"] = f"{value:.4g}" if value is not None else "undefined"
+            state["last"] = "undefined" if value is None else names.written(metric, value)
             state["point"] = point
-            message = f"validation {metric} {state['last']}  {point}  seed {record['seed']}"
+            name = names.named(metric).name
+            message = f"validation {name} {state['last']}  {point}  seed {record['seed']}"
         if self._live is None:
             print(
                 f"{self._what} {self._ended}/{self._total}  {row}  {message}  {self._left()}",

@@ -50,9 +50,9 @@ def mistakes(
         chosen = wrong[np.argsort(-chances[wrong].max(-1), kind="stable")][:SHOWN]
         captions = [
             f'<span class="wrong">{html.name(task.class_names[predicted[i]])} '
-            f'{chances[i].max():.1%}</span><br><span class="right">'
-            f"{html.name(task.class_names[labels[i]])} {chances[i, labels[i]]:.1%}</span>, "
-            f"example {i}"
+            f'{_percent(chances[i].max())}</span><br><span class="right">'
+            f"{html.name(task.class_names[labels[i]])} {_percent(chances[i, labels[i]])}</span>, "
+            f"example\xa0{i}"
             for i in chosen
         ]
     if not len(chosen):
@@ -66,6 +66,11 @@ def mistakes(
     hint = " Red: predicted; green: the label; each with its probability." if found else ""
     body = f'<p>{words}{hint}</p><div class="mistakes{kind}">{"".join(boxes)}</div>'
     return [(heading, body + _repeated(evaluator, examples[int(chosen[0])], workdir))]
+
+
+def _percent(share: float) -> str:
+    """A probability with a space that does not break a line."""
+    return f"{100 * share:.1f}\xa0%"
 
 
 def _shown(evaluator: Evaluator, example: dict[str, Any], index: int) -> str:
@@ -101,9 +106,10 @@ def _where(evaluator: Evaluator, example: dict[str, Any]) -> str:
 
 
 def _loss(observed: dict[str, np.ndarray], index: int) -> str:
-    words = [f"loss {html.number(float(observed['loss'][index]))}"]
-    for name in ("label", "predicted", "cosine"):
-        value = observed.get(name)
-        if value is not None and value.ndim == 1:
-            words.append(f"{name} {html.number(float(value[index]))}")
-    return html.text(", ".join([*words, f"example {index}"]))
+    lines = [
+        f"{name} {float(observed[name][index]):.4g}"
+        for name in ("predicted", "cosine", "label")
+        if name in observed and observed[name].ndim == 1
+    ]
+    loss = html.number(float(observed["loss"][index]))
+    return "<br>".join(map(html.text, [*lines, f"loss {loss}, example\xa0{index}"]))

@@ -17,6 +17,7 @@ from finetune_jax.files import read_json
 from finetune_jax.metrics import calibration, names
 from finetune_jax.metrics import classification as metrics
 from finetune_jax.reporting import charts, html, provenance
+from finetune_jax.reporting.further import further
 from finetune_jax.reporting.mistakes import mistakes
 from finetune_jax.reporting.sentences import sentences
 
@@ -52,7 +53,7 @@ def write_report(
         *_classes(evaluator, predictions),
         *_confidence(evaluator, predictions),
         *mistakes(evaluator, predictions, workdir),
-        *_further(found),
+        *further(found),
         provenance.movement(evaluator, base),
         provenance.plan(workdir),
         provenance.manifest(workdir),
@@ -124,10 +125,10 @@ def _curves(workdir: Path, evaluator: Evaluator) -> Section:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line]
     svg = charts.curves(rows, evaluator.task.metric)
+    metric = names.named(evaluator.task.metric).name
     return "Learning curves", (
         "<p>Training values are means over the steps since the point before; validation values are "
-        "of the whole split.</p>"
-        + html.figure(svg, f"loss and {evaluator.task.metric} against the training step")
+        "of the whole split.</p>" + html.figure(svg, f"loss and {metric} against the training step")
     )
 
 
@@ -136,52 +137,67 @@ def _classes(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
     logits = task.class_logits(observed)
     if logits is not None:
         predicted, labels = logits[0].argmax(-1), logits[1]
-    elif hasattr(task, "class_names") and "predicted" in observed:
+    elif task.class_names and "predicted" in observed:
         predicted, labels = observed["predicted"], observed["label"]
     elif "predicted" in observed:
         svg = charts.scatter(observed["predicted"], observed["label"])
         return [("Predictions", html.figure(svg, "predictions against targets"))]
     else:
-        return _each_class(task.per_class(observed))
-    names = list(task.class_names)
-    table = metrics.confusion(predicted, labels, len(names))
+        return _each_class(task.per_class(observed), "pixels" if "table" in observed else "")
+    classes = list(task.class_names)
+    table = metrics.confusion(predicted, labels, len(classes))
     each = metrics.per_class(table)
+    scores = ("recall", "precision", "f1")
     rows = [
-        [name, int(each["n"][i]), *(float(each[k][i]) for k in ("recall", "precision", "f1"))]
-        for i, name in enumerate(names)
+        [
+            name,
+            int(each["n"][i]),
+            *(names.written(score, float(each[score][i]), unit=False) for score in scores),
+        ]
+        for i, name in enumerate(classes)
     ]
-    header = ["class", "examples", "recall", "precision", "F1"]
-    numbered = charts.numbered(names)
-    if numbered or len(names) > 20:
+    header = ["class", "examples", *map(names.heading, scores)]
+    numbered = charts.numbered(classes)
+    if numbered or len(classes) > 20:
         header, rows = ["no.", *header], [[f"#{i}", *row] for i, row in enumerate(rows)]
-    per_class = html.table(header, rows, numeric=range(len(header) - 4, len(header)))
-    figure = html.figure(charts.confusion(table, names), "confusion matrix")
+    numeric = range(len(header) - 4, len(header))
+    per_class = html.table(header, rows, numeric=numeric, words=(len(header) - 5,))
+    figure = html.figure(charts.confusion(table, classes), "confusion matrix")
     off = table - np.diag(np.diag(table))
     order = np.argsort(-off, axis=None, kind="stable")[:20]
-    pairs = [(i // len(names), i % len(names)) for i in order.tolist() if off.flat[i]]
+    pairs = [(i // len(classes), i % len(classes)) for i in order.tolist() if off.flat[i]]
     confused = html.table(
         ["label", "predicted as", "examples"],
-        [[names[i], names[j], int(off[i, j])] for i, j in pairs],
+        [[classes[i], classes[j], int(off[i, j])] for i, j in pairs],
         numeric=(2,),
     )
+    width = 96 * charts.confusion_side(len(classes))
     body = (
         f"<p>Rows are labels; shades are shares of a row.{numbered}</p>"
-        f'<div class="pair"><div style="flex-basis:{96 * charts.confusion_side(len(names)):.0f}px">'
-        f"{figure}</div><div>{per_class}</div></div>"
+        f'<div class="pair"><div style="flex-basis:{width:.0f}px">'
+        f'{figure}</div><div class="beside">{per_class}</div></div>'
     )
     if pairs:
         body += f"<details><summary>Most frequent confusions</summary>{confused}</details>"
     return [("Classes", body)]
 
 
-def _each_class(found: dict[str, dict[str, float]]) -> list[Section]:
-    """The scores of each class of a task without a confusion matrix."""
+def _each_class(found: dict[str, dict[str, float]], counted: str = "") -> list[Section]:
+    """The scores of each class of a task without a confusion matrix.
+
+    Args:
+      found: result of `Task.per_class`.
+      counted: what ``n`` counts, where that is not examples.
+    """
     if not found:
         return []
-    names = list(next(iter(found.values())))
-    rows = [[name, *scores.values()] for name, scores in found.items()]
-    header = ["class", *(name.replace("_", " ") for name in names)]
-    return [("Classes", html.table(header, rows, numeric=range(1, len(header))))]
+    rows = [
+        [name, *(names.written(score, value, unit=False) for score, value in scores.items())]
+        for name, scores in found.items()
+    ]
+    scores = list(next(iter(found.values())))
+    headings = [counted if x == "n" and counted else names.heading(x) for x in scores]
+    return [("Classes", html.table(["class", *headings], rows, numeric=range(1, len(scores) + 1)))]
 
 
 def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]:
@@ -216,6 +232,7 @@ def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]
     else:
         table, words = "", "Temperature scaling: not run (needs a validation split)."
     coverage, risk = calibration.selective(logits, labels)
+    area = names.written("aurc", calibration.area_under_risk(logits, labels))
     return [
         (
             "Calibration",
@@ -226,83 +243,10 @@ def _confidence(evaluator: Evaluator, predictions: Predictions) -> list[Section]
         (
             "Selective prediction",
             "<p>The error that is left when only the most confident predictions are answered; area "
-            f"under the curve {calibration.area_under_risk(logits, labels):.4f}.</p>"
+            f"under the curve {area}.</p>"
             + html.figure(charts.risk_coverage(coverage, risk), "error against coverage"),
         ),
     ]
-
-
-def _further(found: dict[str, Any]) -> list[Section]:
-    """Sections of further measurements, for the flags that asked for them."""
-    sections = []
-    if "against" in found:
-        rows = _compared(found["against"])
-        words = f"Paired on the same examples against {found['against']['other']}."
-        table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
-        sections.append(("Against another model", f"<p>{html.text(words)}</p>{table}"))
-    if "corruptions" in found:
-        sections.append(_corruptions(found["corruptions"]))
-    if "shifts" in found:
-        columns = [("accuracy", ""), ("accuracy", "_low"), ("accuracy", "_high"),
-                   ("effective_robustness", "")]  # fmt: skip
-        rows = [
-            [
-                name,
-                *(names.written(k, scores.get(f"{k}{end}"), unit=False) for k, end in columns),
-                scores.get("not_run", ""),
-            ]
-            for name, scores in found["shifts"].items()
-        ]
-        header = [
-            "test set",
-            "accuracy, %",
-            "low, %",
-            "high, %",
-            "effective robustness, points",
-            "not run",
-        ]
-        sections.append(("Shifted test sets", html.table(header, rows, numeric=(1, 2, 3, 4))))
-    for key, heading in (("probes", "Probes of the features"), ("drift", "Drift of the features")):
-        if key in found:
-            rows = [[names.named(k).name, names.written(k, v)] for k, v in found[key].items()]
-            table = html.table(["figure", "value"], rows, numeric=(1,), scroll=False)
-            sections.append((heading, table))
-    return sections
-
-
-def _compared(found: dict[str, Any]) -> list[list[Any]]:
-    """Rows of the table about another model; differences and scores as the metric is written."""
-    rows = []
-    for key, value in found.items():
-        if not isinstance(value, int | float):
-            continue
-        text = html.number(value)
-        if key in ("ours", "theirs") or key.startswith("difference"):
-            text = names.written(found["metric"], value, sign=key.startswith("difference"))
-        rows.append([names.named(key).name, text])
-    return rows
-
-
-def _corruptions(found: dict[str, Any]) -> Section:
-    svg = charts.corruptions(found["scores"], found["severities"], found["clean"])
-    metric = found["metric"]
-    rows = [
-        [name, *(names.written(metric, x, unit=False) for x in (*values, found["mean"][name]))]
-        for name, values in found["scores"].items()
-    ]
-    header = ["corruption", *(f"severity {s}" for s in found["severities"]), "mean"]
-    table = html.table(header, rows, numeric=range(1, len(header)))
-    left = "".join(
-        f"<p>{html.text(name)}: not run, {html.text(why)}</p>"
-        for name, why in found["not_run"].items()
-    )
-    return "Common corruptions", (
-        f"<p>{html.text(names.heading(metric))} by severity; clean "
-        f"{names.written(metric, found['clean'])}, mean of {len(found['main'])} main corruptions "
-        f"{names.written(metric, found['mean_corrupted'])}.</p>"
-        + html.figure(svg, "score by corruption and severity")
-        + f"<details><summary>All values</summary>{table}{left}</details>"
-    )
 
 
 def _footer() -> str:

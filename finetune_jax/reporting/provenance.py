@@ -107,20 +107,20 @@ def plan(workdir: Path) -> Section:
             " × ".join(map(str, leaf["shape"])),
             int(np.prod(leaf["shape"], dtype=np.int64)),
             leaf["group"],
-            float(leaf["lr"]),
+            f"{leaf['lr']:g}" if leaf["group"] != FROZEN else "–",
             bool(leaf["decays"]),
             bool(leaf["delta"]),
         ]
         # What trains is first: there are often hundreds of frozen leaves.
         for leaf in sorted(saved["leaves"], key=lambda leaf: leaf["group"] == FROZEN)
     ]
-    header = ["leaf", "shape", "scalars", "group", "rate", "decays", "delta"]
+    header = ["leaf", "shape", "scalars", "group", "rate ×", "decays", "delta"]
     trains = sum(row[2] for row in rows if row[3] != FROZEN)
     total = sum(row[2] for row in rows)
     phases = saved.get("phases") or []
     words = (
         f"Scheme {saved['scheme']}, hash {saved['hash']}: {trains:,} of {total:,} scalars train "
-        f"({trains / max(total, 1):.1%}); BatchNorm {saved['batch_norm']}."
+        f"({100 * trains / max(total, 1):.1f} %); BatchNorm {saved['batch_norm']}."
     )
     if len(phases) > 1:
         words += f" The last of {len(phases)} phases."
@@ -150,6 +150,8 @@ def manifest(workdir: Path) -> Section:
         for row in saved["rows"]
     ]
     header = ["tensor of the file", "its shape", "leaf", "shape", "decision", "reason"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     words = f"{saved['file']}, sha256 {saved.get('sha256')}: every tensor and every leaf."
     return "Weight file", f"<p>{html.text(words)}</p>" + html.table(
         header, rows, paths=(0, 2), words=(5,)

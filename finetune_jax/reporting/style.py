@@ -16,9 +16,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from finetune_jax.metrics import names
 from finetune_jax.reporting.fonts import FAMILY
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, SOFT, FAINT, LINE = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb"
@@ -108,6 +110,12 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+
+
+def in_percent(axis: Axis, score: str) -> None:
+    """Writes the numbers along an axis in per cent, where the score is written so."""
+    if names.named(score).percent:
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
 
 
 def saved(figure: Figure, kind: str, **options: Any) -> bytes:

@@ -139,8 +139,8 @@ def test_a_process_reads_its_rows_only():
 
 def test_a_score_is_shown_with_its_interval():
     shown = {"accuracy": 0.913, "accuracy_low": 0.9073, "accuracy_high": 0.9184, "n_scored": 10000}
-    assert headline("accuracy", shown) == "accuracy 0.9130 [0.9073, 0.9184] n=10000"
-    assert headline("rmse", {"rmse": 1.5, "n_scored": 3}) == "rmse 1.5000 n=3"
+    assert headline("accuracy", shown) == "accuracy 91.3 % [90.7, 91.8], n=10,000"
+    assert headline("rmse", {"rmse": 1.5, "n_scored": 3}) == ("root mean squared error 1.5000, n=3")
 
 
 def test_arrays_in_memory_are_examples_too():
@@ -167,5 +167,11 @@ def test_predictions_that_are_not_finite_are_refused_with_count_and_first_exampl
 
 
 def test_an_undefined_score_is_no_number_in_a_headline():
-    assert headline("kappa", {"kappa": math.nan, "n_scored": 3}) == "kappa undefined n=3"
-    assert headline("kappa", {"kappa": None, "n_scored": 3}) == "kappa undefined n=3"
+    assert (
+        headline("kappa", {"kappa": math.nan, "n_scored": 3})
+        == "quadratic weighted kappa undefined, n=3"
+    )
+    assert (
+        headline("kappa", {"kappa": None, "n_scored": 3})
+        == "quadratic weighted kappa undefined, n=3"
+    )

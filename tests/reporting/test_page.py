@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from finetune_jax.evaluation.predictions import Predictions, load_predictions
 from finetune_jax.files import plain
 from finetune_jax.reporting import charts
 from finetune_jax.reporting import html as pieces
-from finetune_jax.reporting.mistakes import mistakes
+from finetune_jax.reporting.mistakes import _loss, mistakes
+from finetune_jax.reporting.page import _classes
+from finetune_jax.tasks.regression import Regression
 
 # Only these attributes make a browser fetch an address.
 FETCHING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
@@ -104,6 +107,38 @@ def test_a_page_has_every_section_and_no_address_outside_itself(written):
     assert "--shifts=cifar10_1" in content[content.index("<h2>Config") :]  # how to repeat it
     assert page.rows["Plan"] == 1 + 23  # a header, and the leaves of ResNet-8
     assert page.rows["Weight file"] >= 1 + 35 - 2
+
+
+def test_a_page_calls_scores_by_names_that_people_know_and_shares_in_per_cent(written):
+    content, found, _ = written
+    assert found["result"] in content and found["result"].startswith("Accuracy is ")
+    raw = (
+        r"\b(aurc|ece|nll|macro_f1|top5|auroc|few_shot\d|knn20|p_mcnemar|feature_drift|n_scored)\b"
+    )
+    said = content[content.index("<h2>") : content.index("<h2>Config")]
+    assert not re.findall(raw, re.sub(r"<svg.*?</svg>", "", said, flags=re.S))
+    assert not re.findall(raw, "".join(re.findall(r"<text.*?</text>", said, re.S)))
+    classes = content[content.index("<h2>Classes") : content.index("<h2>Calibration")]
+    assert "recall, %" in classes
+    known = [v["recall"] for v in found["per_class"].values() if v["recall"] is not None]
+    assert all(f">{100 * recall:.1f}</td>" in classes for recall in known)
+    assert ">accuracy, %</text>" in content and "area under the curve" in content
+
+
+def test_a_task_of_real_values_has_its_predictions_on_the_page():
+    evaluator = SimpleNamespace(task=Regression())
+    observed = {"predicted": np.float32([-1.5, 2.0]), "label": np.float32([-1.0, 2.5]),
+                "loss": np.ones(2, np.float32)}  # fmt: skip
+    ((heading, body),) = _classes(evaluator, SimpleNamespace(observed=observed))
+    assert heading == "Predictions" and "predictions against targets" in body
+    assert _loss(observed, 0) == "predicted -1.5<br>label -1<br>loss 1.0000, example\xa00"
+
+
+def test_the_steps_of_a_run_that_was_evaluated_once_are_whole_numbers():
+    rows = [{"step": s, "split": "train", "loss": 1 / s} for s in range(1, 10)]
+    rows.append({"step": 9, "split": "validation", "loss": 0.2, "rmse": 2.0})
+    svg = charts.curves(rows, "rmse")
+    assert "root mean squared error" in svg and "8.6" not in svg
 
 
 def test_in_a_browser_a_click_sorts_and_nothing_is_fetched(written, tmp_path):

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune_jax.ablation.report.layout import one_line
-from finetune_jax.metrics import names
 from finetune_jax.reporting import style
 from finetune_jax.reporting.fonts import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 _LINE = 12.5
 """Height of a line of text in a label, in points."""
@@ -89,12 +87,6 @@ def shorten(label: str, length: int = 56) -> str:
     if len(label) <= length:
         return label
     return f"{label[: length // 2]}…{label[-(length // 2 - 1) :]}"
-
-
-def in_percent(axis: Axis, score: str) -> None:
-    """Writes the numbers along an axis in per cent, where the score is written so."""
-    if names.named(score).percent:
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
 
 
 def label_rows(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:

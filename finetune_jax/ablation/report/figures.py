@@ -11,7 +11,6 @@ from finetune_jax.ablation.report.base import COSTS, Comparison, Estimate, Extra
 from finetune_jax.ablation.report.drawing import (
     Drawing,
     height_for,
-    in_percent,
     label_rows,
     new_drawing,
     width,
@@ -83,7 +82,7 @@ def score_against_cost(comparison: Comparison, cost: str, outcome: Outcome) -> D
         axes.margins(x=0.08)
         axes.set_xlabel(_NAMES[cost])
         axes.set_ylabel(_score_axis_label(outcome))
-        in_percent(axes.yaxis, outcome.metric)
+        style.in_percent(axes.yaxis, outcome.metric)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         points = [(c, x.score.value) for c, x in zip(costs, rows, strict=True)]
         label_rows(axes, [(*p, label) for p, label in zip(points, labels, strict=True)])
@@ -121,8 +120,8 @@ def shifted_against_test(
         axes.set(xlim=limits[0], ylim=limits[1])
         axes.set_xlabel(_score_axis_label(outcome))
         axes.set_ylabel(f"{drawn(one_line(column.heading))} (95 % interval)", parse_math=False)
-        in_percent(axes.xaxis, outcome.metric)
-        in_percent(axes.yaxis, column.score)
+        style.in_percent(axes.xaxis, outcome.metric)
+        style.in_percent(axes.yaxis, column.score)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
         label_rows(axes, [(test.value, shifted.value, label) for label, test, shifted in rows])
         drawing.rows = tuple(label for label, *_ in rows)

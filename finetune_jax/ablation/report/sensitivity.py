@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_jax.ablation.outcome import Outcome, TableRow
 from finetune_jax.ablation.report.base import Comparison
-from finetune_jax.ablation.report.drawing import Drawing, in_percent, new_drawing, shorten, width
+from finetune_jax.ablation.report.drawing import Drawing, new_drawing, shorten, width
 from finetune_jax.ablation.search.base import Trial
 from finetune_jax.metrics import names
 from finetune_jax.reporting import style
@@ -62,7 +62,7 @@ def _draw(
         _tick_what_was_tried(grid[0, 0], values, 4 if columns > 1 else 6)
         for axes in grid[:, 0]:
             axes.set_ylabel(f"validation {names.heading(outcome.metric)}")
-            in_percent(axes.yaxis, outcome.metric)
+            style.in_percent(axes.yaxis, outcome.metric)
         lowest = [grid[-1 if i < len(rows) - columns * (lines - 1) else -2, i]
                   for i in range(columns)]  # fmt: skip
         for axes in lowest:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -26,6 +27,21 @@ class CheckFailed(RuntimeError):
 
     A command prints the text without a traceback and ends with exit status 2.
     """
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """Puts a config key in front of the message of a `UserError`, unless the message has the key.
+
+    Texts in a small language (a scheme, a schedule, an augmentation) are read by functions that do
+    not know which key they come from.
+    """
+    try:
+        yield
+    except UserError as error:
+        if type(error) is not UserError or key in str(error):
+            raise
+        raise UserError(f"{key}: {error}") from None
 
 
 def lacks(what: str, library: str, extra: str) -> UserError:

@@ -27,7 +27,7 @@ from finetune_jax.data.sources import Source, require_column
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import unmergeable
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, about, nearest
 from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
@@ -192,14 +192,17 @@ def _check_task(config: ml_collections.ConfigDict, task: Task, preprocess: Prepr
     if config.checkpoint.metric not in ("", task.metric, "loss"):
         known = nearest(config.checkpoint.metric, (task.metric, "loss"))
         raise UserError(f"checkpoint.metric: unknown score {config.checkpoint.metric!r}.{known}")
-    make_input_pipeline(preprocess, config.data.augment)
-    check_targets(config.data.augment, task.abstract(1))
+    with about("data.augment"):
+        make_input_pipeline(preprocess, config.data.augment)
+        check_targets(config.data.augment, task.abstract(1))
     if task.needs_augment and not canonical(config.data.augment):
         raise UserError(
             f"data.augment: {task.name} compares views of an image, and without augmentation all "
             f"views are equal; expected a text such as 'random_crop(pad=4) + flip', found ''"
         )
-    if parse_probes(config.eval.probes):
+    with about("eval.probes"):
+        probes = parse_probes(config.eval.probes)
+    if probes:
         require_classification(task)
 
 
@@ -219,21 +222,24 @@ def _phases(
     config: ml_collections.ConfigDict, model: StagedModel, abstract: dict[str, Any]
 ) -> tuple[Phase, ...]:
     """Resolves the scheme, and checks the schedules and the merge that the config asks for."""
-    parse_schedule(config.optimizer.schedule, 1)
-    phases = resolve_phases(
-        config.scheme,
-        model.stages,
-        abstract["params"],
-        abstract["batch_stats"],
-        batch_norm=config.batch_norm,
-        # Without dropout in the model both modes are equal, and "eval" lets the prefix be cached.
-        frozen_dropout=config.frozen_dropout if config.model.dropout else "eval",
-        decay=config.decay_mask,
-    )
-    for phase in phases:
-        for schedule in (phase.schedule, *(g.schedule for g in phase.plan.groups.values())):
-            if schedule:
-                parse_schedule(schedule, 1)
+    with about("optimizer.schedule"):
+        parse_schedule(config.optimizer.schedule, 1)
+    with about("scheme"):
+        phases = resolve_phases(
+            config.scheme,
+            model.stages,
+            abstract["params"],
+            abstract["batch_stats"],
+            batch_norm=config.batch_norm,
+            # Without dropout in the model both modes are equal, and "eval" lets the prefix be
+            # cached.
+            frozen_dropout=config.frozen_dropout if config.model.dropout else "eval",
+            decay=config.decay_mask,
+        )
+        for phase in phases:
+            for schedule in (phase.schedule, *(g.schedule for g in phase.plan.groups.values())):
+                if schedule:
+                    parse_schedule(schedule, 1)
     if config.artifact.merge:
         stuck = sorted({d.kind for d in unmergeable(model, phases[-1].plan.deltas)})
         if stuck:

@@ -415,3 +415,37 @@ def test_an_image_size_between_two_multiples_of_the_patch_names_both():
     config.model.name, config.data.image_size = "vit_ti8", 36
     with pytest.raises(UserError, match=r"data.image_size: 36 is not a multiple of 8.*32 or 40"):
         open_setup(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.augment", "random_crop("),
+        ("optimizer.schedule", "onecycle(pct=3)"),
+        ("optimizer.schedule", "fast"),
+        ("eval.probes", "knn(3) + knn(3)"),
+        ("eval.probes", "knn("),
+        ("task.loss", "focal(("),
+        ("scheme", "head("),
+        ("scheme", "lora(rank=-1)"),
+        ("scheme", "head + phase(schedule='fast')"),
+    ],
+)
+def test_a_text_in_a_small_language_is_refused_with_its_key(key, text):
+    config = default()
+    config.update_from_flattened_dict({"model.name": "resnet8_cifar", key: text})
+    with pytest.raises(UserError) as error:
+        open_setup(config)
+    assert str(error.value).startswith(f"{key}: ")
+
+
+def test_a_file_without_a_head_says_which_flag_makes_a_new_head(weights, tmp_path):
+    def edit(flat):
+        del flat["params/head/kernel"], flat["params/head/bias"]
+
+    headless = edited(weights, tmp_path, edit)
+    with pytest.raises(UserError, match=r"--config\.pretrained\.new_head=True draws new values"):
+        load_variables(experiment_with(headless))
+    _, manifest = load_variables(experiment_with(headless, new_head=True))
+    new = [row["leaf"] for row in manifest["rows"] if row["decision"] == "reinitialised"]
+    assert new == ["params/head/bias", "params/head/kernel"]

@@ -136,10 +136,10 @@ def require_splits(source: Source, data: ConfigDict) -> None:
         try:
             found = resolve_split(data[key], source.splits) if data[key] else []
         except UserError as error:
-            raise UserError(f"data.{key}: {error}{_cure(key, source)}") from None
+            raise UserError(f"data.{key}: {str(error).rstrip('.')}.{_cure(key, source)}") from None
         if key == "train" and not sum(stop - start for _, start, stop in found):
             raise UserError(
-                f"data.train={data.train!r}: expected examples to train on, found none"
+                f"data.train={data.train!r}: expected examples to train on, found none."
                 f"{_cure(key, source)}"
             )
 

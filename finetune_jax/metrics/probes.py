@@ -94,7 +94,7 @@ def parse_probes(text: str) -> tuple[Probe, ...]:
     probes = tuple(_probe(call) for call in parse(text))
     keys = [probe.key for probe in probes]
     if len(set(keys)) < len(keys):
-        raise UserError(f"probes: expected each probe once, found {', '.join(keys)}")
+        raise UserError(f"expected each probe once, found {', '.join(keys)}")
     return probes
 
 

@@ -109,8 +109,8 @@ def require_same_classes(source: str, known: Sequence[str], ours: Sequence[str])
         raise UserError(
             f"pretrained.path={source}: its head has other classes, or the same in another "
             f"order\n  data: {listed(ours)}\n  head: {listed(known)}\nset "
-            f"pretrained.new_head=True for a new head, or data.class_order for the order of the "
-            f"head"
+            f"--config.pretrained.new_head=True for a new head, or data.class_order for the order "
+            f"of the head"
         )
 
 

@@ -210,7 +210,7 @@ class _Load:
             raise UserError(f"{self.weights.path}: holds no tensors")
         present = {leaf.split("/")[1] for leaf in self.leaves}
         for stage in sorted(self.stages - present):
-            raise UserError(f"reinitialise: no stage {stage!r}.{nearest(stage, sorted(present))}")
+            raise UserError(f"no stage {stage!r}.{nearest(stage, sorted(present))}")
         stamp = self.weights.stamp()
         self.map = choose_map(
             self.weights,
@@ -320,7 +320,9 @@ class _Load:
         if name not in self.chosen.ignored or not needed:
             return ()
         stage = needed[0].leaf.split("/")[1]
-        remedy = "; pretrained.new_head=True draws a new head" if stage in self.stages else ""
+        remedy = (
+            "; --config.pretrained.new_head=True draws a new head" if stage in self.stages else ""
+        )
         self.problems.append(
             f"pretrained.ignore matches tensor {name!r}, which fills {needed[0].leaf}{remedy}"
         )
@@ -457,7 +459,9 @@ class _Load:
             filled = np.full(wanted.shape, value, _dtype(wanted))
             self._add("constant", leaf, (None, None, None), f"{value:g}: {reason}", filled)
             return
-        remedy = " (pretrained.new_head=True draws new values)" if stage in self.stages else ""
+        remedy = (
+            " (--config.pretrained.new_head=True draws new values)" if stage in self.stages else ""
+        )
         expected = self.missing[leaf]
         # Only a tensor that belongs to no leaf can be the missing tensor under another name.
         near = close_name(expected, self.unused)

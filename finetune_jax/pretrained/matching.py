@@ -80,8 +80,10 @@ def other_models(weights: Weights, name: str) -> str:
 
     Args:
       weights: the file; it is opened again, because its tensors may have been regrouped.
-      name: ``model.name``, the model that the file does not fit.
+      name: ``model.name``, the model that the file does not fit; '' where it is not known.
     """
+    if not name:
+        return ""
     try:
         with open_weights(weights.path, weights.chosen) as file:
             found = inspect(file).fits

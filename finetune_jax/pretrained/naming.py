@@ -113,8 +113,9 @@ def find_naming(
         other = "this one does" if len(known) == 1 else f"{len(known)} do"
         raise UserError(
             f"{weights.path}: {len(chosen.names)} known names begin with {naming.prefix!r}, and "
-            f"{other} not: {listed(known)}. pretrained.prefix={naming.prefix!r} takes the prefix "
-            "off and keeps the other names as they are; pretrained.ignore='REGEX' drops tensors"
+            f"{other} not: {listed(known)}. --config.pretrained.prefix={naming.prefix!r} takes "
+            "the prefix off and keeps the other names as they are; "
+            "--config.pretrained.ignore='REGEX' drops tensors"
         )
     said = [*_containers(weights, asked)]
     if others and not asked:
@@ -165,8 +166,8 @@ def _choose(weights: Weights, found: Sequence[Candidate], asked: str) -> Candida
         sets = ", ".join(f"{c.prefix!r} ({len(c.names)})" for c in fitting)
         raise UserError(
             f"{weights.path}: {len(fitting)} sets of tensors fit the model, behind {sets}; choose "
-            f"one with pretrained.prefix, such as pretrained.prefix={fitting[-1].prefix!r}, or "
-            "drop the others with pretrained.ignore='REGEX'"
+            f"one, such as --config.pretrained.prefix={fitting[-1].prefix!r}, or drop the others "
+            " with --config.pretrained.ignore='REGEX'"
         )
     return fitting[0]
 

@@ -169,5 +169,5 @@ def ignoring(unknown: Sequence[str], others: Iterable[str], lacking: Iterable[st
     some = f"these {len(unknown)} tensors" if len(unknown) > 1 else "this tensor"
     return (
         f"No leaf of the model{but} lacks {some} of unknown name. If that is right, drop what is "
-        f"not needed: pretrained.ignore='{pattern:.500}'"
+        f"not needed: --config.pretrained.ignore='{pattern:.500}'"
     )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from finetune_jax.doors import is_door, open_door
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, about, nearest
 from finetune_jax.grammar import Call, parse
 from finetune_jax.tasks.objectives import Given
 
@@ -71,7 +71,7 @@ def parse_loss(text: str, known: tuple[LossFunction, ...]) -> Objective:
       UserError: an unknown name or option, or a value out of range.
     """
     losses = {function.__name__: function for function in known}
-    terms = parse(text or known[0].__name__)
+    terms = _terms(text or known[0].__name__)
     if len(terms) != 1 or not (terms[0].name in losses or is_door(terms[0].name)):
         name = terms[0].name if len(terms) == 1 else text
         raise UserError(
@@ -90,7 +90,12 @@ def parse_loss(text: str, known: tuple[LossFunction, ...]) -> Objective:
 
 def door_of(text: str) -> str:
     """The ``package.module:name`` in the text of a loss; empty for one of our own losses."""
-    return next((term.name for term in parse(text) if is_door(term.name)), "") if text else ""
+    return next((term.name for term in _terms(text) if is_door(term.name)), "") if text else ""
+
+
+def _terms(text: str) -> tuple[Call, ...]:
+    with about("task.loss"):
+        return tuple(parse(text))
 
 
 def _bind(term: Call, function: LossFunction, *, check: bool) -> Objective:

@@ -62,11 +62,12 @@ def dry_run(setup: Setup, *, with_data: bool = True) -> list[Check]:
       with_data: False for data that is only planned: then weights may be elsewhere, too.
     """
     checks = _checked("splits", lambda: _splits(setup))
-    if not any(check.problem for check in checks):
+    has_splits = not any(check.problem for check in checks)
+    if has_splits:
         checks += _checked("length", lambda: _length(setup))
     checks += _checked("batch", lambda: _batch(setup))
     checks += _checked("weights", lambda: _weights(setup, with_data))
-    return checks + _checked("audit", lambda: _audit(setup))
+    return checks + _checked("audit", lambda: _audit(setup, has_splits))
 
 
 def _checked(about: str, check: Callable[[], Iterator[str]]) -> list[Check]:
@@ -146,8 +147,8 @@ def _is_here(source: str) -> bool:
     return path is not None and path.exists()
 
 
-def _audit(setup: Setup) -> Iterator[str]:
-    examples = setup.examples("train") if setup.config.data.train else 0
+def _audit(setup: Setup, has_splits: bool) -> Iterator[str]:
+    examples = setup.examples("train") if has_splits else 0
     lengths = setup.phase_steps(examples) if examples else [0] * len(setup.phases)
     for index, (phase, steps) in enumerate(zip(setup.phases, lengths, strict=True)):
         plan = phase.plan

@@ -286,7 +286,9 @@ def test_a_tensor_that_the_model_needs_cannot_be_dropped(tmp_path, trained):
     message = refusal(path, ignore=r".*bn1\.weight|linear.*")
     assert "6 problems" in message
     assert "matches tensor 'module.bn1.weight', which fills params/stem/norm/scale" in message
-    assert "'module.linear.bias', which fills params/head/bias; pretrained.new_head=True" in message
+    assert (
+        "'module.linear.bias', which fills params/head/bias; --config.pretrained.new_head=True"
+    ) in message
     variables, _ = loaded(path, ignore="linear.*", reinitialise_head=True)
     body = {**trained["params"], "head": resnet20(seed=2, blocks=1)["params"]["head"]}
     assert tree.fingerprint(variables["params"]) == tree.fingerprint(body)

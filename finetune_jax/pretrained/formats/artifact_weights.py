@@ -30,9 +30,9 @@ def open_artifact(folder: Path) -> Weights:
             base = base if isinstance(base, dict) else {}
             raise UserError(
                 f"the artifact holds only what differs from its base {base.get('file')!r:.200} "
-                f"(SHA-256 {base.get('sha256')!r:.80}), and is no complete weight file; load it "
-                "with finetune_jax.artifact.Artifact.load and the base, and save it with "
-                "artifact.contents=all"
+                f"(SHA-256 {base.get('sha256')!r:.80}), and is no complete weight file: repeat its "
+                "run with --config.artifact.contents=all in another --workdir, or use the artifact "
+                "with --base=BASE in predict, evaluate and export"
             )
         if contents != "all":
             raise UserError(f"'contents' is {contents!r:.80}; expected 'all' or 'delta'")

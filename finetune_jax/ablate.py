@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.ablation.launch import NAMES
@@ -92,8 +92,7 @@ def _study(path: str) -> tuple[Study, ConfigDict]:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
     from finetune_jax.ablation.provenance import provenance

@@ -14,13 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
 from finetune_jax.tables import shown
 
-_MEMBERS = flags.DEFINE_list("members", None, "Run folders, separated by commas.", required=True)
+_MEMBERS = flags.DEFINE_list(
+    "members",
+    None,
+    "Run folders, separated by commas, or a pattern, such as 'runs/soup_*'.",
+    required=True,
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write, new or empty.", required=True)
 _METHOD = flags.DEFINE_enum(
     "method", "interpolate", ["interpolate", "uniform", "greedy"],
@@ -43,8 +48,7 @@ _TRUST = cli.define_trust()
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     try:
         alphas = [float(a) for a in _ALPHAS.value]
     except ValueError:
@@ -53,11 +57,12 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.evaluation.scores import headline
     from finetune_jax.locks import FolderLock
     from finetune_jax.reporting.figures import interpolation
+    from finetune_jax.run_folders import named_runs
 
     output = Path(_OUTPUT.value)
     with FolderLock(output, f"--output={output}"):
         report = combine(
-            [Path(member) for member in _MEMBERS.value],
+            named_runs(_MEMBERS.value),
             output,
             _METHOD.value,
             alphas,

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from finetune_jax import config as config_lib
 from finetune_jax import config_keys
+from finetune_jax.arguments import at_home, meant_keys, unexpected, unknown_flag
 from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
 from finetune_jax.errors import UserError, nearest
@@ -265,6 +266,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         app.run(guarded, flags_parser=_parse)
 
 
+def no_inputs(argv: Sequence[str]) -> None:
+    """Raises UserError for arguments without dashes, of a command that takes none."""
+    if len(argv) > 1:
+        raise UserError(unexpected(argv[1:]))
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         try:
@@ -272,13 +279,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
         except UnicodeEncodeError:
             raise UserError(f"the argument {argument!a} is not UTF-8") from None
     try:
-        return flags.FLAGS(_with_config(argv))
+        return flags.FLAGS([at_home(argument) for argument in _with_config(argv)])
     except BrokenPipeError:
         raise
     except SystemExit:
         sys.stdout.flush()
         # Only the help flags raise SystemExit here; absl would end the process with status 1.
         sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        known = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
+        message = unknown_flag(error.flagname, [flag.name for flag in known])
     except (flags.Error, UserError) as error:
         # absl wraps the error of a parser and adds the name of the flag a second time.
         own = error.__context__ if isinstance(error.__context__, UserError) else None
@@ -345,12 +355,7 @@ def _unknown_key(name: str, reason: str = "") -> str:
 
 def _abbreviated(name: str) -> str:
     """The end of a message: the keys that a word such as ``lr`` may mean, or where keys stand."""
-    found = []
-    for key in config_lib.keys(config_lib.default()):
-        last = key.rpartition(".")[2]
-        if name in (last, "".join(word[0] for word in last.split("_"))):
-            found.append(repr(key))
-    if found:
+    if found := [repr(key) for key in meant_keys(name)]:
         return f". Did you mean {' or '.join(found[:3])}?"
     return "; --help=config lists all keys"
 

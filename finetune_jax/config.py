@@ -286,6 +286,12 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"{key}: expected a whole number of at least {least}, found {config[key]}"
             )
+    for key in ("seed", "data.split_seed"):
+        if not -(2**31) <= config[key] < 2**31:
+            raise UserError(
+                f"{key}: expected a whole number from {-(2**31)} to {2**31 - 1}, found "
+                f"{config[key]}"
+            )
     for key in _FRACTIONS:
         if not 0 <= config[key] < 1:
             raise UserError(f"{key}: expected a number in [0, 1), found {config[key]}")
@@ -327,10 +333,10 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
     if not config.data.label_sep:
         raise UserError("data.label_sep: expected a text between two names, found ''")
     for key in ("mean", "std"):
-        if len(config.data[key]) not in (0, 3) or not all(x > 0 for x in config.data.std):
-            raise UserError(
-                f"data.{key}: expected three numbers, in data.std above 0, found {config.data[key]}"
-            )
+        values = tuple(config.data[key])
+        if len(values) not in (0, 3) or (key == "std" and not all(x > 0 for x in values)):
+            above = " above 0" * (key == "std")
+            raise UserError(f"data.{key}: expected three numbers{above}, found {values}")
     if not all(0 <= x <= 1 for x in (*config.data.mean, *config.data.std)):
         raise UserError(
             f"data.mean, data.std: expected values in [0, 1], found {tuple(config.data.mean)} and "

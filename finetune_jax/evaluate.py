@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
@@ -169,8 +169,7 @@ def _other(split: str) -> Predictions:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     if (_WORKDIR.value is None) == (_CONFIG.value is None):
         raise UserError("give either --workdir (a finished run) or --config (a weight file)")
     if _REPORT.value and _WORKDIR.value is None:

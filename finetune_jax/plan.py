@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
@@ -38,8 +38,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     from finetune_jax.chosen_config import chosen_config
     from finetune_jax.data.source_planned import planned
     from finetune_jax.reporting.plan_tables import plan_tables

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.files import plain
@@ -26,8 +26,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the l
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     from finetune_jax.training.replaying import replay
 
     report = replay(Path(_WORKDIR.value), _STEP.value)

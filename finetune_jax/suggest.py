@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.files import plain
@@ -31,8 +31,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     from finetune_jax.chosen_config import chosen_config
     from finetune_jax.files import write_json
     from finetune_jax.reporting.figures import stage_profile

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 
@@ -46,8 +46,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     from finetune_jax.progress import say
 
     say(f"finetune_jax.train in {_WORKDIR.value}")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
@@ -27,8 +27,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of lines
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.no_inputs(argv)
     if not (_WORKDIR.value or _PREFIX_CACHE.value):
         raise UserError("expected --workdir=DIR or --prefix_cache=DIR")
     from finetune_jax.verification import DAMAGED, verify, verify_prefix_cache

@@ -76,6 +76,21 @@ def test_a_choice_of_tensors_needs_a_weight_file(key):
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize("seed", [2**31, 2**40, -(2**31) - 1])
+def test_a_seed_has_32_bits(seed):
+    config = default()
+    config.seed = seed
+    with pytest.raises(UserError, match="^seed: expected a whole number from -2147483648 to 2147"):
+        config_lib.validate(config)
+
+
+def test_the_key_of_a_wrong_standard_deviation_is_named():
+    config = default()
+    config.data.std = (0.0, 0.2, 0.2)
+    with pytest.raises(UserError, match=r"^data.std: expected three numbers above 0, found \(0.0,"):
+        config_lib.validate(config)
+
+
 def test_means_of_pixels_from_0_to_255_are_refused():
     config = default()
     config.data.mean, config.data.std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)

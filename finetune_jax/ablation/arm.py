@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from finetune_jax import config as config_lib
 from finetune_jax.ablation.axes import Overrides
+from finetune_jax.arguments import meant_keys
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.files import digest
 from finetune_jax.portable import portable
@@ -87,6 +88,10 @@ def make_arm(
     return Arm(row, dict(point), seed, share, config_lib.to_json(config))
 
 
+_KINDS = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "True or False",
+          "tuple": "a list", "list": "a list"}  # fmt: skip
+
+
 def apply_overrides(
     base: ml_collections.ConfigDict, overrides: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
@@ -106,8 +111,10 @@ def apply_overrides(
             known = node.keys() if isinstance(node, config_dict.ConfigDict) else ()
             if part not in known:
                 prefix = ".".join(parts[:depth]) + "." * bool(depth)
+                meant = " or ".join(map(repr, meant_keys(key)[:3]))
+                hint = nearest(prefix + part, [prefix + k for k in known])
                 raise UserError(
-                    f"no config key {key!r}.{nearest(prefix + part, [prefix + k for k in known])}"
+                    f"no config key {key!r}.{f' Did you mean {meant}?' if meant else hint}"
                 )
             if depth < len(parts) - 1:
                 node = node[part]
@@ -116,5 +123,9 @@ def apply_overrides(
             with node.ignore_type() if key in ("scheme", "data.augment") else node.unlocked():
                 node[parts[-1]] = value
         except TypeError as error:
-            raise UserError(f"{key}={value!r}: {error}") from None
+            kind = type(node[parts[-1]]).__name__
+            raise UserError(
+                f"{key}={value!r}: expected {_KINDS.get(kind, kind)}, found "
+                f"{_KINDS.get(type(value).__name__, type(value).__name__)}"
+            ) from error
     return config

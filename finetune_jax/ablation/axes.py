@@ -18,7 +18,15 @@ Overrides = dict[str, Any]
 
 
 def over(key: str, values: Iterable[Any]) -> list[Overrides]:
-    """One override for each value of a config key."""
+    """One override for each value of a config key.
+
+    Raises:
+      UserError: `values` is one text or no list.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(
+            f"over({key!r}, …): expected a list of values, [{values!r}], found {values!r}"
+        )
     return [{key: value} for value in values]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -134,9 +135,14 @@ def _check_rows(specs: Sequence[RowSpec], study: Study) -> None:
     if study.reference and study.reference not in labels:
         raise UserError(f"reference: no row {study.reference!r}.{nearest(study.reference, labels)}")
     for field in ("seeds", "tune_seeds"):
-        seeds = list(getattr(study, field))
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise UserError(f"{field}: expected different whole numbers, found {seeds}")
+        given: Any = getattr(study, field)
+        seeds = list(given) if isinstance(given, Iterable) else []
+        whole = all(type(seed) is int for seed in seeds)
+        if not seeds or not whole or len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"{field}: expected a list of different whole numbers, such as (0, 1, 2), found "
+                f"{given!r}"
+            )
 
 
 def _points(tune: Points, row: Overrides) -> tuple[Overrides, ...]:

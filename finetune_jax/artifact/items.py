@@ -183,7 +183,10 @@ def _lines_of_standard_input() -> list[str]:
     try:
         return [text for part in parts if (text := part.decode("utf-8-sig")).strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"-: standard input is not UTF-8: {error.object!r:.80}") from None
+        raise UserError(
+            f"-: expected lines of text in UTF-8, each a text or the path of an image, found "
+            f"{error.object!r:.80}; the content of an image is read from its file alone"
+        ) from None
 
 
 def _matches(pattern: str) -> list[str]:

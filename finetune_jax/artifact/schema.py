@@ -16,6 +16,7 @@ from finetune_jax.files import SEAL, read_json, require_seal
 from finetune_jax.models import DTYPES, entry_of
 from finetune_jax.pretrained.formats.roles import ROLES
 from finetune_jax.progress import say
+from finetune_jax.run_folders import no_run
 from finetune_jax.schema import (
     LARGEST_SIDE,
     an_object,
@@ -95,9 +96,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a run or its artifact")
+        where = no_run(folder)
+        raise UserError(f"{folder}: no such folder; expected a run or its artifact{where}")
     if not path.is_file():
-        raise UserError(f"{folder}: no artifact here ({FILE} is missing); did the run end?")
+        where = no_run(folder) or "; did the run end?"
+        raise UserError(f"{folder}: no artifact here ({FILE} is missing){where}")
     content = read_json(path)
     version = content.get("version")
     if version not in (1, VERSION) or isinstance(version, bool):

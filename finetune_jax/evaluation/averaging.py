@@ -37,6 +37,7 @@ from finetune_jax.files import read_json, write_json
 from finetune_jax.locks import NAME as LOCK
 from finetune_jax.metrics import names
 from finetune_jax.progress import clock, say
+from finetune_jax.run_folders import require_run
 
 ALPHAS = tuple(i / 10 for i in range(11))
 """Weights of the second member that an interpolation tries."""
@@ -229,6 +230,8 @@ def _open(
     data_source: str,
 ) -> _Members:
     names = [str(member) for member in members]
+    for member in members:
+        require_run(member)
     configs = [read_json(member / "config.json") for member in members]
     for values, name in zip(configs, names, strict=True):
         doors = config_doors(config_lib.from_json(values))

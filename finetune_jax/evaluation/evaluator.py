@@ -36,6 +36,7 @@ from finetune_jax.mesh import put_batch, state_sharding, use_cpu_devices
 from finetune_jax.metrics.probes import sample
 from finetune_jax.models import StagedModel
 from finetune_jax.progress import say
+from finetune_jax.run_folders import require_run
 from finetune_jax.setup import Setup, open_setup
 from finetune_jax.tasks import Task, require_classification
 from finetune_jax.tasks.relabel import host_part
@@ -275,6 +276,7 @@ def open_run(
       UserError: not a finished run, a run that is not trusted, or an error of `Artifact.load` or
         `open_evaluator`.
     """
+    require_run(workdir)
     path = workdir / "config.json"
     values = read_json(path)
     config = _config_of(values, path)
@@ -301,6 +303,7 @@ def changed_data(evaluator: Evaluator) -> list[str]:
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config of a run's folder; UserError for another folder."""
     path = workdir / "config.json"
+    require_run(workdir)
     return _config_of(read_json(path), path)
 
 

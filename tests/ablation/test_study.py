@@ -123,3 +123,22 @@ def test_a_config_file_without_a_study_is_named(tmp_path):
     file.write_text("def get_study():\n    return 3\n")
     with pytest.raises(UserError, match=r"c.py.*Study, found int"):
         load_study(str(file))
+
+
+@pytest.mark.parametrize("values", ["head", 0.1, None])
+def test_an_axis_takes_a_list_and_no_single_value(values):
+    with pytest.raises(UserError, match=r"over\('scheme', …\): expected a list of values"):
+        over("scheme", values)
+
+
+@pytest.mark.parametrize("seeds", [3, (), (0, 0), (0.5, 1), "01", (True, 2)])
+def test_seeds_are_different_whole_numbers(seeds):
+    with pytest.raises(UserError, match="^seeds: expected a list of different whole numbers"):
+        row_specs(Study(rows=over("scheme", ["head"]), tune=[], seeds=seeds), default())
+
+
+def test_overrides_name_the_key_that_is_meant_and_the_kind_of_a_value():
+    with pytest.raises(UserError, match="'optimizer.lr'. Did you mean 'optimizer.learning_rate'"):
+        apply_overrides(default(), {"optimizer.lr": 0.1})
+    with pytest.raises(UserError, match="learning_rate='0.1': expected a number, found a text$"):
+        apply_overrides(default(), {"optimizer.learning_rate": "0.1"})

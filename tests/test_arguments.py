@@ -1,0 +1,50 @@
+"""Arguments that no flag reads are answered with what may be meant; ``~`` is the home folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_jax.arguments import at_home, unexpected, unknown_flag
+
+
+def test_the_home_folder_stands_for_a_tilde_in_the_value_of_a_flag(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert at_home("--workdir=~/runs/a") == "--workdir=/home/me/runs/a"
+    assert at_home("--members=~/a,~/b,c~/d") == "--members=/home/me/a,/home/me/b,c~/d"
+    # Keys of a config are kept as written, and a text that is predicted is no path.
+    for kept in ("--config.pretrained.path=~/a", "~/a is a path", "--output=a~", "--json"):
+        assert at_home(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("batch_size", "Did you mean --config.train.batch_size or --config.eval.batch_size?"),
+        ("batch-size", "Did you mean --config.train.batch_size"),
+        ("lr", "no flag --lr. Did you mean --config.optimizer.learning_rate?"),
+        ("epochs", "Did you mean --config.train.epochs?"),
+        ("outptu", "Did you mean '--output'?"),
+        ("xyz", "The flags of this command: --config, --output."),
+        ("1 of 10", "a text that begins with - stands after --, as in: -- '-1 of 10'"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_what_it_may_mean(name, message):
+    assert message in unknown_flag(name, ["config", "output", "help"])
+
+
+def test_a_command_without_a_config_proposes_no_keys():
+    assert "--config" not in unknown_flag("epochs", ["members", "output"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        (["train.steps=8"], "; did you mean --config.train.steps=8?"),
+        (["config.train.steps=8", "lr=0.1"],
+         "; did you mean --config.train.steps=8 --config.optimizer.learning_rate=0.1?"),
+        (["photos"], "found 'photos'"),
+        (["a=b", "photos"], "found 'a=b' 'photos'"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_dashes_is_answered_with_its_flag(arguments, end):
+    assert unexpected(arguments).endswith(end)

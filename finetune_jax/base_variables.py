@@ -26,6 +26,7 @@ from finetune_jax.pretrained.class_names import (
     shared_rows,
 )
 from finetune_jax.pretrained.sources import companion_folder, local_file, resolve
+from finetune_jax.pretrained.sources.pins import other_than_published
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 
@@ -57,6 +58,8 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         init["params"]["head"], settings.head_init, setup
     )
     variables, manifest = _load(setup, init, own_head is not None, _placer(setup.mesh))
+    if line := other_than_published(manifest.file, manifest.sha256):
+        say(line)
     return variables, manifest.to_json()
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -16,8 +17,9 @@ from format_samples import ARRAYS, write_npz, write_safetensors, write_sharded
 
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights
-from finetune_jax.pretrained.sources import companion_folder, resolve
+from finetune_jax.pretrained.sources import companion_folder, local_file, resolve
 from finetune_jax.pretrained.sources import hub as hub_module
+from finetune_jax.pretrained.sources.pins import PUBLISHED, other_than_published
 
 ONE = {"w": np.ones(3, np.float32)}
 
@@ -324,3 +326,36 @@ def test_a_hub_that_does_not_answer_is_reported_once(hub, capsys):
     assert told.count("the Hugging Face hub does not answer") == 1
     assert "thrown while" not in told and "Retrying" not in told
     assert sum(isinstance(found, hub_module._RetriesOnce) for found in logger.filters) == 1
+
+
+def test_a_source_that_ends_in_a_checksum_is_compared_with_it(hub, tmp_path):
+    file = write_safetensors(tmp_path / "mine.safetensors", ONE)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert resolve(f"{file}#sha256={digest.upper()}") == file
+    assert companion_folder(f"{file}#sha256={digest}", ["config.json"], fetch=False) == tmp_path
+    with pytest.raises(UserError, match=f"SHA-256 is {digest}, and .* expects {'0' * 64}"):
+        resolve(f"{file}#sha256={'0' * 64}")
+    with pytest.raises(UserError, match="expected the 64 hexadecimal digits after #sha256="):
+        resolve(f"{file}#sha256=12")
+    with pytest.raises(UserError, match="is that of one file"):
+        resolve(f"{tmp_path}#sha256={digest}")
+    file.write_bytes(file.read_bytes() + b" ")  # the digest of the old content is not remembered
+    with pytest.raises(UserError, match="was changed or damaged"):
+        resolve(f"{file}#sha256={digest}")
+    hub.add(write_safetensors(tmp_path / "model.safetensors", ONE))
+    source = f"hf:owner/name@{'0' * 40}/model.safetensors"
+    assert resolve(f"{source}#sha256={digest}") == local_file(f"{source}#sha256={digest}")
+    with pytest.raises(UserError, match="expects 1111"):
+        resolve(f"{source}#sha256={'1' * 64}")
+
+
+def test_the_shipped_file_is_the_published_one_and_another_content_is_noticed():
+    path = resolve("package:resnet20_cifar10")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert other_than_published(path.name, digest) == ""
+    assert "another content" in other_than_published("resnet20-12fca82f.th", digest)
+    assert other_than_published("mine.th", digest) == ""
+    # torch writes the first digits of the digest into the names of its files
+    for name, known in PUBLISHED.items():
+        if match := re.search(r"-([0-9a-f]{8})\.th", name):
+            assert known.startswith(match[1])

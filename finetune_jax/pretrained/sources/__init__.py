@@ -8,6 +8,9 @@ hf:google/vit-base-patch16-224/model.safetensors
 https://host/name.npz#sha256=…      gs://bucket/name.npz#sha256=…
 keras:vgg16_notop
 package:resnet20_cifar10
+
+The revision of a repository may be a branch, a tag or a commit; a commit never changes. Any source
+of one file may end in ``#sha256=`` and its SHA-256, which is then compared.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.pretrained.sources.download import download, place_of
 from finetune_jax.pretrained.sources.hub import cached_file, fetch_companions, resolve_hub
+from finetune_jax.pretrained.sources.pins import require_digest, unpinned
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 _SAME_PATTERN = (
@@ -45,7 +49,7 @@ def resolve(source: str) -> Path:
       source: a path; ``package:name`` of weights that ship with this package;
         ``hf:owner/name[@revision][/file]``; ``http(s)://…#sha256=HEX`` or ``gs://…#sha256=HEX``;
         ``keras:name`` or ``keras:name_notop``, which must be in Keras' cache and is never
-        downloaded.
+        downloaded. Each may end in ``#sha256=HEX``.
 
     Returns:
       A path for `open_weights`. The existence of a plain path is not checked.
@@ -54,6 +58,12 @@ def resolve(source: str) -> Path:
       UserError: the source is malformed or not available, or its checksum differs. The message says
         what to do.
     """
+    if "://" not in source:
+        bare, wanted = unpinned(source)
+        if wanted:
+            path = resolve(bare)
+            require_digest(source, path, wanted)
+            return path
     scheme, colon, rest = source.partition(":")
     if not source.strip():
         raise UserError("expected a source of weights, found an empty string")
@@ -79,7 +89,7 @@ def local_file(source: str) -> Path | None:
     Raises:
       UserError: as `resolve`, where a download does not help.
     """
-    scheme, colon, rest = source.partition(":")
+    scheme, colon, rest = unpinned(source)[0].partition(":")
     if colon and scheme == "hf":
         return cached_file(rest)
     if scheme in ("http", "https", "gs") and "://" in source:
@@ -100,6 +110,8 @@ def companion_folder(source: str, names: Sequence[str], *, fetch: bool) -> Path 
       The folder of the weight file of a path or a repository; None for other sources, and without
       `fetch` for a repository that is not in the cache.
     """
+    if "://" not in source:
+        source = unpinned(source)[0]
     scheme, colon, rest = source.partition(":")
     if colon and scheme == "hf":
         return fetch_companions(rest, names, fetch=fetch)

@@ -41,7 +41,9 @@ def default() -> ml_collections.ConfigDict:
     # those that are left out come from config.json beside the weights, or from their shapes.
     c.model.name = "resnet20_cifar"
     c.model.dtype = "float32"  # compute dtype; trainable leaves always keep f32 masters
-    c.model.frozen_dtype = "float32"  # storage of frozen leaves: float32 | bfloat16
+    # Storage of frozen leaves: float32 | bfloat16. Or of frozen kernels and tables of embeddings:
+    # int8 | fp8 | int4 | nf4; the other frozen leaves are then float32.
+    c.model.frozen_dtype = "float32"
     c.model.remat = False  # recompute activations in the backward pass: less memory, more time
     c.model.dropout = 0.0  # rate in [0, 1), for models that have dropout
     # Pooling of tokens: cls, mean or pooler for texts, token, gap or token_gap for a vit; "": that
@@ -245,7 +247,7 @@ _FRACTIONS = ("task.label_smoothing", "optimizer.ema_decay", "optimizer.momentum
 _CHOICES = {
     "optimizer.name": ("sgd", "adamw"),
     "train.on_nan": ("stop", "skip", "back_up"),
-    "model.frozen_dtype": ("float32", "bfloat16"),
+    "model.frozen_dtype": ("float32", "bfloat16", "int8", "fp8", "int4", "nf4"),
     "artifact.contents": ("all", "delta"),
     "artifact.select": ("last", "best"),
     "pretrained.weights": ("", "raw", "ema", "teacher", "student"),

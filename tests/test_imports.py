@@ -28,7 +28,18 @@ INSIDE_FUNCTIONS = {
 INSIDE_FUNCTIONS_LIBRARIES = {
     *("absl", "aiohttp", "array_record", "cv2", "datasets", "etils", "fsspec", "grain", "h5py"),
     *("huggingface_hub", "imagecorruptions", "jax", "matplotlib", "ml_collections", "optuna"),
-    *("orbax", "PIL", "pillow_heif", "ray", "rich", "scipy", "sklearn", "submitit", "tensorboardX"),
+    *(
+        "orbax",
+        "PIL",
+        "pillow_heif",
+        "qwix",
+        "ray",
+        "rich",
+        "scipy",
+        "sklearn",
+        "submitit",
+        "tensorboardX",
+    ),
     *("tensorflow_datasets", "tensorstore", "tokenizers", "tqdm"),
 }
 

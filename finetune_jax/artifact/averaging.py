@@ -18,6 +18,7 @@ from finetune_jax.artifact.folder import Artifact
 from finetune_jax.deltas import Adapted, merge, unmergeable
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained.values import require_good_values
+from finetune_jax.quantization import dequantize
 
 Variables = dict[str, Any]
 
@@ -100,9 +101,9 @@ def greedy(
 def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Artifact]:
     """Returns the artifacts with weights of one structure, which can be averaged.
 
-    Deltas are merged into the base if all of them can be merged, because the average of low-rank
-    factors is not the average of their products. Deltas that cannot be merged are averaged leaf by
-    leaf; all members must then have the same deltas.
+    Quantized leaves are dequantized. Deltas are merged into the base if all of them can be merged,
+    because the average of low-rank factors is not the average of their products. Deltas that cannot
+    be merged are averaged leaf by leaf; all members must then have the same deltas.
 
     Args:
       artifacts: the members, at least two.
@@ -112,6 +113,7 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
       UserError: members with different models, tasks, preprocessing or deltas, or with leaves that
         are not finite.
     """
+    artifacts = [_dequantized(artifact) for artifact in artifacts]
     for artifact, name in zip(artifacts, names, strict=True):
         require_good_values(artifact.variables, f"{name} cannot be averaged")
     first = artifacts[0]
@@ -133,6 +135,12 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
                 f"{name} has other deltas than {names[0]}, and not all can be merged into the base"
             )
     return list(artifacts)
+
+
+def _dequantized(artifact: Artifact) -> Artifact:
+    params = dequantize(artifact.variables["params"])
+    variables = {**artifact.variables, "params": params}
+    return dataclasses.replace(artifact, variables=variables)
 
 
 def _merged(artifact: Artifact) -> Artifact:

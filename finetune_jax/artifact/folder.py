@@ -36,6 +36,7 @@ from finetune_jax.models import StagedModel, build
 from finetune_jax.pretrained import save_native
 from finetune_jax.pretrained.values import require_good_values
 from finetune_jax.progress import each, say
+from finetune_jax.quantization import quantized_leaves
 from finetune_jax.tasks import Task
 
 Item = str | Path | np.ndarray | dict[str, Any]
@@ -283,6 +284,7 @@ def save_artifact(
     scores: Mapping[str, Any],
     contents: str,
     changed: set[str],
+    formats: Mapping[str, str] | None = None,
     made_of: Mapping[str, Any] | None = None,
     accepted: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -302,6 +304,7 @@ def save_artifact(
       scores: scores by split.
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
+      formats: by path of a quantized leaf its format, such as ``int4(tile=32)``.
       made_of: what the run was made of, see `finetune_jax.identity`.
       accepted: differences of `made_of` that the user accepted during the run, and changes of its
         length.
@@ -315,6 +318,8 @@ def save_artifact(
         raise UserError("artifact.contents=delta needs a pretrained file to be a delta of")
     folder.mkdir(parents=True, exist_ok=True)
     flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(variables).items()}
+    found = quantized_leaves(variables["params"])
+    codes = {f"params/{path}/{name}" for path, name in found.items()}
     kept = flat if contents == "all" else {p: a for p, a in flat.items() if p in changed}
     save_native(folder / weights.FILE, tree.unflatten(kept), {"format": "finetune_jax"})
     card = {
@@ -326,8 +331,11 @@ def save_artifact(
         "contents": contents,
         # A weight file is loaded in float32; these leaves of the base are kept in another dtype.
         "base_dtypes": {
-            p: a.dtype.name for p, a in flat.items() if p not in kept and a.dtype != np.float32
+            p: a.dtype.name
+            for p, a in flat.items()
+            if p not in kept and p not in codes and a.dtype != np.float32
         },
+        "quantized": dict(formats or {}),
         "base": base,
         "fingerprint": tree.fingerprint(variables),
         "scores": scores,

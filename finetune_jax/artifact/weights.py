@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from finetune_jax.models import DTYPES, StagedModel, initial_variables
 from finetune_jax.pretrained import Selection, load, open_weights
 from finetune_jax.pretrained.surgery import KINDS
 from finetune_jax.pretrained.values import require_good_values
+from finetune_jax.quantization import Format, is_weight, parse_format, quantize_leaf
 
 FILE = "model.safetensors"
 
@@ -43,9 +45,15 @@ def read_variables(
         raise UserError(f"{file}: missing")
     with open_weights(file) as weights:
         leaves = {name: weights.read(name) for name in weights.names()}
+    formats = {
+        f"params/{path}": parse_format(text, f"{folder}: quantized")
+        for path, text in card.get("quantized", {}).items()
+    }
     if card["contents"] == "delta":
-        leaves = {**_base_leaves(folder, card, model, leaves.keys(), base), **leaves}
+        found = _base_leaves(folder, card, model, leaves.keys(), base)
+        leaves = {**_with_codes(found, formats, str(folder)), **leaves}
     expected = _expected_leaves(model, deltas, card["preprocess"]["size"])
+    expected = _with_codes(expected, formats, str(folder))
     _require_fit(leaves, expected, f"{file} does not fit {card['model']['name']}")
     nested = tree.unflatten(leaves)
     variables = {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
@@ -93,6 +101,21 @@ def _base_leaves(
         if path not in leaves:
             raise UserError(f"{folder}: base_dtypes: the base has no leaf {path!r:.80}")
         leaves[path] = leaves[path].astype(DTYPES[dtype])
+    return leaves
+
+
+def _with_codes(leaves: dict[str, Any], formats: dict[str, Format], folder: str) -> dict[str, Any]:
+    """The leaves, or shape structs, with codes and scales in the place of quantized leaves."""
+    leaves = dict(leaves)
+    for path, format_ in formats.items():
+        if path not in leaves or not is_weight(path, leaves[path]):
+            raise UserError(f"{folder}: quantized: the model has no weight {path!r:.80}")
+        leaf = leaves.pop(path)
+        encode = functools.partial(quantize_leaf, path, format_=format_)
+        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        new = jax.eval_shape(encode, leaf) if abstract else jax.jit(encode)(leaf)
+        parts = new if isinstance(new, dict) else {"": new}
+        leaves |= {f"{path}/{name}".rstrip("/"): x for name, x in parts.items()}
     return leaves
 
 

@@ -15,6 +15,7 @@ from finetune_jax import tree
 from finetune_jax.deltas.base import Arrays, Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import EVAL, Mode, StagedModel
+from finetune_jax.quantization import dequantize
 
 # As a fraction of the largest logit; tests hold every mergeable delta to a tenth of it.
 _MERGE_TOLERANCE = 1e-4
@@ -55,7 +56,8 @@ class Adapted:
         """`StagedModel.__call__` through ``flax.linen.Module.apply``.
 
         Args:
-          variables: ``{"params": base and delta leaves, "batch_stats": …}``.
+          variables: ``{"params": base and delta leaves, "batch_stats": …}``; leaves of the base may
+            be quantized, see `finetune_jax.quantization`.
           x: input of the model or of the stage `start`, see `StagedModel.__call__`.
           mode: which stages run as in training.
           start: name of the first stage to run.
@@ -65,6 +67,7 @@ class Adapted:
         Returns:
           What ``flax.linen.Module.apply`` returns.
         """
+        variables = {**variables, "params": dequantize(variables["params"])}
         if not self.deltas:
             return self.model.apply(variables, x, mode, start=start, stop=stop, **options)
         leaves = tree.flatten(variables["params"])
@@ -133,7 +136,7 @@ def merge(
 
     Args:
       adapted: model and deltas.
-      variables: base and delta leaves, and ``batch_stats``.
+      variables: base and delta leaves, and ``batch_stats``. Quantized leaves are dequantized.
       inputs: inputs of the model, such as normalised images f32[batch, height, width, 3], on which
         the logits of both forms are compared; None skips the comparison.
 
@@ -150,7 +153,8 @@ def merge(
                 f"{delta.kind} at {delta.module!r} cannot be merged into the base: this "
                 f"convolution standardises its kernel, and the delta's product is not standardised"
             )
-    leaves = {p: jnp.asarray(x) for p, x in tree.flatten(variables["params"]).items()}
+    params = dequantize(variables["params"])
+    leaves = {p: jnp.asarray(x) for p, x in tree.flatten(params).items()}
     added: set[str] = set()
     for delta in adapted.nested:
         added |= delta.leaves(leaves).keys()

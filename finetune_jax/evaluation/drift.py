@@ -15,6 +15,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.evaluation.scores import forward_all
 from finetune_jax.evaluation.step import make_forward
+from finetune_jax.quantization import dequantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ def parameter_movement(evaluator: Evaluator, start: Start) -> list[dict[str, Any
     model, variables = evaluator.model, evaluator.variables
     if isinstance(model, Adapted) and not unmergeable(model.model, model.deltas):
         variables, _ = merge(model, variables)
-    now, then = tree.flatten(variables["params"]), tree.flatten(start.variables["params"])
+    params = dequantize(variables["params"])
+    now, then = tree.flatten(params), tree.flatten(start.variables["params"])
     rows: list[dict[str, Any]] = []
     for stage in evaluator.setup.model.stages:
         mine = [p for p in now if p.split("/")[0] == stage]

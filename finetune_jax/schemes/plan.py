@@ -15,6 +15,7 @@ from finetune_jax import deltas, doors, tree
 from finetune_jax.deltas import Adapted, Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import Mode, StagedModel
+from finetune_jax.quantization import dequantize
 from finetune_jax.schemes.model_spec import Measurement
 
 FROZEN = "frozen"
@@ -135,10 +136,11 @@ class Plan:
 
     def add_deltas(self, params: tree.Tree, key: jax.Array) -> dict[str, Any]:
         """`params` and the start values of the delta leaves that `params` does not hold yet."""
-        leaves = tree.flatten(params)
+        leaves, base = tree.flatten(params), tree.flatten(dequantize(params))
         for delta in self.deltas:
-            values = delta.initial(key, leaves)
-            leaves |= {path: x for path, x in values.items() if path not in leaves}
+            values = delta.initial(key, base)
+            new = {path: x for path, x in values.items() if path not in leaves}
+            leaves, base = {**leaves, **new}, {**base, **new}
         return tree.unflatten(leaves)
 
     def split(self, params: tree.Tree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,7 +153,8 @@ class Plan:
         groups = {leaf.path: leaf.group for leaf in self.leaves}
         for path, array in tree.flatten(params).items():
             other = seen.setdefault(id(array), path)
-            if groups[other] != groups[path]:
+            # A plan does not have the codes and the scales of a quantized leaf; they never train.
+            if groups.get(other, FROZEN) != groups.get(path, FROZEN):
                 raise UserError(
                     f"the leaves {other!r} and {path!r} are tied (one array), but scheme "
                     f"{self.scheme!r} puts them into {groups[other]!r} and {groups[path]!r}"

@@ -18,6 +18,7 @@ from finetune_jax.hosts import is_primary
 from finetune_jax.models import entry_of
 from finetune_jax.pretrained.selection import IGNORED
 from finetune_jax.progress import say
+from finetune_jax.quantization import FORMATS, quantized_leaves
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.interval import GroupRates, times_of
@@ -155,6 +156,9 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
         scores={split: result[split] for split in _SCORED_SPLITS if split in result},
         contents=config.artifact.contents,
         changed=run.modified,
+        formats=dict.fromkeys(
+            quantized_leaves(variables["params"]), str(FORMATS.get(config.model.frozen_dtype, ""))
+        ),
         made_of=run.made_of,
         accepted=run.accepted,
     )
@@ -188,12 +192,14 @@ def _merge(run: Run, variables: dict[str, Any]) -> tuple[dict[str, Any], float]:
     some = np.arange(min(_COMPARED_IMAGES, len(examples)))
     batch = gather(examples, some, setup.encode)
     adapted = Adapted(setup.model, setup.plan.deltas)
+    if quantized_leaves(variables["params"]):
+        say("the base is dequantized, because deltas cannot be merged into weights of few bits")
     merged, difference = merge(adapted, variables, setup.preprocess.device(batch))
     before = tree.flatten(variables["params"])
     run.modified |= {
         f"params/{path}"
         for path, leaf in tree.flatten(merged["params"]).items()
-        if not np.array_equal(leaf, before[path])
+        if path not in before or not np.array_equal(leaf, before[path])
     }
     say(f"deltas merged into the base; largest difference of a logit {difference:.2g}")
     return merged, difference

@@ -17,6 +17,7 @@ from finetune_jax.deltas import Adapted
 from finetune_jax.evaluation.step import make_eval_step, make_forward
 from finetune_jax.mesh import batch_sharding, state_sharding
 from finetune_jax.models import DTYPES, initial_variables
+from finetune_jax.quantization import FORMATS
 from finetune_jax.schemes import Leaf, Phase, Plan
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
@@ -135,7 +136,7 @@ class PhaseRun:
             hyper,
             seed=seed,
             ema=config.optimizer.ema_decay > 0,
-            frozen_dtype=DTYPES[config.model.frozen_dtype],
+            frozen_dtype={**DTYPES, **FORMATS}[config.model.frozen_dtype],
             # Leaves that another phase trains keep their dtype, so that no phase rounds them.
             exact=self.setup.trainable,
             anchor=anchor,

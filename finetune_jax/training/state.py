@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from finetune_jax import tree
+from finetune_jax.quantization import Format, is_weight, quantize_leaf
 from finetune_jax.schemes import Plan
 
 
@@ -95,7 +96,7 @@ def create(
     *,
     seed: int | jax.Array,
     ema: bool,
-    frozen_dtype: jax.typing.DTypeLike = jnp.float32,
+    frozen_dtype: jax.typing.DTypeLike | Format = jnp.float32,
     exact: Collection[str] = (),
     anchor: tree.Tree | None = None,
 ) -> tuple[State, Frozen]:
@@ -108,7 +109,8 @@ def create(
       hyper: `optimizer.hyper_parameters`.
       seed: seed of the run's PRNG key.
       ema: whether to keep an average of the trainable half.
-      frozen_dtype: dtype in which frozen floating-point parameters are stored.
+      frozen_dtype: dtype in which frozen floating-point parameters are stored, or format of the
+        frozen weights (`finetune_jax.quantization.is_weight`).
       exact: paths of frozen parameters that keep their dtype.
       anchor: values that L2-SP pulls towards, see `Frozen`.
     """
@@ -128,8 +130,11 @@ def create(
         hyper=jax.tree.map(jnp.asarray, hyper),
     )
 
-    def store(path: str, x: jax.Array) -> jax.Array:
+    def store(path: str, x: jax.Array) -> Any:
         keeps = path in exact or not jnp.issubdtype(x.dtype, jnp.floating)
+        if isinstance(frozen_dtype, Format):
+            quantizes = not keeps and is_weight(path, x)
+            return quantize_leaf(path, x, frozen_dtype) if quantizes else jnp.asarray(x)
         return jnp.asarray(x, None if keeps else frozen_dtype)
 
     frozen = tree.map_with_path(store, frozen)

@@ -96,6 +96,11 @@ class StagedModel(nn.Module):
         """Lengths of axes that our leaves merge and other projects keep apart: ``heads``, …."""
         return {}
 
+    @property
+    def pooled_norm(self) -> bool | None:
+        """Whether the final norm follows the pooling of tokens; None where both are equal."""
+        return None
+
     def check(self) -> None:
         """Raises UserError for an unknown value of a field, or values that exclude each other."""
 

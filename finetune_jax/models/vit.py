@@ -113,6 +113,11 @@ class ViT(StagedModel):
         return {"heads": self.heads}
 
     @property
+    def pooled_norm(self) -> bool | None:
+        # The norm of one token is the same before and after it is taken.
+        return None if self.norm_pooled and self.pooling == "token" else self.norm_pooled
+
+    @property
     def has_class_token(self) -> bool:
         """`class_token`; where it is None, whether the pooling reads the class token."""
         return "token" in self.pooling if self.class_token is None else self.class_token

@@ -127,6 +127,7 @@ def load(
             sizes=model.sizes if model else {},
             fresh=model.fresh_stages if model else {},
             absent=absent,
+            pooled_norm=None if name_map or model is None else model.pooled_norm,
             copy_rows=dict(copy_rows or {}),
             place=place or (lambda leaf, array: array),
             read_values=read_values,
@@ -167,6 +168,7 @@ class _Load:
       resizable: leaves that may be resized, by ``collection/leaf path``.
       resize: the allowed kinds of surgery.
       sizes, fresh, absent: `sizes`, `fresh_stages` and `absent_stages` of the model.
+      pooled_norm: `pooled_norm` of the model; None if the user chose the name map.
       copy_rows, place, read_values, model_name: see `load`.
       chosen: which tensors of the file are the model's, and their prefix.
       belongs: whether a name map knows a name as that of a leaf of the model.
@@ -190,6 +192,7 @@ class _Load:
     sizes: Mapping[str, int]
     fresh: Mapping[str, str]
     absent: Mapping[str, str]
+    pooled_norm: bool | None
     copy_rows: dict[int, int]
     place: Callable[[str, np.ndarray], Any]
     read_values: bool
@@ -222,6 +225,7 @@ class _Load:
             self.belongs,
             self.model_name,
         )
+        self._require_norm()
         # 1. Match tensors and leaves by name.
         targets, self.problems = match(names, self.map, self.chosen, self.leaves)
         if self.map.origin == "native":  # our own files hold trained values of such stages
@@ -259,6 +263,25 @@ class _Load:
         )
         ordered = tree.unflatten({leaf: self.arrays[leaf] for leaf in self.leaves})
         return {c: ordered.get(c, {}) for c in self.collections}, manifest
+
+    def _require_norm(self) -> None:
+        """Refuses a file whose names show another order of pooling and final norm.
+
+        All names and shapes fit then, and the head reads other features.
+        """
+        theirs = self.map.pooled_norm
+        if None in (theirs, self.pooled_norm) or theirs == self.pooled_norm:
+            return
+        order = ("before", "after")
+        name = self._source("params/norm/scale")
+        options = "pooling='gap', norm_pooled=True" if theirs else "norm_pooled=False"
+        raise UserError(
+            f"{self.weights.path}: {name!r} normalises {order[bool(theirs)]} the tokens are pooled"
+            f"{' (an average of all patches)' if theirs else ''}, and the model normalises "
+            f"{order[not theirs]}: set the options {options} in model.name, as in "
+            f"model.name='vit({'heads=…, ' if theirs else ''}{options})', or load the file as it "
+            f"is with pretrained.name_map={self.map.origin}"
+        )
 
     def _raise(self) -> NoReturn:
         count = len(self.problems)

@@ -97,6 +97,8 @@ class NameMap:
         value, our model computes what the origin's model computes.
       position: method by which the origin resizes position embeddings, a key of
         `finetune_jax.pretrained.surgery.POSITION_METHODS`.
+      pooled_norm: whether the names show that the final norm follows the pooling (True) or precedes
+        it (False); None: they do not show it.
     """
 
     family: str
@@ -106,6 +108,7 @@ class NameMap:
     prefix: str = ""
     constants: tuple[tuple[str, float, str], ...] = ()
     position: str = "bicubic_antialias"
+    pooled_norm: bool | None = None
 
     def targets(self, name: str) -> tuple[Target, ...]:
         """The leaves that a source tensor fills; empty if no rule matches its name."""

@@ -353,6 +353,8 @@ SHAPES = [
     ("vit", ViT(24, 1, 3, 4, 1, pre_norm=True), "vit", "timm", 8),
     ("vit", ViT(24, 1, 3, 4, 1), "vit", "torchvision", 8),
     ("vit", ViT(24, 1, 3, 4, 1, pooling="map"), "vit", "timm", 8),
+    ("vit", ViT(24, 1, 3, 4, 1, pooling="gap", class_token=True, norm_pooled=True), "vit",
+     "timm_fc_norm", 8),
     ("resnet", ResNet((1, 2), False, 1, (8, 16), 8), "resnet", "torchvision", 32),
     ("resnet", ResNet((2, 1), True, 1, (32, 64), 8, groups=2, base_width=16), "resnet",
      "torchvision", 32),
@@ -379,6 +381,26 @@ def test_shapes_give_the_sizes_of_a_file_without_a_config(
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(found, size))
         loaded, _ = load(path, family, zeros, found)
         assert tree.fingerprint(loaded) == tree.fingerprint(values)
+
+
+def test_a_norm_after_the_pooling_is_not_taken_for_one_before_it(tmp_path):
+    after = ViT(24, 1, 3, 4, 1, pooling="gap", class_token=True, norm_pooled=True)
+    path, values = save(tmp_path, after, "vit", "timm_fc_norm", 8)
+    for other in (ViT(24, 1, 3, 4, 1), after.clone(norm_pooled=False)):
+        init = shapes(other, 8)
+        with pytest.raises(UserError, match="normalises after .* pooling='gap', norm_pooled=True"):
+            load(path, "vit", init, other, read_values=False)
+        loaded, _ = load(path, "vit", init, other, name_map="timm_fc_norm")  # as the user says
+        assert tree.fingerprint(loaded) == tree.fingerprint(values)
+    before, _ = save(tmp_path, ViT(24, 1, 3, 4, 1), "vit", "timm", 8)
+    with pytest.raises(UserError, match="normalises before .* options norm_pooled=False"):
+        load(before, "vit", shapes(after, 8), after, read_values=False)
+    # The norm of the class token alone is the same before and after it is taken.
+    one = ViT(24, 1, 3, 4, 1, norm_pooled=True)
+    for name, origin in (("a", "timm"), ("b", "timm_fc_norm")):
+        (tmp_path / name).mkdir()
+        file, values = save(tmp_path / name, one, "vit", origin, 8)
+        assert tree.fingerprint(load(file, "vit", values, one)[0]) == tree.fingerprint(values)
 
 
 def test_inspect_shows_the_sizes_that_no_registered_model_has(tmp_path):

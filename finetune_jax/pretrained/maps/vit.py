@@ -75,9 +75,11 @@ def _two_heads(*heads: str) -> tuple[tuple[str, str], ...]:
 
 
 _TIMM_MAPS = (
-    NameMap("vit", "timm", (*_timm("reg_token"), *_TIMM_HEAD)),
-    # Models that pool before the final norm.
-    NameMap("vit", "timm_fc_norm", (*_timm("reg_token", "fc_norm"), *_TIMM_HEAD)),
+    NameMap("vit", "timm", (*_timm("reg_token"), *_TIMM_HEAD), pooled_norm=False),
+    # Models that average the tokens before the final norm (global_pool="avg").
+    NameMap(
+        "vit", "timm_fc_norm", (*_timm("reg_token", "fc_norm"), *_TIMM_HEAD), pooled_norm=True
+    ),
     NameMap(
         "vit", "timm_distilled", _timm("dist_token"),
         ignore=_two_heads("head", "head_dist"),

@@ -25,6 +25,9 @@ from finetune_jax.pretrained.stacked import unstack
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes in our layout, by leaf path without the collection."""
 
+_POOLED_NORM = "norm after the pooling"
+"""In place of a leaf: the names show that the final norm follows the pooling of tokens."""
+
 
 def leaf_shapes(
     source: str,
@@ -81,7 +84,7 @@ def shapes_by_leaf(
       name_map: name map that knows the names.
       names: ``{name in the file: name without the file's prefix}``.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {_POOLED_NORM: ()} if name_map.pooled_norm else {}
     for name, short in names.items():
         for target in name_map.targets(short):
             with contextlib.suppress(LayoutError):
@@ -176,8 +179,10 @@ def _vit(shapes: Shapes) -> dict[str, Any]:
         "layer_scale": 1e-5 if "block_0/layer_scale1" in shapes else 0.0,
         "pooling": "token" if class_token else "gap",
     }
+    if _POOLED_NORM in shapes:
+        options |= {"pooling": "gap", "norm_pooled": True}
     if "map_pool/probe" in shapes:
-        options["pooling"] = "map"
+        options |= {"pooling": "map", "norm_pooled": False}
     if gated:
         options["activation"] = "swiglu"
     kinds = {"all": class_token + registers, "class": int(class_token), "patches": 0}

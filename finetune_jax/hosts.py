@@ -23,6 +23,7 @@ import numpy as np
 
 from finetune_jax.ending import ending
 from finetune_jax.errors import UserError
+from finetune_jax.gloo_lines import drop_gloo_lines
 from finetune_jax.interruption import Interrupted, leave
 from finetune_jax.mesh import let_cpu_devices_wait
 from finetune_jax.peers import Peers, meet
@@ -66,6 +67,7 @@ def connect(how: str, seconds: float = 120.0) -> None:
     _peers = meet(
         host.strip("[]"), int(port), options["num_processes"], options["process_id"], seconds
     )
+    drop_gloo_lines()
     let_cpu_devices_wait()
     # The service would take SIGTERM away from the handler of this package.
     jax.config.update("jax_enable_preemption_service", False)

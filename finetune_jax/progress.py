@@ -7,7 +7,7 @@ import contextvars
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from finetune_jax.tables import shown
@@ -65,14 +65,23 @@ class Progress:
             self._bar.close()
 
 
-def each(items: Sequence[Any], what: str) -> Iterator[Any]:
-    """Yields the items; on a terminal a bar with the text `what` shows the progress."""
+def each(
+    items: Iterable[Any], what: str, *, total: int | None = None, delay: float = 0.0
+) -> Iterator[Any]:
+    """Yields the items; on a terminal a bar with the text `what` shows the progress.
+
+    Args:
+      items: the items.
+      what: text of the bar.
+      total: number of items; None for a sequence.
+      delay: seconds after which the bar appears, so that short work shows none.
+    """
     if not sys.stderr.isatty() or _quiet.get():
         yield from items
         return
     from tqdm import tqdm
 
-    yield from tqdm(items, desc=what, leave=False, dynamic_ncols=True)
+    yield from tqdm(items, desc=what, total=total, delay=delay, leave=False, dynamic_ncols=True)
 
 
 def clock(seconds: float) -> str:

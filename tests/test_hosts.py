@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +21,7 @@ from PIL import Image
 
 from finetune_jax import hosts
 from finetune_jax.errors import UserError
+from finetune_jax.gloo_lines import copy_lines
 from finetune_jax.models import build, initialise
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.training.metrics_writer import TIMES
@@ -63,6 +66,10 @@ RUNS = [
 ]  # fmt: skip
 
 
+# Lines that Gloo, absl and XLA print, such as "I1128 08:05:01.123456 12345 file.cc:7] text".
+NOISE = re.compile(r"^\[Gloo\]|^[IWEF]\d{4} |^(INFO|WARNING):|orbax", re.M)
+
+
 def environment(devices):
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -84,7 +91,7 @@ def start(count, config, workdir, *overrides, second=(), folders=(ROOT, ROOT)):
             command + (other if count > 1 else []) + list(second if number else ()),
             cwd=folders[number],
             env={**environment(4 // count), "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -93,13 +100,19 @@ def start(count, config, workdir, *overrides, second=(), folders=(ROOT, ROOT)):
 
 
 def ended(processes):
-    """Exit status and output of each process."""
+    """Exit status and output of each process.
+
+    Processes that all end without an error have printed lines of this package alone.
+    """
     try:
-        told = [process.communicate(timeout=280)[1] for process in processes]
+        told = [process.communicate(timeout=280) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+    for output, errors in told if not any(p.returncode for p in processes) else ():
+        assert output == ""
+        assert not NOISE.search(errors), errors
+    return [(process.returncode, told[i][1]) for i, process in enumerate(processes)]
 
 
 def rows(workdir):
@@ -335,3 +348,10 @@ def test_auto_says_what_lacks(monkeypatch, variables, message):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(UserError, match=message):
         hosts.connect("auto")
+
+
+def test_lines_of_gloo_are_left_out_and_other_lines_are_kept(tmp_path):
+    text = b"[Gloo] Rank 0 is connected to 1 peer ranks.\nother\n[Gloo] what\nno end"
+    with (tmp_path / "out").open("wb") as target:
+        copy_lines(io.BytesIO(text), target.fileno())
+    assert (tmp_path / "out").read_bytes() == b"other\n[Gloo] what\nno end"

@@ -17,7 +17,10 @@ from finetune_jax.data.examples import Examples
 from finetune_jax.data.naming import example_name
 from finetune_jax.errors import UserError
 from finetune_jax.metrics import names
+from finetune_jax.progress import each
 from finetune_jax.tasks import Task
+
+_LONG = 1.0  # seconds of an evaluation without a bar
 
 
 class NonFinitePredictions(UserError):
@@ -78,7 +81,9 @@ def observe(
       NonFinitePredictions: something observed is NaN or infinite.
     """
     parts = []
-    for batch in eval_batches(examples, encode, batch_size, workers, rows):
+    batches = eval_batches(examples, encode, batch_size, workers, rows)
+    count = math.ceil(len(examples) / batch_size)
+    for batch in each(batches, "evaluating", total=count, delay=_LONG):
         real = batch.pop("mask") > 0
         result = eval_step(variables, place(batch))
         parts.append(jax.tree.map(lambda x, real=real: tree.on_host(x)[real], result))
@@ -120,7 +125,8 @@ def forward_all(
     indices = np.arange(len(examples)) if indices is None else indices
     rows = np.arange(batch_size) if rows is None else rows
     parts = []
-    for start in range(0, len(indices), batch_size):
+    starts = range(0, len(indices), batch_size)
+    for start in each(starts, "computing features", delay=_LONG):
         some = indices[start : start + batch_size]
         padded = np.concatenate([some, np.repeat(some[:1], batch_size - len(some))])
         out = forward(place(gather(examples, padded[rows], encode)))

@@ -79,7 +79,7 @@ class Pace:
         validation: int = 0,
         scored: int = 0,
     ) -> None:
-        self._finished = start
+        self._start = self._finished = start
         self._total, self._batch_size = total, batch_size
         self._stops, self._every = stops, every
         self._validation, self._scored = validation, scored
@@ -87,8 +87,11 @@ class Pace:
         self._began = time.perf_counter()
         self._paused = 0.0
         self._pause: float | None = None
-        self._samples = deque([(0.0, start)])
-        self._evaluation = math.inf  # seconds of the fastest evaluation so far, which compiled none
+        # The first step of a process waits for programs to be loaded or compiled, and for the first
+        # batches; the clock starts when that step has ended.
+        self._samples: deque[tuple[float, int]] = deque()
+        self._evaluation = math.inf  # seconds of the fastest evaluation after the first
+        self._evaluations = 0  # of this process; the first compiles
 
     def note(self, number: int, metrics: Metrics) -> None:
         """Remembers a dispatched step; waits for the step that was dispatched some steps before.
@@ -106,6 +109,10 @@ class Pace:
         while self._waiting and self._waiting[0][1].is_ready():  # type: ignore[attr-defined]
             self._finished = self._waiting.popleft()[0]
         now = self._busy()
+        if not self._samples:
+            if self._finished > self._start:
+                self._samples.append((now, self._finished))
+            return
         if now - self._samples[-1][0] >= _WINDOW / 60:
             self._samples.append((now, self._finished))
         while now - self._samples[0][0] > _WINDOW and len(self._samples) > 2:
@@ -116,6 +123,12 @@ class Pace:
         """Number of steps that the devices have computed."""
         self._collect()
         return self._finished
+
+    def ended(self, number: int) -> None:
+        """Notes that the devices have computed step `number`, because its metrics were read."""
+        while self._waiting and self._waiting[0][0] <= number:
+            self._finished = self._waiting.popleft()[0]
+        self._collect()
 
     def pause(self) -> None:
         """Stops the clock of the steps, once all noted steps have ended, for an evaluation."""
@@ -129,7 +142,9 @@ class Pace:
         if self._pause is not None:
             seconds = time.perf_counter() - self._pause
             self._paused += seconds
-            self._evaluation = min(self._evaluation, seconds)
+            if self._evaluations:
+                self._evaluation = min(self._evaluation, seconds)
+            self._evaluations += 1
             self._pause = None
 
     def _busy(self) -> float:
@@ -137,7 +152,9 @@ class Pace:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a step, over the last half minute of training; NaN before a step has ended."""
+        """Seconds of a step, over the last half minute; NaN before the second step has ended."""
+        if not self._samples:
+            return math.nan
         (began, first), now = self._samples[0], self._busy()
         steps = self.finished - first
         return (now - began) / steps if steps else math.nan
@@ -149,10 +166,10 @@ class Pace:
 
     @property
     def seconds_left(self) -> float:
-        """Time to the end of the run with its evaluations; NaN before a step has ended.
+        """Time to the end of the run with its evaluations; NaN before the second step has ended.
 
-        Until an evaluation has been timed, an example of an evaluation is taken to cost a third of
-        a training example.
+        Until a second evaluation has been timed, an example of an evaluation is taken to cost a
+        third of a training example.
         """
         example = _FORWARD_SHARE * self.step_seconds / self._batch_size
         if self._validation and math.isfinite(self._evaluation):

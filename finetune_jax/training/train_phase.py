@@ -208,6 +208,7 @@ def _train(
             check_step(run, taken, state=saves or searching)
         if logs:
             latest = _log(run, training, number, rates)
+            pace.ended(number)
             progress.log(_line(run, pace, latest))
         progress.move(pace.finished, functools.partial(_line, run, pace, latest))
         if saves:

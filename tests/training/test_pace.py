@@ -59,6 +59,7 @@ def test_the_speed_is_that_of_the_steps_and_the_time_left_has_the_evaluations(cl
         pace.note(number, {"loss": Value(clock, 2.0)})
     pace.pause()
     assert pace.finished == 10 and pace.step_seconds == 2.0 and pace.examples_per_second == 3.0
+    # The first step is not timed: in a run it waits for programs to be loaded and compiled.
     # Three evaluations after this one and the scores at the end, of a third of 1/3 s an example.
     assert pace.seconds_left == pytest.approx(30 * 2 + (3 * 12 + 24) / 9)
     clock.now += 50.0  # the first evaluation compiles
@@ -95,3 +96,27 @@ def test_every_row_of_a_run_has_epoch_learning_rates_and_speed(short_run):
         assert row["lr/last_k(1)"] > 0 and row["seconds"] > 0
         examples = {"train": 16, "validation": 40, "test": 50}[row["split"]]
         assert row["examples_per_second"] * row["seconds"] == pytest.approx(examples)
+
+
+def test_neither_the_first_step_nor_the_first_evaluation_is_in_the_time_left(clock):
+    pace = Pace(0, 40, 6, stops=[40], every=10, validation=12, scored=24)
+    pace.note(1, {"loss": Value(clock, 60.0)})  # compiles
+    clock.now += 60.0
+    pace.ended(1)
+    pace.note(2, {"loss": Value(clock, 2.0)})
+    pace.pause()
+    assert pace.finished == 2
+    clock.now += 100.0  # compiles
+    pace.resume()
+    assert pace.seconds_left == pytest.approx(
+        38 * pace.step_seconds * (1 + (4 * 12 + 24) / 18 / 38)
+    )
+
+
+def test_a_step_whose_metrics_were_read_has_ended(clock):
+    pace = Pace(0, 40, 6)
+    for number in (1, 2):
+        pace.note(number, {"loss": Value(clock)})
+    assert pace.finished == 0
+    pace.ended(1)
+    assert pace.finished == 1

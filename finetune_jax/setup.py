@@ -138,7 +138,7 @@ def open_setup(config: ml_collections.ConfigDict) -> Setup:
     config = _without_missing(config, source)
     config = primary_first(lambda: settle_model(config))  # may need a download
     preprocess = _preprocess(config, source)
-    _check_columns(source, preprocess)
+    _check_columns(source, preprocess, config.data.label_column)
     _check_order(config, source)
     task = tasks.create(config.task, source, preprocess)
     for target, column in (("label", "label"), ("class_map", "mask")):
@@ -250,8 +250,19 @@ def _phases(
     return phases
 
 
-def _check_columns(source: Source, preprocess: Preprocess) -> None:
-    """Raises UserError if the model needs a column that the data source does not have."""
+def _check_columns(source: Source, preprocess: Preprocess, label: str) -> None:
+    """Raises UserError if the model needs a column that the source lacks, or reads the labels.
+
+    Args:
+      source, preprocess: the data, and what the model reads of it.
+      label: ``data.label_column``.
+    """
+    if isinstance(preprocess, TextPreprocess) and label in preprocess.columns:
+        raise UserError(
+            f"data.label_column: {label!r} is in data.text_columns, too, so the model would read "
+            f"the label that it learns; expected another column of {source.name!r}"
+            f"{': ' + ', '.join(source.columns) if source.columns else ''}"
+        )
     key = "data.text_columns" if isinstance(preprocess, TextPreprocess) else "data.image_column"
     for column in preprocess.columns:
         require_column(source, column, key)

@@ -45,7 +45,7 @@ from finetune_jax.setup import Setup, open_setup
 NONE = "none"
 """Weights that stand for random values."""
 
-_TABLES = (".csv", ".tsv", ".gz")
+_TABLES = (".csv", ".tsv")
 
 
 def config_for(
@@ -104,10 +104,10 @@ def source_of(data: str) -> str:
     if prefix in SOURCES or DOOR.match(data):
         return data
     if path.is_dir():
-        tables = any(file.suffix in _TABLES[:2] for file in path.iterdir())
+        tables = any(file.suffix in _TABLES for file in path.iterdir())
         images = any(folder.is_dir() for folder in path.iterdir())
         return f"csv:{data}" if tables and not images else f"folder:{data}"
-    if path.is_file() and path.suffix.lower() in _TABLES:
+    if path.is_file():  # another kind of file is refused by its content
         return f"csv:{data}"
     kinds = ", ".join(text for _, text in SOURCES.values())
     raise UserError(

@@ -83,6 +83,23 @@ def path_hint(path: str) -> str:
         for found in (path + suffix, path + suffix.upper()):
             if os.path.exists(found):
                 return f"; there is {found}: write names with their suffix"
+    return "" if "\0" in path else _elsewhere(Path(path))
+
+
+def _elsewhere(path: Path) -> str:
+    """The end of a message: a file beside a missing file in another case, or in a folder below."""
+    if not path.parent.is_dir():
+        return ""
+    folders = []
+    for entry in path.parent.iterdir():
+        if entry.name.casefold() == path.name.casefold():
+            return f"; there is {entry}: write names in their case"
+        if entry.is_dir():
+            folders.append(entry)
+    for folder in sorted(folders):
+        for name in (path.name, *(path.name + suffix for suffix in sorted(SUFFIXES))):
+            if (folder / name).exists():
+                return f"; there is {folder / name}: write {folder.name}/{name} in the table"
     return ""
 
 

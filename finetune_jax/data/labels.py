@@ -28,6 +28,8 @@ _MISSING_IN_ANY_CASE = frozenset(
         "#value!", "#div/0!", "#ref!", "#name?", "#num!", "#null!",
     )
 )  # fmt: skip
+_PLACEHOLDERS = ("-", "--", "?", "-1")
+_WHOLE = re.compile(r"-?\d+\.0+", re.ASCII)
 _WITH_COMMA = re.compile(r"[+-]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"\D{0,6}\d[\d.,\s]*\D{0,6}")
 
@@ -89,30 +91,63 @@ def encode_labels(
     numbers = [None] * len(values) if kind == "class" else _each(number_of, values)
     if not kind:
         kind = _inferred_kind(texts, numbers, options, at)
+        if kind == "class" and options.task_labels != "classes":
+            _require_no_lists(texts, options, at)
     if kind == "number":
         for row, number in enumerate(numbers):
             if number is None:
                 raise UserError(f"{at(row)}: {not_a_number(texts[row])}")
         return (), numbers
+    spelled = {*texts}
+    if all(isinstance(value, str) for value in values):
+        texts = _whole_numbers_once(texts, options)
     names = sorted_names(set(texts))
-    say_alike(names, where)
+    say_alike(sorted_names(spelled), where, merged=len(names) < len(spelled))
+    _say_placeholders(texts, names, where)
     if options.task_labels == "classes" and not options.label_kind:
         _require_single(texts, names, options, at)
     index = {name: i for i, name in enumerate(names)}
     return names, [index[t] for t in texts]
 
 
-def say_alike(names: Sequence[str], where: str) -> None:
-    """Says which names of classes may be one class that is written in several ways."""
+def say_alike(names: Sequence[str], where: str, merged: bool = False) -> None:
+    """Says which names of classes may be one class that is written in several ways.
+
+    Args:
+      names: the names.
+      where: file and column.
+      merged: whether whole numbers with and without ``.0`` are one class already.
+    """
     alike: dict[Any, list[str]] = {}
     for name in names:
         number = number_of(name)
         alike.setdefault(name.casefold() if number is None else number, []).append(name)
     found = [", ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if found:
+        done = "whole numbers are read without their .0, and " if merged else ""
         say(
-            f"{where}: {len(found)} classes are written in several ways, such as {found[0]}; a "
-            f"file named by data.classes merges classes"
+            f"{where}: {len(found)} classes are written in several ways, such as {found[0]}; "
+            f"{done}a file named by data.classes merges classes"
+        )
+
+
+def _whole_numbers_once(texts: list[str], options: Options) -> list[str]:
+    """Names with ``0.0`` as ``0`` where both are written, as pandas writes parts of a table."""
+    if options.classes or options.class_order:
+        return texts
+    known = {*texts}
+    short = {t: t.partition(".")[0] for t in known if _WHOLE.fullmatch(t)}
+    return [short[t] if short.get(t) in known else t for t in texts]
+
+
+def _say_placeholders(texts: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Says which names of classes stand for no label in published tables, such as those of SNLI."""
+    others = any(name.isalnum() for name in names if name not in _PLACEHOLDERS)
+    for name in (n for n in names if n in _PLACEHOLDERS and others and len(names) > 2):
+        say(
+            f"{where}: {name!r} is one of the classes, of {texts.count(name)} examples; where it "
+            f"stands for no label, a file named by data.classes, without a line for it, leaves "
+            f"these examples out"
         )
 
 
@@ -133,13 +168,7 @@ def _require_single(
     texts: Sequence[str], names: Sequence[str], options: Options, at: Place
 ) -> None:
     """Raises UserError for several labels in one text that are joined in another way."""
-    for row, text in enumerate(texts):
-        if text.startswith("[") and text.endswith("]"):
-            raise UserError(
-                f"{at(row)}: the label is a list as a text, {text:.60}; write the names with "
-                f"{options.label_sep!r} between them, or give each label a column of 0 and 1 and "
-                f"list these columns in data.label_columns"
-            )
+    _require_no_lists(texts, options, at)
     if options.class_order or options.classes:
         return
     for other in ";,/+& ":
@@ -151,6 +180,20 @@ def _require_single(
                 f"{at(joined[0])}: {texts[joined[0]]!r:.60} may be several labels; set "
                 f"data.label_kind to 'classes' and data.label_sep to {other!r}, or, if it is one "
                 f"name, data.label_kind to 'class'"
+            )
+
+
+def _require_no_lists(texts: Sequence[str], options: Options, at: Place) -> None:
+    """Raises UserError for lists that were written as texts, as pandas writes them."""
+    for row, text in enumerate(texts):
+        if text.startswith("[") and text.endswith("]"):
+            one = options.task_labels != "classes"
+            what = ", and task.name='multilabel' learns several labels" if one else ""
+            name = "; if it is a name, set data.label_kind to 'class'" if one else ""
+            raise UserError(
+                f"{at(row)}: the label is a list as a text, {text:.60}; write the names with "
+                f"{options.label_sep!r} between them, or give each label a column of 0 and 1 and "
+                f"list these columns in data.label_columns{what}{name}"
             )
 
 

@@ -1,11 +1,11 @@
 """Tables in text files: ``csv:PATH``, with a header row or ``config.data.csv.header``.
 
-A single file with a column ``split`` is split by that column; another single file is split
-80/10/10 by ``data.split_seed``. Several files, ``csv:train=A.csv,validation=B.csv,test=C.csv``, are
-one split each; ``train=`` can be left out for a file whose name has the split in it
-(``sts-train.csv``, ``dev.tsv``). A folder stands for the tables in it whose names
-have a split. Every split is in a fixed random order, so that its slices
-(``train[:90%]``) are random samples.
+A single file with a column ``split`` (or ``set``, ``subset``, …) is split by that column; another
+single file is split 80/10/10 by ``data.split_seed``. Several files,
+``csv:train=A.csv,validation=B.csv,test=C.csv``, are one split each; ``train=`` can be left out
+for a file whose name has the split in it (``sts-train.csv``, ``dev.tsv``). A folder stands for
+the tables in it whose names have a split. Every split is in a fixed random order, so that its
+slices (``train[:90%]``) are random samples.
 
 An example has the columns of its row as texts, by their names. The column ``data.label_column``, if
 the file has it, is encoded by `encode_labels` and named ``label``; in its place the columns
@@ -38,6 +38,12 @@ from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import SPLIT_NAMES, hold_out, resolve_split, shuffled
 from finetune_jax.data.table_file import Table, read_table
 from finetune_jax.errors import UserError, nearest
+from finetune_jax.progress import say
+
+_SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "data_split")
+# Columns by which fastai marks the rows of the validation split.
+_MARKS = ("is_valid", "is_val", "is_validation")
+_BOOLEANS = {"true", "false", "0", "1", "0.0", "1.0"}
 
 
 def open_(name: str, rest: str, options: Options) -> Source:
@@ -88,6 +94,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
                 name_of = value if here else f"{os.path.relpath(folder, folders[0])}/{value}"
                 image_files[name_of] = folder / value
             values[key.replace("image", "path")] = images[key]
+    if splits[0] == "":
+        _say_split(name, columns)
     parts = _parts(splits, columns, values.get("label"), options, place)
     sizes = {split: len(rows) for split, rows in parts.items()}
     encoded = values.get("label", ())
@@ -252,20 +260,37 @@ def _tables_in(folder: Path) -> list[str]:
     return named
 
 
-def _split_column(columns: dict[str, list[str]]) -> str:
-    """The column ``split``, or one in another case that has nothing but names of splits; or ""."""
+def _split_column(columns: Mapping[str, Sequence[str]]) -> str:
+    """The column ``split``, or a column like it that has nothing but names of splits; or ""."""
     if "split" in columns:
         return "split"
     for name, texts in columns.items():
-        values = {text.strip().lower() for text in texts}
-        if name.strip().casefold() == "split" and values <= SPLIT_NAMES.keys():
-            return name
+        if name.strip().casefold() in _SPLIT_COLUMNS:
+            values = {text.strip().lower() for text in texts}
+            splits = {SPLIT_NAMES.get(value) for value in values}
+            if None not in splits and (len(splits) > 1 or name.strip().casefold() == "split"):
+                return name
     return ""
+
+
+def _say_split(name: str, columns: Mapping[str, Sequence[str]]) -> None:
+    """Says which column splits a table, if its name does not, or that a mark of fastai does not."""
+    if column := _split_column(columns):
+        if column.strip().casefold() != "split":
+            say(f"{name}: split by the column {column!r}")
+        return
+    for column, texts in columns.items():
+        values = {text.strip().lower() for text in texts}
+        if column.strip().casefold() in _MARKS and values <= _BOOLEANS and len(values) > 1:
+            say(
+                f"{name}: the column {column!r} is not read, and the table is split at random; if "
+                f"it marks the validation rows, write a column split with train and validation"
+            )
 
 
 def _parts(
     splits: list[str],
-    columns: dict[str, list[str]],
+    columns: Mapping[str, list[str]],
     labels: list[Any] | None,
     options: Options,
     place: Place,

@@ -9,6 +9,7 @@ that its slices, such as ``train[:90%]``, are random samples.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"
 _IMAGES, _TARGETS = ("images", "image", "imgs", "img", "jpegimages"), (
     "labels", "label", "masks", "mask", "annotations", "annotation", "segmentationclass",
 )  # fmt: skip
+_SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 # Folders that Synology, macOS, Windows and Linux make beside those of a user.
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
@@ -144,7 +146,14 @@ def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
         first = Path(archives[0]).name
         return f"no images but archives, such as {first}, which are not read: unpack them"
     if not images:
-        return "no images"
+        if any(Path(p).name in _SAVED_TO_DISK for p in ignored):
+            return (
+                f"a dataset of the library datasets that save_to_disk() wrote, which "
+                f"data.source=hf:{folder} reads, and no images"
+            )
+        kinds = Counter(Path(p).suffix.lower() or "no suffix" for p in ignored)
+        shown = ", ".join(f"{count} files of {kind}" for kind, count in kinds.most_common(3))
+        return f"no images but {shown}" if kinds else "no images"
     return (
         f"{len(images)} images that are in no folder of a class, such as {Path(images[0]).name} "
         f"(a table with a column of paths and a column of labels reads them: csv:PATH)"

@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -198,6 +199,9 @@ def open_source(name: str, options: Options | None = None, *, data_dir: str = ""
         return _open_door(name, door.group(), name[door.end() + 1 :], options)
     written = [*(text for _, text in SOURCES.values()), "package.module:FUNCTION[:ARGUMENT]"]
     hint = "" if prefix in SOURCES else nearest(prefix, SOURCES)
+    path = Path(name).expanduser()
+    if path.exists() and prefix not in SOURCES:
+        hint = f" Did you mean '{'folder' if path.is_dir() else 'csv'}:{name}'?"
     raise UserError(
         f"data.source: unknown source {name!r}.{hint} Expected one of: {', '.join(written)}"
     )

@@ -291,7 +291,20 @@ def open_run(
         evaluator = open_evaluator(config, artifact)
     if lines := changed_data(evaluator):
         say(f"{workdir}: this is not the data that the run was trained on: {'; '.join(lines)}")
+        _say_drawn(evaluator.source, config, data_source)
     return evaluator
+
+
+def _say_drawn(source: Source, config: ml_collections.ConfigDict, given: str) -> None:
+    """Says that splits of a source which the user gave for other data are drawn at random."""
+    if not given or not source.drawn:
+        return
+    sizes = ", ".join(f"{count} of {split}" for split, count in source.splits.items())
+    every = "+".join(source.splits)
+    say(
+        f"{given}: has no splits of its own, so that its examples are drawn by data.split_seed="
+        f"{config.data.split_seed}: {sizes}; --shifts='{given}@{every}' scores all of them"
+    )
 
 
 def changed_data(evaluator: Evaluator) -> list[str]:

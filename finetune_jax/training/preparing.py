@@ -233,6 +233,13 @@ def _require_different_targets(setup: Setup, train: Examples) -> None:
             items += [task.host(train[i]) for i in more]
             problem = task.degenerate({n: np.stack([item[n] for item in items]) for n in names})
     if problem:
+        alone = setup.source.class_names
+        if len(alone) == 1 and setup.source.name.startswith("folder:"):
+            problem += (
+                f". The images lie in one folder, {alone[0]}/: classes are folders, as in "
+                f"train/CLASS/IMAGE; where names of files or a table have the labels, a table with "
+                f"a column of paths and a column of labels is read by csv:PATH"
+            )
         raise UserError(
             f"data.train={setup.config.data.train!r}: nothing can be learned from its "
             f"{len(train)} examples of {setup.source.name!r}: {problem}"

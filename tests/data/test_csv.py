@@ -46,6 +46,38 @@ def test_a_split_column_decides(tmp_path):
         open_source(f"csv:{path}")
 
 
+@pytest.mark.parametrize("name", ["set", "Subset", "phase"])
+def test_a_column_of_splits_has_other_names_too(tmp_path, capsys, name):
+    lines = ["a,x,train", "b,y,Val", "c,x,test", "d,y,train"]
+    path = write(tmp_path / "t.csv", f"text,label,{name}\n" + "\n".join(lines))
+    assert open_source(f"csv:{path}").splits == {"train": 2, "validation": 1, "test": 1}
+    assert f"split by the column {name!r}" in capsys.readouterr().err
+    write(path, f"text,label,{name}\na,x,train\nb,y,1\nc,x,2\nd,y,train\n")  # no splits
+    assert sum(open_source(f"csv:{path}").splits.values()) == 4
+    assert "split by" not in capsys.readouterr().err
+
+
+def test_a_mark_of_validation_rows_that_is_not_read_is_said(tmp_path, capsys):
+    lines = [f"text {i},{'xy'[i % 2]},{i % 5 == 0}" for i in range(20)]
+    path = write(tmp_path / "t.csv", "text,label,is_valid\n" + "\n".join(lines))
+    assert open_source(f"csv:{path}").splits == {"train": 16, "validation": 2, "test": 2}
+    assert "the column 'is_valid' is not read, and the table is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [("a.JPG", "a.jpg: write names in their case"), ("b.jpg", "sub/b.jpg in the table"),
+     ("b", "sub/b.jpg in the table"), ("c.jpg", "paths are relative")],
+)  # fmt: skip
+def test_a_missing_image_that_lies_nearby_is_named(tmp_path, written, hint):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    path = write(tmp_path / "t.csv", f"image,label\na.jpg,x\n{written},y\n")
+    with pytest.raises(UserError, match=hint):
+        open_source(f"csv:{path}")
+
+
 def test_a_file_per_split_by_its_name_or_by_what_is_written(tmp_path):
     for name in ("sts-train", "sts-dev", "final"):
         write(tmp_path / f"{name}.tsv", f"text\tlabel\n{name}\ta\n")

@@ -306,3 +306,24 @@ def test_folders_of_systems_are_no_classes(tmp_path):
     fill(tmp_path, {"__MACOSX/x": 1})
     source = open_source(f"folder:{tmp_path}")
     assert source.class_names == ("a", "b") and source.splits == {"train": 4}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(["a/1.npy", "b/2.npy"], r"holds no images but 2 files of \.npy"),
+     (["train/data-00000-of-00001.arrow", "dataset_dict.json"], "data.source=hf:.* reads")],
+)  # fmt: skip
+def test_what_a_folder_without_images_holds_is_named(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=message):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_a_path_without_a_source_is_answered_with_its_source(tmp_path):
+    with pytest.raises(UserError, match=f"Did you mean 'folder:{tmp_path}'"):
+        open_source(str(tmp_path))
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(UserError, match=f"Did you mean 'csv:{tmp_path}/t.csv'"):
+        open_source(f"{tmp_path}/t.csv")

@@ -217,3 +217,31 @@ def test_values_of_a_library_are_read_as_texts_are():
     table = [[True, False, None], [0, 1, 1], [np.float32(0), np.nan, 1.0]]
     labels = encode_columns(table, Options(label_columns=("a", "b", "c")), str)
     np.testing.assert_array_equal(labels, [[1, 0, 0], [0, 1, np.nan], [np.nan, 1, 1]])
+
+
+def test_whole_numbers_are_one_class_with_and_without_a_decimal_point():
+    options = Options(label_kind="class")
+    assert encode_labels(["1", "0.0", "0", "1.0"], options, "t") == (("0", "1"), [1, 0, 0, 1])
+    assert encode_labels(["1.0", "0.0"], options, "t")[0] == ("0.0", "1.0")
+    assert encode_labels(["1.10", "1.1", "1"], options, "t")[0] == ("1", "1.1", "1.10")
+    kept = Options(label_kind="class", class_order=("0", "0.0"))
+    assert encode_labels(["0", "0.0"], kept, "t")[0] == ("0", "0.0")
+
+
+def test_a_list_as_a_text_is_no_class():
+    with pytest.raises(UserError, match="example 1: .* task.name='multilabel' .*label_kind to"):
+        encode_labels(["a", "['a', 'b']"], Options(), "t")
+    names = encode_labels(["a", "['a', 'b']"], Options(label_kind="class"), "t")[0]
+    assert names == ("['a', 'b']", "a")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [(["neutral", "-", "yes", "-"], "'-' is one of the classes, of 2 examples"),
+     (["-1", "0", "1", "2"], "'-1' is one of the classes, of 1 examples"),
+     (["+", "-", "."], ""), (["a", "b"], ""), (["-", "a"], "")],
+)  # fmt: skip
+def test_what_may_stand_for_no_label_is_said(capsys, values, said):
+    encode_labels(values, Options(label_kind="class"), "t")
+    error = capsys.readouterr().err
+    assert said in error and bool(said) == ("is one of the classes" in error)

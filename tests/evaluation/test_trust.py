@@ -144,7 +144,7 @@ def test_a_config_of_wrong_types_is_refused_by_key(tmp_path, key, value, words):
     assert str(tmp_path / "config.json") in str(error.value)
 
 
-def test_data_that_was_moved_is_named(short_run, tmp_path):
+def test_data_that_was_moved_is_named(short_run, tmp_path, capsys):
     for name in range(10):
         (tmp_path / str(name)).mkdir()
         for i in range(10):
@@ -153,6 +153,10 @@ def test_data_that_was_moved_is_named(short_run, tmp_path):
     found = open_run(short_run, data_source=f"folder:{tmp_path}")
     assert found.source.name == f"folder:{tmp_path}"
     assert found.source.splits["test"] == 10
+    every = f"--shifts='folder:{tmp_path}@train+validation+test' scores all of them"
+    assert f"split_seed=0: 80 of train, 10 of validation, 10 of test; {every}" in (
+        capsys.readouterr().err
+    )
     with pytest.raises(UserError, match=r"no folder 'none'") as error:
         open_run(short_run, data_source=f"folder:{tmp_path}/none")
     assert "--data_source" not in str(error.value)

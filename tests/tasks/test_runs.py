@@ -132,6 +132,16 @@ def test_unknown_labels_of_a_table_are_left_out_of_a_run(tiny, tmp_path, capsys)
     assert scores["loss"] == pytest.approx(results[1]["test"]["loss"], rel=1e-5)
 
 
+def test_the_column_of_labels_is_no_input(tiny, tmp_path):
+    (tmp_path / "t.csv").write_text("text,other\n" + "a cat,x\na dog,y\n" * 10)
+    config = tiny(
+        "classification", texts=True, data__source=f"csv:{tmp_path}/t.csv",
+        data__text_columns=("text",), data__label_column="text",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="data.label_column: 'text' is in data.text_columns, too"):
+        open_setup(config)
+
+
 def test_pairs_are_refused_by_tasks_of_one_image(tiny):
     with pytest.raises(UserError, match="regression reads one image .* expected 'similarity'"):
         open_setup(tiny("regression", data__source="digits:pairs"))

@@ -198,7 +198,8 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    pairs = 1000
+    # A share of 5 % of so many pairs has a standard error of 0.34 %.
+    pairs = 4000
     found = {one: rates(one, pairs) for one in each(nulls(), "equal schemes")}
     different = [
         Setting(s, n, effect, 0.7, 0.7, gain)

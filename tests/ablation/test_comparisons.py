@@ -128,7 +128,7 @@ def crossed_p(gaps):
     of_examples = seeds * ((by_example - mean) ** 2).sum() / (n - 1)
     of_rest = (rest**2).sum() / (seeds - 1) / (n - 1)
     variance = (of_seeds + max(0.0, of_examples - of_rest)) / (seeds * n)
-    freedom = min(n - 1, (seeds - 1) / (of_seeds / seeds / n / variance) ** 1.2)
+    freedom = min(n - 1, (seeds - 1) / (of_seeds / seeds / n / variance))
     return 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(variance), freedom)
 
 

@@ -67,11 +67,13 @@ def score_against_cost(comparison: Comparison, cost: str, outcome: Outcome) -> D
         axes = grid[0, 0]
         front = {(c, x.score.value) for c, x, on in zip(costs, rows, on_front, strict=True) if on}
         axes.step(*zip(*sorted(front), strict=True), where="post", color=style.MAIN, lw=1,
-                  alpha=0.6, label="Pareto front")  # fmt: skip
+                  alpha=0.6)  # fmt: skip
         for value, compared, on in zip(costs, rows, on_front, strict=True):
             color = style.MAIN if on else style.SECOND
             _draw_point(axes, Estimate(value, math.nan, math.nan, 1), compared.score, color)
-        axes.plot([], [], "o", ms=5, color=style.SECOND, label="not on it")
+        axes.plot([], [], "o-", ms=5, lw=1, color=style.MAIN, label="Pareto front")
+        if not all(on_front):
+            axes.plot([], [], "o", ms=5, color=style.SECOND, label="not on it")
         if min(costs) > 0:
             axes.set_xscale("log")
         elif max(costs) > 0:

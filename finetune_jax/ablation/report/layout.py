@@ -109,7 +109,8 @@ def caption(comparison: Comparison, outcome: Outcome) -> str:
         f"Test {names.named(outcome.metric).name} "
         f"({'more' if outcome.better == 'max' else 'less'} is better) on {examples} examples, "
         f"{several}{_interval_words(comparison)}. Hyper-parameters are chosen on validation; "
-        f"tuning budget of every row: {comparison.budget:g} runs of full length, each point over "
+        f"tuning budget of every row: {comparison.budget:g} "
+        f"run{'s' * (comparison.budget != 1)} of full length, each point over "
         f"{tuned}. Differences are to {comparison.reference}."
     )
 

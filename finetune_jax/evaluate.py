@@ -119,6 +119,10 @@ def _extra_scores(evaluator: Evaluator, split: str, predictions: Predictions) ->
     task, observed = evaluator.task, predictions.observed
     found: dict[str, Any] = {}
     if _TEMPERATURE.value:
+        if split == "validation":
+            say(
+                "--temperature: fitted and scored on one split, so the scores after it are too good"
+            )
         validation = observed if split == "validation" else evaluator.observe("validation")
         found["temperature_scaling"] = confidence.temperature_scores(task, validation, observed)
     if _SELECTIVE.value:

@@ -54,6 +54,12 @@ _KERAS = {
     "VGG16": "vgg16", "VGG19": "vgg19", "MobileNetV2": "mobilenetv2_100",
 }  # fmt: skip
 # Kinds of models that take their sizes from the folder of the weights, by a part of a hub's name.
+# Architectures whose names hold that of another one, or that are often asked for.
+_OTHERS = (
+    "distilbert", "deberta", "albert", "mobilebert", "squeezebert", "modernbert", "convbert",
+    "electra", "mpnet", "xlnet", "longformer", "gpt2", "bart", "swin", "maxvit", "mobilevit",
+    "tinyvit", "crossvit", "fastvit", "levit", "davit",
+)  # fmt: skip
 _KINDS = ("roberta", "bert", "convnextv2", "convnext", "resnet", "vit")
 
 
@@ -147,6 +153,11 @@ def unknown(name: str) -> str:
             f" It is a set of weights of {arch.model}, and the catalogue has {sets or 'none'}. To "
             f"read it: model.name={arch.model} and pretrained.path=hf:timm/{base}.{variant}; its "
             f"config.json says how images are prepared (data.mean, data.std)"
+        )
+    if other := next((other for other in _OTHERS if other in lower), ""):
+        return (
+            f" {other} is another architecture than those of this package; 'finetune-jax models' "
+            f"lists all, and bert and roberta read any encoder of their kind from its folder"
         )
     if "/" in lower:
         found = spelled(lower.partition("/")[2])

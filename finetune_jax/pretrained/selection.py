@@ -150,6 +150,14 @@ def close_name(name: str, valid: Iterable[str]) -> str:
     return hint if hint.startswith(" Did you") else ""
 
 
+def _layer(name: str, others: Sequence[str]) -> str:
+    """The module with a number in its path that a tensor shares with others; '' for none."""
+    module = name.rpartition(".")[0].rpartition(".")[0]
+    if not re.search(r"\d", module) or not any(n.startswith(f"{module}.") for n in others):
+        return ""
+    return module
+
+
 def ignoring(unknown: Sequence[str], others: Iterable[str], lacking: Iterable[str] = ()) -> str:
     """Text that says how to drop tensors that no leaf of the model lacks.
 
@@ -167,6 +175,14 @@ def ignoring(unknown: Sequence[str], others: Iterable[str], lacking: Iterable[st
         patterns.append(f"{re.escape(root)}.*" if root else re.escape(name))
     pattern = "|".join(dict.fromkeys(patterns))
     some = f"these {len(unknown)} tensors" if len(unknown) > 1 else "this tensor"
+    inside = sorted({place for name in unknown if (place := _layer(name, others))})
+    if inside:
+        return (
+            f"Tensors of unknown name lie in layers that the model has, such as "
+            f"{inside[0]!r}: the network of the file computes more there than this model, whose "
+            f"features would be others. If that is wanted, drop them: "
+            f"--config.pretrained.ignore='{pattern:.500}'"
+        )
     return (
         f"No leaf of the model{but} lacks {some} of unknown name. If that is right, drop what is "
         f"not needed: --config.pretrained.ignore='{pattern:.500}'"

@@ -146,11 +146,15 @@ def _message(run: Run, taken: TakenStep, problem: str, kept: str) -> str:
     indices = taken.batches.indices(taken.number - 1 + run.watch.shift)
     names = _names(run, indices)
     shown = "; ".join(names[:_SHOWN]) + ("; …" if len(names) > _SHOWN else "")
+    # A finite divergence is not skipped: its state stays bad.
+    others = [] if run.watch.policy == "back_up" else ["back_up"]
+    if run.watch.policy == "stop" and "a divergence" not in problem:
+        others = ["skip", *others]
     return (
         f"{problem} at step {taken.number}. {_leaves(taken)}. Its batch has {len(names)} examples: "
         f"{shown}. The {kept}; to look at them: python -m finetune_jax.replay "
-        f"--workdir={run.workdir} --step={taken.number}. To train on: {REMEDY}, or set "
-        f"train.on_nan to skip or back_up"
+        f"--workdir={run.workdir} --step={taken.number}. To train on: {REMEDY}"
+        f"{', or set train.on_nan to ' + ' or '.join(others) if others else ''}"
     )
 
 

@@ -63,15 +63,9 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
             old = json.loads(path.read_text())
         except ValueError:
             raise UserError(f"{path} is damaged; remove it or use another --workdir") from None
-        # A config stays the same if its home, package or data folder was moved. The identity of the
-        # files is compared with the identity in the checkpoint.
-        old = portable(config_lib.completed(old))
-        lines = config_lib.difference(old, portable(config))
-        # What a run logs changes none of its weights, and a default of an older version is no
-        # other config.
-        lines = [line for line in lines if not line.startswith("log.")]
+        lines = differences(old, config)
         if is_length_alone(lines):
-            return old
+            return portable(config_lib.completed(old))
         if lines:
             raise UserError(
                 f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"
@@ -79,6 +73,17 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
                 + "\nuse another --workdir, or the config of that run to continue it"
             )
     return None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines about the keys in which the config of a run, as JSON, is another one.
+
+    A config stays the same if its home, package or data folder was moved: the identity of the files
+    is compared apart. What a run logs changes none of its weights, and a default of an older
+    version is no other config.
+    """
+    lines = config_lib.difference(portable(config_lib.completed(old)), portable(new))
+    return [line for line in lines if not line.startswith("log.")]
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:

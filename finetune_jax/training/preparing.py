@@ -26,9 +26,9 @@ from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 from finetune_jax.training.checkpoints import Checkpoints, OtherPlan
 from finetune_jax.training.data_remarks import data_remarks
-from finetune_jax.training.extending import changed_length, remarks, set_aside
+from finetune_jax.training.extending import changed_length, is_length_alone, remarks, set_aside
 from finetune_jax.training.first_lines import data_line, length_remarks, run_lines, weights_line
-from finetune_jax.training.folder import claim_workdir
+from finetune_jax.training.folder import claim_workdir, differences
 from finetune_jax.training.metrics_writer import MetricsWriter, OnMetrics
 from finetune_jax.training.run import Run
 from finetune_jax.training.shared import SharedCaches
@@ -98,6 +98,7 @@ def prepare_run(
     meta = None
     if resumed is not None:
         meta = _latest_meta(workdir, checkpoints, made_of, accept_changed_data)
+        _require_own(workdir, meta, setup)
     require_same(
         {
             "config": setup.config.to_json_best_effort(),
@@ -153,6 +154,21 @@ def _latest_meta(
             error.meta.get("made_of", made_of), made_of, what, accept=accept
         )
         raise
+
+
+def _require_own(workdir: Path, meta: dict[str, Any], setup: Setup) -> None:
+    """Raises UserError for a checkpoint that a run of another config wrote, and that was copied."""
+    lines = (
+        differences(meta["config"], config_lib.to_json(setup.config)) if "config" in meta else []
+    )
+    if lines and not is_length_alone(lines):
+        step = meta["next_step"]
+        raise UserError(
+            f"--workdir={workdir}: the checkpoint at step {step} is of a run of another config:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + f"\nremove {workdir / 'checkpoints' / str(step)}, or use the folder of its own run; "
+            f"to start from its weights, give its path as pretrained.path"
+        )
 
 
 def _accepted(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune_jax import config as config_lib
 from finetune_jax import tree
 from finetune_jax.data.batches import TrainBatches
 from finetune_jax.data.examples import ActivationExamples, Examples
@@ -309,6 +310,7 @@ def _save(run: Run, training: _Training, number: int, scores: dict[str, Any] | N
         "audits": list(run.audits),
         "probes": list(run.solver_reports),
         "train_flops": list(run.train_flops),
+        "config": config_lib.to_json(run.setup.config),
         "made_of": run.made_of,
         "accepted": run.accepted,
         "nonfinite": run.watch.to_json(),

@@ -12,6 +12,7 @@ from commands import ROOT
 from finetune_jax.files import read_json
 from finetune_jax.models.__main__ import CATALOGUE, constants, describe
 from finetune_jax.models.registry import FAMILY_MODULES
+from finetune_jax.models.spellings import unknown
 
 FEW = ("resnet8_mlperf", "squeezenet1_0")
 TRACED = ("parameters", "flops")
@@ -55,3 +56,10 @@ def test_the_list_is_printed_without_jax():
     *lines, loaded = done.stdout.splitlines()
     assert any(line.startswith("vit_ti16 ") and " 5.72 M " in line for line in lines)
     assert not {"jax", "flax", "numpy"} & {*loaded.split()}
+
+
+@pytest.mark.parametrize("name", ["microsoft/deberta-v3-base", "distilbert-base-uncased", "swin_t"])
+def test_another_architecture_is_not_taken_for_one_whose_name_it_holds(name):
+    message = unknown(name)
+    assert "is another architecture than those of this package" in message
+    assert "model.name=bert" not in message and "hf:" not in message

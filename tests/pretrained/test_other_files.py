@@ -37,3 +37,9 @@ def test_a_path_that_does_not_exist_is_reported(tmp_path):
 def test_a_name_of_the_hub_without_its_prefix_is_recognised(name, hint):
     with pytest.raises(UserError, match=f"no such file or folder; a repository .*{hint}"):
         open_weights(name)
+
+
+def test_a_saved_model_of_tensorflow_is_named(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(UserError, match="a SavedModel of TensorFlow, .* save the model as .h5"):
+        open_weights(tmp_path)

@@ -16,7 +16,7 @@ from finetune_jax import tree
 from finetune_jax.errors import UserError
 from finetune_jax.pretrained import Selection, load, open_weights
 from finetune_jax.pretrained.maps import maps_of
-from finetune_jax.pretrained.selection import choose_tensors
+from finetune_jax.pretrained.selection import choose_tensors, ignoring
 
 
 @pytest.fixture(scope="module")
@@ -425,3 +425,11 @@ def test_a_delta_of_a_wrapped_base_is_completed_by_it(small_config, weights, tmp
     assert tree.fingerprint(found["all"]) == tree.fingerprint(found["delta"])
     kernel = tree.flatten(found["delta"])["params/stem/conv/kernel"]
     np.testing.assert_array_equal(kernel, -arrays["params/stem/conv/kernel"])
+
+
+def test_tensors_inside_of_known_layers_are_not_called_needless():
+    others = ["blocks.0.attn.qkv.weight", "blocks.0.norm1.weight", "head.weight"]
+    text = ignoring(["blocks.0.attn.q_norm.weight"], others)
+    assert "lie in layers that the model has, such as 'blocks.0.attn'" in text
+    assert "features would be others" in text
+    assert "No leaf of the model lacks this tensor" in ignoring(["aux.head.weight"], others)

@@ -155,6 +155,11 @@ def _open_folder(folder: Path, role: str) -> Weights:
             f"{folder}: a distributed checkpoint of torch (.distcp), which is not read; convert it "
             "with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         )
+    if (folder / "saved_model.pb").is_file():
+        raise UserError(
+            f"{folder}: a SavedModel of TensorFlow, which is not read; load it there, and save the "
+            f"model as .h5, .keras or .npz"
+        )
     found = (
         f"name one of its weight files: {', '.join(files[:20])}"
         if files

@@ -47,7 +47,7 @@ def chosen_config(
     else:
         config = holder.value.copy_and_resolve_references()
         if Path(path).suffix == ".json":
-            _require_trusted(Path(path), config)
+            require_trusted(Path(path), config)
         values: dict[str, Any] = {cli.QUICK[name]: value for name, value in given.items()}
         if "data" in given:
             values["data.source"] = source_of(given["data"])
@@ -91,7 +91,7 @@ def _from_flags(
     )
 
 
-def _require_trusted(path: Path, config: ml_collections.ConfigDict) -> None:
+def require_trusted(path: Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a stranger's ``config.json`` that names code, files or addresses."""
     known = flags.FLAGS
     allowed = known["allow_imports"].value if "allow_imports" in known else []

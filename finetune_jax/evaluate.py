@@ -182,18 +182,14 @@ def main(argv: Sequence[str]) -> None:
         _evaluate()
 
 
-def _best_split(config: ConfigDict) -> str:
-    """The first of test, validation and train that the data has; says so if it is not test."""
-
-    split = next((name for name in ("test", "validation") if config.data[name]), "train")
-    if split != "test":
-        say(f"there is no test split (data.test is empty): {split} is scored; see --split")
-    return split
-
-
 def _evaluate() -> None:
     from finetune_jax.chosen_config import chosen_config
-    from finetune_jax.evaluation.evaluator import open_evaluator, override, read_config
+    from finetune_jax.evaluation.evaluator import (
+        best_split,
+        open_evaluator,
+        override,
+        read_config,
+    )
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
     from finetune_jax.reporting.sentences import sentences
 
@@ -211,7 +207,7 @@ def _evaluate() -> None:
         workdir = Path(_WORKDIR.value)
         _check_flags(read_config(workdir))
         evaluator = _open(workdir, _BASE.value)
-    split = _SPLIT.value or _best_split(evaluator.config)
+    split = _SPLIT.value or best_split(evaluator.config)
     predictions = predict_split(evaluator, split)
     found = {"split": split, **evaluator.scores(predictions.observed)}
     if each := evaluator.task.per_class(predictions.observed):

@@ -339,6 +339,14 @@ def require_split(config: ml_collections.ConfigDict, split: str) -> None:
         )
 
 
+def best_split(config: ml_collections.ConfigDict) -> str:
+    """The first of test, validation and train that the data has; says so if it is not test."""
+    split = next((name for name in ("test", "validation") if config.data[name]), "train")
+    if split != "test":
+        say(f"there is no test split (data.test is empty): {split} is scored; see --split")
+    return split
+
+
 @contextlib.contextmanager
 def source_may_have_moved(source: str, given: str) -> Iterator[None]:
     """Adds to an error about ``data.source`` how to give the place of data that was moved.

@@ -188,6 +188,8 @@ def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
             raise UserError(f"{place}: {_unknown_key(unknown[1], reason)}") from error
         if isinstance(error, UserError) and line is None:
             raise UserError(f"{name}: {reason}") from None
+        if isinstance(error, UserError):
+            raise UserError(f"{place}: {reason}") from error
         raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
 
 

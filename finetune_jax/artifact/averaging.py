@@ -98,6 +98,15 @@ def greedy(
     return kept, current, best
 
 
+def _differences(first: Any, other: Any) -> str:
+    """The fields in which two dicts or dataclasses differ, such as ``dtype: 'a' -> 'b'``."""
+    if type(first) is not type(other):
+        return f"{type(first).__name__} -> {type(other).__name__}"
+    ours, theirs = (x if isinstance(x, dict) else vars(x) for x in (first, other))
+    differs = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    return "; ".join(f"{key}: {ours.get(key)!r} -> {theirs.get(key)!r:.200}" for key in differs)
+
+
 def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Artifact]:
     """Returns the artifacts with weights of one structure, which can be averaged.
 
@@ -125,7 +134,8 @@ def comparable(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Arti
         ):
             if ours != theirs:
                 raise UserError(
-                    f"{name} cannot be averaged with {names[0]}: its {what} is {theirs}, not {ours}"
+                    f"{name} cannot be averaged with {names[0]}: its {what} differs: "
+                    f"{_differences(ours, theirs)}"
                 )
     if not any(unmergeable(a.model.model, a.model.deltas) for a in artifacts):
         return [_merged(artifact) for artifact in artifacts]

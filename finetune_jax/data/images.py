@@ -83,11 +83,21 @@ def path_hint(path: str) -> str:
         for found in (path + suffix, path + suffix.upper()):
             if os.path.exists(found):
                 return f"; there is {found}: write names with their suffix"
-    return "" if "\0" in path else _elsewhere(Path(path))
+    return ""
 
 
-def _elsewhere(path: Path) -> str:
-    """The end of a message: a file beside a missing file in another case, or in a folder below."""
+def nearby(path: Path) -> str:
+    """Where the missing image of a table may lie, as the end of a message; else "".
+
+    The file has a name in another case, or lies in a folder beside it.
+    """
+    try:
+        return _nearby(path)
+    except (OSError, ValueError):  # a name that no file can have, or a folder that is not readable
+        return ""
+
+
+def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     folders = []
@@ -185,13 +195,15 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
     try:
         with Image.open(file, formats=_formats()) as image:
             _require_size(image, max_pixels)
+            if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+                _say_pages(name)
             yield image
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from None
     except UnidentifiedImageError:
         raise BadImage(
             f"{name}: not an image in a format that is read here: {', '.join(_formats())}"
-            f"{missing_reader(Path(name).suffix)}"
+            f"{missing_reader(Path(name).suffix)}{_content(file)}"
         ) from None
     except Image.DecompressionBombError as error:
         raise BadImage(
@@ -200,6 +212,36 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
         ) from None
     except Exception as error:  # plugins of Pillow raise many kinds of errors on damaged files
         raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
+
+
+# First bytes of what downloads leave in place of an image.
+_CONTENTS = (
+    (b"<!doctype", "a web page: the download went to a page instead of the file"),
+    (b"<html", "a web page: the download went to a page instead of the file"),
+    (b"version https://git-lfs", "a Git LFS pointer: run 'git lfs pull' to get the file itself"),
+)
+
+
+def _content(file: io.BytesIO | Path) -> str:
+    """The end of a message: what a file is that is no image; "" if that is not known."""
+    try:
+        with file if isinstance(file, io.BytesIO) else file.open("rb") as opened:
+            opened.seek(0)
+            start = opened.read(64).lstrip().lower()
+    except OSError:
+        return ""
+    what = next((what for first, what in _CONTENTS if start.startswith(first)), "")
+    return f"; its content is {what}" if what else ""
+
+
+_said_pages: list[str] = []
+
+
+def _say_pages(name: str) -> None:
+    """Says for the first TIFF with several pages of a process that only its first page is read."""
+    if not _said_pages:
+        _said_pages.append(name)
+        say(shown(f"{name}: of a TIFF with several pages, only the first page is read"))
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jax.data.examples import Examples
-from finetune_jax.data.images import path_hint
+from finetune_jax.data.images import nearby, path_hint
 from finetune_jax.data.label_columns import encode_columns, find_columns, unknown_of
 from finetune_jax.data.label_columns import strata as label_strata
 from finetune_jax.data.labels import Place, encode_labels, present
@@ -193,7 +193,8 @@ def _with_place(error: UserError, images: Mapping[str, list[str]], place: Place)
     for files in images.values():
         for row, file in enumerate(files):
             if not os.path.lexists(file):
-                hint = path_hint(file) or "; paths are relative to the folder of the table"
+                hint = path_hint(file) or nearby(Path(file))
+                hint = hint or "; paths are relative to the folder of the table"
                 return UserError(f"{place(row)}: {error}{hint}")
     return error
 

@@ -67,7 +67,8 @@ def test_a_mark_of_validation_rows_that_is_not_read_is_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("written", "hint"),
     [("a.JPG", "a.jpg: write names in their case"), ("b.jpg", "sub/b.jpg in the table"),
-     ("b", "sub/b.jpg in the table"), ("c.jpg", "paths are relative")],
+     ("b", "sub/b.jpg in the table"), ("c.jpg", "paths are relative"),
+     ("x" * 300, "cannot be read: File name too long")],
 )  # fmt: skip
 def test_a_missing_image_that_lies_nearby_is_named(tmp_path, written, hint):
     (tmp_path / "sub").mkdir()

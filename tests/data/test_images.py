@@ -323,3 +323,26 @@ def test_what_may_be_wrong_with_a_path_is_reported(tmp_path):
     ):
         with pytest.raises(BadImage, match=hint):
             decode(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"<!DOCTYPE html><html>404</html>", "its content is a web page"),
+     (b"\n<html><body>", "its content is a web page"),
+     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run 'git lfs pull'")],
+)  # fmt: skip
+def test_what_a_download_left_in_place_of_an_image_is_named(tmp_path, content, what):
+    (tmp_path / "cat.jpg").write_bytes(content)
+    for source in (tmp_path / "cat.jpg", content):
+        with pytest.raises(BadImage, match=f"not an image .*{what}"):
+            decode(source)
+
+
+def test_further_pages_of_a_tiff_are_reported_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("finetune_jax.data.images._said_pages", [])
+    first, second = Image.fromarray(RED), Image.fromarray(NOISE)
+    for name, more in (("one", []), ("two", [second]), ("three", [second, second])):
+        first.save(tmp_path / f"{name}.tif", save_all=True, append_images=more)
+        assert (decode(tmp_path / f"{name}.tif") == RED).all()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "two.tif: of a TIFF with several pages, only the first" in lines[0]

@@ -285,6 +285,7 @@ def save_artifact(
     contents: str,
     changed: set[str],
     formats: Mapping[str, str] | None = None,
+    quantization: Mapping[str, Any] | None = None,
     made_of: Mapping[str, Any] | None = None,
     accepted: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -305,6 +306,7 @@ def save_artifact(
       contents: ``all`` or ``delta``.
       changed: leaf paths, with their collection, that may differ from the base.
       formats: by path of a quantized leaf its format, such as ``int4(tile=32)``.
+      quantization: comparison with the same model in float32, for a model that was quantized.
       made_of: what the run was made of, see `finetune_jax.identity`.
       accepted: differences of `made_of` that the user accepted during the run, and changes of its
         length.
@@ -336,6 +338,7 @@ def save_artifact(
             if p not in kept and p not in codes and a.dtype != np.float32
         },
         "quantized": dict(formats or {}),
+        **({"quantization": dict(quantization)} if quantization else {}),
         "base": base,
         "fingerprint": tree.fingerprint(variables),
         "scores": scores,

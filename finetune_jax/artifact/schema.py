@@ -79,6 +79,7 @@ OPTIONAL = {
     "deltas": list_of(record({"kind": _FEW, "module": _FEW}, rest=True), most=100_000),
     "base_dtypes": mapping(text(choices=DTYPES)),
     "quantized": mapping(text(100)),
+    "quantization": an_object,
     "scores": mapping(an_object),
     "plan": record({"scheme": text(10**6)}, {"providers": list_of(mapping(_FEW))}, rest=True),
     "made_of": an_object,

@@ -92,3 +92,15 @@ def _codes_of(branch: Mapping[str, Any]) -> str:
     names = branch.keys() - {_SCALE}
     name = next(iter(names)) if len(branch) == 2 and len(names) == 1 else ""
     return name if name in _FORMAT_OF else ""
+
+
+def quantize(params: tree.Tree, formats: Mapping[str, Format]) -> dict[str, Any]:
+    """The tree with codes and scales in the place of some leaves.
+
+    Args:
+      params: nested dict of f32 arrays.
+      formats: format of each leaf to quantize, by its path.
+    """
+    return tree.map_with_path(
+        lambda path, x: quantize_leaf(path, x, formats[path]) if path in formats else x, params
+    )

@@ -110,3 +110,34 @@ def stage_profile(rows: Sequence[dict[str, Any]], path: Path) -> None:
         both[0].set_yticks(range(len(rows)), [label(row["stage"]) for row in rows])
         both[0].set_ylim(len(rows) - 0.4, -0.6)
         path.write_bytes(style.saved(figure, "png", dpi=_DPI))
+
+
+def stage_sensitivity(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Mean logit difference and bytes saved of each stage that is quantized alone, as bars.
+
+    Args:
+      rows: rows of `evaluation.quantizing.sensitivity` with ``format``.
+      path: path of the PNG file.
+    """
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    formats = list(dict.fromkeys(row["format"] for row in rows))
+    height = 0.8 / len(formats)
+    with style.new_figure(8.0, 1.0 + 0.3 * len(stages) * max(1, len(formats) / 2)) as figure:
+        both = figure.subplots(1, 2, sharey=True)
+        titles = (
+            ("mean_logit_difference", "mean logit difference", 1),
+            ("saved_bytes", "saved (KiB)", 1024),
+        )
+        for axes, (key, title, unit) in zip(both, titles, strict=True):
+            for number, name in enumerate(formats):
+                mine = [row for row in rows if row["format"] == name]
+                places = [stages.index(row["stage"]) + height * number for row in mine]
+                values = [row[key] / unit for row in mine]
+                axes.barh(places, values, height=height, label=name)
+            axes.set_xlabel(title)
+            axes.grid(axis="y", visible=False)
+        middle = height * (len(formats) - 1) / 2
+        both[0].set_yticks([i + middle for i in range(len(stages))], [label(s) for s in stages])
+        both[0].invert_yaxis()
+        both[1].legend()
+        path.write_bytes(style.saved(figure, "png", dpi=_DPI))

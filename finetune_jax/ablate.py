@@ -98,11 +98,13 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.ablation.provenance import provenance
     from finetune_jax.ablation.report.write import terminal_tables, write_report
     from finetune_jax.locks import FolderLock
+    from finetune_jax.training.folder import require_plain
 
     path: str = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]  # of its class
     study, config = _study(path)
     launcher = make_launcher(_LAUNCHER.value, _options())
     workdir = Path(_WORKDIR.value)
+    require_plain(workdir)
     command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
     folder = workdir / "report"
     with FolderLock(workdir, f"--workdir={workdir}"):

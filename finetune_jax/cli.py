@@ -281,7 +281,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         except UnicodeEncodeError:
             raise UserError(f"the argument {argument!a} is not UTF-8") from None
     try:
-        return flags.FLAGS([at_home(argument) for argument in _with_config(argv)])
+        return _require_paths(flags.FLAGS([at_home(x) for x in _with_config(argv)]))
     except BrokenPipeError:
         raise
     except SystemExit:
@@ -301,6 +301,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     print(f"error: {message}", file=sys.stderr)
     print(f"see: {_program()} --help", file=sys.stderr)
     sys.exit(2)
+
+
+def _require_paths(rest: list[str]) -> list[str]:
+    """Raises UserError for an empty path: the current folder would be meant by it."""
+    for name in ("workdir", "output"):
+        if name in flags.FLAGS and flags.FLAGS[name].present and flags.FLAGS[name].value == "":
+            raise UserError(f"--{name} is empty; expected a path (is a shell variable unset?)")
+    return rest
 
 
 def _meant(message: str, argv: Sequence[str]) -> str:

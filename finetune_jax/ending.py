@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 from finetune_jax.disk import disk_trouble
@@ -34,9 +35,26 @@ def ending(error: BaseException) -> tuple[str, int] | None:
         return "interrupted", 130
     if isinstance(error, BrokenPipeError):
         return "", CLOSED_PIPE
+    if platforms := _missing_platforms(error):
+        return (
+            f"error: JAX_PLATFORMS={platforms}: JAX finds no device of this kind here; "
+            f"JAX_PLATFORMS=cpu computes on the CPU, and pip install 'jax[cuda13]' or 'jax[tpu]' "
+            f"installs what a GPU or a TPU needs"
+        ), 2
     if isinstance(error, Exception) and (trouble := disk_trouble(error)):
         return f"error: {trouble}", 2
     return None
+
+
+def _missing_platforms(error: BaseException) -> str:
+    """``JAX_PLATFORMS``, if an error says that JAX cannot start what it names; else ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    starts = ("backends", "_init_backend", "_get_backend_uncached")
+    # JAX takes its own frames out of some tracebacks.
+    said = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
+    if said or any(f.filename.endswith("xla_bridge.py") and f.name in starts for f in frames):
+        return os.environ.get("JAX_PLATFORMS", "")
+    return ""
 
 
 @contextlib.contextmanager

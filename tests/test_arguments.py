@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from absl import flags
+
+from finetune_jax import cli
 from finetune_jax.arguments import at_home, unexpected, unknown_flag
+from finetune_jax.ending import ending
+from finetune_jax.errors import UserError
 
 
 def test_the_home_folder_stands_for_a_tilde_in_the_value_of_a_flag(monkeypatch):
@@ -48,3 +54,28 @@ def test_a_command_without_a_config_proposes_no_keys():
 )  # fmt: skip
 def test_a_setting_without_dashes_is_answered_with_its_flag(arguments, end):
     assert unexpected(arguments).endswith(end)
+
+
+@pytest.mark.parametrize("name", ["workdir", "output"])
+def test_an_empty_path_is_refused(monkeypatch, name):
+    values = flags.FlagValues()
+    flags.DEFINE_string(name, None, "", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    assert cli._require_paths(values(["x", f"--{name}=here"])) == ["x"]
+    with pytest.raises(UserError, match=f"--{name} is empty; expected a path"):
+        cli._require_paths(values(["x", f"--{name}="]))
+
+
+def test_a_device_that_is_not_there_ends_in_a_sentence(monkeypatch):
+    names: dict[str, Any] = {}
+    exec(compile("def backends():\n  raise AssertionError", "jax/xla_bridge.py", "exec"), names)
+    for platforms, status in (("cuda", 2), ("", None)):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        with pytest.raises(AssertionError) as error:
+            names["backends"]()
+        found = ending(error.value)
+        assert (found and found[1]) == status
+        assert not found or "JAX_PLATFORMS=cuda: JAX finds no device of this kind" in found[0]
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    text = "Unable to initialize backend 'tpu': libtpu.so: No such file or directory"
+    assert (ending(RuntimeError(text)) or [""])[0].startswith("error: JAX_PLATFORMS=tpu: JAX finds")

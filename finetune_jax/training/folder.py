@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,25 @@ def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[FolderLock 
     """Locks a run's folder, which is created if it does not exist; the primary holds the lock.
 
     Raises:
-      UserError: another process owns the folder, or the folder cannot be written.
+      UserError: another process owns the folder, the folder cannot be written, or checkpoints
+        cannot be kept below its path.
     """
+    require_plain(workdir)
     lock = on_primary(lambda: FolderLock(workdir, f"--workdir={workdir}"))
     return lock or contextlib.nullcontext()
+
+
+def require_plain(workdir: Path) -> None:
+    """Raises UserError for a path that, read as a pattern, does not match itself, as ``run [1]``.
+
+    Orbax joins the parts of a checkpoint by such a pattern, and leaves them out without an error.
+    """
+    for part in workdir.absolute().parts:
+        if not fnmatch.fnmatchcase(part, part):
+            raise UserError(
+                f"--workdir={workdir}: checkpoints cannot be kept below a folder called {part!r}, "
+                f"because their library reads the brackets as a pattern; use a path without [ and ]"
+            )
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -43,3 +43,15 @@ def test_a_saved_model_of_tensorflow_is_named(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
     with pytest.raises(UserError, match="a SavedModel of TensorFlow, .* save the model as .h5"):
         open_weights(tmp_path)
+
+
+def test_an_adapter_beside_the_weights_is_not_ignored_silently(tmp_path, capsys):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    with open_weights(tmp_path):
+        assert "adapter" not in capsys.readouterr().err
+    save_file({"lora_A": np.zeros(2, np.float32)}, tmp_path / "adapter_model.safetensors")
+    with open_weights(tmp_path) as weights:
+        assert [*weights.names()] == ["a"]
+    assert "the adapter of peft beside it (adapter_model.safetensors) is not" in (
+        capsys.readouterr().err
+    )

@@ -21,6 +21,7 @@ from finetune_jax.pretrained.formats.torch_file import open_torch
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.pretrained.sources.hub import REPOSITORY_FILES
+from finetune_jax.progress import say_once
 
 # (format in the words of `detect`, opener) by suffix. The longest matching suffix counts.
 _OPENERS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
@@ -127,6 +128,9 @@ def _open_file(path: Path, role: str) -> Weights:
     return open_torch(path, role) if opener is open_torch else opener(path)
 
 
+_ADAPTER = "adapter_model.safetensors"
+
+
 def _open_folder(folder: Path, role: str) -> Weights:
     for place in (folder, folder / "artifact"):
         if (place / CARD).is_file():
@@ -135,6 +139,11 @@ def _open_folder(folder: Path, role: str) -> Weights:
         return open_orbax(folder)
     for name in REPOSITORY_FILES:
         if (folder / name).is_file():
+            if (folder / _ADAPTER).is_file():
+                say_once(
+                    f"{folder}: {name} is read, and the adapter of peft beside it ({_ADAPTER}) is "
+                    f"not applied; merge it into its base there, with merge_and_unload()"
+                )
             return _open_file(folder / name, role)
     indices = sorted(p for p in folder.iterdir() if p.name.endswith(".index.json"))
     if len(indices) == 1:

@@ -37,3 +37,20 @@ def run_command(name: str, *arguments: str, devices: int = 1) -> subprocess.Comp
         text=True,
         timeout=300,
     )
+
+
+def run_in(folder: Path, command: list[str]) -> str:
+    """Runs a command of a page in a folder; returns what it prints, and fails if it fails."""
+    if command[0] == "finetune-jax":
+        command = ["python", "-m", f"finetune_jax.{command[1]}", *command[2:]]
+    assert command[0] == "python", command
+    process = subprocess.run(
+        [sys.executable, *command[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert process.returncode == 0, (command, process.stderr[-3000:])
+    return process.stdout + process.stderr

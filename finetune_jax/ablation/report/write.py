@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.ablation.outcome import Outcome
+from finetune_jax.ablation.outcome import Outcome, TableRow
 from finetune_jax.ablation.report import tables
 from finetune_jax.ablation.report.base import ComparedRow, Comparison
 from finetune_jax.ablation.report.extra_columns import extra_columns
@@ -19,7 +20,7 @@ from finetune_jax.ablation.report.layout import lay_out, without_common
 from finetune_jax.ablation.report.page import TableReport, page
 from finetune_jax.ablation.report.sentences import sentences, titled
 from finetune_jax.ablation.report.stage_map import stage_map
-from finetune_jax.ablation.report.statistics import compare
+from finetune_jax.ablation.report.statistics import compare, defined
 from finetune_jax.disk import make_folder
 from finetune_jax.errors import UserError
 from finetune_jax.files import plain
@@ -96,6 +97,26 @@ def terminal_tables(outcome: Outcome) -> str:
     return "\n\n".join([*parts, *(titled(x, outcome) for x in comparisons)])
 
 
+def best_run(outcome: Outcome) -> tuple[str, Path] | None:
+    """Label of the row with the best mean validation score, and the folder of its first run.
+
+    The test split chooses nothing. None without scored runs, and where there are several tables.
+    """
+    sign = 1 if outcome.better == "max" else -1
+    rows = [row for row in outcome.rows if row.predictions and row.validation]
+    if not rows or len(outcome.tables) > 1:
+        return None
+
+    def score(row: TableRow) -> float:
+        values = [x.get(outcome.metric) for x in row.validation.values()]
+        if not all(map(defined, values)):
+            return -math.inf
+        return sign * math.fsum(values) / len(values)
+
+    best = max(rows, key=score)
+    return best.spec.label, best.predictions[min(best.predictions)].parent
+
+
 def _summary(outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
     """The results of all tables in sentences, and their rows, as JSON."""
     found = [
@@ -118,6 +139,7 @@ def _numbers(compared: ComparedRow) -> dict[str, Any]:
         "p": compared.p,
         "p_holm": compared.p_holm,
         "dominated_by": list(compared.dominated_by),
+        "runs": {seed: str(path.parent) for seed, path in compared.row.predictions.items()},
     }
 
 

@@ -109,9 +109,10 @@ def best_run(outcome: Outcome) -> tuple[str, Path] | None:
 
     def score(row: TableRow) -> float:
         values = [x.get(outcome.metric) for x in row.validation.values()]
-        if not all(map(defined, values)):
+        known = [value for value in values if value is not None and defined(value)]
+        if len(known) < len(values):
             return -math.inf
-        return sign * math.fsum(values) / len(values)
+        return sign * math.fsum(known) / len(known)
 
     best = max(rows, key=score)
     return best.spec.label, best.predictions[min(best.predictions)].parent

@@ -18,6 +18,8 @@ def no_run(path: Path) -> str:
             return f"; the run of this path is {around}"
     if not path.is_dir():
         return ""
+    if (path / "results.jsonl").is_file():
+        return f"; it is the folder of an ablation, whose runs are the folders in {path / 'runs'}"
     below = [p for p in sorted(path.iterdir()) if (p / _CARD).is_file() and (p / _CONFIG).is_file()]
     if not below:
         return "" if (path / _CONFIG).is_file() else "; expected the folder of a run"

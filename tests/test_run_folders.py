@@ -27,6 +27,12 @@ def test_the_folder_above_runs_names_them(runs):
             read(runs)
 
 
+def test_the_folder_of_an_ablation_names_its_runs(tmp_path):
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match=f"an ablation, whose runs are the folders in {tmp_path}/r"):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["artifact", "artifact/artifact.json", "checkpoints/3"])
 def test_a_part_of_a_run_names_the_run(runs, part):
     with pytest.raises(UserError, match=f"the run of this path is {runs / 'soup_a'}$"):

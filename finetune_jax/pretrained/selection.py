@@ -151,11 +151,12 @@ def close_name(name: str, valid: Iterable[str]) -> str:
 
 
 def _layer(name: str, others: Sequence[str]) -> str:
-    """The module with a number in its path that a tensor shares with others; '' for none."""
-    module = name.rpartition(".")[0].rpartition(".")[0]
-    if not re.search(r"\d", module) or not any(n.startswith(f"{module}.") for n in others):
-        return ""
-    return module
+    """The closest numbered module around a tensor that holds others, too; '' for none."""
+    module = name.rpartition(".")[0]
+    while module := module.rpartition(".")[0]:
+        if re.search(r"\d", module) and any(n.startswith(f"{module}.") for n in others):
+            return module
+    return ""
 
 
 def ignoring(unknown: Sequence[str], others: Iterable[str], lacking: Iterable[str] = ()) -> str:

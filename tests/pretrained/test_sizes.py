@@ -432,6 +432,13 @@ def test_a_network_that_shapes_do_not_show_is_refused(tmp_path):
     assert (data.image_size, data.mean, data.crop) == (64, (0.5,) * 3, 0.9)
     with pytest.raises(UserError, match="no tensor has a name of the family 'bert'"):
         settle("bert", path)
+    with open_weights(path) as weights:
+        tensors = {n.replace("conv1", "conv1.0", n == "conv1.weight"): weights.read(n)
+                   for n in weights.names()}  # fmt: skip
+    save_file(tensors, path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="no single first convolution, as in a ResNet-D"):
+        settle("resnet", path)
 
 
 def test_a_text_encoder_without_a_pooler_asks_for_the_pooling(tmp_path):

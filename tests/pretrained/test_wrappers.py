@@ -432,4 +432,7 @@ def test_tensors_inside_of_known_layers_are_not_called_needless():
     text = ignoring(["blocks.0.attn.q_norm.weight"], others)
     assert "lie in layers that the model has, such as 'blocks.0.attn'" in text
     assert "features would be others" in text
+    inside = ignoring(["layer1.0.se.fc1.weight"], ["layer1.0.conv1.weight"])
+    assert "such as 'layer1.0'" in inside
+    assert "No leaf of the model lacks" in ignoring(["head.3.weight"], ["head.1.weight"])
     assert "No leaf of the model lacks this tensor" in ignoring(["aux.head.weight"], others)

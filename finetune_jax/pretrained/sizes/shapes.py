@@ -199,6 +199,11 @@ def _is_square(number: int) -> bool:
 
 
 def _resnet(shapes: Shapes) -> dict[str, Any]:
+    if "stem/conv/kernel" not in shapes:
+        raise ValueError(
+            "there is no single first convolution, as in a ResNet-D, whose three are no model of "
+            "this package"
+        )
     if shapes["stem/conv/kernel"][:2] != (7, 7):
         raise ValueError("the first convolution is not 7x7; another network has these names")
     stages = {leaf.split("/")[0] for leaf in shapes if leaf.startswith("layer")}

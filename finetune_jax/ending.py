@@ -6,15 +6,21 @@ import contextlib
 import io
 import logging
 import os
+import re
+import shlex
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from finetune_jax.disk import disk_trouble
 from finetune_jax.errors import CheckFailed, UserError
 from finetune_jax.interruption import Interrupted, install
 from finetune_jax.tables import shown
+
+_MODULE = re.compile(r"finetune_jax(\.\w+)?")
+"""A command as a module; the processes that an ablation starts are ``finetune_jax.ablation.…``."""
 
 CLOSED_PIPE = 141
 """Exit status after a reader of the output has closed the pipe, as in ``| head``."""
@@ -30,7 +36,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError | CheckFailed):
         return f"error: {error}", 2
     if isinstance(error, Interrupted):
-        return str(error), error.status
+        command = typed_command()
+        return f"{error}\n{command}" if command else str(error), error.status
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, BrokenPipeError):
@@ -44,6 +51,17 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Exception) and (trouble := disk_trouble(error)):
         return f"error: {trouble}", 2
     return None
+
+
+def typed_command() -> str:
+    """This process's command as a line for a shell; empty if the process is no command of ours."""
+    program, *rest = sys.orig_argv
+    for place, word in enumerate(rest):
+        if _MODULE.fullmatch(word) and rest[place - 1] == "-m":
+            return shlex.join([program, *rest])
+        if Path(word).name == "finetune-jax":
+            return shlex.join(["finetune-jax", *rest[place + 1 :]])
+    return ""
 
 
 def _missing_platforms(error: BaseException) -> str:

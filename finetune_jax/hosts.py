@@ -171,7 +171,8 @@ def primary_only() -> Iterator[None]:
 def _leave_together(error: Interrupted) -> NoReturn:
     """Ends this process for a signal, after which all processes stop at the same step."""
     if is_primary():
-        print(error, file=sys.stderr)
+        text, _ = ending(error) or (str(error), 0)
+        print(text, file=sys.stderr)
     wait("interrupted")
     _leave_peers(failed=False)
     if is_primary():  # the others would otherwise take the end of this process for an error

@@ -14,6 +14,7 @@ from commands import ROOT
 
 from finetune_jax import interruption
 from finetune_jax.cli import load_config
+from finetune_jax.ending import ending
 from finetune_jax.interruption import Interrupted, held, signal_number
 from finetune_jax.setup import open_setup
 from finetune_jax.training.arms import run_arms
@@ -188,3 +189,22 @@ def test_a_process_that_goes_on_may_be_interrupted_again(handlers, monkeypatch):
         time.sleep(0.6)
         interruption.forget()
     assert left == []
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["python3", "-m", "finetune_jax.train", "--config=a b.py"],
+         "python3 -m finetune_jax.train '--config=a b.py'"),
+        (["python", "-m", "finetune_jax", "ablate", "--workdir=x"],
+         "python -m finetune_jax ablate --workdir=x"),
+        (["/opt/bin/python", "/opt/bin/finetune-jax", "train", "--scheme=last_k(1)"],
+         "finetune-jax train '--scheme=last_k(1)'"),
+        (["python", "-m", "finetune_jax.ablation.worker", "unit.json"], ""),
+        (["python", "mine.py"], ""),
+    ],
+)  # fmt: skip
+def test_the_last_line_after_a_signal_is_the_command_that_continues(monkeypatch, words, line):
+    monkeypatch.setattr(sys, "orig_argv", words)
+    text, status = ending(Interrupted(signal.SIGINT, "interrupted at step 3"))
+    assert text == f"interrupted at step 3\n{line}".rstrip("\n") and status == 130

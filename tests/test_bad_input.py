@@ -271,6 +271,7 @@ def test_a_closed_pipe_is_no_error(command):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_without_a_traceback(small_config, tmp_path):
     # A shell ignores the signal in its background jobs, and a process inherits that.
     code = (

@@ -25,7 +25,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.pretrained import open_weights, save_native
 from finetune_jax.progress import Progress
 from finetune_jax.setup import open_setup
-from finetune_jax.training import preparing
+from finetune_jax.training.first_lines import weights_line
 from finetune_jax.training.metrics_writer import MetricsWriter
 
 
@@ -181,7 +181,7 @@ def test_a_finished_run_is_left_as_it_is(small_config, finished):
     assert "compiling" not in process.stderr
     assert [(workdir / name).stat().st_mtime_ns for name in files] == before
     score = json.loads((workdir / "result.json").read_text())["test"]["accuracy"]
-    assert f"test accuracy {score:.4f}" in process.stderr
+    assert f"test accuracy {100 * score:.1f} %" in process.stderr
 
 
 def test_a_resumed_run_keeps_the_rows_it_continues_from_or_all(tmp_path, monkeypatch):
@@ -328,11 +328,9 @@ def test_rules_as_a_list_work_in_a_config_file(small_config, tmp_path):
 def test_frozen_random_leaves_are_warned_of():
     manifest = {"file": None, "rows": []}
     config = config_lib.default()
-    assert "WARNING" not in preparing._weights_summary(open_setup(config), manifest)
+    assert "WARNING" not in weights_line(open_setup(config), manifest)
     config.scheme = "linear_probe"
-    assert "WARNING: 57 frozen leaves are random" in preparing._weights_summary(
-        open_setup(config), manifest
-    )
+    assert "WARNING: 57 frozen leaves are random" in weights_line(open_setup(config), manifest)
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,10 @@ def test_standard_input_is_a_list_of_inputs(artifact, photos, monkeypatch):
     assert [x.item["text"] for x in given("no table.csv\n 猫\n".encode(), text)] == [
         "no table.csv", " 猫",
     ]  # fmt: skip
-    for content, words in ((b"\n\n", "has no lines"), (b"\xff\xfe.png\n", "not UTF-8")):
+    for content, words in (
+        (b"\n\n", "has no lines"),
+        (b"\xff\xfe.png\n", "expected lines of text in UTF-8"),
+    ):
         with pytest.raises(UserError, match=words):
             given(content)
 

@@ -80,6 +80,7 @@ def test_evaluation_with_workers_sees_every_example_once_in_order():
     assert seen == list(range(COUNT))
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_surfaces_where_it_belongs_and_says_which_example():
     bad = EXPECTED[1][2]
     examples = Numbered({bad: OSError("disk")})

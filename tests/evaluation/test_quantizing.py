@@ -67,6 +67,7 @@ def test_a_quantized_run_is_evaluated_like_any_other(quantized):
         Comparison.open(evaluator, "test")
 
 
+@pytest.mark.slow
 def test_the_choice_within_a_budget_fits_and_is_cheap(comparison):
     formats = [FORMATS["int8"], FORMATS["int4"]]
     total = tree.nbytes(comparison.artifact.variables)

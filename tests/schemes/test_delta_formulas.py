@@ -187,7 +187,8 @@ def test_pissa():
     check("lora(rank=2, alpha=4, pissa=True)", dense=dense_with)
 
 
-@pytest.mark.parametrize("pissa", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("pissa", [False, True])
 def test_dora_and_its_gradient(pissa):
     """(‖W‖ + shift) V / ‖V‖ by columns, V = W + s A B; ‖V‖ is a constant of the gradient."""
 

@@ -203,7 +203,7 @@ def test_a_merge_that_changes_the_logits_is_refused(base, monkeypatch):
 
 
 @pytest.mark.parametrize("pooling", ["token", "gap"])
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("deep", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_prompts_leave_as_many_tokens_as_came(pooling, deep):
     model = vit(pooling=pooling)
     variables = initial_variables(model, SIZE)

@@ -54,7 +54,7 @@ CACHED = [
     pytest.param("multilabel", "", {"data__source": "digits:attributes"}, "labels",
                  marks=pytest.mark.slow),
     pytest.param("ordinal", "", {}, "above", marks=pytest.mark.slow),
-    ("regression", "huber", {}, "value"),
+    pytest.param("regression", "huber", {}, "value", marks=pytest.mark.slow),
     pytest.param("segmentation", "", {"data__source": "digits:masks", "task__neck": 8,
                                       "scheme": "stages('grid_neck') + head"}, "shares",
                  marks=pytest.mark.slow),

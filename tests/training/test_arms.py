@@ -110,6 +110,7 @@ def test_a_diverging_arm_does_not_touch_the_others(weights, tmp_path, monkeypatc
         )
 
 
+@pytest.mark.slow
 def test_an_arm_that_resumes_joins_those_that_start(weights, tmp_path, monkeypatch):
     fuse_always(monkeypatch)
     setups = [setup_of(weights, "head", seed=s, checkpoint__every_steps=1) for s in (0, 1)]

@@ -376,7 +376,8 @@ def test_clipping_comes_before_decay_and_covers_the_trainable_half_alone(params)
         assert_close(new.params["head"][name], weight - 0.1 * pull)
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_sam_perturbs_the_trainable_half_per_micro_batch(params, accumulate):
     rho = 0.5
     step, state, frozen, plan = open_step(

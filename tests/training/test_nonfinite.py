@@ -62,6 +62,7 @@ def test_stop_names_the_first_bad_step_and_keeps_batch_and_state(weights, tmp_pa
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_cause_is_gone_goes_on_to_the_same_bits(weights, tmp_path, poison):
     setup = setup_of(weights)
     train(setup, tmp_path / "whole")
@@ -240,6 +241,7 @@ def test_the_config_of_an_older_version_gets_the_defaults_of_new_keys():
     assert completed(old) == new
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_not_finite_is_answered(weights, tmp_path, monkeypatch):
     refuse = []
 

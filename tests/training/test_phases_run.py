@@ -268,7 +268,7 @@ def test_measured_rates_run_and_resume(weights, tmp_path, scheme):
         pytest.param({"optimizer__l2_sp": 0.1, "optimizer__l2_sp_head": 0.1}, marks=slow),
         {"optimizer__ema_decay": 0.9, "train__accumulate": 2},
         {"batch_norm": "reestimate"},
-        {"model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"},
+        pytest.param({"model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"}, marks=slow),
     ],
     ids=lambda c: next(iter(c)),
 )

@@ -24,9 +24,8 @@ def run(weights, folder, scheme=LORA, format_="int8", **changes):
     return train(open_setup(config), folder)
 
 
-@pytest.mark.parametrize(
-    "format_", ["nf4", *(pytest.param(name, marks=slow) for name in ("int8", "fp8", "int4"))]
-)
+@slow
+@pytest.mark.parametrize("format_", ["int8", "fp8", "int4", "nf4"])
 def test_the_artifact_has_the_codes_that_the_run_trained_over(weights, tmp_path, format_):
     """With all leaves, or the changed ones: both files give the same leaves, bit by bit."""
     result = run(weights, tmp_path / "all", format_=format_)
@@ -92,7 +91,7 @@ def test_the_step_is_that_of_the_dequantized_base(weights):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("format_, least", [("int8", 0.999), ("nf4", 0.9)])
+@pytest.mark.parametrize("format_, least", [pytest.param("int8", 0.999, marks=slow), ("nf4", 0.9)])
 def test_gradients_over_the_quantized_base_point_where_those_over_f32_do(weights, format_, least):
     phase, variables, state, frozen = quantized_halves(weights, LORA, format_)
     _, kept = phase.plan.split(variables["params"])

@@ -7,11 +7,13 @@ no option turns the lines off. They would stand among the results that a command
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from typing import BinaryIO
 
-_BEGINNING = b"[Gloo] Rank "
+# Two threads of Gloo may print at once: the end of one line then stands alone after the other line.
+_GLOO = re.compile(rb"\[Gloo\] Rank |\d+ peer ranks\. Expected number of connected peer ranks is")
 
 
 def drop_gloo_lines() -> None:
@@ -34,7 +36,7 @@ def drop_gloo_lines() -> None:
 def copy_lines(stream: BinaryIO, target: int) -> None:
     """Copies the lines of a stream to a file descriptor, but for those of Gloo."""
     for line in stream:
-        if not line.startswith(_BEGINNING):
+        if not _GLOO.match(line.lstrip()):
             try:
                 os.write(target, line)
             except OSError:  # the reader of the output is gone; the main thread notices it

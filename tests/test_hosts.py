@@ -351,7 +351,12 @@ def test_auto_says_what_lacks(monkeypatch, variables, message):
 
 
 def test_lines_of_gloo_are_left_out_and_other_lines_are_kept(tmp_path):
-    text = b"[Gloo] Rank 0 is connected to 1 peer ranks.\nother\n[Gloo] what\nno end"
+    said = b"%d peer ranks. Expected number of connected peer ranks is : 1\n"
+    interleaved = (
+        b"[Gloo] Rank 0 is connected to [Gloo] Rank 0 is connected to " + said % 1 + said % 1
+    )
+    text = b"[Gloo] Rank 0 is connected to " + said % 1 + interleaved + b" " + said % 12
+    text += b"other\n[Gloo] what\n1 peer\nno end"
     with (tmp_path / "out").open("wb") as target:
         copy_lines(io.BytesIO(text), target.fileno())
-    assert (tmp_path / "out").read_bytes() == b"other\n[Gloo] what\nno end"
+    assert (tmp_path / "out").read_bytes() == b"other\n[Gloo] what\n1 peer\nno end"

@@ -6,6 +6,7 @@ The latest checkpoints and the best checkpoints by a metric are kept.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +31,10 @@ from finetune_jax.training.checkpoint_integrity import (
 )
 from finetune_jax.training.state import State
 
-# Orbax warns about every checkpoint without a score. Checkpoints between two evaluations have no
-# score, which is intended.
-logging.getLogger("absl").addFilter(lambda r: "did not provide metrics" not in r.getMessage())
+# Orbax warns about every checkpoint without a score, which checkpoints between two evaluations do
+# not have, and about every save that waits for more than a second for the save before.
+_EXPECTED = re.compile("did not provide metrics|Waiting for previous save to complete took")
+logging.getLogger("absl").addFilter(lambda r: not _EXPECTED.search(r.getMessage()))
 
 orbax_memory.apply()
 

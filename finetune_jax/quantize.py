@@ -30,8 +30,8 @@ _HOW = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write, new or empty.", required=True)
 _SPLIT = flags.DEFINE_enum(
     "split", "", ["", "train", "validation", "test"],
-    "Split of the examples to compare on; default: test, or validation for --sensitivity and "
-    "--budget, which choose.",
+    "Split of the examples to compare on; default: test, and validation for --sensitivity. "
+    "--budget chooses on validation whatever the split is.",
 )  # fmt: skip
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Number of examples to compare on, drawn at random; 0 for all.", lower_bound=0
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if _SENSITIVITY.value and _BUDGET.value:
         raise UserError("give either --sensitivity or --budget; --budget writes the table too")
     from finetune_jax.evaluation import quantizing
-    from finetune_jax.evaluation.evaluator import best_split, open_run, read_config
+    from finetune_jax.evaluation.evaluator import best_split, open_run
     from finetune_jax.files import write_json
     from finetune_jax.locks import FolderLock
     from finetune_jax.quantization import parse_rules
@@ -69,7 +69,6 @@ def main(argv: Sequence[str]) -> None:
     chooses = _SENSITIVITY.value or _BUDGET.value
     if chooses and len(formats) < len(rules):
         raise UserError(f"--how={how}: expected formats alone, such as 'int8, int4'")
-    split = _SPLIT.value or best_split(read_config(workdir))
     evaluator = open_run(
         workdir,
         base=_BASE.value,
@@ -78,6 +77,8 @@ def main(argv: Sequence[str]) -> None:
         trust=_TRUST.value,
     )
     chosen_on = "validation" if evaluator.config.data.validation else "train"
+    if _SENSITIVITY.value:
+        chosen_on = _SPLIT.value or chosen_on
     with FolderLock(output, f"--output={output}"):
         if chooses:
             comparison = quantizing.Comparison.open(evaluator, chosen_on, _EXAMPLES.value)
@@ -94,6 +95,7 @@ def main(argv: Sequence[str]) -> None:
             output.mkdir(parents=True, exist_ok=True)
             stage_sensitivity(rows, output / "sensitivity.png")
         if not _SENSITIVITY.value:
+            split = _SPLIT.value or best_split(evaluator.config)
             comparison = quantizing.Comparison.open(evaluator, split, _EXAMPLES.value)
             report = quantizing.quantize_run(comparison, how, split, workdir, output)
             _print(report, split, comparison.artifact.task.metric)

@@ -12,7 +12,9 @@ from finetune_jax.quantization.formats import Format, parse_format
 KEEP = "keep"
 """In place of a format: the weights that a rule names stay as they are."""
 
-_SEPARATOR = re.compile(r",\s*(?![^(]*\))")
+_FORMAT = r"\w*(?:\(.*\))?"
+# Commas between rules: not those of a repetition, "{1,2}", or between parentheses.
+_SEPARATOR = re.compile(r",\s*(?![^(]*\))(?![^{]*\})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +49,17 @@ def parse_rules(text: str, where: str) -> tuple[Rule, ...]:
     """
     rules = []
     for part in _SEPARATOR.split(text.strip()):
-        pattern, equals, name = part.partition("=")
-        if not equals or "(" in pattern.split("=")[0] and ")" not in pattern:
-            pattern, name = ".*", part  # a format alone, whose tile= is no pattern
+        found = re.fullmatch(rf"(?:(?P<pattern>.+)=)?\s*(?P<format>{_FORMAT})\s*", part)
+        if found is None:
+            raise UserError(
+                f"{where}: expected a format, or PATTERN=FORMAT such as head=keep, found {part!r}"
+            )
+        pattern, name = found["pattern"] or ".*", found["format"]
         try:
             re.compile(pattern.strip())
         except re.error as error:
             raise UserError(f"{where}: {pattern!r} is no regular expression: {error}") from None
-        format_ = None if name.strip() == KEEP else parse_format(name.strip(), where)
+        format_ = None if name == KEEP else parse_format(name, where)
         rules.append(Rule(pattern.strip(), format_))
     return tuple(rules)
 

@@ -27,6 +27,13 @@ def test_the_first_rule_that_matches_a_stage_or_a_path_decides():
     }
 
 
+def test_patterns_may_have_commas_parentheses_and_equals_signs():
+    blocks = dict.fromkeys(WEIGHTS[1:3], "int4(tile=32)")
+    assert formats("block_[0-9]{1,2}=int4(tile=32)") == blocks
+    assert formats("(block_0|block_1)=int4(tile=32)") == blocks
+    assert formats("(?=block).*=int4(tile=32), head=keep") == blocks
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -35,6 +42,8 @@ def test_the_first_rule_that_matches_a_stage_or_a_path_decides():
         ("block_[=int8", "no regular expression"),
         ("head=int5", "Did you mean"),
         ("", "expected"),
+        ("head=int8=", "expected"),
+        ("head: int8", "or PATTERN=FORMAT such as head=keep"),
     ],
 )
 def test_a_rule_without_effect_or_meaning_is_refused(text, message):

@@ -79,11 +79,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file, file_errors(path, "safetensors file"):
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, MAX_HEADER_BYTES):
+        if length > size - 8:
             raise UserError(
-                f"its header declares {length} bytes and the file has {size}; at most "
-                f"{MAX_HEADER_BYTES} are read: truncated, damaged or of another format"
+                f"the file has {size} bytes, and its header alone would have {length}: the file is "
+                f"truncated, damaged or of another format"
             )
+        if length > MAX_HEADER_BYTES:
+            raise UserError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
         # parse_json refuses repeated names, of which the library would silently use the last.
         return parse_json(file.read(length)), 8 + length
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "suggest": "propose what to unfreeze, from the gradients of a few batches",
     "average": "average fine-tuned models: interpolation between two, or a soup of several",
     "quantize": "store the weights of a trained model in 8 or 4 bits and say what this changes",
+    "export": "write a trained model in a format that others read",
     "replay": "compute a step that was not finite once more, stage by stage",
     "ablate": "compare schemes: every row tuned with the same budget and scored once",
     "verify": "check that the files of a run or of an ablation are whole",

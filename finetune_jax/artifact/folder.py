@@ -170,7 +170,7 @@ class Artifact:
             if not good or (bad and on_bad_image == "error"):
                 continue  # the other items are read for the message only
             if isinstance(self.preprocess, TextPreprocess):
-                cut += sum(self.preprocess.cuts(self._example(items[i]), x) for i, x in good)
+                cut += sum(self.preprocess.cuts(self.example(items[i]), x) for i, x in good)
             inputs = [x for _, x in good]
             inputs += [inputs[0]] * (size - len(inputs))
             batch = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
@@ -207,11 +207,11 @@ class Artifact:
     def _input(self, item: Item) -> dict[str, np.ndarray] | BadImage:
         """The preprocessed input of an item, or what is wrong with its image."""
         try:
-            return self.preprocess.host(self._example(item))
+            return self.preprocess.host(self.example(item))
         except BadImage as error:  # the message begins with the path
             return error
 
-    def _example(self, item: Item) -> dict[str, Any]:
+    def example(self, item: Item) -> dict[str, Any]:
         """The example of an item, by column."""
         if isinstance(item, dict):
             return item

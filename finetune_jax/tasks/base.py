@@ -200,6 +200,19 @@ class Task:
         del observed
         return None
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """The numbers that `read` puts into words, computed on device for an exported model.
+
+        Args:
+          outputs: outputs of the model, f32[n * views, head_size].
+
+        Returns:
+          Arrays [n, …] by name, such as ``probabilities`` f32[n, classes] in the order of the
+          classes; empty for a task whose outputs are what it predicts.
+        """
+        del outputs
+        return {}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """The predictions of outputs f32[n * views, head_size] in words: plain JSON values."""
         raise NotImplementedError

@@ -215,6 +215,10 @@ class Classification(ClassTask):
     def class_logits(self, observed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return observed["logits"], observed["label"]
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``probabilities`` f32[n, classes], in the order of the classes."""
+        return {"probabilities": jax.nn.softmax(outputs.astype(jnp.float32))}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Per row of logits f32[n, classes]: ``label`` and ``probabilities`` in falling order."""
         results = []

@@ -200,6 +200,11 @@ class SimCLR(Task):
             }
         return found
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``embedding`` f32[n, width] of each image, a vector of length 1."""
+        length = jnp.maximum(jnp.linalg.norm(outputs, axis=-1, keepdims=True), 1e-12)
+        return {"embedding": outputs / length}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``{"embedding": [float, …]}`` of each image, a vector of length 1."""
         outputs = np.asarray(outputs, np.float64)

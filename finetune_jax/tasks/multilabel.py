@@ -142,6 +142,10 @@ class MultiLabel(ClassTask):
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
         return observed["exact"] > 0.5
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``probabilities`` f32[n, classes] of each class alone, in the order of the classes."""
+        return {"probabilities": jax.nn.sigmoid(outputs.astype(jnp.float32))}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Per row: ``labels`` above probability 1/2 and ``probabilities``, in falling order."""
         results = []

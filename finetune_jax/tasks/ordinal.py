@@ -122,6 +122,10 @@ class Ordinal(ClassTask):
     def correct(self, observed: dict[str, np.ndarray]) -> np.ndarray:
         return observed["error"] == 0
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``above`` f32[n, classes - 1]: the probability of a class above each but the last."""
+        return {"above": jax.nn.sigmoid(outputs.astype(jnp.float32))}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``label``, and ``above``: per class but the last, the probability of a higher class."""
         results = []

@@ -152,6 +152,10 @@ class Regression(Task):
             found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``value`` f32[n], in the target's unit."""
+        return {"value": outputs[:, 0].astype(jnp.float32) * self.std + self.mean}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``{"value": float}`` per row, in the target's unit."""
         return [{"value": float(row[0]) * self.std + self.mean} for row in outputs]

@@ -165,6 +165,10 @@ class Segmentation(ClassTask):
             self.class_names, found | {name: each[name] for name in ("precision", "recall")}
         )
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``classes`` i32[n, size, size]: the number of the class of each pixel."""
+        return {"classes": self._enlarged(outputs).argmax(-1).astype(jnp.int32)}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``shares``: the share of the image that each class covers, in falling order."""
         results = []

@@ -191,6 +191,11 @@ class Similarity(Task):
             found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 
+    def numbers(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """``cosine`` f32[n] of each pair."""
+        unit = self._unit(outputs)
+        return {"cosine": (unit[:, 0] * unit[:, 1]).sum(-1)}
+
     def read(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """``{"cosine": float}`` of each pair."""
         unit = np.asarray(self._unit(jnp.asarray(outputs)), np.float64)

@@ -279,3 +279,28 @@ def test_targets_from_which_nothing_can_be_learned(task, good, bad, message):
 
 def test_a_loss_that_reads_no_labels_needs_no_different_labels():
     assert tasks.Similarity(4, "contrastive").degenerate(labels(1, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    "task, columns",
+    [
+        (tasks.Classification(("ant", "bee", "cat")), 3),
+        (tasks.MultiLabel(("ant", "bee", "cat")), 3),
+        (tasks.Ordinal(("ant", "bee", "cat")), 2),
+        (tasks.Regression(mean=2.0, std=3.0), 1),
+        (tasks.Similarity(), 4),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_the_numbers_of_an_exported_model_are_those_that_are_read(task, columns):
+    outputs = np.random.default_rng(0).normal(size=(4, columns)).astype(np.float32)
+    numbers = jax.tree.map(np.asarray, task.numbers(jnp.asarray(outputs)))
+    for row, read in enumerate(task.read(outputs)):
+        for name, values in numbers.items():
+            by_class = isinstance(read[name], dict)
+            expected = (
+                [read[name][c] for c in task.class_names if c in read[name]]
+                if by_class
+                else read[name]
+            )
+            np.testing.assert_allclose(values[row], expected, rtol=1e-5, atol=1e-6)

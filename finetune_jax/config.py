@@ -214,6 +214,9 @@ def default() -> ml_collections.ConfigDict:
     c.artifact.contents = "all"  # all | delta: prediction from a delta needs the base weight file
     c.artifact.merge = False  # merge the deltas into the base weights, if they can be merged
     c.artifact.select = "last"  # last | best: which checkpoint the artifact is made from
+    # Weights of the artifact in few bits: int8 | fp8 | int4 | nf4, or rules such as "head=keep,
+    # .*=int4(tile=32)"; the scores are those of the quantized model. "": as the last phase trained.
+    c.artifact.quantize = ""
 
     c.log = ml_collections.ConfigDict()
     c.log.every_steps = 0  # steps between two rows of metrics.jsonl; 0: twenty or more rows a run

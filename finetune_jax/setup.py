@@ -35,6 +35,7 @@ from finetune_jax.models import StagedModel, build, entry_of, initial_variables
 from finetune_jax.pretrained.sizes import settle_model
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
+from finetune_jax.schemes.phases import formats_of
 from finetune_jax.schemes.schedules import parse_schedule
 from finetune_jax.tasks import Task, require_classification
 from finetune_jax.tasks.relabel import host_part
@@ -247,6 +248,14 @@ def _phases(
                 f"artifact.merge: no kernel of the model can express {', '.join(stuck)}; set "
                 f"artifact.merge to False"
             )
+    if rules := config.artifact.quantize:
+        formats_of(phases[-1].plan, rules, "artifact.quantize")
+    if config.artifact.merge and phases[-1].plan.deltas and (rules or phases[-1].quantize):
+        raise UserError(
+            "artifact.merge: merged weights would be other weights than those that the run "
+            "quantizes; set artifact.merge to False, or merge first and quantize the run's folder "
+            "with finetune_jax.quantize"
+        )
     return phases
 
 

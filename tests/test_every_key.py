@@ -45,6 +45,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.name": ("resnet20_cifar", {}),
     "model.dtype": ("bfloat16", {}),
     "model.frozen_dtype": ("bfloat16", {}),
+    "artifact.quantize": ("int8", {}),
     "model.remat": (True, {}),
     "model.dropout": (0.5, {"model.name": "vit_tiny_patch16_224"}),
     "model.head": ("gap_linear", {"model.name": "vgg11_bn"}),

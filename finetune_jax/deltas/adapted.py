@@ -15,7 +15,7 @@ from finetune_jax import tree
 from finetune_jax.deltas.base import Arrays, Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import EVAL, Mode, StagedModel
-from finetune_jax.quantization import dequantize
+from finetune_jax.quantization import Format, dequantize, rounded
 
 # As a fraction of the largest logit; tests hold every mergeable delta to a tenth of it.
 _MERGE_TOLERANCE = 1e-4
@@ -28,10 +28,13 @@ class Adapted:
     Attributes:
       model: staged module, without deltas.
       deltas: the deltas around the model's modules.
+      formats: (path of a weight, format): the model computes with the values that these weights
+        have once they are quantized, see `finetune_jax.quantization.rounded`.
     """
 
     model: StagedModel
     deltas: tuple[Delta, ...] = ()
+    formats: tuple[tuple[str, Format], ...] = ()
 
     @property
     def nested(self) -> list[Delta]:
@@ -67,7 +70,8 @@ class Adapted:
         Returns:
           What ``flax.linen.Module.apply`` returns.
         """
-        variables = {**variables, "params": dequantize(variables["params"])}
+        params = rounded(variables["params"], dict(self.formats))
+        variables = {**variables, "params": dequantize(params)}
         if not self.deltas:
             return self.model.apply(variables, x, mode, start=start, stop=stop, **options)
         leaves = tree.flatten(variables["params"])

@@ -7,6 +7,7 @@ from finetune_jax.quantization.leaves import (
     quantize,
     quantize_leaf,
     quantized_leaves,
+    rounded,
 )
 from finetune_jax.quantization.rules import Rule, formats_by_leaf, parse_rules
 
@@ -22,4 +23,5 @@ __all__ = [
     "quantize",
     "quantize_leaf",
     "quantized_leaves",
+    "rounded",
 ]

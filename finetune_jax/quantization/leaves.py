@@ -70,6 +70,30 @@ def dequantize(params: tree.Tree) -> tree.Tree:
     return {**params, **changed} if changed else params
 
 
+def rounded(params: tree.Tree, formats: Mapping[str, Format]) -> tree.Tree:
+    """The tree with the values that some leaves have once they are quantized.
+
+    The values are exactly those of ``dequantize(quantize(params, formats))``. A gradient passes
+    through the rounding as if there were none (the straight-through estimator, Bengio et al. 2013,
+    https://arxiv.org/abs/1308.3432), so that training with rounded weights moves f32 weights.
+
+    Args:
+      params: nested dict of arrays; leaves that are quantized already stay as they are.
+      formats: format of each leaf to round, by its path.
+    """
+    if not formats:
+        return params
+
+    def round_leaf(path: str, leaf: jax.Array) -> Any:
+        if path not in formats:
+            return leaf
+        values = dequantize({"leaf": quantize_leaf(path, leaf, formats[path])})["leaf"]
+        # The difference is exactly 0, and its gradient is that of the leaf.
+        return jax.lax.stop_gradient(values) + (leaf - jax.lax.stop_gradient(leaf))
+
+    return tree.map_with_path(round_leaf, params)
+
+
 def quantized_leaves(params: tree.Tree, prefix: str = "") -> dict[str, str]:
     """Returns ``{path of a quantized leaf: name of its codes}``.
 

@@ -9,6 +9,7 @@ everything for the rest of the run at a tenth of the run's learning rate. A prog
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from finetune_jax.deltas import Delta
 from finetune_jax.doors import is_door
 from finetune_jax.errors import UserError, nearest
 from finetune_jax.grammar import Call, Sum, parse_sequence, print_sum
+from finetune_jax.quantization import Format, formats_by_leaf, is_weight, parse_rules
 from finetune_jax.schemes.arguments import non_negative_int, positive_int
 from finetune_jax.schemes.library import expand
 from finetune_jax.schemes.model_spec import ModelSpec
@@ -51,6 +53,9 @@ class Phase:
       clip: limit of the gradient norm, 0 for no limit; None takes the run's limit.
       solve: ``lbfgs`` or ``ridge`` solves the head on frozen features instead of training it; None
         trains.
+      quantize: quantization-aware training: the model computes with the values that the weights of
+        the base have in a format, such as ``int8``, or by the rules of
+        `finetune_jax.quantization.parse_rules`; None computes with the weights as they are.
     """
 
     plan: Plan
@@ -64,11 +69,37 @@ class Phase:
     decay: float | None = None
     clip: float | None = None
     solve: str | None = None
+    quantize: str | None = None
+
+    @functools.cached_property
+    def formats(self) -> tuple[tuple[str, Format], ...]:
+        """(path, format) of each weight that is rounded; UserError for rules that do not fit."""
+        return formats_of(self.plan, self.quantize or "", "phase: quantize")
 
     def to_json(self) -> dict[str, Any]:
         """Options, and the plan's JSON under ``plan``."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**options, "plan": self.plan.to_json()}
+
+
+def formats_of(plan: Plan, rules: str, where: str) -> tuple[tuple[str, Format], ...]:
+    """(path, format) of the weights of a plan's base that rules name; those of deltas keep f32.
+
+    Args:
+      plan: the plan.
+      rules: see `finetune_jax.quantization.parse_rules`; empty for none.
+      where: name of the key, for messages.
+
+    Raises:
+      UserError: wrong rules, or rules that do not fit the model.
+    """
+    if not rules:
+        return ()
+    weights = [x.path for x in plan.leaves if not x.delta and is_weight(x.path, x)]
+    found = formats_by_leaf(parse_rules(rules, where), weights, where)
+    if not found:
+        raise UserError(f"{where}: {rules!r} keeps every weight; expected a format, such as int8")
+    return tuple(found.items())
 
 
 def resolve_phases(
@@ -154,7 +185,9 @@ def _phase(plan: Plan, call: Call) -> Phase:
         if "epochs" in options or "steps" in options:
             raise UserError("phase: a solved phase has no epochs or steps")
         options["steps"] = 0
-    return Phase(plan, **options)
+    phase = Phase(plan, **options)
+    phase.formats  # noqa: B018  so that rules that do not fit the model are an error here
+    return phase
 
 
 def _check_option(key: str, value: Any) -> None:
@@ -175,6 +208,8 @@ def _check_option(key: str, value: Any) -> None:
         raise UserError(f"phase: schedule must be text, found {value!r}")
     if key == "optimizer" and value not in OPTIMIZERS:
         raise UserError(f"phase: unknown optimizer {value!r}.{nearest(str(value), OPTIMIZERS)}")
+    if key == "quantize" and not isinstance(value, str):
+        raise UserError(f"phase: quantize must be text, such as 'int8', found {value!r}")
     if key == "solve" and value not in SOLVERS:
         raise UserError(f"phase: unknown solver {value!r}.{nearest(str(value), SOLVERS)}")
 

@@ -18,7 +18,8 @@ from finetune_jax.hosts import is_primary
 from finetune_jax.models import entry_of
 from finetune_jax.pretrained.selection import IGNORED
 from finetune_jax.progress import say
-from finetune_jax.quantization import FORMATS, quantized_leaves
+from finetune_jax.quantization import FORMATS, Format, quantize, quantized_leaves
+from finetune_jax.schemes.phases import formats_of
 from finetune_jax.setup import Setup
 from finetune_jax.training import state as state_lib
 from finetune_jax.training.interval import GroupRates, times_of
@@ -50,6 +51,34 @@ def select_variables(run: Run) -> tuple[dict[str, Any], int]:
         step,
     )
     return state_lib.variables(state, frozen.with_leaves(modified)), step
+
+
+def quantized(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
+    """The variables with the weights in the formats of the artifact.
+
+    These are the formats of ``config.artifact.quantize``, or those that the last phase trained
+    for. `Run.modified` gets the paths of the codes of leaves that are in it.
+
+    Args:
+      run: run after its last phase.
+      variables: variables of both halves.
+    """
+    formats = _formats(run)
+    kept = quantized_leaves(variables["params"])
+    params = jax.jit(lambda params: quantize(params, formats))(variables["params"])
+    for path, name in quantized_leaves(params).items():
+        if path not in kept and f"params/{path}" in run.modified:
+            run.modified |= {f"params/{path}/{name}", f"params/{path}/scale"}
+    return {**variables, "params": params}
+
+
+def _formats(run: Run) -> dict[str, Format]:
+    """The formats of the artifact's weights by path, without those of ``model.frozen_dtype``."""
+    setup = run.setup
+    rules = setup.config.artifact.quantize
+    phase = setup.phases[run.last_phase]
+    found = formats_of(phase.plan, rules, "artifact.quantize") if rules else phase.formats
+    return dict(found)
 
 
 def score_run(run: Run, variables: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -137,6 +166,8 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
         deltas = ()
     if not is_primary():
         return
+    found, formats = quantized_leaves(variables["params"]), _formats(run)
+    frozen = FORMATS.get(config.model.frozen_dtype, "")
     save_artifact(
         run.workdir / "artifact",
         variables=jax.tree.map(np.asarray, variables),
@@ -156,9 +187,7 @@ def save_run(run: Run, variables: dict[str, Any], result: dict[str, Any]) -> Non
         scores={split: result[split] for split in _SCORED_SPLITS if split in result},
         contents=config.artifact.contents,
         changed=run.modified,
-        formats=dict.fromkeys(
-            quantized_leaves(variables["params"]), str(FORMATS.get(config.model.frozen_dtype, ""))
-        ),
+        formats={path: str(formats.get(path, frozen)) for path in found},
         made_of=run.made_of,
         accepted=run.accepted,
     )

@@ -17,7 +17,13 @@ from finetune_jax.mesh import put_batch
 from finetune_jax.progress import say
 from finetune_jax.setup import Setup
 from finetune_jax.training.explaining import explained
-from finetune_jax.training.finishing import run_figures, save_run, score_run, select_variables
+from finetune_jax.training.finishing import (
+    quantized,
+    run_figures,
+    save_run,
+    score_run,
+    select_variables,
+)
 from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
 from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.nonfinite import GoBack, Watch
@@ -160,6 +166,7 @@ def _pass(
 
         # 6. Which weights to keep, and their scores.
         variables, selected_step = select_variables(run)
+        variables = quantized(run, variables)
         seconds = time.monotonic() - began
         result = run_figures(run, selected_step, seconds, score_run(run, variables))
 

@@ -54,8 +54,10 @@ class PhaseRun:
 
     @property
     def model(self) -> Adapted:
-        """The model with the deltas of the plan in place."""
-        return self.plan.adapt(self.setup.model)
+        """The model with the deltas of the plan in place, and the rounding of the phase."""
+        return dataclasses.replace(
+            self.plan.adapt(self.setup.model), formats=self.definition.formats
+        )
 
     @property
     def after_prefix(self) -> str:

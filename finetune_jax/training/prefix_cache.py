@@ -249,6 +249,7 @@ def _key(
     content = {
         "leaves": leaves,
         "model": [config.model.name, config.model.dtype, config.model.frozen_dtype],
+        "formats": [[p, str(f)] for p, f in phase.model.formats if p.split("/")[0] in prefix],
         "deltas": [d.to_json() for d in phase.plan.deltas if d.module.split("/")[0] in prefix],
         "stages": phase.plan.prefix,
         "preprocess": setup.preprocess.to_json(),

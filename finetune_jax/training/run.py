@@ -198,7 +198,8 @@ class Run:
         size, workers = config.eval.batch_size, config.data.workers
         cached = isinstance(examples, ActivationExamples)
         step = self.caches.eval_steps.get(
-            (phase.index, cached), lambda: phase.compile_eval_step(size, variables, cached=cached)
+            (phase.index, cached, jax.tree.structure(variables)),
+            lambda: phase.compile_eval_step(size, variables, cached=cached),
         )
         task, encode = self.setup.task, self.setup.encode
         return evaluate(

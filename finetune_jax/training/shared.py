@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -46,7 +46,8 @@ class SharedCaches:
       create_states: jitted `state.create` by number of the phase.
       train_steps: compiled train step by (number of the phase, whether its batches hold
         activations after the frozen prefix instead of inputs).
-      eval_steps: compiled evaluation step; keys as for `train_steps`.
+      eval_steps: compiled evaluation step; keys as for `train_steps`, and the structure of the
+        variables, some of which may be quantized at the end of a run.
       feature_steps: jitted forward pass to the features that solvers and probes read, by number of
         the phase.
       gradients: jitted gradient that measured rates are computed from (`importance.make_gradient`),
@@ -64,7 +65,7 @@ class SharedCaches:
     train_steps: Cache[tuple[int, bool], jax.stages.Compiled] = dataclasses.field(
         default_factory=Cache
     )
-    eval_steps: Cache[tuple[int, bool], jax.stages.Compiled] = dataclasses.field(
+    eval_steps: Cache[tuple[int, bool, Any], jax.stages.Compiled] = dataclasses.field(
         default_factory=Cache
     )
     feature_steps: Cache[int, FeatureStep] = dataclasses.field(default_factory=Cache)

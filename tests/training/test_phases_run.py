@@ -71,8 +71,12 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
         ),
         pytest.param("lora(rank=2) + head + phase(steps=2) >> head + norm", 4,
                      {"model__frozen_dtype": "nf4"}, marks=slow),
+        pytest.param("last_k(1) + phase(steps=2) >> last_k(1) + phase(quantize='int4')", 4,
+                     {}, marks=slow),
     ],
-    ids=["cache", "views", "solve", "reset-ema", "measured", "optimizers", "quantized"],
+    ids=[
+        "cache", "views", "solve", "reset-ema", "measured", "optimizers", "quantized", "aware",
+    ],
 )  # fmt: skip
 def test_every_kind_of_phase_resumes_to_the_same_bits(
     weights, tmp_path, monkeypatch, scheme, stop, changes

@@ -5,9 +5,11 @@
   python -m finetune_jax.quantize --workdir=runs/a --how=int4 --sensitivity --output=runs/a_stages
   python -m finetune_jax.quantize --workdir=runs/a --how='int8, int4' --budget=120000 --output=…
 
-Formats are int8, fp8, int4 and nf4. A rule is PATTERN=FORMAT, where the pattern is a regular
-expression of stages or paths of leaves, and ``keep`` keeps the weights as they are. The model
-computes in its dtype with the dequantized weights: the folder is smaller, and not the computation.
+Formats are int8, fp8, int4, nf4, w8a8 (int8, and the inputs of the layers are rounded to 8 bits)
+and w8a8_static (with scales of the inputs that are measured on training examples). A rule is
+PATTERN=FORMAT, where the pattern is a regular expression of stages or paths of leaves, and ``keep``
+keeps the weights as they are. The model computes in its dtype with the dequantized weights: the
+folder is smaller, and not the computation.
 Writes ``artifact/`` and ``quantize.json``; the other commands read the folder as a run's.
 """
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +16,7 @@ from finetune_jax import tree
 from finetune_jax.deltas.base import Arrays, Delta
 from finetune_jax.errors import UserError
 from finetune_jax.models import EVAL, Mode, StagedModel
-from finetune_jax.quantization import Format, dequantize, rounded
+from finetune_jax.quantization import Format, dequantize, input_scales, round_inputs, rounded
 
 # As a fraction of the largest logit; tests hold every mergeable delta to a tenth of it.
 _MERGE_TOLERANCE = 1e-4
@@ -72,17 +73,24 @@ class Adapted:
         """
         params = rounded(variables["params"], dict(self.formats))
         variables = {**variables, "params": dequantize(params)}
-        if not self.deltas:
+        inputs = input_scales(params, self.formats)
+        if not self.deltas and not inputs:
             return self.model.apply(variables, x, mode, start=start, stop=stop, **options)
         leaves = tree.flatten(variables["params"])
         for delta in self.nested:
             leaves |= delta.effective(leaves)
         changed = {**variables, "params": tree.unflatten(leaves)}
-        with nn.intercept_methods(self._interceptor(leaves)):
+        with nn.intercept_methods(self._interceptor(leaves, inputs)):
             return self.model.apply(changed, x, mode, start=start, stop=stop, **options)
 
-    def _interceptor(self, leaves: Arrays) -> Callable[..., Any]:
-        """Flax's method interceptor, which passes the calls of modules through their deltas."""
+    def _interceptor(
+        self, leaves: Arrays, inputs: Mapping[str, jax.Array | None]
+    ) -> Callable[..., Any]:
+        """Flax's method interceptor, which passes the calls of modules through their deltas.
+
+        The modules of `inputs` (see `quantization.input_scales`) get rounded inputs; their deltas
+        do not.
+        """
         deltas_at: dict[str, list[Delta]] = {}
         for delta in self.nested:
             for module in delta.modules:
@@ -98,18 +106,27 @@ class Adapted:
         ) -> Any:
             path = "/".join(context.module.path)
             # A subclass that calls its parent's __call__ is intercepted twice for one call.
-            if context.method_name != "__call__" or path not in deltas_at or path in running:
+            found = path in deltas_at or path in inputs
+            if context.method_name != "__call__" or not found or path in running:
                 return call(*args, **kwargs)
             running.add(path)
             try:
                 current: Callable[..., Any] = functools.partial(call, **kwargs)
-                for delta in deltas_at[path]:
+                if path in inputs:
+                    current = _on_rounded(context.module, current, inputs[path])
+                for delta in deltas_at.get(path, ()):
                     current = _wrap(delta, context.module, current, leaves, memory)
                 return current(*args)
             finally:
                 running.discard(path)
 
         return intercept
+
+
+def _on_rounded(
+    module: nn.Module, call: Callable[..., Any], scale: jax.Array | None
+) -> Callable[..., Any]:
+    return lambda x, *args: call(round_inputs(module, x, scale), *args)
 
 
 def _wrap(
@@ -120,6 +137,38 @@ def _wrap(
     memory: dict[str, Any],
 ) -> Callable[..., Any]:
     return lambda *args: delta.call(module, call, args, leaves, memory)
+
+
+def largest_inputs(adapted: Adapted, variables: tree.Tree, x: Any) -> dict[str, jax.Array]:
+    """The largest absolute value among the inputs of each layer, f32[rows] by path of the layer.
+
+    Args:
+      adapted: model and deltas.
+      variables: as of `Adapted.apply`.
+      x: input of the model, with `rows` rows; a row is an image or a text.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def intercept(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        first = args[0] if args else None
+        if context.method_name == "__call__" and _has_rows_of_floats(first):
+            largest = jnp.abs(first.reshape(len(first), -1)).max(-1).astype(jnp.float32)
+            found["/".join(context.module.path)] = largest
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        adapted.apply(variables, x)
+    return found
+
+
+def _has_rows_of_floats(x: Any) -> bool:
+    is_array = isinstance(x, jax.Array) and x.ndim > 1
+    return is_array and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def unmergeable(model: StagedModel, deltas: Iterable[Delta]) -> list[Delta]:

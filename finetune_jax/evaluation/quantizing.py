@@ -16,6 +16,7 @@ import numpy as np
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact, save_artifact
 from finetune_jax.data.skip import Subset
+from finetune_jax.deltas.adapted import largest_inputs
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import Evaluator
 from finetune_jax.evaluation.scores import forward_all
@@ -25,6 +26,7 @@ from finetune_jax.locks import NAME as LOCK
 from finetune_jax.metrics.probes import sample
 from finetune_jax.progress import each
 from finetune_jax.quantization import (
+    STEPS,
     Format,
     formats_by_leaf,
     is_weight,
@@ -35,6 +37,7 @@ from finetune_jax.quantization import (
 
 FILE = "quantize.json"
 _TIMED_CALLS = 9
+_CALIBRATION = 256  # examples on which the scales of inputs are measured
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,20 +92,45 @@ class Comparison:
     def _forward(self) -> Callable[..., Any]:
         return jax.jit(make_forward(self.artifact.model, self.artifact.preprocess.device))
 
+    @functools.cached_property
+    def input_scales(self) -> dict[str, float]:
+        """Static scales of the inputs of layers by the paths of their weights.
+
+        They are measured on training examples: the largest absolute input of each example, averaged
+        over the examples.
+        """
+        whole = self.evaluator.examples("train")
+        some = Subset(whole, sample(len(whole), _CALIBRATION))
+        model, device = self.artifact.model, self.artifact.preprocess.device
+        forward = jax.jit(lambda v, batch: largest_inputs(model, v, device(batch)))
+        found = self._over(some, lambda batch: forward(self.artifact.variables, batch))
+        return {
+            f"{module}/{name}": float(found[module].mean()) / STEPS
+            for module, name in (path.rsplit("/", 1) for path in self.weights)
+            if module in found
+        }
+
     def quantized(self, formats: Mapping[str, Format]) -> dict[str, Any]:
         """The variables with some weights quantized; `formats` has their formats by path."""
         variables = self.artifact.variables
-        params = jax.jit(lambda params: quantize(params, formats))(variables["params"])
+        static = any(format_.inputs == "static" for format_ in formats.values())
+        scales = self.input_scales if static else {}
+        params = jax.jit(lambda params: quantize(params, formats, scales))(variables["params"])
         return {**variables, "params": jax.tree.map(np.asarray, params)}
 
     def outputs(self, variables: dict[str, Any]) -> np.ndarray:
         """Outputs f32[n, …] of the model with other variables."""
-        evaluator, placed = self.evaluator, jax.device_put(variables)
-        found: np.ndarray = forward_all(
-            lambda batch: self._forward(placed, batch), self.examples, evaluator.encode,
+        placed = jax.device_put(variables)
+        found: np.ndarray = self._over(self.examples, lambda batch: self._forward(placed, batch))
+        return found
+
+    def _over(self, examples: Subset, forward: Callable[[Any], Any]) -> Any:
+        """A function of batches, called on some examples; see `forward_all`."""
+        evaluator = self.evaluator
+        return forward_all(
+            forward, examples, evaluator.encode,
             batch_size=evaluator.batch_size, place=evaluator.place,
         )  # fmt: skip
-        return found
 
     def differences(self, logits: np.ndarray) -> dict[str, Any]:
         """How far outputs are from those in float32: a part of what `compare` returns."""

@@ -31,12 +31,16 @@ class Format:
       tile: number of neighbouring inputs that share a scale; 0 for one scale for all inputs. An
         axis of another length than a multiple of `tile` has the largest smaller tile that divides
         the axis, at least half of `tile`, or else one scale.
+      inputs: how the inputs of a layer with this weight are rounded to 8 bits: ``dynamic``, by
+        scales of the inputs themselves, ``static``, by a scale that was measured on examples, or
+        empty for inputs that are not rounded.
     """
 
     name: str
     qtype: Any
     bits: int
     tile: int = 0
+    inputs: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}(tile={self.tile})" if self.tile else self.name
@@ -120,6 +124,8 @@ FORMATS = {
     "fp8": Format("fp8", jnp.float8_e4m3fn, 8),
     "int4": Format("int4", jnp.int4, 4, 64),
     "nf4": Format("nf4", "nf4", 4, 64),
+    "w8a8": Format("w8a8", jnp.int8, 8, inputs="dynamic"),
+    "w8a8_static": Format("w8a8_static", jnp.int8, 8, inputs="static"),
 }
 """The formats by name, with their usual tiles."""
 

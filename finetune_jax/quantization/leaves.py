@@ -2,7 +2,8 @@
 
 In the place of a quantized leaf, such as ``block_0/attn/query/kernel``, a tree has two leaves: the
 codes under the name of the format, and the scales, such as ``block_0/attn/query/kernel/int8`` and
-``block_0/attn/query/kernel/scale``. So everything that works on leaves (checksums, the audit,
+``block_0/attn/query/kernel/scale``, and for ``w8a8_static`` the scale of the layer's inputs, as
+``input_scale``. So everything that works on leaves (checksums, the audit,
 checkpoints, shardings, weight files) works on quantized leaves too, bit by bit. `dequantize` gives
 the leaves that a model reads.
 """
@@ -13,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from finetune_jax import tree
 from finetune_jax.quantization.formats import FORMATS, Format
 
-_SCALE = "scale"
+_SCALE, _INPUT_SCALE = "scale", "input_scale"
 _FORMAT_OF = {**FORMATS, **{f"{name}_odd": f for name, f in FORMATS.items() if f.bits == 4}}
 """The format by the name of the codes."""
 
@@ -35,20 +37,27 @@ def is_weight(path: str, leaf: Any) -> bool:
     return path.rsplit("/", 1)[-1] in ("kernel", "embedding") and len(leaf.shape) >= 2
 
 
-def quantize_leaf(path: str, leaf: jax.Array, format_: Format) -> Any:
+def quantize_leaf(
+    path: str, leaf: jax.Array, format_: Format, input_scale: float | jax.Array = 1.0
+) -> Any:
     """What a tree has in the place of a leaf: codes and scales, or the leaf.
 
     Args:
       path: path of the leaf.
       leaf: f32 array for which `is_weight` is true.
       format_: how to store the leaf.
+      input_scale: scale of the inputs of the layer, for a format with static inputs.
 
     Returns:
-      ``{name of the codes: codes, "scale": scales}``; the leaf itself if it would not be smaller.
+      ``{name of the codes: codes, "scale": scales}``, with static inputs also ``input_scale``
+      f32[]; the leaf itself if it would not be smaller.
     """
     encode = format_.encode_rows if path.endswith("embedding") else format_.encode
     shapes = jax.eval_shape(encode, leaf)
-    return encode(leaf) if tree.nbytes(shapes) < tree.nbytes(leaf) else leaf
+    if tree.nbytes(shapes) >= tree.nbytes(leaf):
+        return leaf
+    given = {_INPUT_SCALE: jnp.float32(input_scale)} if format_.inputs == "static" else {}
+    return {**encode(leaf), **given}
 
 
 def dequantize(params: tree.Tree) -> tree.Tree:
@@ -113,18 +122,28 @@ def quantized_leaves(params: tree.Tree, prefix: str = "") -> dict[str, str]:
 
 def _codes_of(branch: Mapping[str, Any]) -> str:
     """The name of the codes, if a branch of a tree is a quantized leaf; else empty."""
-    names = branch.keys() - {_SCALE}
-    name = next(iter(names)) if len(branch) == 2 and len(names) == 1 else ""
+    names = branch.keys() - {_SCALE, _INPUT_SCALE}
+    name = next(iter(names)) if len(names) == 1 and _SCALE in branch else ""
     return name if name in _FORMAT_OF else ""
 
 
-def quantize(params: tree.Tree, formats: Mapping[str, Format]) -> dict[str, Any]:
+def quantize(
+    params: tree.Tree,
+    formats: Mapping[str, Format],
+    input_scales: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """The tree with codes and scales in the place of some leaves.
 
     Args:
       params: nested dict of f32 arrays.
       formats: format of each leaf to quantize, by its path.
+      input_scales: scale of a layer's inputs by the path of its weight, for formats with static
+        inputs.
     """
-    return tree.map_with_path(
-        lambda path, x: quantize_leaf(path, x, formats[path]) if path in formats else x, params
-    )
+    scales = input_scales or {}
+
+    def store(path: str, leaf: jax.Array) -> Any:
+        known = path in formats
+        return quantize_leaf(path, leaf, formats[path], scales.get(path, 1.0)) if known else leaf
+
+    return tree.map_with_path(store, params)

@@ -99,6 +99,11 @@ def formats_of(plan: Plan, rules: str, where: str) -> tuple[tuple[str, Format], 
     found = formats_by_leaf(parse_rules(rules, where), weights, where)
     if not found:
         raise UserError(f"{where}: {rules!r} keeps every weight; expected a format, such as int8")
+    if any(format_.inputs == "static" for format_ in found.values()):
+        raise UserError(
+            f"{where}: the scales of w8a8_static are measured on a trained model, by "
+            f"finetune_jax.quantize; expected w8a8 here"
+        )
     return tuple(found.items())
 
 

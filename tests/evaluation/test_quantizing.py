@@ -67,6 +67,24 @@ def test_a_quantized_run_is_evaluated_like_any_other(quantized):
         Comparison.open(evaluator, "test")
 
 
+def test_static_scales_of_inputs_are_measured_on_training_examples(comparison, short_run, tmp_path):
+    scales = comparison.input_scales
+    assert set(scales) == set(comparison.weights)
+    examples = comparison.evaluator.examples("train")
+    assert len(examples) == 64
+    batch = {"image": np.stack([comparison.artifact.encode(x)["image"] for x in examples])}
+    pixels = np.asarray(comparison.artifact.preprocess.device(batch))
+    first = next(path for path in scales if path.startswith("stem"))
+    expected = np.abs(pixels).reshape(64, -1).max(1).mean() / 127.5
+    assert scales[first] == pytest.approx(expected, rel=1e-5)
+    report = quantize_run(comparison, "w8a8_static", "test", short_run, tmp_path / "static")
+    artifact = Artifact.load(tmp_path / "static")
+    leaves = tree.flatten(artifact.variables["params"])
+    for path, scale in scales.items():
+        assert leaves[f"{path}/input_scale"] == np.float32(scale)
+    assert 0 < report["mean_logit_difference"] < 0.1 * report["largest_logit"]
+
+
 @pytest.mark.slow
 def test_the_choice_within_a_budget_fits_and_is_cheap(comparison):
     formats = [FORMATS["int8"], FORMATS["int4"]]

@@ -75,6 +75,27 @@ def test_a_phase_computes_with_the_weights_that_the_artifact_will_have(weights, 
     assert sum(changed) >= len(changed) / 2
 
 
+def test_the_gradient_over_rounded_inputs_points_where_that_over_f32_does(weights):
+    """A rounding without a gradient would stop the gradient of LoRA at the first layer above it."""
+    phase, variables = phase_of(weights, "lora(rank=2) + head + phase(quantize='w8a8')")
+    plain, _ = phase_of(weights, "lora(rank=2) + head")
+    trainable, frozen = phase.plan.split(variables["params"])
+    trainable = jax.tree.map(lambda x: x + 0.01, trainable)
+    batch = batch_of(16, n=16)
+
+    def loss(params, model):
+        params = tree.merge(params, frozen)
+        logits = model.apply({**variables, "params": params}, scaled(batch))
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], 1).mean()
+
+    a, b = (
+        jnp.concatenate([x.ravel() for x in jax.tree.leaves(jax.grad(loss)(trainable, model))])
+        for model in (phase.model, plain.model)
+    )
+    assert float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b)) > 0.99
+    assert not np.array_equal(a, b)
+
+
 def test_the_artifact_is_the_quantized_model_that_was_scored(weights, tmp_path):
     scheme = "last_k(1) + phase(steps=1) >> last_k(1) + phase(quantize='head=keep, .*=int8')"
     result = train(open_setup(config_of(weights, scheme)), tmp_path / "run")
@@ -118,6 +139,7 @@ def test_an_artifact_in_few_bits_of_a_run_in_float32(weights, tmp_path, contents
         ("full + phase(quantize='hed=int8')", {}, "'hed=int8' has no effect.*Did you mean 'head'"),
         ("full + phase(quantize=8)", {}, "phase: quantize must be text, such as 'int8'"),
         ("full + phase(quantize='.*=keep')", {}, "keeps every weight"),
+        ("full + phase(quantize='w8a8_static')", {}, "measured on a trained model"),
         ("full", {"artifact__quantize": "int8, stem=nf4"}, "artifact.quantize: .* earlier rules"),
         (
             "lora(rank=2) + phase(quantize='int8')",

@@ -55,7 +55,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MAX_PIXELS = 64_000_000
 """Default of ``data.max_pixels``: pixels of the largest image that is decoded."""
 
-_LARGEST_RESIZED = 16
+LARGEST_RESIZED = 16
 """An image that is resized to more than 16 times the pixels of its crop is cropped before."""
 
 
@@ -337,7 +337,7 @@ def resize(image: np.ndarray, side: int, interpolation: str, crop: float = 0.0) 
     height, width = max(side, round(height * scale)), max(side, round(width * scale))
     top, left = (height - side) // 2, (width - side) // 2
     picture = Image.fromarray(image)
-    if height * width > _LARGEST_RESIZED * side**2:
+    if height * width > LARGEST_RESIZED * side**2:
         # A strip of 1 x 3000 pixels would become an image of gigabytes, of which a square is kept:
         # the short side is resized first, and of the long side only what is kept.
         w, h = picture.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -166,7 +166,7 @@ def largest_inputs(adapted: Adapted, variables: tree.Tree, x: Any) -> dict[str, 
     return found
 
 
-def _has_rows_of_floats(x: Any) -> bool:
+def _has_rows_of_floats(x: Any) -> TypeGuard[jax.Array]:
     is_array = isinstance(x, jax.Array) and x.ndim > 1
     return is_array and jnp.issubdtype(x.dtype, jnp.floating)
 

@@ -11,6 +11,7 @@ examples, and the classes are those of TFDS's metadata or of --config.task.num_c
 
 Then comes the plan grouped by stage (group, shape, learning rate multiplier, decay), BatchNorm and
 dropout mode per stage, and the compiled step's figures beside the figures of full fine-tuning.
+--check_gradients reads the weights and a batch, for a run that computes with weights of few bits.
 --json prints one object with all of this, also if a check fails: "checks" and "problems".
 """
 
@@ -31,6 +32,11 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the t
 _EXAMPLES = flags.DEFINE_integer(
     "examples", None, "Plan without the data, for splits of so many examples.", lower_bound=1
 )
+_CHECK_GRADIENTS = flags.DEFINE_bool(
+    "check_gradients",
+    False,
+    "Compare the gradients of a batch over weights of few bits with those over float32.",
+)
 cli.define_trust()
 cli.define_allow_imports()
 flags.mark_flag_as_required("config")
@@ -44,8 +50,11 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.reporting.plan_tables import plan_tables
     from finetune_jax.setup import open_setup
     from finetune_jax.training.dry_run import dry_run, problem
+    from finetune_jax.training.gradient_check import check_gradients
     from finetune_jax.training.plan_cost import plan_figures
 
+    if _CHECK_GRADIENTS.value and _EXAMPLES.value is not None:
+        raise UserError("--check_gradients reads a batch; give it without --examples")
     try:
         config = chosen_config()
         if _EXAMPLES.value is not None:
@@ -69,6 +78,8 @@ def main(argv: Sequence[str]) -> None:
     if not _JSON.value:
         print("\n".join(check.text for check in checks), end="\n\n", flush=True)
     figures = plan_figures(setup)
+    if _CHECK_GRADIENTS.value:
+        figures["gradients"] = check_gradients(setup)
     print(
         json.dumps(plain({"checks": found, "problems": [], **figures}), indent=1, allow_nan=False)
         if _JSON.value

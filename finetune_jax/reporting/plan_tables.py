@@ -23,6 +23,12 @@ def plan_tables(numbers: dict[str, Any], setup: Setup) -> str:
             parts.append(f"phase {index + 1} of {len(setup.phases)}")
         decay = setup.config.optimizer.weight_decay
         parts.append(_phase_tables(numbers["phases"][index], phase.plan, decay))
+    for row in numbers.get("gradients", ()):
+        parts.append(
+            f"gradients of phase {row['phase']} over weights of few bits and over float32 weights: "
+            f"cosine {row['cosine']:.4f}, ratio of lengths {row['norm_ratio']:.3f} "
+            f"(one batch of {row['examples']})"
+        )
     return "\n\n".join(parts)
 
 
@@ -71,10 +77,18 @@ def _phase_tables(numbers: dict[str, Any], plan: Plan, default_decay: float) -> 
     return (
         f"{leaves}\n\nscheme {plan.scheme}  (plan {plan.hash}, batch_norm {plan.batch_norm})\n"
         f"trainable {numbers['trainable_params']:,} of {total:,} parameters ({share:.2%}), frozen "
-        f"{numbers['frozen_params']:,}\n\n{costs}\n"
+        f"{numbers['frozen_params']:,}{_stored(numbers)}\n\n{costs}\n"
         f"frozen prefix: {numbers['prefix_stages']} of {len(plan.stages)} stages\n"
         f"forward alone: {count(numbers['flops_forward'])} FLOPs for the same batch"
     )
+
+
+def _stored(numbers: Mapping[str, Any]) -> str:
+    """The bytes of the frozen half, where it is not stored in float32; else ""."""
+    stored, plain = numbers["frozen_bytes"], numbers["frozen_bytes_float32"]
+    if stored == plain:
+        return ""
+    return f", which take {size(stored)} in place of {size(plain)} in float32"
 
 
 def highest_below_head(rows: Sequence[Mapping[str, Any]], key: str, head: str = "head") -> float:

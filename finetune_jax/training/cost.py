@@ -66,21 +66,25 @@ def phase_figures(phase: PhaseRun) -> dict[str, Any]:
     """Returns the sizes and the cost of one phase; a solved phase has no train step and costs 0.
 
     Returns:
-      ``scheme``, ``plan_hash``, ``trainable_params``, ``frozen_params``, ``prefix_stages`` and the
-      attributes of `StepCost`, with ``flops`` under the name ``flops_step``.
+      ``scheme``, ``plan_hash``, ``trainable_params``, ``frozen_params``, ``prefix_stages``;
+      ``frozen_bytes`` as stored and ``frozen_bytes_float32``; and the attributes of `StepCost`,
+      with ``flops`` under the name ``flops_step``.
     """
     trainable, frozen = tree.split(phase.abstract["params"], phase.plan.trainable)
+    state, stored = phase.abstract_state()
     if phase.definition.solve:
         cost = StepCost(0.0, 0, 0, 0, 0)
     else:
         accumulate = phase.setup.config.train.accumulate
-        cost = measure(phase.compile_train_step(), phase.abstract_state()[0], accumulate)
+        cost = measure(phase.compile_train_step(), state, accumulate)
     costs = dataclasses.asdict(cost)
     return {
         "scheme": phase.plan.scheme,
         "plan_hash": phase.plan.hash,
         "trainable_params": tree.size(trainable),
         "frozen_params": tree.size(frozen),
+        "frozen_bytes": tree.nbytes(stored.params),
+        "frozen_bytes_float32": tree.nbytes(frozen),
         "prefix_stages": len(phase.plan.prefix),
         "flops_step": costs.pop("flops"),
         **costs,

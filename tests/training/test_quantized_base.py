@@ -1,5 +1,7 @@
 """Runs whose frozen weights are stored in few bits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,14 @@ from small_runs import batch_of, config_of, losses, scaled, tensors
 
 from finetune_jax import tree
 from finetune_jax.artifact.folder import Artifact
+from finetune_jax.errors import UserError
 from finetune_jax.quantization import dequantize, is_weight, quantized_leaves
+from finetune_jax.reporting.plan_tables import plan_tables
 from finetune_jax.setup import open_setup
 from finetune_jax.training import fused_step
 from finetune_jax.training.arms import run_arms
+from finetune_jax.training.cost import phase_figures
+from finetune_jax.training.gradient_check import check_gradients
 from finetune_jax.training.loop import train
 from finetune_jax.training.phase import PhaseRun
 
@@ -91,7 +97,8 @@ def test_the_step_is_that_of_the_dequantized_base(weights):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("format_, least", [pytest.param("int8", 0.999, marks=slow), ("nf4", 0.9)])
+@slow
+@pytest.mark.parametrize("format_, least", [("int8", 0.999), ("nf4", 0.9)])
 def test_gradients_over_the_quantized_base_point_where_those_over_f32_do(weights, format_, least):
     phase, variables, state, frozen = quantized_halves(weights, LORA, format_)
     _, kept = phase.plan.split(variables["params"])
@@ -106,6 +113,42 @@ def test_gradients_over_the_quantized_base_point_where_those_over_f32_do(weights
     both = [jax.grad(loss)(state.params, base) for base in (kept, frozen.params)]
     a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in both)
     assert float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b)) > least
+
+
+@pytest.mark.parametrize(
+    "scheme, format_, least",
+    [
+        (LORA, "nf4", 0.9),
+        pytest.param(LORA, "int8", 0.99, marks=slow),
+        pytest.param(
+            "head + phase(steps=2) >> full + phase(quantize='int8')", "", 0.98, marks=slow
+        ),
+    ],
+)
+def test_the_plan_compares_gradients_and_has_the_bytes(weights, scheme, format_, least):
+    changes = {"model__frozen_dtype": format_} if format_ else {}
+    setup = open_setup(config_of(weights, scheme, **changes))
+    [found] = check_gradients(setup)
+    assert found["phase"] == len(setup.phases) and found["examples"] == 16
+    assert least <= found["cosine"] < 1 and 0.8 < found["norm_ratio"] < 1.25
+    [*_, last] = setup.phases
+    figures = phase_figures(PhaseRun(setup, len(setup.phases) - 1))
+    shapes = [leaf.shape for leaf in last.plan.leaves if not leaf.trains]
+    assert figures["frozen_bytes_float32"] == 4 * sum(map(math.prod, shapes))
+    assert format_ != "nf4" or figures["frozen_bytes"] < figures["frozen_bytes_float32"] / 6
+    table = plan_tables({**figures, **plan_parts(figures, found)}, setup)
+    assert f"cosine {found['cosine']:.4f}" in table
+
+
+def plan_parts(figures, found):
+    costs = {f"{k}_full": v for k, v in figures.items() if k.endswith(("_bytes", "_step"))}
+    phases = [{**figures, **costs, "flops_forward": 1.0}] * 2
+    return {"phases": phases, "gradients": [found]}
+
+
+def test_there_are_no_gradients_to_compare_in_float32(weights):
+    with pytest.raises(UserError, match="--check_gradients: no phase of the run computes"):
+        check_gradients(open_setup(config_of(weights, LORA)))
 
 
 @slow

@@ -20,8 +20,12 @@ RUNS = Path("runs")
 only writes its tables again."""
 
 
-def run_ablation(name: str) -> tuple[Outcome, dict[str, Any]]:
+def run_ablation(name: str, argument: str = "") -> tuple[Outcome, dict[str, Any]]:
     """Runs ``configs/ablations/NAME.py`` and writes tables and figures to ``results/NAME/``.
+
+    Args:
+      name: name of the config.
+      argument: argument of the config; the results are then in ``results/NAME/ARGUMENT/``.
 
     Returns:
       The outcome, and its provenance for `reproduction.record`.
@@ -36,12 +40,13 @@ def run_ablation(name: str) -> tuple[Outcome, dict[str, Any]]:
     from finetune_jax.cli import load_config
 
     logging.set_verbosity(logging.WARNING)
-    path = f"configs/ablations/{name}.py"
+    path = f"configs/ablations/{name}.py{':' if argument else ''}{argument}"
+    runs = RUNS / name / argument
     config = load_config(path)
-    command = f"python -m finetune_jax.ablate --config={path} --workdir=runs/{name}"
-    conductor = Conductor(load_study(path), config, RUNS / name, make_launcher("local", {}))
+    command = f"python -m finetune_jax.ablate --config={path} --workdir={runs}"
+    conductor = Conductor(load_study(path), config, runs, make_launcher("local", {}))
     outcome = conductor.run(provenance(path, config, command))
-    for file in write_report(outcome, RESULTS / name):
+    for file in write_report(outcome, RESULTS / name / argument):
         # The files are large, and the same command can write them again.
         if file.suffix in (".html", ".pdf"):
             file.unlink()

@@ -39,17 +39,16 @@ TASKS = {
     "banking77": "configs/tasks/text_classification.py:banking77",
     "stsb": "configs/tasks/sts_similarity.py",
 }
-_TRAIN_IMAGES = 500
 
 
-def cifar10(folder: Path) -> Path:
-    """Unpacks all test images and some training images of CIFAR-10 as PNG files."""
+def cifar10(folder: Path, training: int = 500) -> Path:
+    """Unpacks all test images and `training` training images of CIFAR-10 as PNG files."""
     for split in ("train", "test"):
         if (folder / split).is_dir():
             continue
         with zipfile.ZipFile(DATA / "cifar10" / f"cifar10_{split}_webp.zip") as archive:
             members = sorted(n for n in archive.namelist() if n.endswith(".webp"))
-            step = max(1, len(members) // _TRAIN_IMAGES) if split == "train" else 1
+            step = max(1, len(members) // training) if split == "train" else 1
             for name in members[::step]:
                 path = (folder / name).with_suffix(".png")
                 path.parent.mkdir(parents=True, exist_ok=True)

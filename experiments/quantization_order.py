@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.ablation_results import run_ablation
-from experiments.quantized import cifar10
+from experiments.cifar10_images import cifar10
 from experiments.reproduction import RESULTS
 from finetune_jax.ablation.outcome import Outcome, TableRow
 from finetune_jax.metrics.names import SHARE

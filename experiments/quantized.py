@@ -11,15 +11,12 @@ quantized folders that exist are not made again.
 
 from __future__ import annotations
 
-import io
-import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from PIL import Image
 
+from experiments.cifar10_images import cifar10
 from finetune_jax import cli
 from finetune_jax.evaluation.evaluator import open_run
 from finetune_jax.evaluation.quantizing import FILE, Comparison, quantize_run
@@ -31,7 +28,6 @@ from finetune_jax.training.loop import train
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of models; all without it.")
 
-DATA = Path(os.environ.get("FINETUNE_JAX_DATA", "data"))
 PLACE = Path(__file__).parent
 FORMATS = ("int8", "fp8", "int4", "nf4", "int4(tile=32)", "int4(tile=0)")
 TASKS = {
@@ -39,21 +35,6 @@ TASKS = {
     "banking77": "configs/tasks/text_classification.py:banking77",
     "stsb": "configs/tasks/sts_similarity.py",
 }
-
-
-def cifar10(folder: Path, training: int = 500) -> Path:
-    """Unpacks all test images and `training` training images of CIFAR-10 as PNG files."""
-    for split in ("train", "test"):
-        if (folder / split).is_dir():
-            continue
-        with zipfile.ZipFile(DATA / "cifar10" / f"cifar10_{split}_webp.zip") as archive:
-            members = sorted(n for n in archive.namelist() if n.endswith(".webp"))
-            step = max(1, len(members) // training) if split == "train" else 1
-            for name in members[::step]:
-                path = (folder / name).with_suffix(".png")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.open(io.BytesIO(archive.read(name)), formats=("WEBP",)).save(path)
-    return folder
 
 
 def resnet20(workdir: Path) -> Any:

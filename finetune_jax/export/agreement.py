@@ -26,7 +26,7 @@ TOLERANCE = {jnp.dtype("float32"): 1e-4, jnp.dtype("bfloat16"): 0.05}
 Larger outputs may differ by more in the same proportion.
 """
 
-_BATCHES = 10
+_BATCHES = 5
 """Number of batches of the smaller sizes."""
 
 

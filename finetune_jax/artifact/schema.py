@@ -67,7 +67,7 @@ CARD = {
     "contents": text(choices=("all", "delta")),
     "base": record(
         {"file": maybe(text())},
-        {"sha256": maybe(_sha256), "name_map": _FEW, **_SELECTION},
+        {"sha256": maybe(_sha256), "name_map": _FEW, "origin": _FEW, **_SELECTION},
         rest=True,
     ),
     "fingerprint": _sha256,

@@ -1,7 +1,9 @@
 """Name maps of MobileNet."""
 
+from finetune_jax.models.mobilenet_v1 import LAYOUT
+from finetune_jax.pretrained.layout import CONV, DENSE
 from finetune_jax.pretrained.maps.keras_layers import DEPTHWISE, keras_batch_norm
-from finetune_jax.pretrained.names import NameMap, Rule, native
+from finetune_jax.pretrained.names import COUNTER, NameMap, Rule, batch_norm, layer, native
 
 _KERAS = NameMap(
     "mobilenet_v1",
@@ -21,4 +23,35 @@ _KERAS = NameMap(
     ),
 )
 
-MAPS = (native("mobilenet_v1"), _KERAS)
+
+
+def _unit(source: str, stage: str, conv: str, norm: str) -> tuple[Rule, ...]:
+    """Rules of a convolution of transformers with the BatchNorm that follows it."""
+    return (
+        Rule(f"{source}.convolution.weight", f"params/{stage}/{conv}/kernel", CONV),
+        *batch_norm(f"{source}.normalization", f"{stage}/{norm}"),
+    )
+
+
+# transformers.MobileNetV1ForImageClassification numbers depthwise and 1x1 convolutions in turn.
+_LAYER = "mobilenet_v1.layer"
+_TRANSFORMERS = NameMap(
+    "mobilenet_v1",
+    "transformers",
+    (
+        *_unit("mobilenet_v1.conv_stem", "stem", "conv1", "norm1"),
+        *(
+            rule
+            for i in range(len(LAYOUT))
+            for rule in (
+                *_unit(f"{_LAYER}.{2 * i}", f"block_{i}", "depthwise", "norm1"),
+                *_unit(f"{_LAYER}.{2 * i + 1}", f"block_{i}", "conv1", "norm2"),
+            )
+        ),
+        *layer("classifier", "head", DENSE),
+    ),
+    ignore=(COUNTER,),
+    prefix="mobilenet_v1.",
+)
+
+MAPS = (native("mobilenet_v1"), _KERAS, _TRANSFORMERS)

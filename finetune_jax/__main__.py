@@ -31,7 +31,7 @@ COMMANDS = {
     "verify": "check that the files of a run or of an ablation are whole",
     "quickstart": "run the main job end to end: four schemes, a table and a prediction",
     "models": "list the models: size, cost, input, published weights, licence",
-    "pretrained": "look into weight files, or write a model under another project's names",
+    "pretrained": "look into weight files",
 }
 """Each command, which is the module `finetune_jax.COMMAND`, and what the command does."""
 

@@ -19,7 +19,8 @@ from finetune_jax.schemes import resolve
 from finetune_jax.tasks import Task
 from finetune_jax.tasks.classification import Classification
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the cat sat on a mat dog ran far away now".split()]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "a", "mat",
+         "dog", "ran", "far", "away", "now"]  # fmt: skip
 CLASSES = ("ant", "bee", "cat")
 
 SMALL_VIT = "vit(width=32, depth=2, heads=2, patch=8)"
@@ -36,7 +37,10 @@ def tokenizer() -> str:
     pieces = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
               {"Sequence": {"id": "A", "type_id": 0}},
               {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]  # fmt: skip
-    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+    second = [
+        {"Sequence": {"id": "B", "type_id": 1}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+    ]
     tokens = {t: {"id": t, "ids": [WORDS.index(t)], "tokens": [t]} for t in ("[CLS]", "[SEP]")}
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
@@ -59,6 +63,7 @@ def made(
     crop: float = 0.875,
     seed: int = 0,
     head: str = "",
+    abstract: bool = False,
 ) -> Model:
     """A model of the registry whose leaves are all random, deltas included.
 
@@ -71,12 +76,16 @@ def made(
       crop: as of `ImagePreprocess`.
       seed: seed of the values.
       head: ``model.head``.
+      abstract: whether the model has no leaves, for what is decided by its description alone.
     """
     task = task or Classification(CLASSES)
     entry = entry_of(name)
     module = build(name, task.head_size, image_size=size, head=head)
-    abstract = initial_variables(module, size, stages=())
-    variables = tree.unflatten(_drawn(tree.flatten(abstract), seed))
+    if abstract:
+        variables: dict[str, Any] = {"params": {"head": {"kernel": np.zeros((1, 3))}}}
+    else:
+        shapes = initial_variables(module, size, stages=())
+        variables = tree.unflatten(_drawn(tree.flatten(shapes), seed))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     deltas: tuple[Any, ...] = ()
     if scheme:
@@ -128,10 +137,7 @@ def examples(model: Model, count: int = 20, side: int = 40) -> list[dict[str, An
     """Random images of several sizes, or texts of several lengths, as a data source has them."""
     rng = np.random.default_rng(5)
     if model.artifact.preprocess.kind == "text":
-        return [
-            {"text": " ".join(rng.choice(WORDS[4:], rng.integers(1, 9)))} for _ in range(count)
-        ]
+        return [{"text": " ".join(rng.choice(WORDS[4:], rng.integers(1, 9)))} for _ in range(count)]
     return [
-        {"image": rng.integers(0, 256, (side + i % 3, side + 5, 3), np.uint8)}
-        for i in range(count)
+        {"image": rng.integers(0, 256, (side + i % 3, side + 5, 3), np.uint8)} for i in range(count)
     ]

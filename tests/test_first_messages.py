@@ -26,24 +26,26 @@ from finetune_jax.training.first_lines import data_line
 
 
 def test_an_export_into_a_keras_file_is_refused_with_the_suffix():
-    process = run_command("pretrained", "export", "--workdir=runs/a", "--output=mine.h5")
+    process = run_command("export", "--workdir=runs/a", "--format=safetensors", "--output=mine.h5")
     assert process.returncode == 2
-    assert "--output=mine.h5: weights are exported as .safetensors" in process.stderr
-    assert "expected a file that ends in .safetensors" in process.stderr
+    assert "--output=mine.h5: an export is a folder" in process.stderr
+    assert "expected a folder such as --output=mine" in process.stderr
 
 
 @pytest.mark.slow
-def test_an_export_without_an_origin_lists_the_origins_as_flags(short_run, tmp_path):
-    flags = ("export", f"--workdir={short_run}", f"--output={tmp_path / 'mine.safetensors'}")
-    process = run_command("pretrained", *flags)
+def test_an_export_that_no_library_opens_lists_the_names_as_flags(short_run, tmp_path):
+    folder = tmp_path / "mine"
+    flags = (f"--workdir={short_run}", "--format=safetensors", f"--output={folder}")
+    process = run_command("export", *flags)
     assert process.returncode == 2
-    assert "--origin=native or --origin=akamaster" in process.stderr
-    assert not (tmp_path / "mine.safetensors").exists()
-    process = run_command("pretrained", *flags, "--origin=akamaster")
+    assert "no library opens resnet8_cifar" in process.stderr
+    assert "--names=native or --names=akamaster" in process.stderr
+    assert not folder.exists()
+    process = run_command("export", *flags, "--names=akamaster")
     assert process.returncode == 0, process.stderr
-    assert load_file(tmp_path / "mine.safetensors")["linear.weight"].shape == (10, 64)
-    process = run_command("pretrained", "export", f"--workdir={short_run}")
-    assert "export needs --output, the file to write, such as" in process.stderr
+    assert load_file(folder / "model.safetensors")["linear.weight"].shape == (10, 64)
+    process = run_command("export", *flags[:2])
+    assert "--output" in process.stderr
 
 
 def test_the_split_that_is_scored_by_default_is_the_best_that_there_is(capsys):

@@ -122,7 +122,7 @@ def test_the_commands_of_the_pages_run(tmp_path):
     for name in (
         "predictions.csv",
         "mine.html",
-        "mine.safetensors",
+        "mine_hub/agreement.json",
         "runs/suggest",
         "runs/between/artifact/artifact.json",
         "runs/vit/result.json",

@@ -12,7 +12,7 @@ from commands import ROOT, run_in
 
 FIRST_OF = {"tutorial_ablation": ["tutorial_images"]}
 LEAVES = {
-    "tutorial_images": ["mine.py", "last.html", "predictions.csv", "mine.safetensors"],
+    "tutorial_images": ["mine.py", "last.html", "predictions.csv", "mine_hub/model.safetensors"],
     "tutorial_texts": ["probe.html", "predictions.csv"],
     "tutorial_ablation": ["suggestion", "runs/ablation/report/index.html"],
 }

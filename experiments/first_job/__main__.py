@@ -45,7 +45,7 @@ OURS = (
     "finetune-jax ablate --data=photos --model=resnet18 --weights=resnet18.pth "
     "--schemes='linear_probe,last_k(1),full' --workdir=compare",
     "finetune-jax predict --workdir=compare/runs/BEST new --output=predictions.csv",
-    "finetune-jax pretrained export --workdir=compare/runs/BEST --origin=timm --output=mine.pth",
+    "finetune-jax export --workdir=compare/runs/BEST --format=safetensors --output=mine",
 )
 """The commands of this package; the first one prints the folder that is called BEST here."""
 

@@ -30,7 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or its artifact
 _FORMAT = flags.DEFINE_string("format", None, "The format to write.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write, new or empty.", required=True)
 _NAMES = flags.DEFINE_string(
-    "names", "", "For safetensors: the project whose names tensors get, such as timm."
+    "names", "", "For safetensors and peft: the library that opens the folder, such as timm."
 )
 _MERGE = flags.DEFINE_bool(
     "merge", None, "Whether what a scheme added is merged into the kernels; default: if possible."
@@ -48,6 +48,12 @@ _DATA_SOURCE = flags.DEFINE_string(
 _ALLOW_IMPORTS = cli.define_allow_imports()
 _TRUST = cli.define_trust()
 
+_NAMED = ("safetensors", "peft")
+"""Formats whose tensors have the names of another project."""
+
+_FILES = (".bin", ".ckpt", ".h5", ".keras", ".onnx", ".pb", ".pt", ".pth", ".safetensors")
+"""Suffixes of files of weights, which users of other libraries expect to name."""
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
@@ -55,8 +61,13 @@ def main(argv: Sequence[str]) -> None:
 
     output, workdir = Path(_OUTPUT.value), Path(_WORKDIR.value)
     format_ = format_of(_FORMAT.value)
-    if _NAMES.value and _FORMAT.value != "safetensors":
-        raise UserError("--names is for --format=safetensors, whose tensors have names")
+    if output.suffix.lower() in _FILES and not output.is_dir():
+        raise UserError(
+            f"--output={output}: an export is a folder with the weights and what belongs to them; "
+            f"expected a folder such as --output={output.with_suffix('')}"
+        )
+    if _NAMES.value and _FORMAT.value not in _NAMED:
+        raise UserError(f"--names is for --format={' and --format='.join(_NAMED)}")
     if format_.KEEPS_DELTAS and _MERGE.value:
         raise UserError(f"--format={_FORMAT.value}: the deltas are what is written; leave --merge")
     if format_.MERGES and _MERGE.value is False:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
@@ -26,13 +25,13 @@ from finetune_jax.models import GENERIC, StagedModel, build, initial_variables
 from finetune_jax.models.options import joined
 from finetune_jax.pretrained import load, map_of, open_weights
 from finetune_jax.pretrained.formats.safetensors_file import write_safetensors
+from finetune_jax.pretrained.names import COUNTER
 from finetune_jax.pretrained.sizes import preprocessing, transformers_config
 from finetune_jax.quantization import dequantize
 
 MERGES, KEEPS_DELTAS = True, False
 FILE = "model.safetensors"
 
-_DENSE_NAMES = {"linear.weight": "kernel", "linear.bias": "bias"}
 # Tensors of the width of the tokens that a class demands and prediction does not read, by origin.
 _DEMANDED = {
     f"transformers_dinov2_with_registers{giant}": "dinov2_with_registers.embeddings.mask_token"
@@ -62,7 +61,12 @@ def write(model: Model, folder: Path) -> None:
         tensors = {"linear.weight": head["kernel"].T, "linear.bias": head["bias"]}
         write_safetensors(folder / DENSE / FILE, _contiguous(tensors), {"format": "pt"})
     module = artifact.model.model
-    tensors = map_of(family_of(model), where.origin).write(leaves, module.sizes)
+    name_map = map_of(family_of(model), where.origin)
+    tensors = name_map.write(leaves, module.sizes)
+    if COUNTER in name_map.ignore:
+        # transformers counts them among the missing tensors; evaluation does not read them.
+        layers = [n.removesuffix("running_mean") for n in tensors if n.endswith(".running_mean")]
+        tensors |= {f"{layer}num_batches_tracked": np.zeros((), np.int64) for layer in layers}
     if name := _DEMANDED.get(where.origin):
         tensors[name] = np.zeros((1, leaves["params/stem/class_token"].shape[-1]), np.float32)
     tensors = {name.removeprefix(where.prefix): array for name, array in tensors.items()}
@@ -75,7 +79,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return {name: np.asarray(array, order="C") for name, array in tensors.items()}
 
 
 def opened(model: Model, folder: Path) -> Outputs:
@@ -101,20 +105,23 @@ def opened(model: Model, folder: Path) -> Outputs:
         reinitialise_head=bool(where.prefix),
     )
     if where.prefix:
-        head = {"kernel": np.eye(module.num_classes, dtype=np.float32), "bias": 0.0}
-        if where.dense:
-            with open_weights(folder / DENSE / FILE) as weights:
-                head = {ours: weights.read(name) for name, ours in _DENSE_NAMES.items()}
-            head["kernel"] = head["kernel"].T
-        bias = jnp.broadcast_to(jnp.asarray(head["bias"]), (module.num_classes,))
-        params = {**variables["params"], "head": {"kernel": head["kernel"], "bias": bias}}
-        variables = {**variables, "params": params}
+        head = _dense_head(folder) if where.dense else _identity(module.num_classes)
+        variables = {**variables, "params": {**variables["params"], "head": head}}
     apply = jax.jit(module.apply)
 
     def outputs(batch: Batch) -> np.ndarray:
         return np.asarray(apply(variables, artifact.preprocess.device(batch)))
 
     return on_prepared(artifact, outputs)
+
+
+def _dense_head(folder: Path) -> dict[str, np.ndarray]:
+    with open_weights(folder / DENSE / FILE) as weights:
+        return {"kernel": weights.read("linear.weight").T, "bias": weights.read("linear.bias")}
+
+
+def _identity(width: int) -> dict[str, np.ndarray]:
+    return {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
 
 
 def _described(model: Model, values: dict[str, Any]) -> StagedModel:

@@ -1,15 +1,11 @@
-"""Inspects weight files, and exports fine-tuned models under other projects' names.
+"""Inspects weight files.
 
   python -m finetune_jax.pretrained inspect SOURCE [--tensors=40] [--weights=ema] [--prefix=net.]
   python -m finetune_jax.pretrained inspect SOURCE --check_statistics=FOLDER [--model=NAME]
-  python -m finetune_jax.pretrained export --workdir=RUN --origin=timm --output=model.safetensors
 
 SOURCE is a path, or any other value of a config's pretrained.path. With --check_statistics, the
 BatchNorm statistics of the file are compared with those of the images in a folder, stage by stage:
 names and shapes do not show a wrong stride, padding, activation or range of inputs.
-
-`export` takes a run's folder or an artifact. Before the export, parameters that a scheme added are
-merged into the model's kernels; a scheme whose parameters cannot be merged is refused.
 """
 
 from __future__ import annotations
@@ -27,10 +23,6 @@ if TYPE_CHECKING:
     from finetune_jax.pretrained import Selection, Weights
 
 _TENSORS = flags.DEFINE_integer("tensors", 40, "Tensors to list; 0 lists all.", lower_bound=0)
-_WORKDIR = flags.DEFINE_string("workdir", "", "A run's folder, or its artifact.")
-_BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
-_ORIGIN = flags.DEFINE_string("origin", "", "Origin of the names, such as timm.")
-_OUTPUT = flags.DEFINE_string("output", "", "The .safetensors file to write.")
 _CHECK = flags.DEFINE_string(
     "check_statistics", "", "A folder of images of the kind that the model was trained on."
 )
@@ -38,13 +30,8 @@ _MODEL = flags.DEFINE_string("model", "", "The model to check; needed if several
 _WEIGHTS = flags.DEFINE_string("weights", "", "Of several sets of weights: see pretrained.weights.")
 _PREFIX = flags.DEFINE_string("prefix", "", "Text before the names: see pretrained.prefix.")
 _IMAGES = flags.DEFINE_integer("images", 64, "Most images to read for the check.", lower_bound=1)
-_ALLOW_IMPORTS = cli.define_allow_imports()
 
-_COMMANDS = ("inspect", "export")
-_NEEDED = {
-    "workdir": "a run's folder, or its artifact",
-    "output": "the file to write, such as --output=model.safetensors",
-}
+_COMMANDS = ("inspect",)
 
 
 def inspect(sources: Sequence[str]) -> None:
@@ -95,47 +82,12 @@ def _only_model(weights: Weights, selection: Selection) -> str:
     return models[0]
 
 
-def export(rest: Sequence[str]) -> None:
-    """Writes a fine-tuned model under another project's names.
-
-    Raises:
-      UserError: a flag is missing, or the origin cannot express the model.
-    """
-    for name, value in (("workdir", _WORKDIR), ("output", _OUTPUT)):
-        if not value.value:
-            raise UserError(f"export needs --{name}, {_NEEDED[name]}")
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}")
-    if Path(_OUTPUT.value).suffix != ".safetensors":
-        raise UserError(
-            f"--output={_OUTPUT.value}: weights are exported as .safetensors, which timm, "
-            f"transformers and torch read; expected a file that ends in .safetensors"
-        )
-    from finetune_jax.artifact import Artifact
-    from finetune_jax.deltas import merge
-    from finetune_jax.models import entry_of
-    from finetune_jax.pretrained import save_as
-    from finetune_jax.pretrained.maps import maps_of
-
-    artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
-    family = entry_of(artifact.card["model"]["name"]).family
-    if not _ORIGIN.value:
-        origins = " or ".join(f"--origin={m.origin}" for m in maps_of(family))
-        raise UserError(
-            f"export needs --origin, the project whose names the tensors get: {origins}"
-        )
-    variables, _ = merge(artifact.model, artifact.variables)
-    model = artifact.model.model
-    save_as(Path(_OUTPUT.value), variables, family, _ORIGIN.value, model.sizes)
-    print(f"written: {_OUTPUT.value} ({family}, names of {_ORIGIN.value})")
-
-
 def main(argv: Sequence[str]) -> None:
     """The command."""
     command = argv[1] if len(argv) > 1 else ""
     if command not in _COMMANDS:
         raise UserError(f"expected one of {', '.join(_COMMANDS)}.{nearest(command, _COMMANDS)}")
-    {"inspect": inspect, "export": export}[command](argv[2:])
+    inspect(argv[2:])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="not run: needs requirements-reference.txt")
 timm = pytest.importorskip("timm", reason="not run: needs requirements-reference.txt")
-transformers = pytest.importorskip("transformers", reason="not run: needs requirements-reference.txt")
+transformers = pytest.importorskip(
+    "transformers", reason="not run: needs requirements-reference.txt"
+)
 
 from exported_models import SMALL_BERT, SMALL_VIT, examples, made  # noqa: E402
 
@@ -48,7 +50,7 @@ def _close(found, expected):
         (f"{_VIT}, pooling='gap', class_token=False)", {}),
         (f"{_VIT}, pooling='map', class_token=False, activation='gelu_tanh', inner=70)", {}),
         (f"{_VIT}, registers=2, positions='patches', layer_scale=1e-5)", {}),
-        (f"{_VIT}, qkv_bias=False, pre_norm=True, activation='gelu_quick')", {}),
+        (f"{_VIT}, qkv_bias=False, pre_norm=True, patch_bias=False, activation='gelu_quick')", {}),
         ("vit_ti16", {"size": 64}),
         ("augreg_ti16", {"size": 224}),
         ("deit_ti16", {"size": 224}),
@@ -71,7 +73,7 @@ def test_timm_opens_the_folder_strictly(tmp_path, name, options):
         _close(opened(pixels), expected)
     config = timm.data.resolve_data_config(model=opened)
     preprocess = model.artifact.preprocess
-    assert config["input_size"] == (3, size, size) and config["crop_pct"] == preprocess.crop
+    assert tuple(config["input_size"]) == (3, size, size) and config["crop_pct"] == preprocess.crop
     assert tuple(config["mean"]) == preprocess.mean and config["interpolation"] == "bilinear"
     assert opened.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
@@ -123,13 +125,20 @@ def test_transformers_opens_a_classifier_of_images_strictly(tmp_path, name, size
         _close(opened(pixels).logits, expected)
     assert opened.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    image = examples(model, 1)[0]["image"]
+    image = _photo(2 * size)
     ours = model.artifact.preprocess
     theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     batch = {"image": ours.host({"image": image})["image"][None]}
-    # One step of 8 bits: the two libraries round the resized pixels differently.
-    step = 1.5 / 255 / min(ours.std)
+    # Two steps of 8 bits: the two libraries round the resized pixels differently.
+    step = 2.5 / 255 / min(ours.std)
     assert np.abs(np.asarray(ours.device(batch))[0] - theirs).max() <= step
+
+
+def _photo(side):
+    """A smooth square image."""
+    rows, columns = np.mgrid[:side, :side] / side
+    colours = [rows, columns, (rows + columns) / 2]
+    return np.round(255 * np.stack(colours, -1)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", [f"{_BERT}, pooling='pooler')", f"{_ROBERTA}, pooling='pooler')"])

@@ -36,11 +36,12 @@ def destination(model: Model) -> Destination:
         raise NotThere(f"it pools without a dense layer, and this model with {module.pooling!r}")
     dense = not is_identity(artifact.variables["params"]["head"])
     kind = "Roberta" if module.from_padding else "Bert"
+    files: dict[str, Any]
     files, texts = tokenizer_files(preprocess)
     names = label_names(artifact)
     width, outputs = module.width, artifact.task.head_size
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *[("Dense", DENSE)] * dense]
-    files |= {
+    beside: dict[str, Any] = {
         "config.json": {"architectures": [f"{kind}Model"], **encoder(module), "dtype": "float32"},
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"{_MODULES}.{name}"}
@@ -68,6 +69,7 @@ def destination(model: Model) -> Destination:
         }} if dense else {}),
         **({"labels.json": names} if artifact.task.labels in ("class", "classes") else {}),
     }  # fmt: skip
+    files |= beside
     prefix = "roberta." if module.from_padding else "bert."
     return Destination(
         LIBRARY, f"{kind}Model", "transformers_without_pooler", files, texts, prefix, dense, False

@@ -11,7 +11,7 @@ from finetune_jax.export.hub.destination import Destination, NotThere, family_of
 from finetune_jax.export.hub.processors import require_image
 from finetune_jax.export.hub.transformers import demand
 from finetune_jax.files import read_json
-from finetune_jax.models import StagedModel, entry_of
+from finetune_jax.models import entry_of
 from finetune_jax.models.spellings import CATALOGUE
 from finetune_jax.models.vit import ViT
 from finetune_jax.pretrained import map_of
@@ -56,7 +56,7 @@ def destination(model: Model) -> Destination:
             arguments = _new_size(name, module, images.size)
         else:
             own = _ANY_VIT
-            demand(module, epsilon=1e-6, patch_bias=True)
+            demand(module, epsilon=1e-6, patch_bias=not module.pre_norm)
     elif family_of(model) == "mixer" and images.size != entry_of(name).image_size:
         arguments = {"img_size": images.size}
     if family_of(model).startswith("vgg") and images.size != entry_of(name).image_size:
@@ -100,7 +100,7 @@ def _type_of(name: str) -> type:
 
 @functools.cache
 def _architectures() -> dict[str, str]:
-    """timm's architecture of each model of the catalogue, most by the weights that timm publishes."""
+    """timm's architecture by model of the catalogue: those whose weights timm publishes, mostly."""
     found = {f"mixer_{size}": f"mixer_{size}_224" for size in ("s16", "s32", "b32", "l32")}
     for name, entry in read_json(CATALOGUE).items():
         for source in entry["weights"]:

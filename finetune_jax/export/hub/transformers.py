@@ -150,7 +150,8 @@ def _dinov2(module: ViT, settings: dict[str, Any]) -> Described:
     ratios = [
         ratio
         for ratio in range(1, 17)
-        if inner == ((ratio * module.width * 2 // 3 + 7) // 8 * 8 if gated else ratio * module.width)
+        if inner
+        == ((ratio * module.width * 2 // 3 + 7) // 8 * 8 if gated else ratio * module.width)
     ]
     if not ratios or not (gated or module.activation in ACTIVATIONS):
         raise NotThere(f"its class has no inner width {inner} with {module.activation!r}")

@@ -24,7 +24,6 @@ _KERAS = NameMap(
 )
 
 
-
 def _unit(source: str, stage: str, conv: str, norm: str) -> tuple[Rule, ...]:
     """Rules of a convolution of transformers with the BatchNorm that follows it."""
     return (

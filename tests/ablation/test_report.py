@@ -5,7 +5,7 @@ import re
 
 import pytest
 from browser import told_by
-from synthetic import HOSTILE, make_outcome, make_row, rights
+from synthetic import HOSTILE, cost, make_outcome, make_row, rights
 
 from finetune_jax.ablation.report import write
 from finetune_jax.ablation.report.write import write_report
@@ -70,7 +70,7 @@ def test_in_a_browser_the_page_sorts_and_fetches_nothing(written, tmp_path):
     assert told["trained scalars"] == ["650", "800", "1,000", "5,000,000", "–"]
     assert told["trained scalars rows"][0] == "linear_probe"
     # A synthetic row without an explicit cost takes 1e9 FLOPs per step.
-    assert told["GFLOPs/step"] == ["0", "1e-08", "1", "2", "–"]
+    assert told["GFLOPs/step"] == ["0", "0.00000001", "1", "2", "–"]
     assert sorted(told["p rows"][-2:]) == ["full", "lost"]
     assert told["headings"] == ["Test accuracy", "Provenance"]
     assert told["figures"] == 5 and told["broken"] == 0
@@ -93,3 +93,14 @@ def test_an_outcome_with_few_facts_has_a_page(tmp_path):
     assert "<h1>Ablation</h1>" in next(
         p.read_text() for p in write_report(outcome, tmp_path / "r") if p.suffix == ".html"
     )
+
+
+def test_the_costs_of_a_cheap_row_have_no_exponent(tmp_path):
+    """A probe on cached features beside a model of 10 GFLOPs: the unit is that of the model."""
+    rows = [
+        dataclasses.replace(make_row(tmp_path, name, rights(0.5)), cost=cost(10, flops))
+        for name, flops in (("probe", 96.2e3), ("full", 10e9))
+    ]
+    write_report(make_outcome(rows), tmp_path / "r")
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "GFLOPs/step" in page and ">0.0000962<" in page and ">0.0001<" in page

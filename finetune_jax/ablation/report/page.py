@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from finetune_jax.ablation.axes import Overrides
 from finetune_jax.ablation.outcome import Outcome
 from finetune_jax.ablation.report import layout
@@ -161,11 +163,16 @@ def _cost_cells(compared: ComparedRow, power: int) -> list[Any]:
     sizes = (cost.peak_bytes, cost.optimizer_bytes, cost.checkpoint_bytes)
     return [
         cost.trainable,
-        f"{100 * cost.trainable / cost.total:.3g}",
-        f"{cost.step_flops / 1000**power:.4g}",
-        *(f"{size / 2**20:.4g}" for size in sizes),
+        _digits(100 * cost.trainable / cost.total, 3),
+        _digits(cost.step_flops / 1000**power, 4),
+        *(_digits(size / 2**20, 4) for size in sizes),
         f"{cost.seconds:.1f}",
     ]
+
+
+def _digits(value: float, count: int) -> str:
+    """A number with its first digits and without an exponent, such as 0.0000962."""
+    return np.format_float_positional(value, count, unique=False, fractional=False, trim="-")
 
 
 def _extra_cell(column: ExtraColumn, compared: ComparedRow) -> str:

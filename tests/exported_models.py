@@ -88,8 +88,10 @@ def made(
         variables = tree.unflatten(_drawn(tree.flatten(shapes), seed))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     deltas: tuple[Any, ...] = ()
+    plan_json: dict[str, Any] = {"scheme": "full"}
     if scheme:
-        plan = resolve(scheme, module.stages, variables["params"], {})
+        plan = resolve(scheme, module.stages, variables["params"], variables["batch_stats"])
+        plan_json = plan.to_json()
         params = plan.add_deltas(variables["params"], jax.random.key(seed))
         before = tree.flatten(variables["params"])
         rng = np.random.default_rng(seed + 1)
@@ -108,7 +110,7 @@ def made(
             "name": name, "family": entry.family, "num_classes": task.head_size,
             "image_size": size, "dtype": "float32", "head": head,
         },
-        "base": {"file": None}, "scores": {}, "plan": {"scheme": scheme or "full"},
+        "base": {"file": None}, "scores": {}, "plan": plan_json,
     }  # fmt: skip
     artifact = Artifact(Adapted(module, deltas), variables, task, preprocess, card)
     return Model(artifact, {}, names)

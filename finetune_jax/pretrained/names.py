@@ -137,6 +137,14 @@ class NameMap:
         found = self._rule_of(leaf)
         return found and _fill(found[0].source, found[1])
 
+    def place(self, leaf: str) -> tuple[str, Target] | None:
+        """(name of the tensor that holds a leaf, the leaf's part of it); None without a tensor."""
+        found = self._rule_of(leaf)
+        if found is None:
+            return None
+        rule, fields = found
+        return _fill(rule.source, fields), Target(leaf, layout(rule.layout), rule.part)
+
     def constant(self, leaf: str) -> tuple[float, str] | None:
         """(value, reason) of a leaf that the origin does not have; None for other leaves."""
         for template, value, reason in self.constants:

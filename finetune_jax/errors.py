@@ -67,3 +67,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f" Did you mean {by_lower[close[0]]!r}?"
     shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return f" Valid: {shown}." if names else ""
+
+
+def tuple_hint(key: str, written: str) -> str:
+    """How several values of a key are written, after one value with commas in it; else ""."""
+    if "," not in written:
+        return ""
+    parts = ", ".join(repr(part.strip()) for part in written.split(","))
+    return f' Several are written as a tuple: --config.{key}="({parts})".'

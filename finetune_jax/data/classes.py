@@ -16,6 +16,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.tables import shorten
 
 _SHOWN = 8
+_OUTER = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -39,9 +40,10 @@ def number_of(name: Any) -> float | None:
 def class_name(text: str) -> str:
     """The name of a class without spaces around it, and in the Unicode form NFC.
 
-    File systems and editors write "é" in two forms, as one character or as two.
+    File systems and editors write "é" in two forms, as one character or as two. Web pages and
+    spreadsheets leave spaces of no width and byte order marks at the ends of texts.
     """
-    return unicodedata.normalize("NFC", text.strip())
+    return unicodedata.normalize("NFC", _OUTER.sub("", text))
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +80,8 @@ def path_hint(path: str) -> str:
         return "; its path has backslashes: write / between folders"
     if re.search(r"\bhttps?:/", path):
         return "; images are read from files, not from addresses: download them first"
+    if "%" in path and os.path.exists(plain := urllib.parse.unquote(path)):
+        return f"; there is {plain}: write names as they are, and not as in addresses, with %20"
     for suffix in sorted(SUFFIXES) if "\0" not in path else ():
         for found in (path + suffix, path + suffix.upper()):
             if os.path.exists(found):
@@ -178,8 +181,10 @@ def require_size(content: bytes, name: str, max_pixels: int) -> None:
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Yields an opened image whose size was checked; errors of the block become `BadImage`."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+    # Colour profiles and texts beside the pixels, which are not read, may be larger than 1 MiB.
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MOST_BESIDE_PIXELS)
     file: io.BytesIO | Path
     if isinstance(source, bytes):
         file, size, name = io.BytesIO(source), len(source), name or "image"
@@ -214,6 +219,8 @@ def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Iterator[
         raise BadImage(f"{name}: damaged image: {error or type(error).__name__}") from None
 
 
+# Bytes of one chunk of a PNG that has no pixels, unpacked.
+_MOST_BESIDE_PIXELS = 2**26
 # First bytes of what downloads leave in place of an image.
 _CONTENTS = (
     (b"<!doctype", "a web page: the download went to a page instead of the file"),

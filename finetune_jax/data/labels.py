@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -121,7 +122,7 @@ def say_alike(names: Sequence[str], where: str, merged: bool = False) -> None:
     alike: dict[Any, list[str]] = {}
     for name in names:
         number = number_of(name)
-        alike.setdefault(name.casefold() if number is None else number, []).append(name)
+        alike.setdefault(_visible(name) if number is None else number, []).append(name)
     found = [", ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if found:
         done = "whole numbers are read without their .0, and " if merged else ""
@@ -129,6 +130,11 @@ def say_alike(names: Sequence[str], where: str, merged: bool = False) -> None:
             f"{where}: {len(found)} classes are written in several ways, such as {found[0]}; "
             f"{done}a file named by data.classes merges classes"
         )
+
+
+def _visible(name: str) -> str:
+    """The name in small letters, without characters that are not seen."""
+    return "".join(c for c in name.casefold() if unicodedata.category(c) != "Cf")
 
 
 def _whole_numbers_once(texts: list[str], options: Options) -> list[str]:
@@ -206,9 +212,12 @@ def _inferred_kind(
     if known:
         name = next(i for i, number in enumerate(numbers) if number is None)
         number = next(i for i, value in enumerate(numbers) if value is not None)
+        few = number if known < len(texts) - known else name
         raise UserError(
-            f"{at(name)}: labels are numbers, such as {texts[number]!r}, and names, such as "
-            f"{texts[name]!r} here; set data.label_kind to 'class' if all are names of classes"
+            f"{at(few)}: labels are numbers, such as {texts[number]!r}"
+            f"{' here' * (few == number)}, and names, such as {texts[name]!r}"
+            f"{' here' * (few == name)}; correct this row if it is no example, or set "
+            f"data.label_kind to 'class' if all are names of classes"
         )
     return "class"
 

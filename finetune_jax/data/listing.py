@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_jax.data.images import MAX_PIXELS, decode
 from finetune_jax.data.sources import Options
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, nearest, tuple_hint
 
 # Options that change no example. The number of examples shows whether bad images were skipped.
 _NO_EFFECT = ("data_dir", "prepare", "on_bad_image")
@@ -249,7 +249,10 @@ def pick(wanted: str, default: str, names: Iterable[str], key: str, where: str) 
         return alike[0]
     if wanted in (default, ""):
         return ""
-    raise UserError(f"data.{key}: {where} has no column {wanted!r}.{nearest(wanted, names)}")
+    raise UserError(
+        f"data.{key}: {where} has no column {wanted!r}.{nearest(wanted, names)}"
+        f"{tuple_hint(f'data.{key}', wanted) if key == 'label_columns' else ''}"
+    )
 
 
 def _plain(name: str) -> str:

@@ -92,8 +92,8 @@ def shared_examples(
 def contradictions(examples: Examples, inputs: Sequence[str]) -> list[int]:
     """Numbers of the examples whose inputs an earlier example has with another class.
 
-    The list is empty where the examples are not in memory, are too large to be compared, or have no
-    class each.
+    The list is empty where the examples are not in memory, are too large to be compared, or have
+    no classes. Of several labels, an example has the same or others.
 
     Args:
       examples: encoded examples of one split.
@@ -102,12 +102,12 @@ def contradictions(examples: Examples, inputs: Sequence[str]) -> list[int]:
     if not isinstance(examples, EncodedExamples) or _bytes(examples, inputs) > _MOST_READ:
         return []
     labels = examples.arrays.get("label")
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels is None or (labels.ndim == 1 and labels.dtype.kind not in "iu"):
         return []
-    first: dict[int, int] = {}
+    first: dict[int, bytes] = {}
     rows = zip(*(_rows(examples.arrays[key]) for key in inputs), strict=True)
     keys = (hash(b"".join(parts)) for parts in rows)
-    pairs = enumerate(zip(keys, labels.tolist(), strict=True))
+    pairs = enumerate(zip(keys, _rows(labels), strict=True))
     return [i for i, (key, label) in pairs if first.setdefault(key, label) != label]
 
 

@@ -55,6 +55,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     """
     files = _files(rest)
     tables = [read_table(path, options) for _, path in files]
+    _require_labels(tables, options)
     columns = _joined(tables)
     rows_of = [(number, row) for number, t in enumerate(tables) for row in range(len(t.lines))]
     splits = [files[number][0] for number, _ in rows_of]
@@ -139,6 +140,25 @@ def open_(name: str, rest: str, options: Options) -> Source:
         unknown,
         tables[0].cure,
     )
+
+
+def _require_labels(tables: Sequence[Table], options: Options) -> None:
+    """Raises UserError for a file without the column of labels that another file has."""
+    wanted = [c.strip().casefold() for c in options.label_columns or (options.label_column,)]
+    with_labels, without = list[Table](), list[Table]()
+    for table in tables:
+        names = {name.strip().casefold() for name in table.columns}
+        (with_labels if any(c in names for c in wanted) else without).append(table)
+    # Without a common column, the first line of a file may be data.
+    alike = without and {*without[0].columns} & {*with_labels[0].columns} if with_labels else ()
+    if alike:
+        path = without[0].path
+        raise UserError(
+            f"{path}: has no column {(options.label_columns or [options.label_column])[0]!r}, "
+            f"which {with_labels[0].path} has: examples without labels are neither trained on nor "
+            f"scored; leave the file out, as in csv:train={with_labels[0].path}, and give it to "
+            f"the command predict"
+        )
 
 
 def _joined(tables: Sequence[Table]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ that its slices, such as ``train[:90%]``, are random samples.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,15 @@ from finetune_jax.data.images import SUFFIXES, missing_reader
 from finetune_jax.data.labels import present, say_alike
 from finetune_jax.data.listing import FileList, TableExamples, order_digest
 from finetune_jax.data.sources import Options, Source
-from finetune_jax.data.splits import SPLIT_NAMES, hold_out, resolve_split, shuffled
+from finetune_jax.data.splits import (
+    SPLIT_NAMES,
+    hold_out,
+    resolve_split,
+    shuffled,
+    split_named,
+)
 from finetune_jax.errors import UserError, nearest
-from finetune_jax.progress import say
+from finetune_jax.progress import say, say_once
 from finetune_jax.tables import shown
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
@@ -30,6 +37,10 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"
 _IMAGES, _TARGETS = ("images", "image", "imgs", "img", "jpegimages"), (
     "labels", "label", "masks", "mask", "annotations", "annotation", "segmentationclass",
 )  # fmt: skip
+_MASK_NAME = re.compile(
+    r"(.+?)[ _-]?(?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth)(?:[ _-]?\d+)?",
+    re.IGNORECASE,
+)
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 # Folders that Synology, macOS, Windows and Linux make beside those of a user.
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -68,6 +79,7 @@ def open_(name: str, rest: str, options: Options) -> Source:
     training = "train" if "train" in files else next(iter(files))
     first = files[training]
     _require_images(root, listed[training], first, ignored)
+    _say_masks(name, first)
     names = sorted_names(
         label for classes in files.values() for label, paths in classes.items() if paths
     )
@@ -153,7 +165,12 @@ def _lying_flat(ignored: Sequence[str], folder: Path) -> str:
             )
         kinds = Counter(Path(p).suffix.lower() or "no suffix" for p in ignored)
         shown = ", ".join(f"{count} files of {kind}" for kind, count in kinds.most_common(3))
-        return f"no images but {shown}" if kinds else "no images"
+        texts = kinds.most_common(1)[0][0] in (".txt", ".md", ".html") if kinds else False
+        table = (
+            " (texts are read from a table with the columns text and label, and split if the "
+            "folders are splits: csv:PATH)"
+        )
+        return f"no images but {shown}{table if texts else ''}" if kinds else "no images"
     return (
         f"{len(images)} images that are in no folder of a class, such as {Path(images[0]).name} "
         f"(a table with a column of paths and a column of labels reads them: csv:PATH)"
@@ -170,7 +187,7 @@ def _by_split(root: Path) -> dict[str, Path]:
     """Folders by split; an empty dict where the folders in `root` are classes."""
     found: dict[str, Path] = {}
     folders = _folders(root)
-    splits = [f for f in folders if f.name.lower() in SPLIT_NAMES]
+    splits = [f for f in folders if split_named(f.name)]
     # A class may be called "train"; the folder of a class has no folders in it.
     if not splits or not any(_folders(folder) for folder in splits):
         _require_other_names(root, folders, splits)
@@ -183,13 +200,22 @@ def _by_split(root: Path) -> dict[str, Path]:
             f"{', '.join(SPLIT_NAMES)}"
         )
     for folder in splits:
-        split = SPLIT_NAMES[folder.name.lower()]
+        split = split_named(folder.name) or ""
         if split in found:
             raise UserError(
-                f"data.source: {found[split]} and {folder} are both the split {split!r}"
+                f"data.source: {found[split]} and {folder} are both the split {split!r}; rename "
+                f"or move one of them"
             )
-        found[split] = folder
+        found[split] = _unwrapped(folder)
     return found
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder, or the folder of the same name that is all it holds, as in some archives."""
+    inside = _folders(folder)
+    if len(inside) == 1 and split_named(inside[0].name) == split_named(folder.name):
+        return inside[0]
+    return folder
 
 
 def _require_other_names(root: Path, folders: Sequence[Path], splits: Sequence[Path]) -> None:
@@ -283,13 +309,47 @@ def _compare_levels(root: Path, folder: Path, classes: dict[str, list[Path]]) ->
         else f"{len(nested)} folders, {', '.join(repr(p.name) for p in nested[:8])}, which hold "
         f"folders and no images; {some.name!r} holds the"
     )
-    remark = (
-        f"data.source: {folder} holds {what} folders: {', '.join(f.name for f in below[:8])}; did "
-        f"you mean folder:{root / some.name}?"
-    )
-    if any(f.name.lower() in SPLIT_NAMES for f in below):
-        raise UserError(remark)
-    say(shown(remark))  # images without classes, for pre-training, may be kept like this
+    remark = f"data.source: {folder} holds {what} folders: {', '.join(f.name for f in below[:8])}; "
+    same = all({f.name for f in inner[p]} == {f.name for f in below} for p in nested)
+    if any(split_named(f.name) for f in below):
+        found = [f for p in nested for f in inner[p]]
+        if len(nested) > 1 and all(split_named(f.name) and not _folders(f) for f in found):
+            raise UserError(
+                f"{remark}expected a folder of classes in each split: move "
+                f"{folder}/CLASS/SPLIT to {folder}/SPLIT/CLASS"
+            )
+        raise UserError(f"{remark}did you mean folder:{root / some.name}?")
+    if same and len(nested) > 1:
+        say_once(
+            shown(
+                f"{remark}so do the others. The classes here are {some.name}, {nested[1].name}, …; "
+                f"if they are parts of the data, such as folds, and {below[0].name} is a class, a "
+                f"table with the columns image, label and split reads all of them (csv:PATH), and "
+                f"folder:{some} reads one"
+            )
+        )
+    else:  # images without classes, for pre-training, may be kept like this
+        say_once(shown(f"{remark}did you mean folder:{root / some.name}?"))
+
+
+def _say_masks(name: str, classes: Mapping[str, Sequence[Path]]) -> None:
+    """Says which images are masks of other images by their names: they are read as images."""
+    found = []
+    for paths in classes.values():
+        stems = {path.with_suffix("") for path in paths}
+        for path in paths:
+            of = _MASK_NAME.fullmatch(path.stem)
+            if of and path.with_name(of[1]) in stems:
+                found.append(path)
+    if found:
+        count = sum(map(len, classes.values()))
+        say_once(
+            shown(
+                f"{name}: {len(found)} of {count} images are masks of others by their names, such "
+                f"as {found[0].name}, and are read as images of their class; if they are masks, "
+                f"move them to a folder that is not read, because they show the class"
+            )
+        )
 
 
 def _by_class(folder: Path, ignored: list[str]) -> dict[str, list[Path]]:

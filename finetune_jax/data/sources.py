@@ -27,7 +27,7 @@ from finetune_jax.data.images import MAX_PIXELS
 from finetune_jax.data.skip import without_bad
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.doors import DOOR, open_door
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, nearest, tuple_hint
 
 # By prefix: the module whose `open_` opens the source, and the syntax of ``config.data.source``.
 SOURCES = {
@@ -164,9 +164,7 @@ def require_column(source: Source, column: str, key: str) -> None:
         cure = (
             " Masks are read from tfds: and hf:, or from a source of your own (docs/extending.md)."
         )
-    if "," in column:
-        parts = ", ".join(repr(part.strip()) for part in column.split(","))
-        cure = f' Several columns are written as a tuple: --config.{key}="({parts})".'
+    cure = tuple_hint(key, column) or cure
     raise UserError(
         f"{key}: the model reads {column!r}, and examples of {source.name!r} have no such column."
         f"{nearest(column, source.columns)}{cure}"

@@ -22,6 +22,14 @@ SPLIT_NAMES = {
 }
 """The split by its names, in lower case, as folders, files and values of a column have them."""
 
+_SET = re.compile(r"[ _-]?set$")
+
+
+def split_named(name: str) -> str | None:
+    """The split that a name means, such as ``val`` or ``Training_set``; None for any other name."""
+    return SPLIT_NAMES.get(_SET.sub("", name.strip().lower()))
+
+
 _PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 

@@ -128,7 +128,7 @@ def read_table(path: Path, options: Options) -> Table:
             blank += 1
             continue
         if len(row) != len(header):
-            row = _fit(row, len(header), separator, options, f"{path}, line {line}")
+            row = _fit(row, header, separator, options, f"{path}, line {line}")
         if row[0] == header[0] and row == header and len(row) > 1:
             raise UserError(f"{path}, line {line}: {_REPEATED[not options.header]}")
         for column, value in zip(columns, row, strict=True):
@@ -166,7 +166,8 @@ def _text(path: Path, encoding: str) -> str:
         encoding = next((name for mark, name in _MARKS if content.startswith(mark)), encoding)
         _refuse_zeros(path, content, encoding)
     try:
-        return content.decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).removeprefix("\ufeff")
+        return text.replace("\n\ufeff", "\n")  # files joined by `cat` have marks in the middle
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
@@ -290,8 +291,11 @@ def _require_different(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _fit(row: list[str], count: int, separator: str, options: Options, where: str) -> list[str]:
-    """The row with `count` fields; ``data.csv.extra`` decides about additional fields."""
+def _fit(
+    row: list[str], header: Sequence[str], separator: str, options: Options, where: str
+) -> list[str]:
+    """The row with a field for each name; ``data.csv.extra`` decides about additional fields."""
+    count = len(header)
     if options.extra == "error":
         while len(row) > count and not row[-1].strip():
             row = row[:-1]
@@ -300,6 +304,13 @@ def _fit(row: list[str], count: int, separator: str, options: Options, where: st
     if len(row) > count and options.extra == "join":
         return [*row[: count - 1], separator.join(row[count - 1 :])]
     if len(row) > count == 1 and not options.header:
+        for other, name in _OTHERS.items():
+            if other != separator and len(header[0].split(other)) == len(row):
+                raise UserError(
+                    f"{where}: the fields of the first line are separated by {name!r}, and those "
+                    f"of this line by {_OTHERS.get(separator, separator)!r}; write one separator "
+                    f"in all lines"
+                )
         raise UserError(
             f"{where}: expected 1 field, as in the first line, found {len(row)}; the first line "
             f"has the names of the columns: remove a title or comment above them"

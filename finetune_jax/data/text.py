@@ -96,7 +96,8 @@ class TextPreprocess:
     def _tokenizer(self) -> Any:
         tokenizer = open_tokenizer(self.tokenizer)
         padding = tokenizer.padding or _padding(tokenizer)
-        kept = ("direction", "pad_id", "pad_token", "pad_type_id")
+        # Models here read the first token of a text at the first position: padding is on the right.
+        kept = ("pad_id", "pad_token", "pad_type_id")
         least = tokenizer.num_special_tokens_to_add(is_pair=self._joined)
         if self.size <= least:
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_jax.data.classes import listed
 from finetune_jax.errors import UserError
 from finetune_jax.files import read_json
-from finetune_jax.progress import say
+from finetune_jax.progress import say, say_once
 from finetune_jax.tables import shown
 
 
@@ -52,14 +52,21 @@ def artifact_class_names(path: Path) -> tuple[str, ...]:
 
 
 def described_class_names(folder: Path | None) -> tuple[str, ...]:
-    """Class names in the ``config.json`` of Hugging Face in a folder.
+    """Class names in the ``config.json`` of transformers or timm in a folder.
 
     Returns:
-      Names by class number; empty where there is no such file, no ``id2label``, or only names that
-      transformers made up (``LABEL_0``).
+      Names by class number; empty where there is no such file, neither ``id2label`` nor timm's
+      ``label_names``, or only names that transformers made up (``LABEL_0``).
     """
     path = folder / "config.json" if folder else None
-    labels = read_json(path).get("id2label") if path and path.is_file() else None
+    described = read_json(path) if path and path.is_file() else {}
+    timm = described.get("pretrained_cfg")
+    listed_names = described.get("label_names") or (
+        timm.get("label_names") if isinstance(timm, dict) else None
+    )
+    if isinstance(listed_names, list) and listed_names:
+        return tuple(map(str, listed_names))
+    labels = described.get("id2label")
     if not isinstance(labels, dict) or {*labels} != {str(i) for i in range(len(labels))}:
         return ()
     names = [str(labels[str(i)]) for i in range(len(labels))]
@@ -71,7 +78,7 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
     """Compares the classes of the data with those that a file beside a weight file describes.
 
     Names are compared without case. If the names are completely different, such as WordNet numbers
-    in place of words, a warning is printed, because the order may still be right.
+    in place of words, or not known, a warning is printed, because the order may still be right.
 
     Args:
       source: ``pretrained.path``, for the message.
@@ -82,6 +89,14 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
       UserError: the names are the same in another order.
     """
     one, other = ([_plain(name) for name in names] for names in (described, ours))
+    if not described and ours:
+        numbered = [f"{number} {name}" for number, name in enumerate(ours)]
+        say_once(
+            shown(
+                f"pretrained.path={source}: no file names the classes of its head, which is kept; "
+                f"its outputs are taken for the classes of the data by number: {listed(numbered)}"
+            )
+        )
     if not described or not ours or one == other:
         return
     if sorted(one) == sorted(other):

@@ -339,3 +339,20 @@ def test_a_folder_stands_for_the_tokenizer_in_it(tmp_path):
         TextPreprocess.open(tmp_path, 4, ("text",), "joined")
     (tmp_path / "tokenizer.json").write_text(made())
     assert TextPreprocess.open(tmp_path, 4, ("text",), "joined").tokenizer == made()
+
+
+def test_a_tokenizer_that_pads_at_the_start_is_padded_at_the_end():
+    padding = {
+        "strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    rules = json.loads(cutting(direction="Right").tokenizer)
+    encoded = [
+        TextPreprocess(json.dumps(rules | {"padding": given}), 6, ("x",), "joined").host(
+            {"x": "a b"}
+        )
+        for given in (padding, padding | {"direction": "Right"})
+    ]
+    for name, values in encoded[0].items():
+        np.testing.assert_array_equal(values, encoded[1][name])
+    assert encoded[0]["attention_mask"][0] == 1 and encoded[0]["attention_mask"][-1] == 0

@@ -132,3 +132,21 @@ def test_a_head_that_is_kept_must_answer_the_classes_of_the_data(trained, photos
     load_variables(setup_of(**{"pretrained.new_head": True}))
     with pytest.raises(UserError, match="or the same in another order"):
         load_variables(setup_of(**{"data.class_order": ("zebra", "bee", "cat")}))
+
+
+@pytest.mark.parametrize("place", ["top", "pretrained_cfg"])
+def test_timm_names_of_a_head_are_compared(tmp_path, place):
+    names = {"label_names": ["bee", "ant"]}
+    content = names if place == "top" else {place: names}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "x", **content}))
+    with pytest.raises(UserError, match="the same in another order"):
+        compare_described("x", described_class_names(tmp_path), ("ant", "bee"))
+
+
+def test_a_head_whose_classes_no_file_names_is_said_to_be_read_by_number(tmp_path, capsys):
+    labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    (tmp_path / "config.json").write_text(json.dumps(labels))
+    compare_described(str(tmp_path), described_class_names(tmp_path), ("ant", "bee"))
+    assert "by number: 0 ant, 1 bee" in capsys.readouterr().err
+    compare_described("y", (), ())
+    assert not capsys.readouterr().err

@@ -45,6 +45,9 @@ _BASE = flags.DEFINE_string("base", "", "Base weight file of a delta artifact.")
 _DATA_SOURCE = flags.DEFINE_string(
     "data_source", "", "Overrides data.source of the run, for data that was moved."
 )
+_EVALUATION = flags.DEFINE_string(
+    "evaluation", "", "For the model card: a file with the JSON that evaluate printed."
+)
 _ALLOW_IMPORTS = cli.define_allow_imports()
 _TRUST = cli.define_trust()
 
@@ -66,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
             f"--output={output}: an export is a folder with the weights and what belongs to them; "
             f"expected a folder such as --output={output.with_suffix('')}"
         )
+    if _EVALUATION.value and not Path(_EVALUATION.value).is_file():
+        raise UserError(f"--evaluation={_EVALUATION.value}: no such file")
     if _NAMES.value and _FORMAT.value not in _NAMED:
         raise UserError(f"--names is for --format={' and --format='.join(_NAMED)}")
     if format_.KEEPS_DELTAS and _MERGE.value:
@@ -77,7 +82,13 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax import export as package
 
     merges = True if format_.MERGES else False if format_.KEEPS_DELTAS else _MERGE.value
-    model = Model(package.merged(artifact, merges), config, _NAMES.value)
+    model = Model(
+        package.merged(artifact, merges),
+        config,
+        _NAMES.value,
+        _read(workdir / "result.json"),
+        _read(Path(_EVALUATION.value)) if _EVALUATION.value else {},
+    )
     found = package.export(model, _FORMAT.value, output, examples)
     bytes_ = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{_FORMAT.value}  {shown(output)}: {FORMATS[_FORMAT.value]}, {size(bytes_)}")
@@ -87,6 +98,13 @@ def main(argv: Sequence[str]) -> None:
         f"agreement  {share}an output differs by {found['max_abs_difference']:.2g} at most "
         f"(n={found['examples']:,}, batches of {', '.join(map(str, found['batch_sizes']))})"
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; {} if there is no such file."""
+    from finetune_jax.files import read_json
+
+    return read_json(path) if path.is_file() else {}
 
 
 def _given(workdir: Path, arguments: Sequence[str]) -> tuple[Artifact, dict[str, Any], Examples]:

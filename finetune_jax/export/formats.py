@@ -33,11 +33,15 @@ class Model:
       artifact: the model, its task and its preprocessing.
       config: plain values of the config of the run; empty for an artifact without a run.
       names: the project whose names tensors get, such as ``timm``; empty for the usual one.
+      result: content of the run's ``result.json``; empty for an artifact without a run.
+      evaluation: what ``evaluate`` printed about the run; empty where it is not given.
     """
 
     artifact: Artifact
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     names: str = ""
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Format(Protocol):

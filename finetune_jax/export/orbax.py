@@ -24,6 +24,8 @@ def write(model: Model, folder: Path) -> None:
     """Writes ``variables/``, an Orbax checkpoint of ``{"params": …, "batch_stats": …}``."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / NAME).absolute(), model.artifact.variables)
+    # Orbax writes the path of this machine into it, and needs the file on object stores alone.
+    (folder / NAME / "commit_success.txt").unlink(missing_ok=True)
 
 
 def opened(model: Model, folder: Path) -> Outputs:

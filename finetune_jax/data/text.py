@@ -116,6 +116,11 @@ class TextPreprocess:
         )
         return tokenizer
 
+    @property
+    def fitted_tokenizer(self) -> str:
+        """Content of a ``tokenizer.json`` that cuts and fills texts to `size` tokens as `host`."""
+        return str(self._tokenizer.to_str())
+
     def host(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         """``input_ids``, ``attention_mask``, ``token_type_ids``: i32[size], or [2, size] if apart.
 

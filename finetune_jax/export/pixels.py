@@ -57,7 +57,7 @@ def resized(images: jax.Array, side: int, interpolation: str, crop: float = 0.0)
         if interpolation == "nearest":
             chosen = jnp.take(images, _nearest(rows, side), axis=1, mode="clip")
             return jnp.take(chosen, _nearest(columns, side), axis=2, mode="clip")
-        pick = _FILTERS[interpolation]
+        pick = FILTERS[interpolation]
 
         def columns_last(x: jax.Array) -> jax.Array:
             return pick.along(pick.along(x, 1, rows, side), 2, columns, side)
@@ -110,9 +110,14 @@ def _windows(
 
 def _rows_first(fewer_rows: jax.Array, fewer_columns: jax.Array) -> jax.Array:
     """Whether Pillow resizes the rows first; the order decides about roundings."""
-    if int(PIL.__version__.split(".")[0]) < 13:
+    if not pillow_may_resize_rows_first():
         return jnp.asarray(False)
     return (fewer_rows > 0) & (fewer_rows > 2 * fewer_columns)
+
+
+def pillow_may_resize_rows_first() -> bool:
+    """Whether this Pillow resizes rows first where that is faster; before 13, columns are first."""
+    return int(PIL.__version__.split(".")[0]) >= 13
 
 
 def _cropped(size: jax.Array, resized: jax.Array, side: int, before: jax.Array) -> _Window:
@@ -142,7 +147,7 @@ def _nearest(window: _Window, side: int) -> jax.Array:
     return lax.scan(step, first, length=side)[1].astype(jnp.int32)
 
 
-class _Filter(NamedTuple):
+class Filter(NamedTuple):
     """A filter of Pillow.
 
     Attributes:
@@ -165,11 +170,11 @@ class _Filter(NamedTuple):
             return sums + pixels * weight.reshape(column)
 
         half = jnp.full(
-            (*images.shape[:axis], side, *images.shape[axis + 1 :]), 1 << (_BITS - 1), jnp.int32
+            (*images.shape[:axis], side, *images.shape[axis + 1 :]), 1 << (BITS - 1), jnp.int32
         )
         # A loop over the few pixels under the filter; a product of matrices would take all pixels.
         sums = lax.fori_loop(0, jnp.max(stop - first), add, half)
-        return jnp.clip(sums >> _BITS, 0, 255).astype(jnp.uint8)
+        return jnp.clip(sums >> BITS, 0, 255).astype(jnp.uint8)
 
     def weights(
         self, size: int, window: _Window, side: int
@@ -195,7 +200,7 @@ class _Filter(NamedTuple):
         weights = self.at((x - center + 0.5) * (1.0 / wider))
         weights = jnp.where((x >= first) & (x < stop), weights, 0.0)
         total = weights.sum(axis=1, keepdims=True)
-        weights = weights / jnp.where(total == 0, 1.0, total) * 2.0**_BITS
+        weights = weights / jnp.where(total == 0, 1.0, total) * 2.0**BITS
         whole = jnp.trunc(weights + jnp.where(weights < 0, -0.5, 0.5))
         return (
             first[:, 0].astype(jnp.int32),
@@ -240,13 +245,13 @@ def _sinc(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 1.0, jnp.sin(scaled) / scaled)
 
 
-_BITS = 22
+BITS = 22
 """Bits of fraction of Pillow's whole weights for images of 8 bits."""
 
-_FILTERS = {
-    "box": _Filter(0.5, _box),
-    "bilinear": _Filter(1.0, _bilinear),
-    "hamming": _Filter(1.0, _hamming),
-    "bicubic": _Filter(2.0, _bicubic),
-    "lanczos": _Filter(3.0, _lanczos),
+FILTERS = {
+    "box": Filter(0.5, _box),
+    "bilinear": Filter(1.0, _bilinear),
+    "hamming": Filter(1.0, _hamming),
+    "bicubic": Filter(2.0, _bicubic),
+    "lanczos": Filter(3.0, _lanczos),
 }

@@ -1,0 +1,187 @@
+"""An ONNX graph with its preprocessing: raw images or tokens to the outputs of the task."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from finetune_jax.data.preprocess import ImagePreprocess
+from finetune_jax.data.text import TextPreprocess
+from finetune_jax.errors import UserError
+from finetune_jax.export.description import describe
+from finetune_jax.export.formats import Batch, Model, Outputs
+from finetune_jax.files import write_text
+
+MERGES = False
+KEEPS_DELTAS = False
+FILE = "model.onnx"
+TOKENIZER = "tokenizer.json"
+
+OPSET = 23
+"""Version of the operators."""
+
+_LARGEST_FILE = 2**31 - 2**20
+"""Bytes of the largest graph in one file; the weights of a larger one lie beside it."""
+
+
+def require(model: Model) -> None:
+    """Checks that the libraries are installed and that the model computes in a dtype of theirs."""
+    del model
+    for library in ("jax2onnx", "onnxruntime"):
+        try:
+            importlib.import_module(library)
+        except ImportError as error:
+            raise UserError(
+                f"--format=onnx needs {library} ({error}): pip install 'finetune_jax[onnx]', and "
+                f"then pip install --no-deps jax2onnx, whose bounds exclude this version of orbax"
+            ) from None
+
+
+def write(model: Model, folder: Path) -> None:
+    """Writes ``model.onnx``, and ``tokenizer.json`` for a model of texts.
+
+    The graph takes what `formats.Batch` describes, images of any size, and any number of rows. Its
+    outputs are ``outputs`` and the numbers of the task. It computes in f32, whatever dtype the run
+    has; quantized weights are stored as they are.
+
+    Raises:
+      UserError: an operation of the model has no form in ONNX.
+    """
+    import onnx
+
+    preprocess = model.artifact.preprocess
+    graph = _converted(model)
+    if isinstance(preprocess, ImagePreprocess):
+        from finetune_jax.export.onnx_pixels import resizing
+
+        options = (preprocess.size, preprocess.interpolation, preprocess.crop)
+        first = resizing(*options, pairs=len(preprocess.columns) == 2, opset=OPSET)
+        first.ir_version = graph.ir_version
+        graph = onnx.compose.merge_models(first, graph, io_map=[("square", "pixels")])
+    else:
+        write_text(folder / TOKENIZER, preprocess.fitted_tokenizer)
+    for key, value in describe(model.artifact).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        graph.metadata_props.add(key=key, value=text)
+    graph.producer_name = "finetune_jax"
+    apart = graph.ByteSize() > _LARGEST_FILE
+    onnx.save(graph, folder / FILE, save_as_external_data=apart, location=f"{FILE}.data")
+
+
+def _converted(model: Model) -> Any:
+    """The graph from prepared inputs to the outputs, as ``onnx.ModelProto``."""
+    import jax2onnx
+
+    artifact = model.artifact
+    preprocess, task = artifact.preprocess, artifact.task
+    module: Any = artifact.model.model
+    adapted = dataclasses.replace(artifact.model, model=module.clone(dtype=jnp.float32))
+    prepared = preprocess.abstract(1)
+    images = isinstance(preprocess, ImagePreprocess)
+    (batch,) = export.symbolic_shape("b")
+    rows = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in prepared.values()]
+    numbers = describe(artifact)["outputs"]
+
+    def program(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        given = dict(zip(prepared, inputs, strict=True))
+        if images and preprocess.channels == "bgr":
+            given = {name: x[..., ::-1] for name, x in given.items()}
+        outputs = adapted.apply(artifact.variables, preprocess.device(given))
+        found = task.numbers(outputs)
+        return outputs, *(found[name] for name in numbers if name != "outputs")
+
+    try:
+        with _quiet():
+            graph = jax2onnx.to_onnx(
+                program,
+                rows,
+                opset=OPSET,
+                input_names=["pixels"] if images else list(prepared),
+                output_names=list(numbers),
+            )
+    except Exception as error:  # of many types, by operation
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--format=onnx: an operation of {artifact.card['model']['name']} has no form in ONNX "
+            f"({type(error).__name__}: {reason}); --format=stablehlo holds every model"
+        ) from error
+    del graph.graph.value_info[:]  # shapes between the nodes, of which some are wrong
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out remarks of a library on shapes that it does not need."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def opened(model: Model, folder: Path) -> Outputs:
+    """The outputs of the graph in ONNX Runtime, on CPU."""
+    del model
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+    def outputs(batch: Batch) -> np.ndarray:
+        return np.asarray(session.run(["outputs"], batch)[0])
+
+    return outputs
+
+
+def usage(model: Model) -> str:
+    """Code that runs the graph with ONNX Runtime, and prints the first number of the task."""
+    preprocess = model.artifact.preprocess
+    number = [*describe(model.artifact)["outputs"]][-1]
+    if isinstance(preprocess, ImagePreprocess):
+        file = 'np.asarray(Image.open("{}").convert("RGB"))'
+        two = f"[{file.format('one.jpg')}, {file.format('other.jpg')}]"
+        image = two if len(preprocess.columns) == 2 else file.format("photo.jpg")
+        library, inputs = "from PIL import Image", (f'batch = {{"image": np.stack([{image}])}}',)
+    else:
+        library = "from tokenizers import Tokenizer"
+        inputs = _tokens(preprocess)
+    return "\n".join(
+        (
+            "import numpy as np",
+            "import onnxruntime",
+            library,
+            "",
+            *inputs,
+            "session = onnxruntime.InferenceSession(FOLDER + '/model.onnx')",
+            f"print(session.run(['{number}'], batch)[0])",
+        )
+    )
+
+
+def _tokens(preprocess: TextPreprocess) -> tuple[str, ...]:
+    """Code that makes the inputs of a model of texts."""
+    texts = '[("One text.", "Another.")]' if len(preprocess.columns) == 2 else '["A text."]'
+    found, row = f"tokenizer.encode_batch({texts})", "getattr(x, y)"
+    if preprocess.pairs == "apart" and len(preprocess.columns) == 2:
+        found, row = (
+            f"[tokenizer.encode_batch(pair) for pair in {texts}]",
+            "[getattr(z, y) for z in x]",
+        )
+    return (
+        "tokenizer = Tokenizer.from_file(FOLDER + '/tokenizer.json')",
+        f"found = {found}",
+        "names = dict(input_ids='ids', attention_mask='attention_mask', token_type_ids='type_ids')",
+        f"batch = {{n: np.array([{row} for x in found], np.int32) for n, y in names.items()}}",
+    )

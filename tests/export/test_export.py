@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run_command
-from PIL import Image
 
 from finetune_jax.artifact import Artifact
 from finetune_jax.errors import UserError
@@ -18,17 +17,6 @@ from finetune_jax.export import Model, export
 from finetune_jax.export.formats import format_of
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of three images of different sizes, larger and smaller than the model's."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for i in range(3):
-        size = (int(generator.integers(9, 60)), int(generator.integers(9, 60)), 3)
-        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

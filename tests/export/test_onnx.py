@@ -1,0 +1,122 @@
+"""ONNX graphs in ONNX Runtime: pixels, outputs, the script of the page, and refusals."""
+
+import dataclasses
+import json
+import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_export import examples_of, in_another_process, script_of
+
+from finetune_jax.artifact import Artifact
+from finetune_jax.data.images import INTERPOLATIONS, resize
+from finetune_jax.errors import UserError
+from finetune_jax.export import Model, export
+from finetune_jax.export import onnx as format_
+from finetune_jax.export.formats import format_of
+from finetune_jax.quantization import FORMATS, quantize
+
+_MISSING = [name for name in ("jax2onnx", "onnx", "onnxruntime") if not find_spec(name)]
+with_libraries = pytest.mark.skipif(
+    bool(_MISSING), reason=f"{', '.join(_MISSING)}: pip install, see docs/export.md"
+)
+
+
+@with_libraries
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("crop", [0.0, 0.875, 1.0])
+def test_a_graph_resizes_images_of_any_size_as_pillow(interpolation: str, crop: float) -> None:
+    import onnxruntime
+
+    from finetune_jax.export.onnx_pixels import resizing
+
+    rng = np.random.default_rng(round(crop * 1000) + len(interpolation))
+    side = int(rng.choice([8, 17, 28, 32]))
+    graph = resizing(side, interpolation, crop, pairs=False, opset=format_.OPSET)
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    some = [(int(h), int(w)) for h, w in rng.integers(1, 160, (20, 2))]
+    for h, w in [(side, side), (1, 1), (1, 300), (300, 1), (5, 900), (3 * side, side), *some]:
+        images = rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8)
+        expected = np.stack([resize(x, side, interpolation, crop) for x in images])
+        [found] = session.run(None, {"image": images})
+        np.testing.assert_array_equal(found, expected, err_msg=f"{h} x {w}")
+
+
+@pytest.fixture(scope="module")
+def exported(short_run, images, tmp_path_factory):
+    """(folder, artifact) of the short run as a graph."""
+    folder = tmp_path_factory.mktemp("exported") / "graph"
+    artifact = Artifact.load(short_run)
+    found = export(Model(artifact), "onnx", folder, examples_of(artifact, images))
+    assert found["argmax_agreement"] == 1 and found["max_abs_difference"] < 1e-4
+    return folder, artifact
+
+
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_runs_without_this_package_on_an_image_of_any_size(exported, images):
+    folder, artifact = exported
+    path = sorted(images.glob("*.png"))[1]
+    printed = in_another_process(script_of("onnx"), folder, path)
+    [expected] = artifact.predict([path])
+    label, share = printed.split()
+    assert label == expected["label"]
+    assert float(share) == pytest.approx(expected["probabilities"][label], abs=1e-4)
+
+
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_describes_itself(exported):
+    import onnx
+
+    folder, artifact = exported
+    graph = onnx.load(folder / "model.onnx")
+    described = {x.key: x.value for x in graph.metadata_props}
+    assert json.loads(described["classes"]) == list(artifact.task.class_names)
+    assert json.loads(described["preprocess"])["interpolation"] == "bilinear"
+    assert [x.name for x in graph.graph.output] == ["outputs", "probabilities"]
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "b"
+
+
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_of_quantized_weights_stays_small(short_run, exported, images, tmp_path):
+    folder, artifact = exported
+    params = quantize(
+        artifact.variables["params"], dict.fromkeys(_kernels(artifact), FORMATS["int8"])
+    )
+    small = dataclasses.replace(artifact, variables={**artifact.variables, "params": params})
+    found = export(Model(small), "onnx", tmp_path / "out", examples_of(artifact, images))
+    assert found["max_abs_difference"] < 1e-4
+    sizes = [(x / "model.onnx").stat().st_size for x in (tmp_path / "out", folder)]
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def _kernels(artifact: Artifact) -> list[str]:
+    from finetune_jax import tree
+
+    return [path for path in tree.flatten(artifact.variables["params"]) if path.endswith("kernel")]
+
+
+def test_a_missing_library_is_named(short_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"needs jax2onnx .*pip install --no-deps jax2onnx"):
+        format_of("onnx").require(Model(Artifact.load(short_run)))
+
+
+def test_an_operation_without_a_form_is_named_and_nothing_is_left(
+    short_run, images, tmp_path, monkeypatch
+):
+    def to_onnx(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("No plugins registered for JAX primitive: 'eigh'")
+
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=to_onnx))
+    artifact = Artifact.load(short_run)
+    with pytest.raises(UserError, match="resnet8_cifar has no form in ONNX .*'eigh'"):
+        export(Model(artifact), "onnx", tmp_path / "out", examples_of(artifact, images))
+    assert not list(tmp_path.iterdir())

@@ -9,19 +9,22 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.extend.core import jaxpr_as_fun
 
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.errors import UserError
 from finetune_jax.export.description import describe
 from finetune_jax.export.formats import Batch, Model, Outputs
+from finetune_jax.export.onnx_pixels import resizing
 from finetune_jax.files import write_text
+from finetune_jax.quantization import input_scales
 
 MERGES = False
 KEEPS_DELTAS = False
@@ -60,11 +63,9 @@ def write(model: Model, folder: Path) -> None:
     """
     import onnx
 
-    preprocess = model.artifact.preprocess
+    preprocess: Any = model.artifact.preprocess
     graph = _converted(model)
     if isinstance(preprocess, ImagePreprocess):
-        from finetune_jax.export.onnx_pixels import resizing
-
         options = (preprocess.size, preprocess.interpolation, preprocess.crop)
         first = resizing(*options, pairs=len(preprocess.columns) == 2, opset=OPSET)
         first.ir_version = graph.ir_version
@@ -84,8 +85,8 @@ def _converted(model: Model) -> Any:
     import jax2onnx
 
     artifact = model.artifact
-    preprocess, task = artifact.preprocess, artifact.task
-    module: Any = artifact.model.model
+    preprocess: Any = artifact.preprocess
+    task, module = artifact.task, cast(Any, artifact.model.model)
     adapted = dataclasses.replace(artifact.model, model=module.clone(dtype=jnp.float32))
     prepared = preprocess.abstract(1)
     images = isinstance(preprocess, ImagePreprocess)
@@ -101,10 +102,13 @@ def _converted(model: Model) -> Any:
         found = task.numbers(outputs)
         return outputs, *(found[name] for name in numbers if name != "outputs")
 
+    intercepted = adapted.deltas or input_scales(artifact.variables["params"], adapted.formats)
     try:
         with _quiet():
             graph = jax2onnx.to_onnx(
-                program,
+                # jax2onnx has calls of its own in place of those of Flax's modules, which make a
+                # better graph, and which do not run the interceptors of deltas.
+                jaxpr_as_fun(jax.make_jaxpr(program)(*rows)) if intercepted else program,
                 rows,
                 opset=OPSET,
                 input_names=["pixels"] if images else list(prepared),
@@ -115,6 +119,7 @@ def _converted(model: Model) -> Any:
         raise UserError(
             f"--format=onnx: an operation of {artifact.card['model']['name']} has no form in ONNX "
             f"({type(error).__name__}: {reason}); --format=stablehlo holds every model"
+            f"{', and --merge a simpler one' if adapted.deltas else ''}"
         ) from error
     del graph.graph.value_info[:]  # shapes between the nodes, of which some are wrong
     return graph
@@ -137,7 +142,10 @@ def opened(model: Model, folder: Path) -> Outputs:
     del model
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many types, by operation
+        raise UserError(f"--format=onnx: ONNX Runtime does not run the graph: {error}") from error
 
     def outputs(batch: Batch) -> np.ndarray:
         return np.asarray(session.run(["outputs"], batch)[0])
@@ -147,13 +155,14 @@ def opened(model: Model, folder: Path) -> Outputs:
 
 def usage(model: Model) -> str:
     """Code that runs the graph with ONNX Runtime, and prints the first number of the task."""
-    preprocess = model.artifact.preprocess
+    preprocess: Any = model.artifact.preprocess
     number = [*describe(model.artifact)["outputs"]][-1]
     if isinstance(preprocess, ImagePreprocess):
         file = 'np.asarray(Image.open("{}").convert("RGB"))'
         two = f"[{file.format('one.jpg')}, {file.format('other.jpg')}]"
         image = two if len(preprocess.columns) == 2 else file.format("photo.jpg")
-        library, inputs = "from PIL import Image", (f'batch = {{"image": np.stack([{image}])}}',)
+        library = "from PIL import Image"
+        inputs: tuple[str, ...] = (f'batch = {{"image": np.stack([{image}])}}',)
     else:
         library = "from tokenizers import Tokenizer"
         inputs = _tokens(preprocess)

@@ -89,8 +89,8 @@ def resizing(side: int, interpolation: str, crop: float, pairs: bool, opset: int
         shape = nodes("Shape", images, start=2)
         images = nodes("Reshape", images, nodes("Concat", np.array([-1]), shape, axis=0))
     square = _resized(nodes, images, side, interpolation, crop)
-    shape = np.array([-1, 2, side, side, 3] if pairs else [-1, side, side, 3])
-    nodes.protos.append(helper.make_node("Reshape", [square, nodes("Identity", shape)], ["square"]))
+    whole = nodes("Identity", np.array([-1, 2, side, side, 3] if pairs else [-1, side, side, 3]))
+    nodes.protos.append(helper.make_node("Reshape", [square, whole], ["square"]))
     views = [2] if pairs else []
     return helper.make_model(
         helper.make_graph(
@@ -147,8 +147,8 @@ def _windows(
     if not crop:
         zero = nodes("Sub", height, height)
         rows, columns = (_Window(zero, nodes("Div", n, side), zero) for n in (height, width))
-        fewer = (nodes("Sub", n, side) for n in (height, width))
-        return rows, columns, _rows_first(nodes, *fewer)
+        fewer = _rows_first(nodes, nodes("Sub", height, side), nodes("Sub", width, side))
+        return rows, columns, fewer
     same = nodes("And", nodes("Equal", height, side), nodes("Equal", width, side))
     scale = nodes("Div", round(side / crop), nodes("Min", height, width))
     tall, wide = (

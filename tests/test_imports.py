@@ -40,7 +40,15 @@ INSIDE_FUNCTIONS_LIBRARIES = {
         "submitit",
         "tensorboardX",
     ),
-    *("tensorflow_datasets", "tensorstore", "tokenizers", "tqdm"),
+    *(
+        "jax2onnx",
+        "onnx",
+        "onnxruntime",
+        "tensorflow_datasets",
+        "tensorstore",
+        "tokenizers",
+        "tqdm",
+    ),
 }
 
 

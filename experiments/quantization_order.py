@@ -6,7 +6,7 @@ quantized base ("before"), full fine-tuning and then quantization ("after"), and
 whose second half trains with rounded weights ("while"). The rate of each row is chosen on
 validation from the same grid, and each row is trained with three seeds.
 
-Hazards: small training sets (digits 1,077, CIFAR-10 2,000, TREC 800, Banking77 1,600) and 2 to 4
+Hazards: small training sets (digits 1,077, CIFAR-10 2,000, TREC 480, Banking77 1,540) and 2 or 3
 epochs; "before" trains fewer weights than the other orders, which is why LoRA in float32 is a row.
 
 Hardware: 2 CPU cores, about three hours for all tasks.

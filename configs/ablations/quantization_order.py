@@ -40,7 +40,7 @@ def get_config(task: str = "digits"):
 def _images(task: str):
     """The shipped ResNet-20 with a new head, on digits or on 2,000 images of CIFAR-10."""
     config = quickstart.get_config()
-    config.train.epochs = 4.0
+    config.train.epochs = 3.0
     if task == "cifar10":
         config.data.source = f"folder:{CIFAR10}"
         config.data.train, config.data.validation = "train[:80%]", "train[80%:]"
@@ -54,7 +54,7 @@ def _texts(task: str):
     """MiniLM on TREC's six types of questions, or on the 77 intents of Banking77."""
     config = classification(task)
     config.scheme = "full"
-    count = 800 if task == "trec" else 1600
+    count = 480 if task == "trec" else 1540
     config.data.train = f"train[:{count}]"
     config.train.epochs = 2.0 if task == "trec" else 3.0
     config.optimizer.learning_rate = 1e-3

@@ -26,6 +26,8 @@ COMMANDS = {
     "average": "average fine-tuned models: interpolation between two, or a soup of several",
     "quantize": "store the weights of a trained model in 8 or 4 bits and say what this changes",
     "export": "write a trained model in a format that others read",
+    "seal": "encrypt a trained model as one file, for the holders of a key or a passphrase",
+    "unseal": "write the content of a sealed file to a folder",
     "replay": "compute a step that was not finite once more, stage by stage",
     "ablate": "compare schemes: every row tuned with the same budget and scored once",
     "verify": "check that the files of a run or of an ablation are whole",

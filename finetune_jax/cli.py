@@ -88,6 +88,16 @@ def define_allow_imports() -> flags.FlagHolder[Any]:
     )
 
 
+def define_key() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
+    """Defines ``--key_file`` and ``--passphrase_file``, with which a sealed file is opened."""
+    return (
+        flags.DEFINE_string("key_file", "", "File with the secret key of a sealed --workdir."),
+        flags.DEFINE_string(
+            "passphrase_file", "", "File whose first line is the passphrase of a sealed --workdir."
+        ),
+    )
+
+
 def define_accept_changed_data() -> flags.FlagHolder[Any]:
     """Defines ``--accept_changed_data``: go on although data, tokenizer or weights changed."""
     return flags.DEFINE_bool(

@@ -70,6 +70,7 @@ _REPORT = flags.DEFINE_string(
 )
 _ALLOW_IMPORTS = cli.define_allow_imports()
 _TRUST = cli.define_trust()
+_KEY_FILE, _PASSPHRASE_FILE = cli.define_key()
 
 
 def _probes() -> str:
@@ -178,11 +179,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --workdir (a finished run) or --config (a weight file)")
     if _REPORT.value and _WORKDIR.value is None:
         raise UserError("--report: a page is about a run; expected --workdir, found --config")
+    from finetune_jax.sealing import folder_at
+
     with writing(*(Path(path) for path in (_SAVE.value, _REPORT.value) if path)):
-        _evaluate()
+        if _WORKDIR.value is None:
+            _evaluate(None)
+            return
+        with folder_at(Path(_WORKDIR.value), _KEY_FILE.value, _PASSPHRASE_FILE.value) as workdir:
+            _evaluate(workdir)
 
 
-def _evaluate() -> None:
+def _evaluate(workdir: Path | None) -> None:
     from finetune_jax.chosen_config import chosen_config
     from finetune_jax.evaluation.evaluator import (
         best_split,
@@ -193,7 +200,7 @@ def _evaluate() -> None:
     from finetune_jax.evaluation.predictions import predict_split, save_predictions
     from finetune_jax.reporting.sentences import sentences
 
-    if _WORKDIR.value is None:
+    if workdir is None:
         config = chosen_config(new_head=False)
         _check_flags(config)
         override(
@@ -204,7 +211,6 @@ def _evaluate() -> None:
         )
         evaluator = open_evaluator(config)
     else:
-        workdir = Path(_WORKDIR.value)
         _check_flags(read_config(workdir))
         evaluator = _open(workdir, _BASE.value)
     split = _SPLIT.value or best_split(evaluator.config)
@@ -216,7 +222,7 @@ def _evaluate() -> None:
     result = " ".join(sentences(found, evaluator.task, predictions.observed))
     if _SAVE.value:
         save_predictions(Path(_SAVE.value), predictions)
-    if _REPORT.value:
+    if _REPORT.value and workdir:
         from finetune_jax.reporting.page import write_report
 
         command = shlex.join(["python", "-m", "finetune_jax.evaluate", *sys.argv[1:]])

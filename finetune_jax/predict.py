@@ -52,6 +52,7 @@ _ON_BAD_IMAGE = flags.DEFINE_enum(
     "List images that cannot be read and predict the others, or predict none.",
 )
 _ALLOW_IMPORTS = cli.define_allow_imports()
+_KEY_FILE, _PASSPHRASE_FILE = cli.define_key()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -63,19 +64,22 @@ def main(argv: Sequence[str]) -> None:
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output:
         require_writable(output, "--output")
-    with writing(*([output] if output else [])):
-        _predict(argv[1:], output)
+    from finetune_jax.sealing import folder_at
+
+    keys = (_KEY_FILE.value, _PASSPHRASE_FILE.value)
+    with writing(*([output] if output else [])), folder_at(Path(_WORKDIR.value), *keys) as workdir:
+        _predict(workdir, argv[1:], output)
 
 
-def _predict(arguments: Sequence[str], output: Path | None) -> None:
+def _predict(workdir: Path, arguments: Sequence[str], output: Path | None) -> None:
     from finetune_jax.artifact import Artifact
     from finetune_jax.artifact.items import prediction_inputs
     from finetune_jax.artifact.prediction_file import cut, predict_rows, write_predictions
     from finetune_jax.progress import say
 
-    artifact = Artifact.load(_WORKDIR.value, _BASE.value, _ALLOW_IMPORTS.value)
+    artifact = Artifact.load(workdir, _BASE.value, _ALLOW_IMPORTS.value)
     found = prediction_inputs(
-        arguments, artifact.preprocess, _table_options(arguments), _COLUMNS.value
+        arguments, artifact.preprocess, _table_options(workdir, arguments), _COLUMNS.value
     )
     table = output is not None and output.suffix.lower() == ".csv"
     default = None if _JSON.value or (output and not table) else 5 if table else 3
@@ -98,13 +102,12 @@ def _predict(arguments: Sequence[str], output: Path | None) -> None:
             print(f"{shown(chr(9).join(named.values()))}: {_line(reading)}")
 
 
-def _table_options(arguments: Sequence[str]) -> Options | None:
+def _table_options(folder: Path, arguments: Sequence[str]) -> Options | None:
     """How the run of the folder read its tables; None for the defaults."""
     from finetune_jax.artifact.items import TABLES
     from finetune_jax.data.sources import options_of
     from finetune_jax.evaluation.evaluator import read_config
 
-    folder = Path(_WORKDIR.value)
     if not any(text.lower().endswith(TABLES) for text in arguments):
         return None
     return options_of(read_config(folder).data) if (folder / "config.json").is_file() else None

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from finetune_jax import cli
 from finetune_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from finetune_jax.verification import Finding
+
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run, of an average or of an ablation.")
 _PREFIX_CACHE = flags.DEFINE_string("prefix_cache", "", "Folder of prefix_cache.dir.")
+_KEY_FILE, _PASSPHRASE_FILE = cli.define_key()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.")
 
 
@@ -30,15 +35,24 @@ def main(argv: Sequence[str]) -> None:
     cli.no_inputs(argv)
     if not (_WORKDIR.value or _PREFIX_CACHE.value):
         raise UserError("expected --workdir=DIR or --prefix_cache=DIR")
+    from finetune_jax.sealing import folder_at
     from finetune_jax.verification import DAMAGED, verify, verify_prefix_cache
 
     findings = []
-    for value, check in ((_WORKDIR.value, verify), (_PREFIX_CACHE.value, verify_prefix_cache)):
-        for finding in check(Path(value)) if value else ():
+
+    def show(found: Iterable[Finding]) -> None:
+        for finding in found:
             findings.append(finding)
             if not _JSON.value:
                 reason = f": {finding.reason}" if finding.reason else ""
                 print(f"{finding.state:8} {finding.path}{reason}", flush=True)
+
+    if _WORKDIR.value:
+        keys = (_KEY_FILE.value, _PASSPHRASE_FILE.value)
+        with folder_at(Path(_WORKDIR.value), *keys) as folder:
+            show(verify(folder))
+    if _PREFIX_CACHE.value:
+        show(verify_prefix_cache(Path(_PREFIX_CACHE.value)))
     damaged = sum(finding.state == DAMAGED for finding in findings)
     if _JSON.value:
         objects = [{"path": str(f.path), "state": f.state, "reason": f.reason} for f in findings]

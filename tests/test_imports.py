@@ -32,6 +32,7 @@ INSIDE_FUNCTIONS_LIBRARIES = {
         "orbax",
         "PIL",
         "pillow_heif",
+        "pyrage",
         "qwix",
         "ray",
         "rich",

@@ -25,6 +25,7 @@ from finetune_jax.tables import shown, size
 if TYPE_CHECKING:
     from finetune_jax.artifact import Artifact
     from finetune_jax.data.examples import Examples
+    from finetune_jax.export.formats import Format
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or its artifact.", required=True)
 _FORMAT = flags.DEFINE_string("format", None, "The format to write.", required=True)
@@ -50,6 +51,7 @@ _EVALUATION = flags.DEFINE_string(
 )
 _ALLOW_IMPORTS = cli.define_allow_imports()
 _TRUST = cli.define_trust()
+_KEY_FILE, _PASSPHRASE_FILE = cli.define_key()
 
 _NAMED = ("safetensors", "peft")
 """Formats whose tensors have the names of another project."""
@@ -60,7 +62,7 @@ _FILES = (".bin", ".ckpt", ".h5", ".keras", ".onnx", ".pb", ".pt", ".pth", ".saf
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from finetune_jax.export.formats import FORMATS, Model, format_of
+    from finetune_jax.export.formats import format_of
 
     output, workdir = Path(_OUTPUT.value), Path(_WORKDIR.value)
     format_ = format_of(_FORMAT.value)
@@ -77,10 +79,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--format={_FORMAT.value}: the deltas are what is written; leave --merge")
     if format_.MERGES and _MERGE.value is False:
         raise UserError(f"--format={_FORMAT.value}: deltas have no place there; leave --nomerge")
-    artifact, config, examples = _given(workdir, argv[1:])
+    from finetune_jax.sealing import folder_at
 
+    with folder_at(workdir, _KEY_FILE.value, _PASSPHRASE_FILE.value) as folder:
+        _export(folder, argv[1:], format_, output)
+
+
+def _export(workdir: Path, arguments: Sequence[str], format_: Format, output: Path) -> None:
     from finetune_jax import export as package
+    from finetune_jax.export.formats import FORMATS, Model
 
+    artifact, config, examples = _given(workdir, arguments)
     merges = True if format_.MERGES else False if format_.KEEPS_DELTAS else _MERGE.value
     model = Model(
         package.merged(artifact, merges),

@@ -156,9 +156,8 @@ def _summary(model: Model, name: str) -> str:
         more = f", … ({len(names)} classes)" if len(names) > _MANY else ""
         classes = f"\n\nClasses: {', '.join(names[:_MANY])}{more}."
     return (
-        f"{base_sentence(model)} It was fine-tuned with "
-        f"[finetune_jax](https://pypi.org/project/finetune-jax/) under the scheme `{scheme}`, and "
-        f"is stored as {FORMATS[name]}. {known}{classes}"
+        f"{base_sentence(model)} It was fine-tuned with finetune_jax under the scheme `{scheme}`, "
+        f"and is stored as {FORMATS[name]}. {known}{classes}"
     )
 
 

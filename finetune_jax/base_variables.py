@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from finetune_jax import tree
 from finetune_jax.data.preprocess import Preprocess
 from finetune_jax.errors import UserError
 from finetune_jax.hosts import primary_first
@@ -17,6 +18,7 @@ from finetune_jax.mesh import put_leaf
 from finetune_jax.models import entry_of
 from finetune_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from finetune_jax.pretrained import Manifest, Selection, load
+from finetune_jax.pretrained.adapter import Adapter, open_adapter
 from finetune_jax.pretrained.class_names import (
     artifact_class_names,
     compare_described,
@@ -57,10 +59,15 @@ def load_variables(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     init["params"]["head"] = own_head or _start_head(
         init["params"]["head"], settings.head_init, setup
     )
-    variables, manifest = _load(setup, init, own_head is not None, _placer(setup.mesh))
+    adapter = _adapter(setup)
+    place = _placer(setup.mesh)
+    variables, manifest = _load(setup, init, own_head is not None, place, adapter=adapter)
     if line := other_than_published(manifest.file, manifest.sha256):
         say(line)
-    return variables, manifest.to_json()
+    found = manifest.to_json()
+    if adapter:
+        variables, found["adapter"] = _with_adapter(variables, adapter, place)
+    return variables, found
 
 
 def check_weights(setup: Setup) -> Manifest | None:
@@ -81,7 +88,34 @@ def check_weights(setup: Setup) -> Manifest | None:
     head = setup.abstract["params"]["head"]
     own_head = jax.eval_shape(lambda h: setup.task.start_head(h, jax.random.key(0)), head)
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), setup.abstract)
-    return _load(setup, zeros, own_head is not None, lambda leaf, array: None, read_values=False)[1]
+    return _load(
+        setup, zeros, own_head is not None, lambda leaf, array: None, read_values=False,
+        adapter=_adapter(setup),
+    )[1]  # fmt: skip
+
+
+def _adapter(setup: Setup) -> Adapter | None:
+    family = entry_of(setup.config.model.name).family
+    leaves = tree.flatten(setup.abstract)
+    return open_adapter(setup.config.pretrained.adapter, family, leaves, setup.model.sizes)
+
+
+def _with_adapter(
+    variables: dict[str, Any], adapter: Adapter, place: Callable[[str, Any], Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables with the leaves of an adapter, and what the manifest says about it."""
+    before = tree.flatten(variables)
+    values = adapter.values(before)
+    put = place or (lambda leaf, array: array)
+    after = tree.unflatten({**before, **{path: put(path, x) for path, x in values.items()}})
+    replaced = sorted(path for path in values if path in before)
+    say(
+        f"{adapter.file}: {len(adapter.deltas)} deltas, and {len(replaced)} leaves in the place of "
+        f"those of the weight file"
+    )
+    return {c: after.get(c, {}) for c in variables}, {
+        "file": adapter.file, "sha256": adapter.sha256, "leaves": replaced,
+    }  # fmt: skip
 
 
 def _load(
@@ -91,6 +125,7 @@ def _load(
     place: Callable[[str, Any], Any] | None,
     *,
     read_values: bool = True,
+    adapter: Adapter | None = None,
 ) -> tuple[dict[str, Any], Manifest]:
     """Loads, or without `read_values` only compares, the weight file over initial values.
 
@@ -100,6 +135,7 @@ def _load(
       own_head: whether the task sets the head, whatever the file has.
       place: see `pretrained.load`.
       read_values: see `pretrained.load`.
+      adapter: adapter whose leaves take the place of those of the file.
     """
     settings = setup.config.pretrained
     rows: dict[int, int] = {}
@@ -127,6 +163,8 @@ def _load(
         for row in manifest.rows
         if row.decision == "reinitialised" and row.leaf and row.leaf.startswith("params/")
     ]
+    known = {p.removeprefix("params/") for p in (adapter.leaves if adapter else ())}
+    fresh = [path for path in fresh if path not in known]
     _require_trained(setup, [p for p in fresh if not (own_head and p.startswith("head/"))])
     return variables, manifest
 

@@ -66,6 +66,10 @@ def default() -> ml_collections.ConfigDict:
     c.pretrained.prefix = ""
     # Regex of whole names of tensors to drop, such as "aux.*|head_dist.*"; none may be needed.
     c.pretrained.ignore = ""
+    # Folder of an adapter of peft (LoRA or IA3) over the weight file, or hf:OWNER/NAME. Its deltas
+    # are in place in all phases, frozen unless a term such as "deltas" trains them; its head and
+    # other leaves take the place of those of the file.
+    c.pretrained.adapter = ""
     c.pretrained.new_head = False  # re-initialise the head even where its shape fits
     # Start values of a new head: "" (the initialiser of the model), zero, lecun, or copy. With
     # copy, a class whose name is in the file `class_names` takes the row of the weight file; the
@@ -385,6 +389,11 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
                 f"pretrained.{key}: {config.pretrained[key]!r} chooses tensors of a weight file, "
                 "and pretrained.path is empty"
             )
+    if config.pretrained.adapter and not config.pretrained.path:
+        raise UserError(
+            f"pretrained.adapter: {config.pretrained.adapter!r} lies over a weight file, and "
+            f"pretrained.path is empty"
+        )
     if config.artifact.contents == "delta" and not config.pretrained.path:
         raise UserError(
             "artifact.contents: 'delta' stores the difference from a weight file, and "

@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from finetune_jax import config as config_lib
-from finetune_jax import tasks
+from finetune_jax import tasks, tree
 from finetune_jax.data.augment import canonical, check_targets, make_input_pipeline
 from finetune_jax.data.batches import Encoder
 from finetune_jax.data.class_map import open_configured
@@ -26,12 +26,13 @@ from finetune_jax.data.preprocess import (
 from finetune_jax.data.sources import Source, require_column
 from finetune_jax.data.splits import resolve_split
 from finetune_jax.data.text import TextPreprocess
-from finetune_jax.deltas import unmergeable
+from finetune_jax.deltas import Delta, unmergeable
 from finetune_jax.errors import UserError, about, nearest
 from finetune_jax.hosts import primary_first
 from finetune_jax.mesh import make_mesh, use_cpu_devices
 from finetune_jax.metrics.probes import parse_probes
 from finetune_jax.models import StagedModel, build, entry_of, initial_variables
+from finetune_jax.pretrained.adapter import open_adapter
 from finetune_jax.pretrained.sizes import settle_model
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.schemes import Phase, Plan, lengths, print_phases, resolve_phases
@@ -236,6 +237,7 @@ def _phases(
             # cached.
             frozen_dropout=config.frozen_dropout if config.model.dropout else "eval",
             decay=config.decay_mask,
+            deltas=_adapter_deltas(config, model, abstract),
         )
         for phase in phases:
             for schedule in (phase.schedule, *(g.schedule for g in phase.plan.groups.values())):
@@ -257,6 +259,16 @@ def _phases(
             "with finetune_jax.quantize"
         )
     return phases
+
+
+def _adapter_deltas(
+    config: ml_collections.ConfigDict, model: StagedModel, abstract: dict[str, Any]
+) -> tuple[Delta, ...]:
+    """The deltas of ``pretrained.adapter``, which are in place before the first phase."""
+    source = config.pretrained.adapter
+    family = entry_of(config.model.name).family
+    found = primary_first(lambda: open_adapter(source, family, tree.flatten(abstract), model.sizes))
+    return found.deltas if found else ()
 
 
 def _check_columns(source: Source, preprocess: Preprocess, label: str) -> None:

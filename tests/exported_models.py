@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from finetune_jax.artifact import Artifact
 from finetune_jax.data.preprocess import ImagePreprocess
 from finetune_jax.data.text import TextPreprocess
 from finetune_jax.deltas import Adapted
-from finetune_jax.export.formats import Model
+from finetune_jax.export.changed import changed_leaves
+from finetune_jax.export.formats import Model, format_of
 from finetune_jax.models import build, entry_of, initial_variables
 from finetune_jax.schemes import resolve
 from finetune_jax.tasks import Task
@@ -114,6 +117,23 @@ def made(
     }  # fmt: skip
     artifact = Artifact(Adapted(module, deltas), variables, task, preprocess, card)
     return Model(artifact, {}, names)
+
+
+def hub_base(model: Model, folder: Path) -> None:
+    """Writes the base of a model with deltas as a folder of the hub, with other changed leaves."""
+    artifact, changed = model.artifact, changed_leaves(model)
+    leaves = tree.flatten(artifact.variables["params"])
+    added = {p for d in artifact.model.deltas for p in d.leaves(leaves)}
+    flat = {
+        path: np.asarray(x) * (0.5 if path in changed else 1)
+        for path, x in tree.flatten(artifact.variables).items()
+        if path.removeprefix("params/") not in added
+    }
+    nested = tree.unflatten(flat)
+    variables = {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
+    bare = dataclasses.replace(artifact, model=Adapted(artifact.model.model), variables=variables)
+    folder.mkdir(exist_ok=True)
+    format_of("safetensors").write(dataclasses.replace(model, artifact=bare), folder)
 
 
 def _drawn(leaves: dict[str, Any], seed: int) -> dict[str, np.ndarray]:

@@ -10,15 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from exported_models import SMALL_VIT, hub_base, made
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from finetune_jax.config import default, keys
 from finetune_jax.errors import UserError
+from finetune_jax.export.formats import format_of
 from finetune_jax.files import read_json
 from finetune_jax.models import build, initialise
 from finetune_jax.pretrained import save_native
 from finetune_jax.setup import Setup, open_setup
+from finetune_jax.tasks.classification import Classification
 from finetune_jax.training.loop import train
 from finetune_jax.unused_keys import unused_keys
 
@@ -52,6 +55,10 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pooling": ("gap", {"model.name": "vit(width=24, depth=1, heads=3, patch=4)"}),
     "pretrained.path": ("{weights}", {"pretrained.new_head": True}),
     "pretrained.name_map": ("timm", WEIGHTS),
+    "pretrained.adapter": (
+        "{folder}/adapter",
+        {"pretrained.path": "{folder}/hub/model.safetensors", "model.name": SMALL_VIT},
+    ),
     "pretrained.new_head": (True, {"pretrained.path": "{weights}"}),
     "pretrained.head_init": ("zero", WEIGHTS),
     "pretrained.class_names": ("{folder}/names.txt", {**WEIGHTS, "pretrained.head_init": "copy"}),
@@ -195,6 +202,13 @@ def folder(tmp_path_factory, weights) -> Path:
     (place / "quoted.csv").write_text("\n".join(quoted) + "\n")
     model = build(VIT, 10, image_size=16)
     save_native(place / "vit.safetensors", initialise(model, 16, jax.random.key(7)), {})
+    small = made(
+        SMALL_VIT, "timm", size=16, scheme="lora(rank=2) + head",
+        task=Classification(tuple("0123456789")),
+    )  # fmt: skip
+    hub_base(small, place / "hub")
+    (place / "adapter").mkdir()
+    format_of("peft").write(small, place / "adapter")
     raw = load_file(weights)
     two = {f"{role}.{n}": x + (role == "ema_model") for n, x in raw.items() for role in ROLES}
     save_file(two, place / "two.safetensors")

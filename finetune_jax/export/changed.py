@@ -24,15 +24,17 @@ def changed_leaves(model: Model) -> set[str]:
         f"params/{leaf['path']}" for leaf in plan.get("leaves", ()) if leaf["group"] != FROZEN
     }
     tracked = {*plan.get("tracked", ())}
+    changed |= {*artifact.card["base"].get("adapter", {}).get("leaves", ())}
     if plan.get("batch_norm") == "reestimate":
         return (changed | statistics) & leaves.keys() - _added(model)
-    if config:
+    if config and (artifact.model.deltas or not config.get("pretrained", {}).get("adapter")):
         flat = {p.removeprefix("params/"): x for p, x in leaves.items() if p.startswith("params/")}
         own = {p: x for p, x in flat.items() if f"params/{p}" not in _added(model)}
         model_ = artifact.model.model
         for phase in resolve_phases(
             config["scheme"], model_.stages, tree.unflatten(own),
             artifact.variables["batch_stats"], batch_norm=config.get("batch_norm", "frozen"),
+            deltas=artifact.model.deltas,
         ):  # fmt: skip
             changed |= {f"params/{path}" for path in phase.plan.trainable}
             tracked |= {*phase.plan.tracked}

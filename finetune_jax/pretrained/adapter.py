@@ -21,6 +21,7 @@ from finetune_jax.files import file_digest, read_json
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.maps import maps_of
 from finetune_jax.pretrained.names import NameMap, Target
+from finetune_jax.pretrained.sources import companion_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
@@ -66,6 +67,28 @@ class Adapter:
             norm = np.sqrt(np.sum(kernel**2, axis=0))
             found[f"params/{module}/lora_shift"] = length.astype(np.float32) - norm
         return found
+
+
+def open_adapter(
+    source: str, family: str, leaves: Mapping[str, Any], sizes: Mapping[str, int] | None = None
+) -> Adapter | None:
+    """The adapter of ``pretrained.adapter``; None for an empty source.
+
+    Args:
+      source: a folder, or ``hf:OWNER/NAME``.
+      family, leaves, sizes: as of `read_adapter`.
+
+    Raises:
+      UserError: as `read_adapter`.
+    """
+    if not source:
+        return None
+    folder = companion_folder(source, (CONFIG, *WEIGHTS), fetch=True)
+    if folder is None or not folder.is_dir():
+        raise UserError(
+            f"pretrained.adapter={source!r}: expected a folder with {CONFIG}, or hf:OWNER/NAME"
+        )
+    return read_adapter(folder, family, leaves, sizes)
 
 
 def read_adapter(

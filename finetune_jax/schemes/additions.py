@@ -141,4 +141,17 @@ def vpt(spec: ModelSpec, tokens: int = 5, deep: bool = False) -> Selection:
     return Selection(deltas=deltas)
 
 
-TERMS = (lora, ia3, ssf, houlsby, pfeiffer, adaptformer, vpt)
+def deltas(spec: ModelSpec) -> Selection:
+    """Trains the deltas that are in place: those of ``pretrained.adapter`` and of earlier phases.
+
+    Raises:
+      UserError: no delta is in place.
+    """
+    if not spec.deltas:
+        raise UserError(
+            "no deltas are in place: set pretrained.adapter, or add some, as lora(rank=8) does"
+        )
+    return Selection(deltas=spec.deltas)
+
+
+TERMS = (lora, ia3, ssf, houlsby, pfeiffer, adaptformer, vpt, deltas)

@@ -51,11 +51,13 @@ class ModelSpec:
     Attributes:
       stages: stage names in forward order.
       leaves: shape structs by leaf path, in forward order of stages.
+      deltas: deltas that are in place, of an adapter or of earlier phases.
       resolve_scheme: function behind `select`, set by the code that resolves schemes.
     """
 
     stages: tuple[str, ...]
     leaves: Shapes
+    deltas: tuple[Delta, ...] = ()
     resolve_scheme: Callable[[str, ModelSpec], Selection] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )

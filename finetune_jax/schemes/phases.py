@@ -112,6 +112,8 @@ def resolve_phases(
     stages: Sequence[str],
     params: tree.Tree,
     batch_stats: tree.Tree,
+    *,
+    deltas: Sequence[Delta] = (),
     **options: Any,
 ) -> tuple[Phase, ...]:
     """Resolves `config.scheme` to one or more phases.
@@ -121,16 +123,16 @@ def resolve_phases(
       stages: stage names in forward order.
       params: param pytree of the base, concrete or abstract.
       batch_stats: BatchNorm statistics.
+      deltas: deltas that are in place before the first phase.
       **options: the policies of `resolve`: ``batch_norm``, ``frozen_dropout``, ``decay``.
 
     Raises:
       UserError: as `resolve`, and for wrong options of a phase.
     """
     if not isinstance(scheme, str) or is_rules_text(scheme):
-        return (Phase(resolve(scheme, stages, params, batch_stats, **options)),)
+        return (Phase(resolve(scheme, stages, params, batch_stats, deltas=deltas, **options)),)
     spec = ModelSpec(tuple(stages), tree.flatten({stage: params[stage] for stage in stages}))
     phases: list[Phase] = []
-    deltas: tuple[Delta, ...] = ()
     for terms, doors in _expand(parse_sequence(scheme), spec):
         body = tuple(t for t in terms if t.name != "phase")
         settings = [t for t in terms if t.name == "phase"]

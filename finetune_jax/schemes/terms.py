@@ -42,7 +42,7 @@ def build_from_terms(terms: Sum, spec: ModelSpec, earlier: Sequence[Delta]) -> P
         its left.
     """
     doors = [term.name for term in terms if is_door(term.name)]
-    spec = with_schemes(spec, doors)
+    spec = dataclasses.replace(with_schemes(spec, doors), deltas=tuple(earlier))
     selected: list[tuple[Call, dict[str, Any], Selection]] = []
     for term in terms:
         selected.append((term, split_rates(term)[1], select(term, spec)))

@@ -199,6 +199,7 @@ def _base(run: Run) -> dict[str, Any]:
     base = {"file": run.manifest["file"], "sha256": run.manifest.get("sha256")}
     # The project whose names the file has; an export takes the same names if it can.
     base |= {"origin": run.manifest["origin"]} if run.manifest.get("origin") else {}
+    base |= {"adapter": run.manifest["adapter"]} if "adapter" in run.manifest else {}
     settings = run.setup.config.pretrained
     how = {key: settings[key] for key in ("name_map", "weights", "prefix") if settings[key]}
     # The artifact has the names and not the expression, so that a reader of the artifact does not

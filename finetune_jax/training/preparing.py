@@ -86,10 +86,10 @@ def prepare_run(
         fits = check_statistics(setup.model, variables, some, setup.preprocess.device)
         say(verdict(fits))
     anchor = _pretrained_params(setup, variables, manifest)
-    modified: set[str] = set()
+    modified: set[str] = {*manifest.get("adapter", {}).get("leaves", ())}
     if setup.plan.batch_norm == "reestimate":
         variables = {**variables, "batch_stats": _reestimated(setup, variables, splits["train"])}
-        modified = {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
+        modified |= {f"batch_stats/{p}" for p in tree.flatten(variables["batch_stats"])}
 
     # 3. The latest checkpoint, if there is one, has the number of the phase to continue with.
     checkpoints = _open_checkpoints(setup, workdir)

@@ -14,38 +14,15 @@ transformers = pytest.importorskip(
 )
 peft = pytest.importorskip("peft", reason="not run: needs requirements-reference.txt")
 
-import dataclasses  # noqa: E402
-
-from exported_models import SMALL_BERT, SMALL_VIT, examples, made  # noqa: E402
+from exported_models import SMALL_BERT, SMALL_VIT, examples, hub_base, made  # noqa: E402
 
 from finetune_jax import tree  # noqa: E402
 from finetune_jax.deltas import Adapted  # noqa: E402
-from finetune_jax.export.changed import changed_leaves  # noqa: E402
 from finetune_jax.export.formats import format_of  # noqa: E402
 from finetune_jax.pretrained.adapter import read_adapter  # noqa: E402
 
 BERT = f"{SMALL_BERT[:-1]}, pooling='pooler')"
 DINOV2 = f"{SMALL_VIT[:-1]}, layer_scale=1.0, pooling='token_gap')"
-
-
-def _base(model, folder):
-    """The base in its library: the model without deltas, all of whose changed leaves are others."""
-    artifact, changed = model.artifact, changed_leaves(model)
-    added = {p for d in artifact.model.deltas for p in d.leaves(artifact_params(artifact))}
-    flat = {
-        path: np.asarray(x) * (0.5 if path in changed else 1)
-        for path, x in tree.flatten(artifact.variables).items()
-        if path.removeprefix("params/") not in added
-    }
-    nested = tree.unflatten(flat)
-    variables = {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
-    bare = dataclasses.replace(artifact, model=Adapted(artifact.model.model), variables=variables)
-    format_of("safetensors").write(dataclasses.replace(model, artifact=bare), folder)
-    return open_base(model, folder)
-
-
-def artifact_params(artifact):
-    return tree.flatten(artifact.variables["params"])
 
 
 def open_base(model, folder):
@@ -102,9 +79,9 @@ def _close(found, expected):
 def test_an_adapter_gives_our_logits_in_peft(tmp_path, name, names, scheme):
     size = 12 if "bert" in name else 32
     model = made(name, names, size=size, scheme=scheme)
-    (tmp_path / "base").mkdir()
     (tmp_path / "adapter").mkdir()
-    base = _base(model, tmp_path / "base")
+    hub_base(model, tmp_path / "base")
+    base = open_base(model, tmp_path / "base")
     batch, call = _inputs(model)
     format_of("peft").require(model)
     format_of("peft").write(model, tmp_path / "adapter")

@@ -46,6 +46,16 @@ def test_layer_wise_decay_counts_from_the_head():
     assert rates["stem"] == pytest.approx(0.75**13)
 
 
+def test_deltas_that_are_in_place_train_in_a_later_phase():
+    first, second, third = phases_of("vit_ti16", "lora(rank=2) + head >> head >> deltas(lr=2)")
+    added = {leaf.path for leaf in first.plan.leaves if leaf.delta}
+    assert added and not added & {*second.plan.trainable}
+    assert {*third.plan.trainable} == added
+    assert {leaf.lr for leaf in third.plan.leaves if leaf.trains} == {2.0}
+    with pytest.raises(UserError, match="no deltas are in place"):
+        phases_of("vit_ti16", "deltas + head")
+
+
 def test_rates_apply_to_what_the_other_terms_claim():
     plan = plan_of("vit_ti16", "llrd(0.5) + last_k(2, lr=3) + norm(lr=10)")
     rates = {leaf.path: leaf.lr for leaf in plan.leaves if leaf.trains}

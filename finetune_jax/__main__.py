@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "write a trained model in a format that others read",
     "seal": "encrypt a trained model as one file, for the holders of a key or a passphrase",
     "unseal": "write the content of a sealed file to a folder",
+    "release": "write an artifact without what tells where and of what it was made",
     "replay": "compute a step that was not finite once more, stage by stage",
     "ablate": "compare schemes: every row tuned with the same budget and scored once",
     "verify": "check that the files of a run or of an ablation are whole",

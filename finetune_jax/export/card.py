@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune_jax.export.changed import changed_leaves
 from finetune_jax.export.formats import FORMATS, Model, format_of
+from finetune_jax.export.hub import destination
 from finetune_jax.export.origin import base_sentence, data_sentence, licence, repository
 from finetune_jax.metrics.names import named, with_interval, written
 from finetune_jax.schemes.plan import FROZEN
@@ -83,8 +84,6 @@ def plain_text(text: str) -> str:
 
 def _library(model: Model, name: str) -> str:
     if name == "safetensors":
-        from finetune_jax.export.hub import destination
-
         return destination(model).library
     return {"peft": "peft", "onnx": "onnx"}.get(name, "jax")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from finetune_jax.export.changed import changed_leaves
 from finetune_jax.export.formats import FORMATS, Model, format_of
-from finetune_jax.export.hub import destination
 from finetune_jax.export.origin import base_sentence, data_sentence, licence, repository
 from finetune_jax.metrics.names import named, with_interval, written
 from finetune_jax.schemes.plan import FROZEN
@@ -82,12 +81,6 @@ def plain_text(text: str) -> str:
     return re.sub(r"(['\"])([^'\"]*[/\\~][^'\"]*)\1", replaced, text)
 
 
-def _library(model: Model, name: str) -> str:
-    if name == "safetensors":
-        return destination(model).library
-    return {"peft": "peft", "onnx": "onnx"}.get(name, "jax")
-
-
 def _metadata(model: Model, name: str, title: str) -> dict[str, Any]:
     """The metadata that the hub reads; keys without a value are left out."""
     artifact = model.artifact
@@ -105,7 +98,7 @@ def _metadata(model: Model, name: str, title: str) -> dict[str, Any]:
     ]
     values = {
         "license": licence(model) or "other",
-        "library_name": _library(model, name),
+        "library_name": format_of(name).library(model),
         "pipeline_tag": pipeline,
         "base_model": repository(model),
         "datasets": [hub_data] if hub_data else [],

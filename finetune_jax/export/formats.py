@@ -62,6 +62,9 @@ class Format(Protocol):
     def opened(self, model: Model, folder: Path) -> Outputs:
         """The outputs of the model that was written, read from its files alone."""
 
+    def library(self, model: Model) -> str:
+        """The library that reads the folder, by the name that the hub has for it."""
+
     def usage(self, model: Model) -> str:
         """Python code of at most ten lines that reads the folder, for the model card."""
 

@@ -153,6 +153,12 @@ def opened(model: Model, folder: Path) -> Outputs:
     return outputs
 
 
+def library(model: Model) -> str:
+    """The library that reads the folder."""
+    del model
+    return "onnx"
+
+
 def usage(model: Model) -> str:
     """Code that runs the graph with ONNX Runtime, and prints the first number of the task."""
     preprocess: Any = model.artifact.preprocess

@@ -40,6 +40,12 @@ def opened(model: Model, folder: Path) -> Outputs:
     return on_prepared(model.artifact, outputs)
 
 
+def library(model: Model) -> str:
+    """The library that reads the folder."""
+    del model
+    return "jax"
+
+
 def usage(model: Model) -> str:
     """Code that restores the variables with Orbax alone."""
     del model

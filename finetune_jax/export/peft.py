@@ -106,6 +106,12 @@ def opened(model: Model, folder: Path) -> Outputs:
     return on_prepared(artifact, outputs)
 
 
+def library(model: Model) -> str:
+    """The library that reads the folder."""
+    del model
+    return "peft"
+
+
 def usage(model: Model) -> str:
     """Code that puts the adapter onto the base."""
     where, artifact = destination(model), model.artifact

@@ -153,6 +153,11 @@ def _preprocessing(where: Destination, folder: Path, values: dict[str, Any]) -> 
     return {"size" if key == "image_size" else key: value for key, value in found.items()}
 
 
+def library(model: Model) -> str:
+    """The library that reads the folder."""
+    return destination(model).library
+
+
 def usage(model: Model) -> str:
     """Code that opens the folder with its library alone."""
     where = destination(model)

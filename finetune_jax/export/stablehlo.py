@@ -58,6 +58,12 @@ def opened(model: Model, folder: Path) -> Outputs:
     return outputs
 
 
+def library(model: Model) -> str:
+    """The library that reads the folder."""
+    del model
+    return "jax"
+
+
 def usage(model: Model) -> str:
     """Code that runs the program with JAX alone."""
     if model.artifact.preprocess.kind == "text":

@@ -6,6 +6,8 @@ The Python API of `finetune_jax.api` is available here: ``import finetune_jax as
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +40,32 @@ __all__ = [
     "plan_table",
     "score",
 ]
+
+
+_LIBRARIES = (
+    "absl", "datasets", "flax", "h5py", "huggingface_hub", "jax", "matplotlib", "ml_collections",
+    "numpy", "optax", "orbax", "PIL", "safetensors", "scipy", "sklearn", "tensorboardX",
+    "tensorflow_datasets", "tokenizers", "tqdm",
+)  # fmt: skip
+
+
+def _refuse_hidden_modules() -> None:
+    """Ends a command in a folder whose files Python would import in place of its own modules.
+
+    With ``python -m``, files of the current folder go before Python's modules and libraries.
+    """
+    for name in sorted(os.listdir()):
+        module = name.removesuffix(".py")
+        is_module = module != name or os.path.isfile(os.path.join(name, "__init__.py"))
+        if is_module and (module in sys.stdlib_module_names or module in _LIBRARIES):
+            sys.exit(
+                f"error: {name} in the current folder hides Python's module {module}, which is "
+                f"needed here; rename it, or run the command in another folder"
+            )
+
+
+if sys.argv[:1] == ["-m"] and sys.path[:1] and sys.path[0] in ("", os.getcwd()):
+    _refuse_hidden_modules()
 
 
 def __getattr__(name: str) -> Any:

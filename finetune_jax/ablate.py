@@ -99,13 +99,14 @@ def main(argv: Sequence[str]) -> None:
     from finetune_jax.ablation.report.write import best_run, terminal_tables, write_report
     from finetune_jax.locks import FolderLock
     from finetune_jax.tables import shown
-    from finetune_jax.training.folder import require_plain
+    from finetune_jax.training.folder import require_apart, require_plain
 
     path: str = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]  # of its class
     study, config = _study(path)
     launcher = make_launcher(_LAUNCHER.value, _options())
     workdir = Path(_WORKDIR.value)
     require_plain(workdir)
+    require_apart(workdir, config.data.source)
     command = shlex.join(["python", "-m", "finetune_jax.ablate", *sys.argv[1:]])
     folder = workdir / "report"
     with FolderLock(workdir, f"--workdir={workdir}"):

@@ -25,6 +25,7 @@ from finetune_jax.pretrained.class_names import (
     described_class_names,
     read_class_names,
     require_same_classes,
+    say_by_number,
     shared_rows,
 )
 from finetune_jax.pretrained.sources import companion_folder, local_file, resolve
@@ -141,8 +142,9 @@ def _load(
     rows: dict[int, int] = {}
     if settings.head_init == "copy":
         rows = shared_rows(setup.task.class_names, read_class_names(settings.class_names))
+    unnamed = False
     if not (settings.new_head or settings.head_init or own_head):
-        _compare_classes(setup)
+        unnamed = not _compare_classes(setup)
     variables, manifest = load(
         settings.path,
         entry_of(setup.config.model.name).family,
@@ -165,12 +167,17 @@ def _load(
     ]
     known = {p.removeprefix("params/") for p in (adapter.leaves if adapter else ())}
     fresh = [path for path in fresh if path not in known]
+    if unnamed and not any(path.startswith("head/") for path in fresh):
+        say_by_number(settings.path, setup.task.class_names)
     _require_trained(setup, [p for p in fresh if not (own_head and p.startswith("head/"))])
     return variables, manifest
 
 
-def _compare_classes(setup: Setup) -> None:
+def _compare_classes(setup: Setup) -> bool:
     """Compares the classes of the data with those of the head of the weight file.
+
+    Returns:
+      Whether a file names the classes of the head.
 
     Raises:
       UserError: the head is that of an artifact with other classes, or the file beside the weights
@@ -179,9 +186,11 @@ def _compare_classes(setup: Setup) -> None:
     path, ours = setup.config.pretrained.path, setup.task.class_names
     known = artifact_class_names(resolve(path))
     require_same_classes(path, known, ours)
-    if not known:
-        folder = companion_folder(path, ["config.json"], fetch=False)
-        compare_described(path, described_class_names(folder), ours)
+    if known:
+        return True
+    described = described_class_names(companion_folder(path, ["config.json"], fetch=False))
+    compare_described(path, described, ours)
+    return bool(described)
 
 
 def _require_trained(setup: Setup, fresh: Sequence[str]) -> None:

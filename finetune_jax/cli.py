@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from finetune_jax import config as config_lib
-from finetune_jax import config_keys
+from finetune_jax import config_keys, settings
 from finetune_jax.arguments import at_home, meant_keys, unexpected, unknown_flag
 from finetune_jax.configs import shipped
 from finetune_jax.ending import reported
@@ -178,7 +178,8 @@ def _in_config_file(name: str, use: Callable[[ModuleType], Any]) -> Any:
     module.__file__ = loader.path
     sys.modules[loader.name] = module
     try:
-        with _siblings(file.parent):
+        # What a config file prints is no result of the command.
+        with _siblings(file.parent), contextlib.redirect_stdout(sys.stderr):
             loader.exec_module(module)
             return use(module)
     except Exception as error:
@@ -271,6 +272,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     # --help prints the docstring of the main module.
     module = sys.modules["__main__"]
     module.__doc__ = as_typed(module.__doc__ or "")
+    settings.without_strictness()
     with reported():
         if "--help=config" in sys.argv[1:]:
             print(config_keys.as_text())
@@ -318,7 +320,19 @@ def _require_paths(rest: list[str]) -> list[str]:
     for name in ("workdir", "output"):
         if name in flags.FLAGS and flags.FLAGS[name].present and flags.FLAGS[name].value == "":
             raise UserError(f"--{name} is empty; expected a path (is a shell variable unset?)")
+        value = flags.FLAGS[name].value if name in flags.FLAGS else None
+        if isinstance(value, str):
+            require_no_address(value, f"--{name}")
     return rest
+
+
+def require_no_address(path: str, flag: str) -> None:
+    """Raises UserError for an address such as ``s3://bucket``, which no folder is called."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE):
+        raise UserError(
+            f"{flag}={path}: an address; expected a folder or a file of this machine, which may be "
+            f"a mounted bucket (gcsfuse, s3fs)"
+        )
 
 
 def _meant(message: str, argv: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 
 class UserError(ValueError):
@@ -52,7 +54,16 @@ def lacks(what: str, library: str, extra: str) -> UserError:
       library: name of the library.
       extra: name of the extra of this package that installs the library.
     """
-    return UserError(f"{what} needs {library}: pip install 'finetune_jax[{extra}]'")
+    folders = [word for word in library.split() if Path(word).is_dir()]
+    here = f"; the folder {folders[0]}/ here is not this library" if folders else ""
+    return UserError(f"{what} needs {library}: pip install 'finetune_jax[{extra}]'{here}")
+
+
+def require_library(module: ModuleType) -> None:
+    """Raises ImportError for a folder without code, which Python imports if no library is there."""
+    spec = getattr(module, "__spec__", None)
+    if spec is not None and spec.origin is None and spec.submodule_search_locations is not None:
+        raise ImportError(f"{module.__name__} is a folder, not a library")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

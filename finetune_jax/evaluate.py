@@ -104,6 +104,11 @@ def _check_flags(config: ConfigDict) -> None:
             f"--save_predictions={_SAVE.value}: expected a file that ends in .npz, because arrays "
             f"of NumPy are written; `predict --output=FILE.csv` writes a table"
         )
+    if _REPORT.value and Path(_REPORT.value).suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"--report={_REPORT.value}: expected a file that ends in .html, because a page is "
+            f"written; browsers print a page as PDF"
+        )
     for flag, path in (("save_predictions", _SAVE.value), ("report", _REPORT.value)):
         if path and not Path(path).absolute().parent.is_dir():
             raise UserError(f"--{flag}={path}: the folder {Path(path).parent} does not exist")

@@ -16,6 +16,10 @@ def no_run(path: Path) -> str:
     for around in [*path.absolute().parents][:2]:
         if (around / _CONFIG).is_file() and (around / "plan.json").is_file():
             return f"; the run of this path is {around}"
+    if path.is_file():
+        archive = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z")
+        what = "an archive: unpack it, and give the folder" if archive else "a file"
+        return f"; {path.name} is {what}"
     if not path.is_dir():
         return ""
     if (path / "results.jsonl").is_file():

@@ -15,6 +15,7 @@ from finetune_jax.base_variables import load_variables
 from finetune_jax.config import default
 from finetune_jax.reporting.plan_tables import profile_tables
 from finetune_jax.setup import open_setup
+from finetune_jax.training import gradient_profile, importance
 from finetune_jax.training.importance import by_stage, measure, propose
 from finetune_jax.training.phase import PhaseRun
 
@@ -125,3 +126,36 @@ def test_the_command_proposes_schemes_with_their_cost(small_config, tmp_path):
     assert (output / "profile.png").stat().st_size > 1000
     assert "solving the new head" in process.stderr
     assert "linear_probe" in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "digits"), [("regression", ""), ("ordinal", ""), ("multilabel", ":attributes")]
+)
+def test_a_new_head_of_any_task_is_fitted_before_gradients_are_measured(
+    weights, monkeypatch, task, digits
+):
+    config = default()
+    config.model.name = "resnet8_cifar"
+    config.pretrained.path = str(weights)
+    config.data.image_size = 16
+    config.data.source = "digits" + digits
+    config.data.train = "train[:32]"
+    config.train.batch_size = 16
+    config.task.name = task
+    losses = []
+    monkeypatch.setattr(importance, "propose", lambda rows: [])  # costs are compiled
+    fit = gradient_profile._with_fitted_head
+
+    def fitted(setup, variables, source):
+        found = fit(setup, variables, source)
+        batch = source.batch(0)
+        for each in (variables, found):
+            x = setup.preprocess.device(batch)
+            outputs = setup.model.apply(each, x)
+            losses.append(float(setup.task.per_example(outputs, batch)["loss"].mean()))
+        return found
+
+    monkeypatch.setattr(gradient_profile, "_with_fitted_head", fitted)
+    report = gradient_profile.profile(config, 2)
+    assert len(report["stages"]) == 5 and losses[1] < 0.8 * losses[0]

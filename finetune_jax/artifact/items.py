@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,6 +118,11 @@ class _Reader:
 
     def _images(self, argument: str, pattern: bool = True) -> Iterator[PredictionInput]:
         pair = len(self.preprocess.columns) == 2
+        if argument.lower().endswith((".txt", ".lst")) and os.path.isfile(argument):
+            raise UserError(
+                f"{argument}: a file of text; where each line is the path of an image, give its "
+                f"lines as standard input: predict … - < {shlex.quote(argument)}"
+            )
         if os.path.isfile(argument) and argument.lower().endswith(TABLES):
             yield from self._table(argument)
         elif pair:

@@ -23,7 +23,7 @@ from finetune_jax.data.listing import FileList, renamed
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Options, Source
 from finetune_jax.data.splits import hold_out, resolve_split
-from finetune_jax.errors import UserError, lacks
+from finetune_jax.errors import UserError, lacks, require_library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,8 @@ def open_(name: str, rest: str, options: Options) -> Source:
     """
     try:
         import datasets
+
+        require_library(datasets)
     except ImportError:
         raise lacks(f"data.source={name}", "the library datasets", "hf-data") from None
     loaded = _load(datasets, name, rest, options)

@@ -143,7 +143,11 @@ def load_predictions(path: Path) -> Predictions:
         raise UserError(f"{path}: no such file") from None
     # NumPy, zipfile and zlib raise any exception for a damaged file.
     except Exception as error:
-        reason = " ".join(str(error).split())
+        with path.open("rb") as opened:
+            is_archive = opened.read(2) == b"PK"
+        # NumPy advises to load other files as pickles, which can run code.
+        other = "another kind of file; tables of `predict` have no labels to compare with"
+        reason = " ".join(str(error).split()) if is_archive else other
         raise UserError(
             f"{path}: expected predictions written by evaluate --save_predictions: {reason}"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -258,18 +259,26 @@ def sensitivity(comparison: Comparison, format_: Format) -> list[dict[str, Any]]
       task under its name; and ``agreement``, ``largest_logit_difference`` and
       ``mean_logit_difference`` as `Comparison.compare` gives them.
     """
-    stages = dict.fromkeys(path.split("/", 1)[0] for path in comparison.weights)
     metric = comparison.artifact.task.metric
     rows = []
-    for stage in each(list(stages), "stages"):
-        formats = {p: format_ for p in comparison.weights if p.split("/", 1)[0] == stage}
-        variables = comparison.quantized(formats)
+    for stage in each(_stages(comparison), "stages"):
+        variables = comparison.quantized(_in_stage(comparison, stage, format_))
         saved = tree.nbytes(comparison.artifact.variables) - tree.nbytes(variables)
         figures = comparison.differences(comparison.outputs(variables))
         del figures["largest_logit"]
         score = comparison.scores_of(variables)[metric]
         rows.append({"stage": stage, "saved_bytes": saved, metric: score, **figures})
     return rows
+
+
+def _stages(comparison: Comparison) -> list[str]:
+    """The stages with weights, in forward order."""
+    return list(dict.fromkeys(path.split("/", 1)[0] for path in comparison.weights))
+
+
+def _in_stage(comparison: Comparison, stage: str, format_: Format) -> dict[str, Format]:
+    """The formats by leaf that quantize one stage alone."""
+    return {path: format_ for path in comparison.weights if path.split("/", 1)[0] == stage}
 
 
 def within_budget(
@@ -292,6 +301,17 @@ def within_budget(
     Raises:
       UserError: not even the smallest choice fits.
     """
+    total = tree.nbytes(comparison.artifact.variables)
+    most: dict[str, int] = {}
+    for format_, stage in itertools.product(formats, _stages(comparison)):
+        saved = total - tree.nbytes(comparison.quantized(_in_stage(comparison, stage, format_)))
+        most[stage] = max(saved, most.get(stage, 0))
+    smallest = total - sum(most.values())
+    if smallest > budget:
+        raise UserError(
+            f"--budget={budget}: the smallest choice of {', '.join(map(str, formats))} takes "
+            f"{smallest} bytes"
+        )
     rows = [
         {**row, "format": str(format_)}
         for format_ in formats
@@ -300,13 +320,6 @@ def within_budget(
     options: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         options.setdefault(row["stage"], []).append(row)
-    total = tree.nbytes(comparison.artifact.variables)
-    smallest = total - sum(max(r["saved_bytes"] for r in o) for o in options.values())
-    if smallest > budget:
-        raise UserError(
-            f"--budget={budget}: the smallest choice of {', '.join(map(str, formats))} takes "
-            f"{smallest} bytes"
-        )
     start: dict[str, Any] = {"saved_bytes": 0, "mean_logit_difference": 0.0, "format": "keep"}
     chosen = dict.fromkeys(options, start)
 

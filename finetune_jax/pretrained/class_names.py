@@ -78,7 +78,7 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
     """Compares the classes of the data with those that a file beside a weight file describes.
 
     Names are compared without case. If the names are completely different, such as WordNet numbers
-    in place of words, or not known, a warning is printed, because the order may still be right.
+    in place of words, a warning is printed, because the order may still be right.
 
     Args:
       source: ``pretrained.path``, for the message.
@@ -89,14 +89,6 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
       UserError: the names are the same in another order.
     """
     one, other = ([_plain(name) for name in names] for names in (described, ours))
-    if not described and ours:
-        numbered = [f"{number} {name}" for number, name in enumerate(ours)]
-        say_once(
-            shown(
-                f"pretrained.path={source}: no file names the classes of its head, which is kept; "
-                f"its outputs are taken for the classes of the data by number: {listed(numbered)}"
-            )
-        )
     if not described or not ours or one == other:
         return
     if sorted(one) == sorted(other):
@@ -107,6 +99,23 @@ def compare_described(source: str, described: Sequence[str], ours: Sequence[str]
             f"the head is kept, by number\n  data: {listed(ours)}\n  head: {listed(described)}"
         )
     )
+
+
+def say_by_number(source: str, ours: Sequence[str]) -> None:
+    """Says that a head is kept whose classes no file names.
+
+    Args:
+      source: ``pretrained.path``, for the line.
+      ours: class names of the data; nothing is said for a task without classes.
+    """
+    if ours:
+        numbered = listed([f"{number} {name}" for number, name in enumerate(ours)])
+        say_once(
+            shown(
+                f"pretrained.path={source}: no file names the classes of its head, which is kept; "
+                f"its outputs are taken for the classes of the data by number: {numbered}"
+            )
+        )
 
 
 def require_same_classes(source: str, known: Sequence[str], ours: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -144,6 +145,28 @@ def _dtype(leaf: Any) -> np.dtype:
 def _is_float(dtype: np.dtype) -> bool:
     # Not np.issubdtype, for which bfloat16 is no float.
     return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+# Names that torch gives to the parts of a weight, and the call that makes one weight of them.
+_PARTS = (
+    (r"parametrizations\.\w+\.(original\d*|\d+\..*)", "parametrize.remove_parametrizations(layer, "
+     "'weight')"),
+    (r"weight_[gv]", "remove_weight_norm(layer)"),
+    (r"weight_(orig|u)", "remove_spectral_norm(layer), or prune.remove(layer, 'weight')"),
+    (r"weight_mask", "prune.remove(layer, 'weight')"),
+)  # fmt: skip
+
+
+def _reparametrized(unknown: Sequence[str]) -> str:
+    """What to do about weights that torch keeps in parts, as weight_norm does; else ""."""
+    for pattern, call in _PARTS:
+        found = [name for name in unknown if re.search(rf"(^|\.){pattern}$", name)]
+        if found:
+            return (
+                f"{found[0]} is a part of a weight that torch computes (weight_norm, spectral_norm "
+                f"or pruning): save the model after torch.nn.utils.{call} for each such layer"
+            )
+    return ""
 
 
 # Number of problems from which on the file is probably the file of another model.
@@ -297,7 +320,9 @@ class _Load:
             f"{self.weights.path}: {count} problem{'s' * (count > 1)} with loading it as "
             f"{self.map.family} (names of {self.map.origin}):\n  " + "\n  ".join(lines)
         )
-        if drops:
+        if other := _reparametrized(self.unknown):
+            text += f"\n{other}"
+        elif drops:
             others = set(self.weights.names()) - set(self.unknown)
             text += f"\n{ignoring(self.unknown, others, lacking)}"
         elif is_shard(self.weights.path.name):

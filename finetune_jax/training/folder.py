@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def require_plain(workdir: Path) -> None:
                 f"--workdir={workdir}: checkpoints cannot be kept below a folder called {part!r}, "
                 f"because their library reads the brackets as a pattern; use a path without [ and ]"
             )
+
+
+def require_apart(workdir: Path, source: str) -> None:
+    """Raises UserError for a folder of runs in a folder of data, where it would be a class."""
+    kind, _, rest = source.partition(":")
+    root = Path(rest).expanduser().resolve()
+    if kind == "folder" and rest and root in (workdir.resolve(), *workdir.resolve().parents):
+        raise UserError(
+            f"--workdir={workdir} lies in the folder of the data, {rest}, whose folders are read "
+            f"as classes or splits; expected a folder outside of it, such as runs/{root.name}"
+        )
 
 
 def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -87,8 +99,22 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None
                 f"--workdir={workdir} belongs to a run of another config, which is left as it is:\n"
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nuse another --workdir, or the config of that run to continue it"
+                + _moved(old, config)
             )
     return None
+
+
+def _moved(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The end of a message about another config: what to do where files have moved; else ""."""
+    for section, key in (("data", "source"), ("pretrained", "path"), ("data", "tokenizer")):
+        before, after = (str((c.get(section) or {}).get(key) or "") for c in (old, new))
+        one, other = (text.rpartition(":")[2] for text in (before, after))
+        if before != after and one and Path(other).expanduser().exists():
+            return (
+                f"; if {other} holds the files that were in {one}, a link there continues the run: "
+                f"ln -s {shlex.quote(str(Path(other).absolute()))} {shlex.quote(one)}"
+            )
+    return ""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

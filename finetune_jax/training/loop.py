@@ -24,7 +24,12 @@ from finetune_jax.training.finishing import (
     score_run,
     select_variables,
 )
-from finetune_jax.training.folder import finished_result, lock_workdir, open_workdir
+from finetune_jax.training.folder import (
+    finished_result,
+    lock_workdir,
+    open_workdir,
+    require_apart,
+)
 from finetune_jax.training.metrics_writer import OnMetrics
 from finetune_jax.training.nonfinite import GoBack, Watch
 from finetune_jax.training.preparing import prepare_run
@@ -112,6 +117,7 @@ def steps(
       on_metrics: see `train`.
       accept_changed_data: see `train`.
     """
+    require_apart(workdir, setup.config.data.source)
     with explained(workdir), lock_workdir(workdir) as lock:
         return (yield from _steps(setup, workdir, caches, on_metrics, lock, accept_changed_data))
 

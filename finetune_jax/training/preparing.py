@@ -70,7 +70,7 @@ def prepare_run(
     caches.said.get("start", lambda: [*map(say, [data_line(setup)])])
     splits, left_out = _read_splits(setup, caches)
     _require_different_targets(setup, splits["train"])
-    setup = with_teacher(_with_fitted_task(setup, splits["train"]), caches)
+    setup = with_teacher(with_fitted_task(setup, splits["train"]), caches)
     lengths = setup.phase_steps(len(splits["train"]))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     lines = run_lines(setup, lengths, len(splits["train"]))
@@ -262,7 +262,7 @@ def _require_different_targets(setup: Setup, train: Examples) -> None:
         )
 
 
-def _with_fitted_task(setup: Setup, train: Examples) -> Setup:
+def with_fitted_task(setup: Setup, train: Examples) -> Setup:
     """The setup with its task fitted to the targets of the training split, if the task needs it."""
     task = setup.task
     if not task.needs_fit:

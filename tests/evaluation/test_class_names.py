@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_jax.base_variables import load_variables
+from finetune_jax import progress
+from finetune_jax.base_variables import check_weights, load_variables
 from finetune_jax.cli import load_config
+from finetune_jax.config import default
 from finetune_jax.errors import UserError
 from finetune_jax.evaluation.evaluator import open_run
-from finetune_jax.pretrained.class_names import compare_described, described_class_names
+from finetune_jax.pretrained.class_names import (
+    compare_described,
+    described_class_names,
+    say_by_number,
+)
 from finetune_jax.setup import open_setup
 from finetune_jax.training.loop import train
 
@@ -146,7 +152,19 @@ def test_timm_names_of_a_head_are_compared(tmp_path, place):
 def test_a_head_whose_classes_no_file_names_is_said_to_be_read_by_number(tmp_path, capsys):
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     (tmp_path / "config.json").write_text(json.dumps(labels))
-    compare_described(str(tmp_path), described_class_names(tmp_path), ("ant", "bee"))
+    assert described_class_names(tmp_path) == ()
+    say_by_number(str(tmp_path), ("ant", "bee"))
     assert "by number: 0 ant, 1 bee" in capsys.readouterr().err
-    compare_described("y", (), ())
+    say_by_number("y", ())
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [10, 4])
+def test_it_is_said_of_a_head_that_is_kept_alone(weights, capsys, monkeypatch, count):
+    monkeypatch.setattr(progress, "_said", set())
+    config = default()
+    config.model.name = "resnet8_cifar"
+    config.pretrained.path = str(weights)
+    config.data.source = f"planned:40:{count}"
+    check_weights(open_setup(config))
+    assert ("is kept; its outputs are taken" in capsys.readouterr().err) == (count == 10)

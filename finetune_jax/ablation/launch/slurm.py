@@ -23,7 +23,7 @@ from finetune_jax import interruption
 from finetune_jax.ablation.launch.base import Poll
 from finetune_jax.ablation.launch.completion import CompletionCheck, end_of_output, raise_failed
 from finetune_jax.ablation.worker import run_unit
-from finetune_jax.errors import UserError, lacks
+from finetune_jax.errors import UserError, lacks, require_library
 from finetune_jax.interruption import Interrupted
 from finetune_jax.progress import say
 
@@ -285,6 +285,8 @@ def _parse_bool(name: str, value: bool | int | str) -> bool:
 def _import_submitit() -> Any:
     try:
         import submitit
+
+        require_library(submitit)
     except ImportError:
         raise lacks("--launcher=slurm", "the library submitit", "slurm") from None
     return submitit

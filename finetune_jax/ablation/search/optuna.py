@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_jax.ablation.search.base import Proposal, Trial
 from finetune_jax.ablation.study import RowSpec
-from finetune_jax.errors import UserError, lacks
+from finetune_jax.errors import UserError, lacks, require_library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,8 @@ def _order(value: Any) -> tuple[bool, Any]:
 def _import_optuna() -> Any:
     try:
         import optuna
+
+        require_library(optuna)
     except ImportError:
         raise lacks("search=optuna(…)", "the library optuna", "optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -17,7 +17,7 @@ from finetune_jax.pretrained.formats.npz_file import open_npy_folder, open_npz
 from finetune_jax.pretrained.formats.orbax_folder import is_orbax, open_orbax
 from finetune_jax.pretrained.formats.safetensors_file import open_safetensors
 from finetune_jax.pretrained.formats.sharded import is_shard, open_sharded
-from finetune_jax.pretrained.formats.torch_file import open_torch
+from finetune_jax.pretrained.formats.torch_file import PLAIN_PICKLE, open_torch
 from finetune_jax.pretrained.formats.weights import Weights
 from finetune_jax.pretrained.sources import resolve
 from finetune_jax.pretrained.sources.hub import REPOSITORY_FILES
@@ -97,7 +97,11 @@ def _open_file(path: Path, role: str) -> Weights:
     if suffix is None:
         found = detect(path) if path.is_file() else None
         known = ", ".join(_OPENERS)
-        hint = f" Its content is {found[1]}." if found else ""
+        hint = f" Its content is {found[1]}; rename or link it." if found and found[0] else ""
+        if found and found[0] == "torch" and path.suffix in (".pkl", ".pickle"):
+            hint = f" Rename it to .pth if torch.save wrote it. {PLAIN_PICKLE}"
+        elif found and not hint:
+            hint = f" Its content is {found[1]}."
         raise UserError(
             f"{path}: unknown weight format {path.suffix!r}; expected one of {known}.{hint}"
         )
@@ -168,6 +172,14 @@ def _open_folder(folder: Path, role: str) -> Weights:
         raise UserError(
             f"{folder}: a SavedModel of TensorFlow, which is not read; load it there, and save the "
             f"model as .h5, .keras or .npz"
+        )
+    if snapshots := sorted((folder / "snapshots").glob("*/")):
+        main = folder / "refs" / "main"
+        wanted = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
+        one = wanted if wanted in snapshots else snapshots[-1]
+        raise UserError(
+            f"{folder}: the cache of a repository of the Hugging Face hub; give the folder of one "
+            f"revision in it: {one}"
         )
     found = (
         f"name one of its weight files: {', '.join(files[:20])}"

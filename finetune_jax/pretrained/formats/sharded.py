@@ -121,5 +121,7 @@ def _compare(path: Path, weight_map: Mapping[str, str], shards: Mapping[str, Wei
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(
-            f"{path}: the index differs from its shards: {'; '.join(sorted(problems)[:8])}{more}"
+            f"{path}: the index differs from its shards: {'; '.join(sorted(problems)[:8])}{more}. "
+            f"Files of two versions may be mixed here: get index and shards again, into a new "
+            f"folder"
         )

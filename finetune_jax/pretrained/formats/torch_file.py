@@ -28,6 +28,13 @@ from finetune_jax.pretrained.formats.zip_archive import ZipArchive
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 _KIND = "PyTorch file"
+PLAIN_PICKLE = (
+    "A pickle of arrays, as detectron2 has them, becomes a file that is read by: "
+    "python -c \"import numpy, pickle; found = pickle.load(open('FILE.pkl', 'rb'), "
+    "encoding='latin1'); numpy.savez('FILE.npz', **found.get('model', found))\". A pickle can run "
+    "code: do this with files that you trust"
+)
+"""What to do with a pickle that torch has not written."""
 
 
 def open_torch(path: Path, role: str = "") -> Weights:
@@ -151,7 +158,10 @@ def _read_zip(archive: ZipArchive) -> tuple[Any, _ReadStorage]:
 def _read_old(file: mmap.mmap) -> tuple[Any, _ReadStorage]:
     size = len(file)
     if load_pickle(file) != _MAGIC_NUMBER:
-        raise UserError("it starts with a pickle that is not torch's magic number")
+        raise UserError(
+            "it starts with a pickle that is not torch's magic number: it was not written by "
+            f"torch.save. {PLAIN_PICKLE}"
+        )
     version = load_pickle(file)
     if version != _PROTOCOL_VERSION:
         raise UserError(f"its protocol is {shown(version)}; expected {_PROTOCOL_VERSION}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_jax.errors import UserError, lacks, nearest
+from finetune_jax.errors import UserError, lacks, nearest, require_library
 from finetune_jax.pretrained.formats.limits import file_errors
 from finetune_jax.pretrained.formats.sharded import is_shard, shard_names
 from finetune_jax.progress import say
@@ -88,6 +88,8 @@ def _open(source: str) -> tuple[_Repository, str]:
     try:
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_CACHE
+
+        require_library(huggingface_hub)
     except ImportError:
         raise lacks(f"hf:{source}", "the library huggingface_hub", "hub") from None
     logger = logging.getLogger("huggingface_hub.utils._http")

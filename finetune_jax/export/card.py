@@ -15,6 +15,7 @@ from typing import Any
 from finetune_jax.export.changed import changed_leaves
 from finetune_jax.export.formats import FORMATS, Model, format_of
 from finetune_jax.export.origin import base_sentence, data_sentence, licence, repository
+from finetune_jax.files import digest
 from finetune_jax.metrics.names import named, with_interval, written
 from finetune_jax.schemes.plan import FROZEN
 from finetune_jax.tasks.base import ClassTask
@@ -79,6 +80,13 @@ def plain_text(text: str) -> str:
         return f"{match[1]}{PurePath(match[2]).name}{match[1]}"
 
     return re.sub(r"(['\"])([^'\"]*[/\\~][^'\"]*)\1", replaced, text)
+
+
+def _stored(model: Model, name: str) -> str:
+    library = format_of(name).library(model)
+    if name != "safetensors":
+        return FORMATS[name]
+    return f"the folder that {library} opens" if library else "weights for another project's code"
 
 
 def _metadata(model: Model, name: str, title: str) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _summary(model: Model, name: str) -> str:
         classes = f"\n\nClasses: {', '.join(names[:_MANY])}{more}."
     return (
         f"{base_sentence(model)} It was fine-tuned with finetune_jax under the scheme `{scheme}`, "
-        f"and is stored as {FORMATS[name]}. {known}{classes}"
+        f"and is stored as {_stored(model, name)}. {known}{classes}"
     )
 
 
@@ -201,10 +209,9 @@ def _data(model: Model) -> str:
     splits = data.get("splits", {})
     sizes = ", ".join(f"{n:,} {split}" for split, n in splits.items())
     text = data_sentence(model) + (f" Examples: {sizes}." if sizes else "")
-    content = data.get("content", {})
-    if content:
-        rows = [(split, f"`{digest}`") for split, digest in content.items()]
-        text += "\n\n" + _table(("split", "digest of the examples"), rows)
+    if content := data.get("content"):
+        # One digest of all: the digests of a folder are listed by the names of its files.
+        text += f" Digest of their content: `{digest(content)}`."
     return f"{text}\n\n{TO_FILL} How the data were collected, and their licence."
 
 

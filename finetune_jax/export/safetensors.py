@@ -188,5 +188,5 @@ _USAGE = {
 }
 _LOAD = (
     "from safetensors.numpy import load_file\n\n"
-    "tensors = load_file(FOLDER + '/model.safetensors')  # names of {opener}"
+    "tensors = load_file(FOLDER + '/model.safetensors')  # named as in {opener}"
 )

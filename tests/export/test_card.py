@@ -34,7 +34,7 @@ RESULT = {
     "phases": [{"scheme": f"lora(rank=3) + head(teacher='{SECRET}/teacher')"}],
 }  # fmt: skip
 MADE_OF = {
-    "data": {"splits": {"train": 120, "test": 40}, "content": {"train": "ab12", "test": "cd34"}},
+    "data": {"splits": {"train": 120, "test": 40}, "content": {"alice_photos/1.png": "ab12"}},
     "versions": {"jax": "0.10.2"},
 }
 EVALUATION = {
@@ -95,9 +95,11 @@ def test_the_card_says_what_trained_what_it_scored_and_what_is_open():
     assert re.search(r"\| lora\(rank=3\) \| block_0, block_1 \| 8 \|", text)
     assert re.search(r"\| frozen \| stem, block_0, block_1, norm \|", text)
     assert "1,000 of 30,000" in text and "4.2e+09 FLOPs" in text
-    assert "120 train, 40 test" in text and "`ab12`" in text and "jax 0.10.2" in text
+    assert "120 train, 40 test" in text and "jax 0.10.2" in text
     assert "5f" * 32 in text
     assert f"## Intended use\n\n{TO_FILL}" in text
+    assert re.search("Digest of their content: `[0-9a-f]{16,}`", text)
+    assert "stored as the folder that timm opens." in text
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert "timm.create_model" in code and len(code.splitlines()) <= 10
 
@@ -109,8 +111,8 @@ def test_what_was_not_run_is_said():
 
 
 def _private() -> list[str]:
-    words = [SECRET, "alice", "secret_project", socket.gethostname(), getpass.getuser(), "/home/",
-             "/tmp/", str(Path.home()), os.getcwd()]  # fmt: skip
+    words = [SECRET, "alice", "1.png", "secret_project", socket.gethostname(), "/home/", "/tmp/",
+             getpass.getuser(), str(Path.home()), os.getcwd()]  # fmt: skip
     return [word for word in words if len(word) > 3 and word not in ("root", "/root")]
 
 

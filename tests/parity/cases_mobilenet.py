@@ -66,6 +66,13 @@ def _keras(size: int):
     )  # fmt: skip
 
 
+def _transformers_v1():
+    import transformers
+
+    config = transformers.MobileNetV1Config(depth_multiplier=0.25, num_labels=7, image_size=64)
+    return randomise(transformers.MobileNetV1ForImageClassification(config))
+
+
 def _keras_v1():
     import keras
 
@@ -164,6 +171,15 @@ CASES = [
         "mobilenet_v1/keras/h5", "mobilenet_v1", "keras", _keras_v1, lambda: MobileNetV1(7, 0.25),
         {"stem": "conv1_relu", **{f"block_{i}": f"conv_pw_{i + 1}_relu" for i in range(13)}},
         save=save_h5, image_size=64, **KERAS,
+    ),
+    Case(
+        "mobilenet_v1/transformers", "mobilenet_v1", "transformers", _transformers_v1,
+        lambda: MobileNetV1(7, 0.25),
+        {
+            "stem": "mobilenet_v1.conv_stem",
+            **{f"block_{i}": f"mobilenet_v1.layer.{2 * i + 1}" for i in range(13)},
+        },
+        image_size=64, gradients=True,
     ),
     Case(
         "resnet8_mlperf/keras/h5", "resnet8_mlperf", "keras", _keras_resnet8, lambda: ResNet8(7),

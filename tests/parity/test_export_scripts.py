@@ -14,7 +14,7 @@ pytest.importorskip("timm", reason="not run: needs requirements-reference.txt")
 pytest.importorskip("transformers", reason="not run: needs requirements-reference.txt")
 
 from commands import ROOT  # noqa: E402
-from exported_models import SMALL_BERT, SMALL_VIT, made  # noqa: E402
+from exported_models import SMALL_BERT, SMALL_VIT, hub_base, made  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from finetune_jax.export.formats import format_of  # noqa: E402
@@ -33,12 +33,16 @@ _FOLDERS = {
 _WITHOUT = "import sys; sys.modules['finetune_jax'] = None; exec(open('script.py').read())"
 
 
+def blocks() -> list[str]:
+    """The scripts of the page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)
+
+
 def scripts() -> dict[str, str]:
     """The scripts of the page by the folder that they open."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)
     return {
         folder: block
-        for block in blocks
+        for block in blocks()
         for folder in _FOLDERS
         if re.search(f'[":]{folder}', block)
     }
@@ -53,6 +57,24 @@ def run_script(folder: Path, script: str) -> str:
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "spec", "names"),
+    [
+        ("mine_peft", "base_timm", SMALL_VIT, "timm"),
+        ("mine_peft_text", "base_bert", f"{SMALL_BERT[:-1]}, pooling='pooler')", "transformers"),
+    ],
+)
+def test_a_script_puts_an_adapter_onto_its_base(tmp_path, name, base, spec, names):
+    pytest.importorskip("peft", reason="not run: needs requirements-reference.txt")
+    size = 12 if "bert" in spec else 32
+    model = made(spec, names, size=size, scheme="lora(rank=3) + head")
+    hub_base(model, tmp_path / base)
+    (tmp_path / name).mkdir()
+    format_of("peft").write(model, tmp_path / name)
+    [script] = [block for block in blocks() if f'"{name}"' in block]
+    run_script(tmp_path, script + "print(type(model).__name__)\n")
 
 
 @pytest.mark.parametrize("name", _FOLDERS)

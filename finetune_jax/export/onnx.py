@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
+from jax import export, lax
 from jax.extend.core import jaxpr_as_fun
 
 from finetune_jax.data.preprocess import ImagePreprocess
@@ -98,31 +101,81 @@ def _converted(model: Model) -> Any:
         given = dict(zip(prepared, inputs, strict=True))
         if images and preprocess.channels == "bgr":
             given = {name: x[..., ::-1] for name, x in given.items()}
-        outputs = adapted.apply(artifact.variables, preprocess.device(given))
+        with _pools_of_slices():
+            outputs = adapted.apply(artifact.variables, preprocess.device(given))
         found = task.numbers(outputs)
         return outputs, *(found[name] for name in numbers if name != "outputs")
 
-    intercepted = adapted.deltas or input_scales(artifact.variables["params"], adapted.formats)
-    try:
+    def graph_of(function: Any) -> Any:
         with _quiet():
             graph = jax2onnx.to_onnx(
-                # jax2onnx has calls of its own in place of those of Flax's modules, which make a
-                # better graph, and which do not run the interceptors of deltas.
-                jaxpr_as_fun(jax.make_jaxpr(program)(*rows)) if intercepted else program,
+                function,
                 rows,
                 opset=OPSET,
                 input_names=["pixels"] if images else list(prepared),
                 output_names=list(numbers),
             )
-    except Exception as error:  # of many types, by operation
+        del graph.graph.value_info[:]  # shapes between the nodes, of which some are wrong
+        return graph
+
+    # jax2onnx has calls of its own in place of those of Flax's modules. They make a better graph,
+    # lack some arguments, and do not run the interceptors of deltas.
+    if not adapted.deltas and not input_scales(artifact.variables["params"], adapted.formats):
+        with contextlib.suppress(Exception):  # of many types, by operation
+            return graph_of(program)
+    try:
+        return graph_of(jaxpr_as_fun(jax.make_jaxpr(program)(*rows)))
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"--format=onnx: an operation of {artifact.card['model']['name']} has no form in ONNX "
             f"({type(error).__name__}: {reason}); --format=stablehlo holds every model"
             f"{', and --merge a simpler one' if adapted.deltas else ''}"
         ) from error
-    del graph.graph.value_info[:]  # shapes between the nodes, of which some are wrong
-    return graph
+
+
+@contextlib.contextmanager
+def _pools_of_slices() -> Iterator[None]:
+    """Computes the maximum of pools by slices; jax2onnx reads no pool with a padding of its own."""
+    own = nn.max_pool
+
+    def max_pool(
+        x: jax.Array,
+        window_shape: tuple[int, ...],
+        strides: tuple[int, ...] | None = None,
+        padding: Any = "VALID",
+    ) -> jax.Array:
+        steps = strides or (1,) * len(window_shape)
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(x.shape[1:-1], window_shape, steps, padding)
+        for axis, (before, after) in enumerate(padding, start=1):
+            x = _bordered(x, axis, before, after)
+        shape = zip(x.shape[1:-1], window_shape, steps, strict=True)
+        counts = [(n - window) // step + 1 for n, window, step in shape]
+
+        def part(first: tuple[int, ...]) -> jax.Array:
+            places = zip(first, counts, steps, strict=True)
+            return x[:, *(slice(i, i + (n - 1) * step + 1, step) for i, n, step in places)]
+
+        parts = map(part, itertools.product(*map(range, window_shape)))
+        return functools.reduce(jnp.maximum, parts)
+
+    nn.max_pool = max_pool
+    try:
+        yield
+    finally:
+        nn.max_pool = own
+
+
+def _bordered(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+    """The array with values below all others at both ends of an axis."""
+
+    def border(count: int) -> jax.Array:
+        shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
+        return jnp.full(shape, jnp.finfo(x.dtype).min, x.dtype)
+
+    parts = [*([border(before)] if before else []), x, *([border(after)] if after else [])]
+    return jnp.concatenate(parts, axis) if len(parts) > 1 else x
 
 
 @contextlib.contextmanager
@@ -148,7 +201,10 @@ def opened(model: Model, folder: Path) -> Outputs:
         raise UserError(f"--format=onnx: ONNX Runtime does not run the graph: {error}") from error
 
     def outputs(batch: Batch) -> np.ndarray:
-        return np.asarray(session.run(["outputs"], batch)[0])
+        try:
+            return np.asarray(session.run(["outputs"], batch)[0])
+        except Exception as error:
+            raise UserError(f"--format=onnx: ONNX Runtime does not run it: {error}") from error
 
     return outputs
 

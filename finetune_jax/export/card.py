@@ -101,7 +101,7 @@ def _metadata(model: Model, name: str, title: str) -> dict[str, Any]:
         {
             "task": {"type": pipeline or "other"},
             "dataset": {"name": _data_name(source), "type": hub_data or "other", "split": "test"},
-            "metrics": [{"type": metric, "value": scores[metric], "name": named(metric).name}],
+            "metrics": [{"type": metric, "value": scores.get(metric), "name": named(metric).name}],
         }
     ]
     values = {

@@ -158,3 +158,9 @@ def test_an_export_of_a_run_has_no_paths_in_any_file(tmp_path, rng):
                 assert not found, (file, found)
     readme = (tmp_path / "out_safetensors" / "README.md").read_text()
     assert "A folder of images." in readme and "trained from random weights" in readme
+
+
+def test_a_model_without_scores_has_a_card_without_them():
+    card = model_card(made(SMALL_VIT), "orbax", FOUND)
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["library_name"] and "model-index" not in metadata and "metrics" not in metadata

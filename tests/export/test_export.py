@@ -44,10 +44,10 @@ def in_another_process(code, folder, *arguments):
     return process.stdout
 
 
-def script_of(name):
-    """The consumer script of a format in docs/export.md."""
+def script_of(name, number=0):
+    """A consumer script of a format in docs/export.md."""
     section = PAGE.read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
-    code = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    code = re.findall(r"```python\n(.*?)```", section, re.S)[number]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     return code
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from exported_models import SMALL_BERT, SMALL_VIT, examples, made
 from test_export import examples_of, in_another_process, script_of
 
+from finetune_jax import tree
 from finetune_jax.artifact import Artifact
 from finetune_jax.data.images import INTERPOLATIONS, resize
 from finetune_jax.errors import UserError
@@ -18,6 +22,7 @@ from finetune_jax.export import Model, export
 from finetune_jax.export import onnx as format_
 from finetune_jax.export.formats import format_of
 from finetune_jax.quantization import FORMATS, quantize
+from finetune_jax.tasks.similarity import Similarity
 
 _MISSING = [name for name in ("jax2onnx", "onnx", "onnxruntime") if not find_spec(name)]
 with_libraries = pytest.mark.skipif(
@@ -83,22 +88,70 @@ def test_a_graph_describes_itself(exported):
 
 @with_libraries
 @pytest.mark.slow
-def test_a_graph_of_quantized_weights_stays_small(short_run, exported, images, tmp_path):
-    folder, artifact = exported
-    params = quantize(
-        artifact.variables["params"], dict.fromkeys(_kernels(artifact), FORMATS["int8"])
-    )
-    small = dataclasses.replace(artifact, variables={**artifact.variables, "params": params})
-    found = export(Model(small), "onnx", tmp_path / "out", examples_of(artifact, images))
-    assert found["max_abs_difference"] < 1e-4
-    sizes = [(x / "model.onnx").stat().st_size for x in (tmp_path / "out", folder)]
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        (SMALL_VIT, ""),
+        (SMALL_VIT, "lora(rank=2) + head"),
+        ("resnet18", ""),  # pools with a padding
+        ("squeezenet1_0", ""),  # pools with a padding of one side
+    ],
+)
+def test_a_graph_has_the_outputs_of_its_model(name: str, scheme: str, tmp_path: Path) -> None:
+    model = made(name, size=48, scheme=scheme)
+    assert bool(model.artifact.model.deltas) == bool(scheme)
+    found = export(model, "onnx", tmp_path / "out", examples(model))
+    assert found["max_abs_difference"] < 1e-4 * max(1, found["largest_output"])
+
+
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_of_quantized_weights_stays_small(tmp_path: Path) -> None:
+    model = made("resnet8_cifar", size=32)
+    variables = model.artifact.variables
+    kernels = [path for path in tree.flatten(variables["params"]) if path.endswith("kernel")]
+    params = quantize(variables["params"], dict.fromkeys(kernels, FORMATS["int8"]))
+    small = dataclasses.replace(model.artifact, variables={**variables, "params": params})
+    found = export(Model(small), "onnx", tmp_path / "small", examples(model))
+    assert found["max_abs_difference"] < 1e-4 * max(1, found["largest_output"])
+    export(model, "onnx", tmp_path / "whole", examples(model))
+    sizes = [(tmp_path / x / "model.onnx").stat().st_size for x in ("small", "whole")]
     assert sizes[0] < 0.5 * sizes[1]
 
 
-def _kernels(artifact: Artifact) -> list[str]:
-    from finetune_jax import tree
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_of_texts_runs_without_this_package(tmp_path: Path) -> None:
+    model = made(f"{SMALL_BERT[:-1]}, pooling='mean')", size=12)
+    export(model, "onnx", tmp_path / "out", examples(model))
+    texts = ["the cat sat on a mat", "a dog ran far away now " * 9]
+    printed = in_another_process(script_of("onnx", 1), tmp_path / "out", *texts)
+    found = np.array([row.split() for row in re.findall(r"[\d.e+ -]{9,}", printed)], np.float32)
+    expected = [[*x["probabilities"].items()] for x in model.artifact.predict(texts)]
+    names = model.artifact.task.class_names
+    np.testing.assert_allclose(found, [[dict(x)[n] for n in names] for x in expected], atol=1e-4)
 
-    return [path for path in tree.flatten(artifact.variables["params"]) if path.endswith("kernel")]
+
+@with_libraries
+@pytest.mark.slow
+def test_a_graph_of_two_texts_that_are_read_apart_has_their_cosine(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = made(f"{SMALL_BERT[:-1]}, pooling='mean')", size=12, task=Similarity(width=32))
+    preprocess = dataclasses.replace(
+        model.artifact.preprocess, columns=("one", "other"), pairs="apart"
+    )
+    model = Model(dataclasses.replace(model.artifact, preprocess=preprocess))
+    pair = {"one": "the cat sat", "other": "a dog ran far"}
+    found = export(model, "onnx", tmp_path / "out", [pair, {**pair, "one": "far away"}])
+    assert found["max_abs_difference"] < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    batch = {name: x[None] for name, x in preprocess.host(pair).items()}
+    [cosine] = session.run(["cosine"], batch)[0]
+    assert cosine == pytest.approx(model.artifact.predict([pair])[0]["cosine"], abs=1e-5)
+    code = format_.usage(model).replace("FOLDER", repr(str(tmp_path / "out")))
+    assert len(code.splitlines()) <= 10
+    assert -1 <= float(in_another_process(code, tmp_path).strip("[] \n")) <= 1
 
 
 def test_a_missing_library_is_named(short_run, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -281,3 +282,10 @@ def _page(
 def cell(text: str) -> str:
     """Text for a cell of a Markdown table: in one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder to FOLDER_of_another_length, …_2, …, and returns the new path."""
+    names = (f"{folder.name}_of_another_length{f'_{n}' * (n > 1)}" for n in itertools.count(1))
+    free = next(path for name in names if not (path := folder.with_name(name)).exists())
+    return folder.rename(free)

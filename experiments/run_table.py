@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags
 
 from experiments.ablation_results import mean_score
-from experiments.reproduction import Measured, NotRun, RunTable, record
+from experiments.reproduction import Measured, NotRun, RunTable, record, set_aside
 from finetune_jax import config as config_lib
 from finetune_jax.ablation.provenance import provenance
 from finetune_jax.cli import load_config
@@ -138,8 +138,10 @@ def _result(config: ml_collections.ConfigDict, seed: int, folder: Path) -> dict[
     config = config.copy_and_resolve_references()
     config.seed = seed
     with lock_workdir(folder):
-        if open_workdir(folder, config_lib.to_json(config)):
-            raise UserError(f"{folder} holds a run of another length; move it away")
+        other_length = open_workdir(folder, config_lib.to_json(config)) is not None
+    if other_length:
+        # A run that is extended is not the run of the config, whose schedule has one length.
+        print(f"{folder} held a run of another length, which is now {set_aside(folder)}")
     return finished_result(folder) or train(open_setup(config), folder)
 
 

@@ -167,7 +167,7 @@ def _load(
     ]
     known = {p.removeprefix("params/") for p in (adapter.leaves if adapter else ())}
     fresh = [path for path in fresh if path not in known]
-    if unnamed and not any(path.startswith("head/") for path in fresh):
+    if unnamed and not any(path.startswith("head/") for path in [*fresh, *known]):
         say_by_number(settings.path, setup.task.class_names)
     _require_trained(setup, [p for p in fresh if not (own_head and p.startswith("head/"))])
     return variables, manifest

@@ -23,8 +23,9 @@ from finetune_jax.ablation.search import parse_search
 from finetune_jax.ablation.search.base import Proposal, Trial, best_trial, budget, edges
 from finetune_jax.ablation.seconds import add_seconds
 from finetune_jax.ablation.study import RowSpec, Study, row_specs
+from finetune_jax.base_variables import check_weights
 from finetune_jax.disk import make_folder
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, about
 from finetune_jax.files import write_json
 from finetune_jax.interruption import Interrupted
 from finetune_jax.reporting.live import Live
@@ -117,7 +118,11 @@ class Conductor:
         )
 
     def _check(self) -> tuple[str, str]:
-        """The metric of the tasks and its direction; opens one setup per structure as a check."""
+        """The metric of the tasks and its direction.
+
+        One setup per structure is opened as a check, and its weight file compared with the model,
+        so that a scheme that freezes a new head, for example, is refused before any training.
+        """
         metrics: dict[tuple[str, str], str] = {}
         for row in self._rows:
             if not self._config(row, row.points[0]).data.validation:
@@ -133,6 +138,8 @@ class Conductor:
                 if key not in checked:
                     checked.add(key)
                     setup = open_setup(self._config(row, point))
+                    with about(f"row {row.name!r}"):
+                        check_weights(setup)
                     self._tests[row.name] = setup.config.data.test
                     self._inputs.of(arm.config, setup)
                     task = setup.task

@@ -192,6 +192,10 @@ def test_an_arm_that_diverges_is_kept_as_failed_and_not_chosen(small_config, tmp
         ({"search": "gird"}, "grid"),
         ({"rows": over("data.validation", [""])}, "data.validation is empty"),
         ({"rows": over("scheme", ["gradual"])}, "and the phases with a length take"),
+        (
+            {"rows": over("scheme", ["head", "last_k(1)", "stages('layer3_block0')"])},
+            "freezes new leaves",
+        ),
     ],
 )
 def test_impossible_studies_are_refused_before_anything_runs(

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import __main__ as listing
 from experiments import glue_lora_bitfit, vtab_1k
-from experiments.reproduction import Measured
+from experiments.reproduction import Measured, set_aside
 from finetune_jax import config as config_lib
 from finetune_jax.cli import load_config
 from finetune_jax.data.augment import parse_augment
@@ -368,3 +368,12 @@ def test_a_table_runs_what_is_there_and_says_what_the_rest_needs(tmp_path):
     assert repeated["rows"][0]["found"] == a["found"], "a run that has ended counts"
     assert repeated["seconds"] == result["seconds"]
     assert repeated["command"].endswith("--seeds=2 --only=b,c")
+
+
+def test_folders_of_another_length_are_set_aside_and_kept(tmp_path):
+    for number in range(2):
+        (tmp_path / "0").mkdir()
+        (tmp_path / "0" / "config.json").write_text(str(number))
+        set_aside(tmp_path / "0")
+    aside = [tmp_path / f"0_of_another_length{n}" / "config.json" for n in ("", "_2")]
+    assert [path.read_text() for path in aside] == ["0", "1"] and not (tmp_path / "0").exists()

@@ -27,6 +27,7 @@ COMMANDS = {
     "quantize": "store the weights of a trained model in 8 or 4 bits and say what this changes",
     "export": "write a trained model in a format that others read",
     "seal": "encrypt a trained model as one file, for the holders of a key or a passphrase",
+    "sign": "sign a trained model, so that others can check who made it",
     "unseal": "write the content of a sealed file to a folder",
     "release": "write an artifact without what tells where and of what it was made",
     "replay": "compute a step that was not finite once more, stage by stage",

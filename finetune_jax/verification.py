@@ -21,6 +21,7 @@ from finetune_jax.errors import UserError
 from finetune_jax.evaluation.predictions import load_predictions
 from finetune_jax.files import parse_json, plain, read_json
 from finetune_jax.pretrained import open_weights
+from finetune_jax.sealing import signature
 from finetune_jax.training import activation_folder
 from finetune_jax.training.checkpoint_folder import ASIDE, foreign_in, steps_in
 from finetune_jax.training.checkpoint_integrity import damage_of, require_meta
@@ -60,6 +61,21 @@ def verify(folder: Path) -> Iterator[Finding]:
         yield _finding(unit, read_json)
     for arm in sorted(path for path in folder.glob("runs/*") if path.is_dir()):
         yield from _verify_run(arm)
+
+
+def verify_signature(folder: Path, public_key: Path) -> Finding:
+    """Checks the signature of a folder; the reason of a good one is by whom.
+
+    Raises:
+      UserError: the file of the public key holds none, or the library is not installed.
+    """
+    path = signature.signed_folder(folder) / signature.FILE
+    signer = signature.key_digest(public_key)
+    try:
+        signature.require_signature(folder, public_key)
+    except UserError as error:
+        return Finding(path, DAMAGED, str(error))
+    return Finding(path, OK, f"signed by the key with the SHA-256 {signer}")
 
 
 def verify_prefix_cache(folder: Path) -> Iterator[Finding]:

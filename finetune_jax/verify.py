@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run, of an average or of an ablation.")
 _PREFIX_CACHE = flags.DEFINE_string("prefix_cache", "", "Folder of prefix_cache.dir.")
+_PUBLIC_KEY = flags.DEFINE_string(
+    "public_key", "", "PEM file of the signer: the signature is checked too."
+)
 _KEY_FILE, _PASSPHRASE_FILE = cli.define_key()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.")
 
@@ -36,7 +39,12 @@ def main(argv: Sequence[str]) -> None:
     if not (_WORKDIR.value or _PREFIX_CACHE.value):
         raise UserError("expected --workdir=DIR or --prefix_cache=DIR")
     from finetune_jax.sealing import folder_at
-    from finetune_jax.verification import DAMAGED, verify, verify_prefix_cache
+    from finetune_jax.verification import (
+        DAMAGED,
+        verify,
+        verify_prefix_cache,
+        verify_signature,
+    )
 
     findings = []
 
@@ -51,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
         keys = (_KEY_FILE.value, _PASSPHRASE_FILE.value)
         with folder_at(Path(_WORKDIR.value), *keys) as folder:
             show(verify(folder))
+            if _PUBLIC_KEY.value:
+                show([verify_signature(folder, Path(_PUBLIC_KEY.value))])
     if _PREFIX_CACHE.value:
         show(verify_prefix_cache(Path(_PREFIX_CACHE.value)))
     damaged = sum(finding.state == DAMAGED for finding in findings)

@@ -33,6 +33,8 @@ INSIDE_FUNCTIONS_LIBRARIES = {
         "PIL",
         "pillow_heif",
         "pyrage",
+        "cryptography",
+        "model_signing",
         "qwix",
         "ray",
         "rich",

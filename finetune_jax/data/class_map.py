@@ -26,7 +26,7 @@ from finetune_jax.data.held_out import settle_splits
 from finetune_jax.data.skip import Subset
 from finetune_jax.data.sources import Source, open_source, options_of
 from finetune_jax.data.splits import resolve_split
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, nearest, tuple_hint
 from finetune_jax.progress import say
 from finetune_jax.tables import shown
 
@@ -124,9 +124,10 @@ def _in_order(source: Source, order: tuple[str, ...]) -> Source:
     what = "data.class_order"
     ours, theirs = (sorted(map(class_name, names)) for names in (order, source.class_names))
     if ours != theirs:
+        one_text = tuple_hint(what, order[0]) if len(order) == 1 else ""
         raise UserError(
-            f"{what}: expected each class once, {', '.join(source.class_names[:20])}; found "
-            f"{', '.join(order[:20])}"
+            f"{what}: expected each class once, {', '.join(map(repr, source.class_names[:20]))}; "
+            f"found {', '.join(map(repr, order[:20]))}.{one_text}"
         )
     numbers = class_numbers(source.class_names, order, what)
     return _renumbered(source, order, numbers)

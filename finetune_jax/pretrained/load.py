@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune_jax import tree
-from finetune_jax.errors import UserError, nearest
+from finetune_jax.errors import UserError, nearest, tuple_hint
 from finetune_jax.models.staged import Resizable, StagedModel
 from finetune_jax.pretrained.formats import open_weights
 from finetune_jax.pretrained.formats.sharded import is_shard
@@ -98,7 +98,10 @@ def load(
         raise ValueError(f"expected the collections {COLLECTIONS}, found {sorted(unknown)}")
     for kind in resize:
         if kind not in KINDS:
-            raise UserError(f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}")
+            hint = tuple_hint("pretrained.resize", kind)
+            raise UserError(
+                f"pretrained.resize: unknown surgery {kind!r}.{nearest(kind, KINDS)}{hint}"
+            )
     if name_map:
         name_maps: tuple[NameMap, ...] = (map_of(family, name_map, key="pretrained.name_map"),)
     else:

@@ -72,3 +72,12 @@ def test_regression_reads_the_numbers_that_folders_are_called(tmp_path):
     assert found == {1.0, 2.5, 10.0}
     with pytest.raises(UserError, match="regression needs numbers.*such as 'a'"):
         open_setup(config_of(tmp_path / "x", ["a", "b"], "regression"))
+
+
+def test_an_order_in_one_text_is_answered_with_the_flag(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\na,low\nb,high\n")
+    config = default()
+    config.data.source = f"csv:{tmp_path / 't.csv'}"
+    config.data.class_order = ("low,high",)
+    with pytest.raises(UserError, match=r"""class_order=\"\('low', 'high'\)\""""):
+        open_configured(config.data)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune_jax.artifact import Artifact
-from finetune_jax.errors import UserError
+from finetune_jax.errors import UserError, nearest
 
 Batch = dict[str, np.ndarray]
 """Inputs that a user of an exported model has.
@@ -82,6 +82,8 @@ FORMATS = {
 def format_of(name: str) -> Format:
     """The module of a format; UserError for a format without one."""
     if name not in FORMATS:
-        raise UserError(f"--format={name}: expected one of {', '.join(FORMATS)}")
+        raise UserError(
+            f"--format={name}: expected one of {', '.join(FORMATS)}.{nearest(name, FORMATS)}"
+        )
     module: Any = importlib.import_module(f"{__package__}.{name}")
     return module

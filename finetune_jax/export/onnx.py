@@ -9,7 +9,7 @@ import importlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from finetune_jax.export.description import describe
 from finetune_jax.export.formats import Batch, Model, Outputs
 from finetune_jax.export.onnx_pixels import resizing
 from finetune_jax.files import write_text
-from finetune_jax.quantization import input_scales
+from finetune_jax.quantization import dequantize, input_scales
 
 MERGES = False
 KEEPS_DELTAS = False
@@ -42,8 +42,14 @@ _LARGEST_FILE = 2**31 - 2**20
 
 
 def require(model: Model) -> None:
-    """Checks that the libraries are installed and that the model computes in a dtype of theirs."""
-    del model
+    """Checks that the libraries are installed, and that the inputs of layers are not rounded."""
+    adapted = model.artifact.model
+    if input_scales(model.artifact.variables["params"], adapted.formats):
+        raise UserError(
+            "--format=onnx: the inputs of layers are rounded to 8 bits (w8a8), which was found to "
+            "have other outputs in ONNX; --format=stablehlo holds every model, and weights alone "
+            "in few bits (int8, int4, nf4, fp8) are written"
+        )
     for library in ("jax2onnx", "onnxruntime"):
         try:
             importlib.import_module(library)
@@ -59,7 +65,7 @@ def write(model: Model, folder: Path) -> None:
 
     The graph takes what `formats.Batch` describes, images of any size, and any number of rows. Its
     outputs are ``outputs`` and the numbers of the task. It computes in f32, whatever dtype the run
-    has; quantized weights are stored as they are.
+    has; quantized weights are stored as they are, except those of nf4, which are stored in f32.
 
     Raises:
       UserError: an operation of the model has no form in ONNX.
@@ -96,13 +102,15 @@ def _converted(model: Model) -> Any:
     (batch,) = export.symbolic_shape("b")
     rows = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in prepared.values()]
     numbers = describe(artifact)["outputs"]
+    variables = {**artifact.variables, "params": _without_nf4(artifact.variables["params"])}
 
     def program(*inputs: jax.Array) -> tuple[jax.Array, ...]:
         given = dict(zip(prepared, inputs, strict=True))
         if images and preprocess.channels == "bgr":
             given = {name: x[..., ::-1] for name, x in given.items()}
         with _pools_of_slices():
-            outputs = adapted.apply(artifact.variables, preprocess.device(given))
+            # Arrays of JAX, because NumPy would dequantize before the trace.
+            outputs = adapted.apply(jax.tree.map(jnp.asarray, variables), preprocess.device(given))
         found = task.numbers(outputs)
         return outputs, *(found[name] for name in numbers if name != "outputs")
 
@@ -120,7 +128,7 @@ def _converted(model: Model) -> Any:
 
     # jax2onnx has calls of its own in place of those of Flax's modules. They make a better graph,
     # lack some arguments, and do not run the interceptors of deltas.
-    if not adapted.deltas and not input_scales(artifact.variables["params"], adapted.formats):
+    if not adapted.deltas:
         with contextlib.suppress(Exception):  # of many types, by operation
             return graph_of(program)
     try:
@@ -132,6 +140,16 @@ def _converted(model: Model) -> Any:
             f"({type(error).__name__}: {reason}); --format=stablehlo holds every model"
             f"{', and --merge a simpler one' if adapted.deltas else ''}"
         ) from error
+
+
+def _without_nf4(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves with those of nf4 in f32: ONNX Runtime looks nothing up by numbers of 4 bits."""
+    found = dict(params)
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            is_nf4 = any(name.startswith("nf4") for name in value)
+            found[key] = dequantize({key: value})[key] if is_nf4 else _without_nf4(value)
+    return found
 
 
 @contextlib.contextmanager

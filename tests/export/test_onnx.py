@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from exported_models import SMALL_BERT, SMALL_VIT, examples, made
@@ -106,17 +107,24 @@ def test_a_graph_has_the_outputs_of_its_model(name: str, scheme: str, tmp_path: 
 
 @with_libraries
 @pytest.mark.slow
-def test_a_graph_of_quantized_weights_stays_small(tmp_path: Path) -> None:
-    model = made("resnet8_cifar", size=32)
+@pytest.mark.parametrize(
+    ("name", "format_name"),
+    [("resnet8_cifar", "int8"), *((SMALL_VIT, x) for x in ("int8", "fp8", "int4", "nf4"))],
+)
+def test_a_graph_of_quantized_weights_stays_small(
+    tmp_path: Path, name: str, format_name: str
+) -> None:
+    model = made(name, size=32)
     variables = model.artifact.variables
     kernels = [path for path in tree.flatten(variables["params"]) if path.endswith("kernel")]
-    params = quantize(variables["params"], dict.fromkeys(kernels, FORMATS["int8"]))
-    small = dataclasses.replace(model.artifact, variables={**variables, "params": params})
-    found = export(Model(small), "onnx", tmp_path / "small", examples(model))
+    params = quantize(variables["params"], dict.fromkeys(kernels, FORMATS[format_name]))
+    variables = jax.tree.map(np.asarray, {**variables, "params": params})
+    small = Model(dataclasses.replace(model.artifact, variables=variables))
+    found = export(small, "onnx", tmp_path / "small", examples(model))
     assert found["max_abs_difference"] < 1e-4 * max(1, found["largest_output"])
-    export(model, "onnx", tmp_path / "whole", examples(model))
-    sizes = [(tmp_path / x / "model.onnx").stat().st_size for x in ("small", "whole")]
-    assert sizes[0] < 0.5 * sizes[1]
+    size = (tmp_path / "small" / "model.onnx").stat().st_size
+    stored = tree.nbytes(model.artifact.variables if format_name == "nf4" else variables)
+    assert size < stored + 90_000  # the nodes
 
 
 @with_libraries
@@ -152,6 +160,16 @@ def test_a_graph_of_two_texts_that_are_read_apart_has_their_cosine(tmp_path: Pat
     code = format_.usage(model).replace("FOLDER", repr(str(tmp_path / "out")))
     assert len(code.splitlines()) <= 10
     assert -1 <= float(in_another_process(code, tmp_path).strip("[] \n")) <= 1
+
+
+def test_layers_that_round_their_inputs_are_refused():
+    model = made(SMALL_VIT)
+    params = model.artifact.variables["params"]
+    path = "block_0/mlp_in/kernel"
+    quantized = quantize(params, {path: FORMATS["w8a8"]})
+    changed = dataclasses.replace(model.artifact, variables={"params": quantized})
+    with pytest.raises(UserError, match="rounded to 8 bits"):
+        format_.require(Model(changed))
 
 
 def test_a_missing_library_is_named(short_run, monkeypatch):

@@ -61,6 +61,18 @@ _STEPS = {
 }
 """What a peer prints after its first step."""
 
+TELLS = {
+    "ours": "sizes of the splits, classes, what trains, device; loss, accuracy with its interval "
+    "and time left while it runs; a table of the schemes, each with the best of three rates, with "
+    "intervals, paired tests, FLOPs and memory; that frozen leaves kept every bit",
+    "timm": "what the script prints: loss of a step, accuracy of a scheme",
+    "keras": "a bar with loss and accuracy, those of validation after an epoch",
+    "transformers": "loss, gradient norm and rate of logged steps; loss and metrics of validation "
+    "after an epoch; examples per second",
+    "fastai": "a table with losses, accuracy and time of each epoch",
+}
+"""What each tool prints about the job, from the output of the commands."""
+
 _WEIGHTS = """
 import keras, timm, torch, transformers
 torch.manual_seed(0)
@@ -163,15 +175,15 @@ def written(found: dict[str, list[float]], versions: dict[str, str]) -> str:
     """The table as Markdown."""
     ours = statistics.median(found["ours"])
     table = [
-        "| tool | lines to write | commands | seconds to the first step | ratio to ours |",
-        "|---|--:|--:|--:|--:|",
+        "| tool | lines to write | commands | seconds to the first step | ratio to ours | tells |",
+        "|---|--:|--:|--:|--:|---|",
     ]
     for name, times in found.items():
         middle = statistics.median(times)
         count, commands = (0, len(OURS)) if name == "ours" else (lines(HERE / f"with_{name}.py"), 1)
         table.append(
             f"| {versions[name]} | {count} | {commands} | {middle:.1f} "
-            f"({min(times):.1f} to {max(times):.1f}) | {middle / ours:.2f} |"
+            f"({min(times):.1f} to {max(times):.1f}) | {middle / ours:.2f} | {TELLS[name]} |"
         )
     head = f"""# The first job of a user, with this package and with others
 
@@ -179,7 +191,9 @@ Written by `python -m experiments.first_job` on {os.cpu_count()} CPU cores: the 
 {len(found["ours"])} measurements and their range. The job: a folder of photographs and a weight
 file, three schemes, their comparison, predictions for a folder, and weights for others. The scripts
 of the peers are in `experiments/first_job/`; each trains ResNet-18 at 224 pixels, and Keras, which
-has none, MobileNet.
+has none, MobileNet. timm's `train.py` is a script of its repository and not in the package, so the
+script for timm is written with its library. Our first command tries three rates for each scheme;
+the scripts of the peers have one.
 """
     return "\n".join([head, *table]) + "\n"
 

@@ -17,10 +17,11 @@ from safetensors.flax import load_file
 from finetune_jax import tree
 from finetune_jax.artifact import Artifact
 from finetune_jax.data.preprocess import ImagePreprocess
+from finetune_jax.data.text import TextPreprocess
 from finetune_jax.export.description import describe
 from finetune_jax.export.formats import Batch, Model, Outputs
 from finetune_jax.export.pixels import prepared
-from finetune_jax.files import write_json
+from finetune_jax.files import write_json, write_text
 from finetune_jax.pretrained.formats.safetensors_file import write_safetensors
 
 MERGES, KEEPS_DELTAS = False, False
@@ -44,6 +45,8 @@ def write(model: Model, folder: Path) -> None:
     )
     (folder / PROGRAM).write_bytes(exported.serialize())
     write_json(folder / DESCRIPTION, describe(artifact))
+    if isinstance(artifact.preprocess, TextPreprocess):
+        write_text(folder / "tokenizer.json", artifact.preprocess.fitted_tokenizer)
 
 
 def opened(model: Model, folder: Path) -> Outputs:

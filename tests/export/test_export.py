@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run_command
+from exported_models import SMALL_BERT, made
 
 from finetune_jax.artifact import Artifact
 from finetune_jax.errors import UserError
@@ -115,3 +116,15 @@ def test_an_output_with_content_is_refused(short_run, images, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
     with pytest.raises(UserError, match="the folder .*away does not exist"):
         export(Model(artifact), "orbax", tmp_path / "away" / "out", [])
+
+
+@pytest.mark.slow
+def test_the_program_of_a_model_of_texts_has_its_tokenizer(tmp_path):
+    from tokenizers import Tokenizer
+
+    model = made(f"{SMALL_BERT[:-1]}, pooling='mean')", size=12)
+    format_of("stablehlo").write(model, tmp_path)
+    text = "the cat sat on a mat"
+    found = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text)
+    expected = model.artifact.preprocess.host({"text": text})
+    assert found.ids == expected["input_ids"].tolist() and len(found.ids) == 12

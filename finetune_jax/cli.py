@@ -302,7 +302,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
         known = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
-        message = unknown_flag(error.flagname, [flag.name for flag in known])
+        names = [flag.name for flag in known]
+        # Overrides are read after --config alone.
+        lone = error.flagname.startswith("config.") and "config" in names
+        message = _key("'config.") if lone else unknown_flag(error.flagname, names)
     except (flags.Error, UserError) as error:
         # absl wraps the error of a parser and adds the name of the flag a second time.
         own = error.__context__ if isinstance(error.__context__, UserError) else None

@@ -169,3 +169,10 @@ def test_an_empty_scheme_on_the_command_line_says_what_is_expected(tmp_path):
     )
     assert process.returncode == 2
     assert "scheme: expected what trains, such as 'last_k(1)'" in process.stderr
+
+
+def test_an_override_without_a_config_is_answered_with_the_flags_that_make_one():
+    process = run_command("train", "--config.model.name=resnet18")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: expected --config=NAME of a config or of its file")
+    assert "--data=PHOTOS --model=resnet18" in process.stderr

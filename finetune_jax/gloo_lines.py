@@ -12,8 +12,12 @@ import sys
 import threading
 from typing import BinaryIO
 
-# Two threads of Gloo may print at once: the end of one line then stands alone after the other line.
-_GLOO = re.compile(rb"\[Gloo\] Rank |\d+ peer ranks\. Expected number of connected peer ranks is")
+# Gloo writes a line in these pieces, and two of its threads may write at once: a line then has the
+# pieces of several lines in any order.
+_PIECES = (
+    rb"\[Gloo\] Rank|is connected to|peer ranks\. Expected number of connected peer ranks is :"
+)
+_GLOO = re.compile(rb"\[Gloo\] Rank |(?=.*connected )(?:%s|\d|\s)+$" % _PIECES)
 
 
 def drop_gloo_lines() -> None:

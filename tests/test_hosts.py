@@ -38,7 +38,9 @@ VIT = (
 SLOWLY = "--config.optimizer.learning_rate=0.0005"
 # A config for each kind of work that all hosts must do in the same way.
 RUNS = [
-    pytest.param(("--config.scheme=last_k(1)",), id="behind_a_cached_prefix"),
+    pytest.param(
+        ("--config.scheme=last_k(1)",), id="behind_a_cached_prefix", marks=pytest.mark.slow
+    ),
     pytest.param(
         (*VIT, "--config.mesh.fsdp=4", "--config.train.accumulate=2", "--config.scheme=full",
          "--config.optimizer.ema_decay=0.5", "--config.artifact.select=best"),
@@ -356,7 +358,8 @@ def test_lines_of_gloo_are_left_out_and_other_lines_are_kept(tmp_path):
         b"[Gloo] Rank 0 is connected to [Gloo] Rank 0 is connected to " + said % 1 + said % 1
     )
     text = b"[Gloo] Rank 0 is connected to " + said % 1 + interleaved + b" " + said % 12
-    text += b"other\n[Gloo] what\n1 peer\nno end"
+    text += b"2 is connected to 3" + b" " + said % 3 + b"1 is connected to 1\n"
+    text += b"other\nconnected 3\n[Gloo] what\n1 peer\nno end"
     with (tmp_path / "out").open("wb") as target:
         copy_lines(io.BytesIO(text), target.fileno())
-    assert (tmp_path / "out").read_bytes() == b"other\n[Gloo] what\n1 peer\nno end"
+    assert (tmp_path / "out").read_bytes() == b"other\nconnected 3\n[Gloo] what\n1 peer\nno end"

@@ -63,6 +63,7 @@ def test_what_is_tuned_is_shown_as_the_metric_itself(tmp_path):
     assert drawn_as["tried for a shorter run"] == [[0.01, 5]]
 
 
+@pytest.mark.slow
 def test_figures_are_of_what_there_is(tmp_path, outcome):
     (comparison,) = compare(outcome)
     further = extra_columns([x.row for x in comparison.rows], outcome.metric)

@@ -79,6 +79,7 @@ def test_the_program_is_for_three_platforms_and_any_batch(exported):
     assert described["outputs"]["probabilities"] == "float32[b, 10]"
 
 
+@pytest.mark.slow
 def test_the_command_compares_on_the_test_split_and_says_so(short_run, tmp_path):
     process = run_command(
         "export", f"--workdir={short_run}", "--format=orbax", f"--output={tmp_path / 'out'}"

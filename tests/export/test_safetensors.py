@@ -13,7 +13,9 @@ from finetune_jax.errors import UserError
 from finetune_jax.export import agreement, export
 from finetune_jax.export.formats import format_of
 from finetune_jax.export.hub import destination
+from finetune_jax.files import read_json
 from finetune_jax.models import GENERIC, MODELS
+from finetune_jax.models.spellings import CATALOGUE
 from finetune_jax.pretrained.sizes import transformers_config
 from finetune_jax.tasks.segmentation import Segmentation
 from finetune_jax.tasks.similarity import Similarity
@@ -109,7 +111,7 @@ def test_a_head_that_changes_nothing_is_no_module(tmp_path):
 
 def test_what_transformers_describes_is_what_our_reader_of_its_files_reads():
     read = []
-    for name in MODELS:
+    for name in read_json(CATALOGUE):
         entry = MODELS[name]
         asked, size = (f"{name}(pooling='pooler')", 12) if entry.tokens else (name, 224)
         model = made(asked, "transformers", size=size, abstract=True)

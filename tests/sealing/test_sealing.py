@@ -72,6 +72,7 @@ def test_what_was_sealed_comes_out_byte_by_byte(exported, sealed, keys, tmp_path
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_passphrase_opens_what_it_sealed_and_no_other(exported, tmp_path, monkeypatch):
     secret, other = tmp_path / "secret", tmp_path / "other"
     secret.write_text("correct horse\n")

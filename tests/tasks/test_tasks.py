@@ -195,16 +195,6 @@ def test_a_tokenizer_that_does_not_work_is_reported(tokenizer, tmp_path):
         TextPreprocess.open(tmp_path / "other.json", 8, ("text",), "joined")
 
 
-def test_a_padding_side_of_the_tokenizer_is_kept(tokenizer, tmp_path):
-    from tokenizers import Tokenizer
-
-    made = Tokenizer.from_file(str(tokenizer))
-    made.enable_padding(direction="left", pad_id=0, pad_token="[PAD]")
-    made.save(str(tmp_path / "tokenizer.json"))
-    left = TextPreprocess.open(tmp_path / "tokenizer.json", 6, ("text",), "joined")
-    assert left.host({"text": "cat"})["input_ids"].tolist() == [0, 0, 0, 2, 6, 3]
-
-
 def test_digits_as_attributes_and_masks():
     plain = open_source("digits").read("test[:20]")
     true = open_source("digits:attributes")

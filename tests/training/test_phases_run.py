@@ -62,7 +62,7 @@ def test_a_run_stopped_on_either_side_of_a_boundary_resumes_to_the_same_bits(
         pytest.param(
             "head", 5, {"data__augment": "flip", "prefix_cache__views": 2}, marks=slow
         ),
-        ("head + phase(solve='ridge') >> last_k(1)", 3, {}),
+        pytest.param("head + phase(solve='ridge') >> last_k(1)", 3, {}, marks=slow),
         pytest.param("head + phase(steps=2) >> last_k(1) + phase(reset=True)", 3,
                      {"optimizer__ema_decay": 0.9}, marks=slow),
         pytest.param("auto_rgn(batches=2)", 3, {}, marks=slow),

@@ -49,7 +49,7 @@ def phase_of(weights, scheme, **changes):
     return phase, {**variables, "params": params}
 
 
-@pytest.mark.parametrize("scheme", ["last_k(1)", "lora(rank=2) + head"])
+@pytest.mark.parametrize("scheme", [pytest.param("last_k(1)", marks=slow), "lora(rank=2) + head"])
 def test_a_phase_computes_with_the_weights_that_the_artifact_will_have(weights, scheme):
     """The loss of a step is that of the quantized model, and the masters are f32."""
     phase, variables = phase_of(weights, f"{scheme} + phase(quantize='int4')")
@@ -75,6 +75,7 @@ def test_a_phase_computes_with_the_weights_that_the_artifact_will_have(weights, 
     assert sum(changed) >= len(changed) / 2
 
 
+@pytest.mark.slow
 def test_the_gradient_over_rounded_inputs_points_where_that_over_f32_does(weights):
     """A rounding without a gradient would stop the gradient of LoRA at the first layer above it."""
     phase, variables = phase_of(weights, "lora(rank=2) + head + phase(quantize='w8a8')")
@@ -108,7 +109,8 @@ def test_the_artifact_is_the_quantized_model_that_was_scored(weights, tmp_path):
     np.testing.assert_allclose(again["loss"], result["test"]["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("contents", ["all", pytest.param("delta", marks=slow)])
+@slow
+@pytest.mark.parametrize("contents", ["all", "delta"])
 def test_an_artifact_in_few_bits_of_a_run_in_float32(weights, tmp_path, contents):
     """Steps are those of a run without it; scores and files are those of the codes."""
     for name, rules in (("plain", ""), ("int4", "int4")):

@@ -85,6 +85,7 @@ def test_frozen_weights_take_the_bytes_of_their_format(weights, format_, least):
     assert all(np.array_equal(x, before[p]) for p, x in rest.items())
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_the_dequantized_base(weights):
     """Loss and gradients of LoRA and the head are exactly those over f32 weights of equal value."""
     phase, _, state, frozen = quantized_halves(weights, LORA, "int4")

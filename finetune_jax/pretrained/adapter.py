@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def read_adapter(
             parts.setdefault(match[1], {})[match[2]] = array
         else:
             others[re.sub(r"\.(base_layer|modules_to_save)\.", ".", name)] = array
-    reader = _Reader(files[0], _map(family, [f"{m}.weight" for m in parts], files[0]), leaves)
+    name_map = _map(family, [f"{m}.weight" for m in parts], [*others], leaves, files[0])
+    reader = _Reader(files[0], name_map, leaves)
     for module, found in parts.items():
         if kind == "IA3":
             reader.scales(module, found, config)
@@ -166,12 +167,20 @@ def _require_plain(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _map(family: str, names: Sequence[str], path: Path) -> NameMap:
-    """The first name map of the family that knows the tensors of all modules."""
+def _map(
+    family: str, names: Sequence[str], others: Sequence[str], leaves: Iterable[str], path: Path
+) -> NameMap:
+    """The name map of the family that knows all modules, and puts most other tensors into leaves.
+
+    Name maps of one project may differ in what they ignore, such as a pooler.
+    """
     candidates = [m for m in maps_of(family) if m.origin != "native"]
-    for name_map in candidates:
-        if names and all(name_map.targets(name) for name in names):
-            return name_map
+    known = {*leaves}
+    fitting = [m for m in candidates if names and all(map(m.targets, names))]
+    if fitting:
+        return max(
+            fitting, key=lambda m: sum(t.leaf in known for name in others for t in m.targets(name))
+        )
     unknown = [n for n in names if not any(m.targets(n) for m in candidates)]
     example = f", such as {unknown[0].removesuffix('.weight')!r}" if unknown else ""
     raise UserError(

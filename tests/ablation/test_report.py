@@ -5,7 +5,7 @@ import re
 
 import pytest
 from browser import told_by
-from synthetic import HOSTILE, cost, make_outcome, make_row, rights
+from synthetic import HOSTILE, make_outcome, make_row, rights
 
 from finetune_jax.ablation.report import write
 from finetune_jax.ablation.report.write import write_report
@@ -93,15 +93,3 @@ def test_an_outcome_with_few_facts_has_a_page(tmp_path):
     assert "<h1>Ablation</h1>" in next(
         p.read_text() for p in write_report(outcome, tmp_path / "r") if p.suffix == ".html"
     )
-
-
-def test_the_costs_of_a_cheap_row_have_no_exponent(tmp_path):
-    """A probe on cached features beside a model of 10 GFLOPs: the unit is that of the model."""
-    rows = [
-        dataclasses.replace(make_row(tmp_path, name, rights(0.5)), cost=cost(10, flops))
-        for name, flops in (("probe", 96.2e3), ("full", 10e9))
-    ]
-    write_report(make_outcome(rows), tmp_path / "r")
-    page = (tmp_path / "r" / "index.html").read_text()
-    cells = re.findall(r">([0-9.e-]+)<", page)
-    assert {"0.0000962", "10"} <= {*cells}

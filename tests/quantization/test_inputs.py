@@ -65,7 +65,8 @@ def test_static_scales_give_the_nearest_of_256_values_and_the_gradient_of_the_in
     assert round_inputs(nn.Embed(4, 2), tokens, None) is tokens
 
 
-@pytest.mark.parametrize("name", [pytest.param("resnet8_cifar", marks=pytest.mark.slow), "small"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet8_cifar", "small"])
 def test_every_layer_with_a_weight_gets_rounded_inputs(name, monkeypatch):
     """No module reads its kernel without a call that the rounding sees."""
     if name == "small":

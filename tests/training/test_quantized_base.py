@@ -119,7 +119,7 @@ def test_gradients_over_the_quantized_base_point_where_those_over_f32_do(weights
 @pytest.mark.parametrize(
     "scheme, format_, least",
     [
-        (LORA, "nf4", 0.9),
+        pytest.param(LORA, "nf4", 0.9, marks=slow),
         pytest.param(LORA, "int8", 0.99, marks=slow),
         pytest.param(
             "head + phase(steps=2) >> full + phase(quantize='int8')", "", 0.98, marks=slow

@@ -12,6 +12,7 @@ from finetune_jax.artifact import schema
 from finetune_jax.artifact.weights import FILE
 from finetune_jax.errors import UserError
 from finetune_jax.files import seal, write_json
+from finetune_jax.new_folder import new_folder, require_new
 
 # Keys of a card about the run and its data, which no prediction reads.
 _OF_THE_RUN = ("made_of", "accepted")
@@ -40,10 +41,7 @@ def release(folder: Path, output: Path) -> list[str]:
     """
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
     card = schema.read_card(folder)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output}: expected a new or an empty folder")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: the folder {output.parent} does not exist")
+    require_new(output)
     if not (folder / FILE).is_file():
         raise UserError(f"{folder / FILE}: missing")
     left_out = [f"{key}: what the run was made of" for key in _OF_THE_RUN if card.get(key)]
@@ -53,11 +51,11 @@ def release(folder: Path, output: Path) -> list[str]:
         left_out.append("quantization.run: the name of a folder")
     shortened: list[str] = []
     kept = _without_paths(kept, shortened)
-    output.mkdir(exist_ok=True)
-    for name in (FILE, _TOKENIZER):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
-    write_json(output / schema.FILE, seal(kept))
+    with new_folder(output) as new:
+        for name in (FILE, _TOKENIZER):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, new / name)
+        write_json(new / schema.FILE, seal(kept))
     return left_out + [f"{text!r}: shortened to the name of the file" for text in shortened]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ from finetune_jax.artifact import Artifact
 from finetune_jax.data.examples import Examples
 from finetune_jax.deltas import Adapted, merge
 from finetune_jax.deltas.adapted import unmergeable
-from finetune_jax.errors import UserError
 from finetune_jax.export import agreement
 from finetune_jax.export.card import model_card
 from finetune_jax.export.formats import FORMATS, Model, format_of
 from finetune_jax.files import write_json, write_text
+from finetune_jax.new_folder import new_folder, require_new
 from finetune_jax.quantization import quantized_leaves
 
 __all__ = ["FORMATS", "Model", "export", "merged", "require"]
@@ -55,10 +53,7 @@ def require(model: Model, name: str, output: Path) -> None:
     Raises:
       UserError: the output has content, or the format cannot hold the model.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output}: expected a new or an empty folder")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: the folder {output.parent} does not exist")
+    require_new(output)
     format_of(name).require(model)
 
 
@@ -82,17 +77,10 @@ def export(model: Model, name: str, output: Path, examples: Examples) -> dict[st
     """
     require(model, name, output)
     format_ = format_of(name)
-    folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}")
-    folder.mkdir()
-    try:
+    with new_folder(output) as folder:
         format_.write(model, folder)
         found = agreement.compare(model.artifact, format_.opened(model, folder), examples)
         agreement.require_agreement(found)
         write_json(folder / agreement.FILE, found)
         write_text(folder / "README.md", model_card(model, name, found))
-        if output.is_dir():
-            output.rmdir()
-        os.replace(folder, output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return found

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 from finetune_jax.errors import UserError
 from finetune_jax.files import file_digest, parse_json
+from finetune_jax.new_folder import new_folder
 from finetune_jax.sealing.keys import Key, Lock, key_of
 
 _MANIFEST = "manifest.json"
@@ -78,21 +78,8 @@ def unseal(path: Path, output: Path, key: Key) -> int:
     Raises:
       UserError: another key, a changed or damaged file, or an output with content.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output}: expected a new or an empty folder")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: the folder {output.parent} does not exist")
-    folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}")
-    folder.mkdir(mode=0o700)
-    try:
-        count = _open_to(path, folder, key)
-        os.chmod(folder, 0o777 & ~_umask())
-        if output.is_dir():
-            output.rmdir()
-        os.replace(folder, output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return count
+    with new_folder(output) as folder:
+        return _open_to(path, folder, key)
 
 
 @contextlib.contextmanager
@@ -247,9 +234,3 @@ def _private(path: Path) -> Iterator[BinaryIO]:
     """A new file of the user's usual mode."""
     with path.open("xb") as file:
         yield file
-
-
-def _umask() -> int:
-    old = os.umask(0)
-    os.umask(old)
-    return old
